@@ -1,0 +1,44 @@
+"""Errors say whose fault it is, where, and what was expected.
+
+Every error that a user can cause is a ``UserError`` with the file and the key path; every
+error that a peer process causes is a ``PeerError``; whatever is left is ours.
+"""
+
+from __future__ import annotations
+
+
+class EmulatorError(Exception):
+    """Our own fault: the verdict of the run is void (exit status 4)."""
+
+
+class UserError(Exception):
+    """The user's input is wrong (exit status 2).
+
+    ``where`` is a file, or a file with a key path or line number; ``problem`` says what is
+    wrong there and ``expected`` what would have been right.
+    """
+
+    def __init__(self, where: str, problem: str, expected: str = "") -> None:
+        self.where, self.problem, self.expected = where, problem, expected
+        tail = f" (expected {expected})" if expected else ""
+        super().__init__(f"{where}: {problem}{tail}")
+
+
+class PeerError(Exception):
+    """Another process sent something that breaks the protocol; it is rejected and counted."""
+
+
+class ReplayDivergence(Exception):  # noqa: N818 - the word users know
+    """A recorded schedule no longer fits: which node, which delivery and which field."""
+
+    def __init__(self, node: str, delivery: int, field: str, detail: str) -> None:
+        self.node, self.delivery, self.field, self.detail = node, delivery, field, detail
+        super().__init__(f"diverged at delivery {delivery} on {node}, field {field}: {detail}")
+
+
+class TimedOut(Exception):  # noqa: N818 - reads as what happened
+    """A bounded wait ran out; it names what it waited for."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what, self.seconds = what, seconds
+        super().__init__(f"waited {seconds:g} s for {what}")

@@ -1,0 +1,46 @@
+"""Every limit of the system, with its reason.  Nothing else may hold a bare bound."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MESSAGE_BYTES_MAX: Final = 256 * 1024
+"""Largest message body.  The longest legal one is a subscriber or VMA list; a thousand VMAs
+pack to about 40 KiB."""
+
+ZMQ_MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
+"""``ZMQ_MAXMSGSIZE``.  Far above ours: libzmq cuts the connection without a word at its own."""
+
+HANDLED_MESSAGES_MAX: Final = 4096
+"""Messages that one handling may send; a broadcast to every node of the largest world is 64."""
+
+STORED_REPLIES_MAX: Final = 4096
+"""Replies that a node keeps to answer a repeated request.  Must exceed ``REPEAT_DISTANCE_MAX``."""
+
+REPEAT_DISTANCE_MAX: Final = 1024
+"""Deliveries within which the broker makes a duplicate or a retransmission deliverable."""
+
+FAULT_RETRIES_MAX: Final = 64
+"""Retries of one faulting access before the agent gives up and the operation fails."""
+
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+ULONG_MAX: Final = (1 << 64) - 1
+
+NODES_MAX: Final = 64
+"""Nodes in a world; a cpumask is one 64-bit word in the messages."""
+
+READY_SECONDS_MAX: Final = 60.0
+"""From spawning the processes until the last one said hello (spawn imports take about 1 s)."""
+
+STOP_SECONDS_MAX: Final = 10.0
+"""From the order to stop until every process has gone; then they are killed."""
+
+SOCKET_SECONDS_MAX: Final = 1.0
+"""Longest single wait on a socket before the loop looks at the rest of the world again."""
+
+HANDLING_SECONDS_MAX: Final = 30.0
+"""A node that has not answered a delivery after this long is reported by name."""
+
+SOCKET_HIGH_WATER_MARK: Final = 100_000
+"""Frames queued per peer.  Reaching it is an error that is counted, never a silent drop."""

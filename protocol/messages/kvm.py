@@ -1,0 +1,155 @@
+"""What a ``kvm`` node answers: one VM's shadow MMU (virt/kvm/kvm_main.c, arch/x86/kvm/mmu)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from protocol.messages.base import Ack, Message
+from protocol.messages.memory import Count
+
+
+class Memslot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """``struct kvm_memory_slot``: ``pages`` guest frames from ``gfn`` are at ``hva`` of the VMM."""
+
+    gfn: int
+    pages: int
+    hva: int
+    apic: bool = False
+    """``APIC_ACCESS_PAGE_PRIVATE_MEMSLOT``."""
+
+
+class Memslots(Message):
+    """The VM's memslots."""
+
+    slots: tuple[Memslot, ...]
+
+
+class Seq(Message):
+    """``mmu_invalidate_seq``, ``mmu_invalidate_in_progress`` and the range in progress."""
+
+    seq: int
+    in_progress: int
+    start: int
+    end: int
+
+
+class SpteValue(Message):
+    """A shadow entry (0: none) and the name of the fill that put it there."""
+
+    pte: int
+    fill: str
+
+
+class SpteFound(Message):
+    """The next gfn with a shadow entry, or -1."""
+
+    gfn: int
+
+
+class MemslotsLoad(Message):
+    """``kvm_memslots`` inside the srcu read section."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("memslots",)
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Memslots
+
+
+class MmuLock(Message):
+    """``KVM_MMU_LOCK`` (write), or ``read_lock(&kvm->mmu_lock)``; granted in order."""
+
+    write: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class MmuUnlock(Message):
+    """``KVM_MMU_UNLOCK``."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class SeqRead(Message):
+    """Read ``mmu_invalidate_seq`` and the counters beside it."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Seq
+
+
+class SeqBump(Message):
+    """``kvm->mmu_invalidate_seq++``, under mmu_lock."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class InProgress(Message):
+    """``kvm->mmu_invalidate_in_progress`` up (+1, with the range added) or down (-1)."""
+
+    delta: int
+    start: int
+    end: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    REPLY: ClassVar[type[Message] | None] = Count
+
+
+class ActiveInvalidate(Message):
+    """``kvm->mn_active_invalidate_count`` up or down, under mn_invalidate_lock (v5.15)."""
+
+    delta: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("mn_active_invalidate_count",)
+    REPLY: ClassVar[type[Message] | None] = Count
+
+
+class RetryWait(Message):
+    """A vCPU that must retry sleeps until no invalidation is in progress, or seq left ``seq``.
+
+    The kernel re-enters the guest and faults again; the emulator waits for the event instead.
+    """
+
+    seq: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class SpteLoad(Message):
+    """The vCPU's hardware walks the shadow table for a gfn."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = SpteValue
+
+
+class SpteScan(Message):
+    """The next gfn with a shadow entry in [first, last), under mmu_lock."""
+
+    first: int
+    last: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("spte",)
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = SpteFound
+
+
+class SpteSet(Message):
+    """``mmu_spte_set``: install a shadow entry, under mmu_lock.
+
+    ``walk`` names the load of the host entry that it was made from.
+    """
+
+    gfn: int
+    pte: int
+    walk: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class SpteClear(Message):
+    """``mmu_spte_clear_track_bits``: zap one shadow entry, under mmu_lock."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
+    REPLY: ClassVar[type[Message] | None] = Ack

@@ -1,0 +1,420 @@
+"""What the ``memory`` node answers: words of frames, locks, frames, rmap, and the mm's own state.
+
+Frames hold words.  A page-table page is a frame whose words are page-table entries; the index of
+a data word is its offset in the page.  Every lock is granted first-in-first-out.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from protocol.messages.base import Ack, Message
+
+
+class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """``struct vm_area_struct``: [start, end) in bytes and its rights."""
+
+    start: int
+    end: int
+    read: bool
+    write: bool
+
+
+# ---- replies -------------------------------------------------------------------------------
+
+
+class PteValue(Message):
+    """A page-table entry (64-bit word)."""
+
+    pte: int
+
+
+class PteFound(Message):
+    """The next entry that is not none: its index (-1: there is none) and value."""
+
+    index: int
+    pte: int
+
+
+class Word(Message):
+    """A word of data."""
+
+    value: int
+
+
+class FrameNumber(Message):
+    """A frame, or -1 when the pool is empty."""
+
+    frame: int
+
+
+class Count(Message):
+    """A counter after the access."""
+
+    value: int
+
+
+class Flag(Message):
+    """Whether it was done, or is so."""
+
+    value: bool
+
+
+class Mappings(Message):
+    """Where a frame is mapped: (mm, address) pairs (``rmap_walk``)."""
+
+    places: tuple[tuple[str, int], ...]
+
+
+class VmaRange(Message):
+    """VMAs that overlap a range, and the free gap around it: end of the VMA below, start above."""
+
+    vmas: tuple[Vma, ...]
+    floor: int
+    ceiling: int
+
+
+class Subscribers(Message):
+    """The notifier list of an mm: (driver, node) pairs in order of registration."""
+
+    entries: tuple[tuple[str, str], ...]
+
+
+class Cpumask(Message):
+    """Names of the processors in ``mm_cpumask``."""
+
+    cpus: tuple[str, ...]
+
+
+# ---- words ---------------------------------------------------------------------------------
+
+
+class PteLoad(Message):
+    """Load one entry of any level without a lock (``ptep_get``; a walker's upper levels)."""
+
+    table: int
+    index: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = PteValue
+
+
+class PteWalk(Message):
+    """A hardware walker reads a leaf and sets accessed (and dirty) in the same access.
+
+    The bits are set only if the entry is present and permits the access.
+    """
+
+    table: int
+    index: int
+    write: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
+    REPLY: ClassVar[type[Message] | None] = PteValue
+
+
+class PteScan(Message):
+    """Find the next entry that is not none in [first, last) of a table, under its PTL."""
+
+    table: int
+    first: int
+    last: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = PteFound
+
+
+class PteGetAndClear(Message):
+    """``ptep_get_and_clear``: one read-modify-write; the reply is the old entry."""
+
+    table: int
+    index: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
+    REPLY: ClassVar[type[Message] | None] = PteValue
+
+
+class PteSet(Message):
+    """``set_pte_at``: store an entry (of any level)."""
+
+    table: int
+    index: int
+    pte: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class PteCmpxchg(Message):
+    """Store ``new`` if the entry is ``old``; the reply is what was there."""
+
+    table: int
+    index: int
+    old: int
+    new: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
+    REPLY: ClassVar[type[Message] | None] = PteValue
+
+
+class FrameRead(Message):
+    """Load a word of a frame: the data access of an agent."""
+
+    frame: int
+    word: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame", "word")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Word
+
+
+class FrameWrite(Message):
+    """Store a word of a frame: the data access of an agent."""
+
+    frame: int
+    word: int
+    value: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame", "word")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+# ---- locks ---------------------------------------------------------------------------------
+
+
+class PtlLock(Message):
+    """``pte_offset_map_lock``: the spinlock of one page-table page; granted in order."""
+
+    table: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class PtlUnlock(Message):
+    """``pte_unmap_unlock``."""
+
+    table: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class MmapLock(Message):
+    """``mmap_read_lock`` or ``mmap_write_lock``; sleeps."""
+
+    mm: str
+    write: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class MmapUnlock(Message):
+    """``mmap_read_unlock`` or ``mmap_write_unlock``."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class MmapDowngrade(Message):
+    """``mmap_write_downgrade``: the writer becomes a reader without letting go."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class FolioLock(Message):
+    """``folio_lock``; sleeps."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class FolioUnlock(Message):
+    """``folio_unlock``; wakes those who wait for it."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class FolioWait(Message):
+    """``folio_wait_locked``: answered once the folio is not locked; takes nothing."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class AnonVmaLock(Message):
+    """The rmap lock (``anon_vma`` rwsem) of an mm's anonymous memory; sleeps."""
+
+    mm: str
+    write: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class AnonVmaUnlock(Message):
+    """Release the rmap lock."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+# ---- frames --------------------------------------------------------------------------------
+
+
+class FrameAlloc(Message):
+    """``alloc_page(__GFP_ZERO)``: a zeroed frame with one reference, last freed first."""
+
+    use: str
+    """``anon`` or ``table``."""
+    mm: str = ""
+    address: int = 0
+    """For a table: the first address that it maps."""
+    level: int = 0
+    """For a table: 0 holds leaf entries."""
+    OBJECT: ClassVar[tuple[str, ...]] = ("allocator",)
+    REPLY: ClassVar[type[Message] | None] = FrameNumber
+
+
+class PageGet(Message):
+    """``try_get_page``: one more reference, unless there is none left; the reply is the count."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    REPLY: ClassVar[type[Message] | None] = Count
+
+
+class PagePut(Message):
+    """``put_page``: one reference less; the frame is free at none."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    REPLY: ClassVar[type[Message] | None] = Count
+
+
+class PageFreeze(Message):
+    """``page_ref_freeze``: succeeds only if exactly ``expected`` references are held."""
+
+    frame: int
+    expected: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    REPLY: ClassVar[type[Message] | None] = Flag
+
+
+class FrameCopy(Message):
+    """``copy_highpage``: the content of one frame into another."""
+
+    source: int
+    target: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word",)
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class RmapAdd(Message):
+    """``page_add_anon_rmap``: the frame is mapped at (mm, address)."""
+
+    frame: int
+    mm: str
+    address: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class RmapRemove(Message):
+    """``page_remove_rmap``."""
+
+    frame: int
+    mm: str
+    address: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class RmapWalk(Message):
+    """``rmap_walk``: where the frame is mapped now."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Mappings
+
+
+# ---- the mm --------------------------------------------------------------------------------
+
+
+class VmaFind(Message):
+    """VMAs overlapping [start, end) and the gap around it, under mmap_lock."""
+
+    mm: str
+    start: int
+    end: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("vmas", "mm")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = VmaRange
+
+
+class VmaReplace(Message):
+    """Replace whatever lies in [start, end) by ``vmas``, under mmap_lock held for write."""
+
+    mm: str
+    start: int
+    end: int
+    vmas: tuple[Vma, ...]
+    OBJECT: ClassVar[tuple[str, ...]] = ("vmas", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class BrkLoad(Message):
+    """``mm->brk``, under mmap_lock."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("brk", "mm")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Count
+
+
+class BrkStore(Message):
+    """Set ``mm->brk``, under mmap_lock held for write."""
+
+    mm: str
+    value: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("brk", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class CpumaskLoad(Message):
+    """``mm_cpumask``: which processors may hold translations of the mm."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("cpumask", "mm")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Cpumask
+
+
+class CpumaskSet(Message):
+    """``cpumask_set_cpu`` or ``cpumask_clear_cpu`` in ``switch_mm``."""
+
+    mm: str
+    cpu: str
+    value: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("cpumask", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class TlbFlushPending(Message):
+    """``inc_tlb_flush_pending`` (+1), ``dec_tlb_flush_pending`` (-1), or a read (0)."""
+
+    mm: str
+    delta: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("tlb_flush_pending", "mm")
+    REPLY: ClassVar[type[Message] | None] = Count
+
+
+class NotifierList(Message):
+    """Walk ``mm->notifier_subscriptions`` inside the srcu read section."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")
+    ACCESS: ClassVar[str] = "read"
+    REPLY: ClassVar[type[Message] | None] = Subscribers

@@ -1,0 +1,59 @@
+"""What a processor (a ``cpu`` node, or the CPU that a ``vcpu`` thread runs on) answers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from protocol.messages.base import Ack, Message
+from protocol.messages.memory import Flag
+
+
+class FlushTlbIpi(Message):
+    """``flush_tlb_func``: drop translations of [start, end); waits while interrupts are off."""
+
+    mm: str
+    start: int
+    end: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class Tlbi(Message):
+    """Broadcast TLB maintenance (arm64 ``tlbi``): takes effect whatever the interrupt state.
+
+    The issuer learns of completion only by its own ``dsb``, which waits for every observer.
+    """
+
+    mm: str
+    start: int
+    end: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class SyncIpi(Message):
+    """``tlb_remove_table_smp_sync``: an empty interrupt; answered with interrupts on."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("interrupts",)
+    REPLY: ClassVar[type[Message] | None] = Ack
+
+
+class PageRequest(Message):
+    """An I/O page fault, queued to this CPU's workqueue (``iommu_sva_handle_iopf``)."""
+
+    mm: str
+    address: int
+    write: bool
+    REPLY: ClassVar[type[Message] | None] = Flag
+
+
+class KvmRequest(Message):
+    """``kvm_make_request`` and kick: set a request bit of a vCPU.
+
+    With ``wait`` (``KVM_REQUEST_WAIT``) it is answered once the vCPU is out of guest mode.
+    """
+
+    request: str
+    wait: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+    REPLY: ClassVar[type[Message] | None] = Ack

@@ -1,0 +1,108 @@
+"""Operations: what programs ask of processors, devices and vCPUs, one message each.
+
+The broker feeds a program's next operation when the last one is done; the id of the message is
+``program/index``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from protocol.messages.base import Message
+
+
+class OpDone(Message):
+    """The operation's outcome, as the system call would return it: 0 or more, or -errno."""
+
+    result: int
+
+
+class Operation(Message):
+    """Base of all operations."""
+
+    REPLY: ClassVar[type[Message] | None] = OpDone
+
+
+class Mmap(Operation):
+    """``mmap(MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS)`` of [address, address + length)."""
+
+    mm: str
+    address: int
+    length: int
+    read: bool
+    write: bool
+
+
+class Munmap(Operation):
+    """``munmap``."""
+
+    mm: str
+    address: int
+    length: int
+
+
+class Brk(Operation):
+    """``brk``: move the end of the heap to ``address`` (0: only ask)."""
+
+    mm: str
+    address: int
+
+
+class Mprotect(Operation):
+    """``mprotect``."""
+
+    mm: str
+    address: int
+    length: int
+    read: bool
+    write: bool
+
+
+class MadviseDontneed(Operation):
+    """``madvise(MADV_DONTNEED)``."""
+
+    mm: str
+    address: int
+    length: int
+
+
+class MigratePages(Operation):
+    """``move_pages``: migrate the pages mapped in [address, address + length)."""
+
+    mm: str
+    address: int
+    length: int
+
+
+class Touch(Operation):
+    """A user-mode load or store by a thread of ``mm``; ``value`` is what a store writes."""
+
+    mm: str
+    address: int
+    write: bool
+    value: int = 0
+
+
+class Dma(Operation):
+    """A device's load or store to (mm's PASID, address)."""
+
+    mm: str
+    address: int
+    write: bool
+    value: int = 0
+
+
+class GuestTouch(Operation):
+    """A guest load or store to a guest-physical address."""
+
+    gpa: int
+    write: bool
+    value: int = 0
+
+
+class GuestApic(Operation):
+    """A guest access to its APIC page: must trap, never reach memory."""
+
+    gpa: int
+    write: bool
+    value: int = 0

@@ -1,0 +1,83 @@
+"""Page-table entries as 64-bit words, laid out like x86 (arch/x86/include/asm/pgtable_types.h).
+
+A word is what memory holds, so a stale walker that reads a reused page decodes whatever is
+there, as hardware would.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protocol.limits import PAGE_SHIFT
+
+PRESENT: Final = 1 << 0
+WRITE: Final = 1 << 1
+ACCESSED: Final = 1 << 5
+DIRTY: Final = 1 << 6
+PROTNONE: Final = 1 << 8
+"""Present for software, not for hardware (``_PAGE_PROTNONE``)."""
+SPECIAL: Final = 1 << 9
+"""No struct page behind it: the zero page (``pte_special``)."""
+MIGRATION: Final = 1 << 10
+"""A migration entry: not present, the frame says what it waits for (``is_migration_entry``)."""
+
+NONE: Final = 0
+_FLAGS: Final = (1 << PAGE_SHIFT) - 1
+
+
+def make(frame: int, flags: int) -> int:
+    """The entry that maps ``frame`` with ``flags``."""
+    return (frame << PAGE_SHIFT) | flags
+
+
+def frame_of(entry: int) -> int:
+    """The frame number in an entry (``pte_pfn``)."""
+    return entry >> PAGE_SHIFT
+
+
+def flags_of(entry: int) -> int:
+    """The flag bits of an entry."""
+    return entry & _FLAGS
+
+
+def hw_present(entry: int) -> bool:
+    """Whether a hardware walker may use the entry."""
+    return bool(entry & PRESENT)
+
+
+def pte_present(entry: int) -> bool:
+    """Whether the kernel counts the entry as mapped (includes ``PROTNONE``)."""
+    return bool(entry & (PRESENT | PROTNONE))
+
+
+def is_migration(entry: int) -> bool:
+    """Whether the entry is a migration entry."""
+    return bool(entry & MIGRATION) and not pte_present(entry)
+
+
+def permits(entry: int, write: bool) -> bool:
+    """Whether hardware may do the access through this entry."""
+    return bool(entry & PRESENT) and (not write or bool(entry & WRITE))
+
+
+def takes_away(old: int, new: int) -> bool:
+    """Whether the change old -> new revokes something that a cached copy of old still grants."""
+    if not hw_present(old):
+        return False
+    if not hw_present(new) or frame_of(old) != frame_of(new):
+        return True
+    return bool(old & WRITE) and not new & WRITE
+
+
+def describe(entry: int) -> str:
+    """An entry for people: ``frame 0x1f RW AD``, ``none``, ``migration of 0x1f``."""
+    if entry == NONE:
+        return "none"
+    if is_migration(entry):
+        return f"migration of {frame_of(entry):#x}"
+    if not pte_present(entry):
+        return f"not present ({entry:#x})"
+    rights = "NONE" if entry & PROTNONE else ("RW" if entry & WRITE else "RO")
+    marks = ("A" if entry & ACCESSED else "") + ("D" if entry & DIRTY else "")
+    zero = " zero page" if entry & SPECIAL else ""
+    return f"frame {frame_of(entry):#x} {rights} {marks}".rstrip() + zero

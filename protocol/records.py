@@ -1,0 +1,225 @@
+"""Trace records: what a node says happened while it handled a delivery.
+
+A record never changes behaviour.  Its place in the trace is (delivery number, index within the
+handling); its node is the receiver of that delivery.  Records carry no generations or versions:
+the oracle reconstructs those from the changes, fills, drops and accesses (catalogue 5.1).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Record(
+    msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True, gc=False
+):
+    """Base of all trace records."""
+
+
+# ---- by memory -----------------------------------------------------------------------------
+
+
+class PteChange(Record):
+    """An entry changed.  ``level`` 0 is a leaf; ``address`` is the first one that it maps."""
+
+    mm: str
+    address: int
+    level: int
+    table: int
+    index: int
+    old: int
+    new: int
+
+
+class PteRead(Record):
+    """A leaf entry was read by a walker or GUP; the delivery's message id names this read."""
+
+    mm: str
+    address: int
+    pte: int
+
+
+class FrameAllocated(Record):
+    """A frame left the pool, zeroed, with one reference."""
+
+    frame: int
+    use: str
+
+
+class FrameFreed(Record):
+    """The last reference went: the frame is back in the pool."""
+
+    frame: int
+
+
+class FrameCopied(Record):
+    """The content of ``source`` was copied into ``target``."""
+
+    source: int
+    target: int
+
+
+class Access(Record):
+    """A word of a frame was read or written on behalf of an agent."""
+
+    frame: int
+    word: int
+    write: bool
+    value: int
+
+
+class OutOfMemory(Record):
+    """The frame pool was empty."""
+
+    use: str
+
+
+# ---- by whoever caches translations --------------------------------------------------------
+
+
+class Fill(Record):
+    """A translation became usable: ``fill`` is its name from here on.
+
+    ``cache`` is ``tlb``, ``iotlb``, ``spte``, ``gtlb`` (a vCPU's guest TLB) or ``vmcs``;
+    ``source`` is the id of the leaf load that it was made from, or the name of the ``spte``
+    fill for ``gtlb``.  ``address`` is a host virtual address, a gpa for ``gtlb`` and ``vmcs``.
+    """
+
+    cache: str
+    tag: str
+    address: int
+    pte: int
+    fill: str
+    source: str
+
+
+class Evict(Record):
+    """The holder dropped one translation of its own accord (or replaced it)."""
+
+    cache: str
+    fill: str
+
+
+class InvalidateBegin(Record):
+    """An invalidation arrived: entries of (tag, range) can no longer be hit from here on."""
+
+    cache: str
+    tag: str
+    start: int
+    end: int
+    fills: tuple[str, ...]
+    """The entries that it dropped."""
+
+
+class InvalidateDone(Record):
+    """The same invalidation is complete: accesses through its entries have been answered."""
+
+    cache: str
+    tag: str
+    start: int
+    end: int
+    fills: tuple[str, ...]
+
+
+class Use(Record):
+    """An access goes out through a cached translation; ``access`` is its message id."""
+
+    fill: str
+    access: str
+
+
+class WalkDiscarded(Record):
+    """A walk overlapped an invalidation, so its result was thrown away."""
+
+    cache: str
+    tag: str
+    address: int
+
+
+# ---- by vCPUs and KVM ----------------------------------------------------------------------
+
+
+class RequestPosted(Record):
+    """A request bit of this vCPU was set; ``done`` once the vCPU was seen out of guest mode."""
+
+    request: str
+    done: bool
+
+
+class GuestEnter(Record):
+    """VM entry with no request pending; ``vmcs`` names the APIC-access fill in use or is empty."""
+
+    vmcs: str
+
+
+class GuestExit(Record):
+    """VM exit."""
+
+
+class ApicTrapped(Record):
+    """A guest access to the APIC page trapped (right) or went to ``frame`` as raw memory."""
+
+    trapped: bool
+    frame: int
+
+
+class Invalidation(Record):
+    """KVM's own bracket: ``begin`` after the count rose, else after it fell (S10)."""
+
+    begin: bool
+    seq: int
+    in_progress: int
+    start: int
+    end: int
+
+
+class SeqBumped(Record):
+    """``mmu_invalidate_seq`` was raised to ``seq``."""
+
+    seq: int
+
+
+# ---- by initiators -------------------------------------------------------------------------
+
+
+class OpBegin(Record):
+    """An operation began; ``kind`` is the class name of its message."""
+
+    kind: str
+    tag: str
+    start: int
+    end: int
+
+
+class OpEnd(Record):
+    """An operation ended with its result."""
+
+    kind: str
+    result: int
+
+
+class NotifierCall(Record):
+    """A notifier callback begins or ends for one subscriber (``phase`` ``begin`` or ``end``)."""
+
+    callback: str
+    subscriber: str
+    mm: str
+    start: int
+    end: int
+    event: str
+    phase: str
+
+
+class FaultRetry(Record):
+    """An agent must repeat an access: ``why`` is the kernel's reason."""
+
+    tag: str
+    address: int
+    write: bool
+    why: str
+
+
+class Coverage(Record):
+    """A path worth knowing about was taken (``nested_gather``, ``migrate_busy``, ...)."""
+
+    point: str
