@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgpack
 import msgspec
@@ -25,7 +25,7 @@ RECORD_KINDS = {cls.__name__: cls for cls in records.Record.__subclasses__()}
 
 def pack(value: Any) -> bytes:
     """Any builtin or struct as msgpack bytes."""
-    return cast(bytes, msgpack.packb(msgspec.to_builtins(value)))
+    return msgpack.packb(msgspec.to_builtins(value))
 
 
 def unpack(data: bytes) -> Any:

@@ -37,6 +37,10 @@ class Envelope(msgspec.Struct, gc=False, array_like=True):
     body: Message | bytes
     copy: int = 0
     """0: as sent; k > 0: the k-th repetition (duplicate or retransmission)."""
+    causes: tuple[int, ...] = ()
+    """Deliveries whose handling released this message; set by the broker."""
+    blocked: bool = False
+    """Chaos keeps it back for now; set by the broker."""
 
     @property
     def is_reply(self) -> bool:
@@ -74,5 +78,9 @@ def operation_of(message_id: str) -> str:
 def header_of(envelope: Envelope) -> list[Any]:
     """The part of an envelope that the broker reads without decoding the body."""
     return [
-        envelope.id, envelope.dst, envelope.kind, envelope.path, envelope.stream,
+        envelope.id,
+        envelope.dst,
+        envelope.kind,
+        envelope.path,
+        envelope.stream,
     ]

@@ -1,4 +1,7 @@
-"""Notifier events by the kernel's names (``enum mmu_notifier_event``, include/linux/mmu_notifier.h)."""
+"""Notifier events by the kernel's names (``enum mmu_notifier_event``).
+
+Source: include/linux/mmu_notifier.h.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Address ranges: canonical half-open byte ranges [start, end).
 
-``(0, ULONG_MAX)`` is the only code for "everything" (``mmu_notifier_arch_invalidate_secondary_tlbs``
-in v6.6); a receiver tests for it before any arithmetic.
+``(0, ULONG_MAX)`` is the only code for "everything"
+(``mmu_notifier_arch_invalidate_secondary_tlbs`` in v6.6); a receiver tests for it before any
+arithmetic.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Record(
 # ---- by memory -----------------------------------------------------------------------------
 
 
-class PteChange(Record):
+class PteChange(Record, frozen=True):
     """An entry changed.  ``level`` 0 is a leaf; ``address`` is the first one that it maps."""
 
     mm: str
@@ -31,7 +31,7 @@ class PteChange(Record):
     new: int
 
 
-class PteRead(Record):
+class PteRead(Record, frozen=True):
     """A leaf entry was read by a walker or GUP; the delivery's message id names this read."""
 
     mm: str
@@ -39,27 +39,27 @@ class PteRead(Record):
     pte: int
 
 
-class FrameAllocated(Record):
+class FrameAllocated(Record, frozen=True):
     """A frame left the pool, zeroed, with one reference."""
 
     frame: int
     use: str
 
 
-class FrameFreed(Record):
+class FrameFreed(Record, frozen=True):
     """The last reference went: the frame is back in the pool."""
 
     frame: int
 
 
-class FrameCopied(Record):
+class FrameCopied(Record, frozen=True):
     """The content of ``source`` was copied into ``target``."""
 
     source: int
     target: int
 
 
-class Access(Record):
+class Access(Record, frozen=True):
     """A word of a frame was read or written on behalf of an agent."""
 
     frame: int
@@ -68,7 +68,7 @@ class Access(Record):
     value: int
 
 
-class OutOfMemory(Record):
+class OutOfMemory(Record, frozen=True):
     """The frame pool was empty."""
 
     use: str
@@ -77,7 +77,7 @@ class OutOfMemory(Record):
 # ---- by whoever caches translations --------------------------------------------------------
 
 
-class Fill(Record):
+class Fill(Record, frozen=True):
     """A translation became usable: ``fill`` is its name from here on.
 
     ``cache`` is ``tlb``, ``iotlb``, ``spte``, ``gtlb`` (a vCPU's guest TLB) or ``vmcs``;
@@ -93,14 +93,14 @@ class Fill(Record):
     source: str
 
 
-class Evict(Record):
+class Evict(Record, frozen=True):
     """The holder dropped one translation of its own accord (or replaced it)."""
 
     cache: str
     fill: str
 
 
-class InvalidateBegin(Record):
+class InvalidateBegin(Record, frozen=True):
     """An invalidation arrived: entries of (tag, range) can no longer be hit from here on."""
 
     cache: str
@@ -111,7 +111,7 @@ class InvalidateBegin(Record):
     """The entries that it dropped."""
 
 
-class InvalidateDone(Record):
+class InvalidateDone(Record, frozen=True):
     """The same invalidation is complete: accesses through its entries have been answered."""
 
     cache: str
@@ -121,14 +121,14 @@ class InvalidateDone(Record):
     fills: tuple[str, ...]
 
 
-class Use(Record):
+class Use(Record, frozen=True):
     """An access goes out through a cached translation; ``access`` is its message id."""
 
     fill: str
     access: str
 
 
-class WalkDiscarded(Record):
+class WalkDiscarded(Record, frozen=True):
     """A walk overlapped an invalidation, so its result was thrown away."""
 
     cache: str
@@ -139,31 +139,31 @@ class WalkDiscarded(Record):
 # ---- by vCPUs and KVM ----------------------------------------------------------------------
 
 
-class RequestPosted(Record):
+class RequestPosted(Record, frozen=True):
     """A request bit of this vCPU was set; ``done`` once the vCPU was seen out of guest mode."""
 
     request: str
     done: bool
 
 
-class GuestEnter(Record):
+class GuestEnter(Record, frozen=True):
     """VM entry with no request pending; ``vmcs`` names the APIC-access fill in use or is empty."""
 
     vmcs: str
 
 
-class GuestExit(Record):
+class GuestExit(Record, frozen=True):
     """VM exit."""
 
 
-class ApicTrapped(Record):
+class ApicTrapped(Record, frozen=True):
     """A guest access to the APIC page trapped (right) or went to ``frame`` as raw memory."""
 
     trapped: bool
     frame: int
 
 
-class Invalidation(Record):
+class Invalidation(Record, frozen=True):
     """KVM's own bracket: ``begin`` after the count rose, else after it fell (S10)."""
 
     begin: bool
@@ -173,7 +173,7 @@ class Invalidation(Record):
     end: int
 
 
-class SeqBumped(Record):
+class SeqBumped(Record, frozen=True):
     """``mmu_invalidate_seq`` was raised to ``seq``."""
 
     seq: int
@@ -182,7 +182,7 @@ class SeqBumped(Record):
 # ---- by initiators -------------------------------------------------------------------------
 
 
-class OpBegin(Record):
+class OpBegin(Record, frozen=True):
     """An operation began; ``kind`` is the class name of its message."""
 
     kind: str
@@ -191,14 +191,14 @@ class OpBegin(Record):
     end: int
 
 
-class OpEnd(Record):
+class OpEnd(Record, frozen=True):
     """An operation ended with its result."""
 
     kind: str
     result: int
 
 
-class NotifierCall(Record):
+class NotifierCall(Record, frozen=True):
     """A notifier callback begins or ends for one subscriber (``phase`` ``begin`` or ``end``)."""
 
     callback: str
@@ -210,7 +210,7 @@ class NotifierCall(Record):
     phase: str
 
 
-class FaultRetry(Record):
+class FaultRetry(Record, frozen=True):
     """An agent must repeat an access: ``why`` is the kernel's reason."""
 
     tag: str
@@ -219,7 +219,7 @@ class FaultRetry(Record):
     why: str
 
 
-class Coverage(Record):
+class Coverage(Record, frozen=True):
     """A path worth knowing about was taken (``nested_gather``, ``migrate_busy``, ...)."""
 
     point: str

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import msgspec
+
+from protocol.errors import EmulatorError
 
 ObjectKey = tuple[str | int, ...]
 """A shared object: a label and what completes it, e.g. ``("word", frame, index)``.
 
 Two keys conflict if one is a prefix of the other: ``("word", 7)`` is every word of frame 7.
 """
+
+R = TypeVar("R", bound="Message")
 
 
 class Message(
@@ -19,13 +23,11 @@ class Message(
     """A request or a reply.  Plain values only.
 
     ``OBJECT`` is the label of the object accessed, then the fields that complete its key;
-    empty means "the whole receiver".  ``ACCESS`` is ``read`` or ``write``.  ``REPLY`` is the
-    class of the reply, ``None`` for a reply itself.
+    empty means "the whole receiver".  ``ACCESS`` is ``read`` or ``write``.
     """
 
     OBJECT: ClassVar[tuple[str, ...]] = ()
     ACCESS: ClassVar[str] = "write"
-    REPLY: ClassVar[type[Message] | None] = None
 
     def object_key(self) -> ObjectKey:
         """The declared object of this very message."""
@@ -35,11 +37,25 @@ class Message(
         return (label, *(getattr(self, field) for field in fields))
 
 
-class Ack(Message):
+class Request(Message, Generic[R], frozen=True):
+    """A message that is answered by an ``R``."""
+
+    @classmethod
+    def reply_kind(cls) -> type[Message]:
+        """The class of the reply."""
+        for klass in cls.__mro__:
+            for base in getattr(klass, "__orig_bases__", ()):
+                for argument in get_args(base):
+                    if isinstance(argument, type):
+                        return argument
+        raise EmulatorError(f"{cls.__name__} does not say what answers it")
+
+
+class Ack(Message, frozen=True):
     """Done; nothing to say."""
 
 
-class PeerGone(Message):
+class PeerGone(Message, frozen=True):
     """The receiver is dead (chaos killed it): the request will never be handled."""
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Message
+from protocol.messages.base import Ack, Message, Request
 
 
-class DmaDone(Message):
+class DmaDone(Message, frozen=True):
     """A DMA's outcome: whether it was done, and for a read the word."""
 
     ok: bool
     value: int
 
 
-class DmaAccess(Message):
+class DmaAccess(Request[DmaDone], frozen=True):
     """A device's untranslated access to (pasid, address)."""
 
     pasid: str
@@ -22,10 +22,9 @@ class DmaAccess(Message):
     write: bool
     value: int
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
-    REPLY: ClassVar[type[Message] | None] = DmaDone
 
 
-class IotlbInvalidate(Message):
+class IotlbInvalidate(Request[Ack], frozen=True):
     """An invalidation command and its sync: answered once complete.
 
     (0, ULONG_MAX) is everything of the PASID.  Commands of one unit are a stream: they arrive
@@ -36,4 +35,3 @@ class IotlbInvalidate(Message):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
-    REPLY: ClassVar[type[Message] | None] = Ack

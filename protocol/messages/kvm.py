@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from protocol.messages.base import Ack, Message
+from protocol.messages.base import Ack, Message, Request
 from protocol.messages.memory import Count
 
 
@@ -20,13 +20,13 @@ class Memslot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """``APIC_ACCESS_PAGE_PRIVATE_MEMSLOT``."""
 
 
-class Memslots(Message):
+class Memslots(Message, frozen=True):
     """The VM's memslots."""
 
     slots: tuple[Memslot, ...]
 
 
-class Seq(Message):
+class Seq(Message, frozen=True):
     """``mmu_invalidate_seq``, ``mmu_invalidate_in_progress`` and the range in progress."""
 
     seq: int
@@ -35,76 +35,69 @@ class Seq(Message):
     end: int
 
 
-class SpteValue(Message):
+class SpteValue(Message, frozen=True):
     """A shadow entry (0: none) and the name of the fill that put it there."""
 
     pte: int
     fill: str
 
 
-class SpteFound(Message):
+class SpteFound(Message, frozen=True):
     """The next gfn with a shadow entry, or -1."""
 
     gfn: int
 
 
-class MemslotsLoad(Message):
+class MemslotsLoad(Request[Memslots], frozen=True):
     """``kvm_memslots`` inside the srcu read section."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("memslots",)
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Memslots
 
 
-class MmuLock(Message):
+class MmuLock(Request[Ack], frozen=True):
     """``KVM_MMU_LOCK`` (write), or ``read_lock(&kvm->mmu_lock)``; granted in order."""
 
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class MmuUnlock(Message):
+class MmuUnlock(Request[Ack], frozen=True):
     """``KVM_MMU_UNLOCK``."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class SeqRead(Message):
+class SeqRead(Request[Seq], frozen=True):
     """Read ``mmu_invalidate_seq`` and the counters beside it."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Seq
 
 
-class SeqBump(Message):
+class SeqBump(Request[Ack], frozen=True):
     """``kvm->mmu_invalidate_seq++``, under mmu_lock."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class InProgress(Message):
+class InProgress(Request[Count], frozen=True):
     """``kvm->mmu_invalidate_in_progress`` up (+1, with the range added) or down (-1)."""
 
     delta: int
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
-    REPLY: ClassVar[type[Message] | None] = Count
 
 
-class ActiveInvalidate(Message):
+class ActiveInvalidate(Request[Count], frozen=True):
     """``kvm->mn_active_invalidate_count`` up or down, under mn_invalidate_lock (v5.15)."""
 
     delta: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mn_active_invalidate_count",)
-    REPLY: ClassVar[type[Message] | None] = Count
 
 
-class RetryWait(Message):
+class RetryWait(Request[Ack], frozen=True):
     """A vCPU that must retry sleeps until no invalidation is in progress, or seq left ``seq``.
 
     The kernel re-enters the guest and faults again; the emulator waits for the event instead.
@@ -112,29 +105,26 @@ class RetryWait(Message):
 
     seq: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class SpteLoad(Message):
+class SpteLoad(Request[SpteValue], frozen=True):
     """The vCPU's hardware walks the shadow table for a gfn."""
 
     gfn: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = SpteValue
 
 
-class SpteScan(Message):
+class SpteScan(Request[SpteFound], frozen=True):
     """The next gfn with a shadow entry in [first, last), under mmu_lock."""
 
     first: int
     last: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte",)
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = SpteFound
 
 
-class SpteSet(Message):
+class SpteSet(Request[Ack], frozen=True):
     """``mmu_spte_set``: install a shadow entry, under mmu_lock.
 
     ``walk`` names the load of the host entry that it was made from.
@@ -144,12 +134,10 @@ class SpteSet(Message):
     pte: int
     walk: str
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class SpteClear(Message):
+class SpteClear(Request[Ack], frozen=True):
     """``mmu_spte_clear_track_bits``: zap one shadow entry, under mmu_lock."""
 
     gfn: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
-    REPLY: ClassVar[type[Message] | None] = Ack

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from protocol.messages.base import Ack, Message
+from protocol.messages.base import Ack, Message, Request
 
 
 class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -25,50 +25,50 @@ class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 # ---- replies -------------------------------------------------------------------------------
 
 
-class PteValue(Message):
+class PteValue(Message, frozen=True):
     """A page-table entry (64-bit word)."""
 
     pte: int
 
 
-class PteFound(Message):
+class PteFound(Message, frozen=True):
     """The next entry that is not none: its index (-1: there is none) and value."""
 
     index: int
     pte: int
 
 
-class Word(Message):
+class Word(Message, frozen=True):
     """A word of data."""
 
     value: int
 
 
-class FrameNumber(Message):
+class FrameNumber(Message, frozen=True):
     """A frame, or -1 when the pool is empty."""
 
     frame: int
 
 
-class Count(Message):
+class Count(Message, frozen=True):
     """A counter after the access."""
 
     value: int
 
 
-class Flag(Message):
+class Flag(Message, frozen=True):
     """Whether it was done, or is so."""
 
     value: bool
 
 
-class Mappings(Message):
+class Mappings(Message, frozen=True):
     """Where a frame is mapped: (mm, address) pairs (``rmap_walk``)."""
 
     places: tuple[tuple[str, int], ...]
 
 
-class VmaRange(Message):
+class VmaRange(Message, frozen=True):
     """VMAs that overlap a range, and the free gap around it: end of the VMA below, start above."""
 
     vmas: tuple[Vma, ...]
@@ -76,13 +76,13 @@ class VmaRange(Message):
     ceiling: int
 
 
-class Subscribers(Message):
+class Subscribers(Message, frozen=True):
     """The notifier list of an mm: (driver, node) pairs in order of registration."""
 
     entries: tuple[tuple[str, str], ...]
 
 
-class Cpumask(Message):
+class Cpumask(Message, frozen=True):
     """Names of the processors in ``mm_cpumask``."""
 
     cpus: tuple[str, ...]
@@ -91,17 +91,16 @@ class Cpumask(Message):
 # ---- words ---------------------------------------------------------------------------------
 
 
-class PteLoad(Message):
+class PteLoad(Request[PteValue], frozen=True):
     """Load one entry of any level without a lock (``ptep_get``; a walker's upper levels)."""
 
     table: int
     index: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = PteValue
 
 
-class PteWalk(Message):
+class PteWalk(Request[PteValue], frozen=True):
     """A hardware walker reads a leaf and sets accessed (and dirty) in the same access.
 
     The bits are set only if the entry is present and permits the access.
@@ -111,10 +110,9 @@ class PteWalk(Message):
     index: int
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
-    REPLY: ClassVar[type[Message] | None] = PteValue
 
 
-class PteScan(Message):
+class PteScan(Request[PteFound], frozen=True):
     """Find the next entry that is not none in [first, last) of a table, under its PTL."""
 
     table: int
@@ -122,29 +120,26 @@ class PteScan(Message):
     last: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = PteFound
 
 
-class PteGetAndClear(Message):
+class PteGetAndClear(Request[PteValue], frozen=True):
     """``ptep_get_and_clear``: one read-modify-write; the reply is the old entry."""
 
     table: int
     index: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
-    REPLY: ClassVar[type[Message] | None] = PteValue
 
 
-class PteSet(Message):
+class PteSet(Request[Ack], frozen=True):
     """``set_pte_at``: store an entry (of any level)."""
 
     table: int
     index: int
     pte: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class PteCmpxchg(Message):
+class PteCmpxchg(Request[PteValue], frozen=True):
     """Store ``new`` if the entry is ``old``; the reply is what was there."""
 
     table: int
@@ -152,118 +147,105 @@ class PteCmpxchg(Message):
     old: int
     new: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
-    REPLY: ClassVar[type[Message] | None] = PteValue
 
 
-class FrameRead(Message):
+class FrameRead(Request[Word], frozen=True):
     """Load a word of a frame: the data access of an agent."""
 
     frame: int
     word: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame", "word")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Word
 
 
-class FrameWrite(Message):
+class FrameWrite(Request[Ack], frozen=True):
     """Store a word of a frame: the data access of an agent."""
 
     frame: int
     word: int
     value: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame", "word")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
 # ---- locks ---------------------------------------------------------------------------------
 
 
-class PtlLock(Message):
+class PtlLock(Request[Ack], frozen=True):
     """``pte_offset_map_lock``: the spinlock of one page-table page; granted in order."""
 
     table: int
     OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class PtlUnlock(Message):
+class PtlUnlock(Request[Ack], frozen=True):
     """``pte_unmap_unlock``."""
 
     table: int
     OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class MmapLock(Message):
+class MmapLock(Request[Ack], frozen=True):
     """``mmap_read_lock`` or ``mmap_write_lock``; sleeps."""
 
     mm: str
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class MmapUnlock(Message):
+class MmapUnlock(Request[Ack], frozen=True):
     """``mmap_read_unlock`` or ``mmap_write_unlock``."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class MmapDowngrade(Message):
+class MmapDowngrade(Request[Ack], frozen=True):
     """``mmap_write_downgrade``: the writer becomes a reader without letting go."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class FolioLock(Message):
+class FolioLock(Request[Ack], frozen=True):
     """``folio_lock``; sleeps."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class FolioUnlock(Message):
+class FolioUnlock(Request[Ack], frozen=True):
     """``folio_unlock``; wakes those who wait for it."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class FolioWait(Message):
+class FolioWait(Request[Ack], frozen=True):
     """``folio_wait_locked``: answered once the folio is not locked; takes nothing."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class AnonVmaLock(Message):
+class AnonVmaLock(Request[Ack], frozen=True):
     """The rmap lock (``anon_vma`` rwsem) of an mm's anonymous memory; sleeps."""
 
     mm: str
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class AnonVmaUnlock(Message):
+class AnonVmaUnlock(Request[Ack], frozen=True):
     """Release the rmap lock."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
 # ---- frames --------------------------------------------------------------------------------
 
 
-class FrameAlloc(Message):
+class FrameAlloc(Request[FrameNumber], frozen=True):
     """``alloc_page(__GFP_ZERO)``: a zeroed frame with one reference, last freed first."""
 
     use: str
@@ -274,76 +256,68 @@ class FrameAlloc(Message):
     level: int = 0
     """For a table: 0 holds leaf entries."""
     OBJECT: ClassVar[tuple[str, ...]] = ("allocator",)
-    REPLY: ClassVar[type[Message] | None] = FrameNumber
 
 
-class PageGet(Message):
+class PageGet(Request[Count], frozen=True):
     """``try_get_page``: one more reference, unless there is none left; the reply is the count."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
-    REPLY: ClassVar[type[Message] | None] = Count
 
 
-class PagePut(Message):
+class PagePut(Request[Count], frozen=True):
     """``put_page``: one reference less; the frame is free at none."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
-    REPLY: ClassVar[type[Message] | None] = Count
 
 
-class PageFreeze(Message):
+class PageFreeze(Request[Flag], frozen=True):
     """``page_ref_freeze``: succeeds only if exactly ``expected`` references are held."""
 
     frame: int
     expected: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
-    REPLY: ClassVar[type[Message] | None] = Flag
 
 
-class FrameCopy(Message):
+class FrameCopy(Request[Ack], frozen=True):
     """``copy_highpage``: the content of one frame into another."""
 
     source: int
     target: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word",)
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class RmapAdd(Message):
+class RmapAdd(Request[Ack], frozen=True):
     """``page_add_anon_rmap``: the frame is mapped at (mm, address)."""
 
     frame: int
     mm: str
     address: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class RmapRemove(Message):
+class RmapRemove(Request[Ack], frozen=True):
     """``page_remove_rmap``."""
 
     frame: int
     mm: str
     address: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class RmapWalk(Message):
+class RmapWalk(Request[Mappings], frozen=True):
     """``rmap_walk``: where the frame is mapped now."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Mappings
 
 
 # ---- the mm --------------------------------------------------------------------------------
 
 
-class VmaFind(Message):
+class VmaFind(Request[VmaRange], frozen=True):
     """VMAs overlapping [start, end) and the gap around it, under mmap_lock."""
 
     mm: str
@@ -351,10 +325,9 @@ class VmaFind(Message):
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("vmas", "mm")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = VmaRange
 
 
-class VmaReplace(Message):
+class VmaReplace(Request[Ack], frozen=True):
     """Replace whatever lies in [start, end) by ``vmas``, under mmap_lock held for write."""
 
     mm: str
@@ -362,59 +335,52 @@ class VmaReplace(Message):
     end: int
     vmas: tuple[Vma, ...]
     OBJECT: ClassVar[tuple[str, ...]] = ("vmas", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class BrkLoad(Message):
+class BrkLoad(Request[Count], frozen=True):
     """``mm->brk``, under mmap_lock."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("brk", "mm")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Count
 
 
-class BrkStore(Message):
+class BrkStore(Request[Ack], frozen=True):
     """Set ``mm->brk``, under mmap_lock held for write."""
 
     mm: str
     value: int
     OBJECT: ClassVar[tuple[str, ...]] = ("brk", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class CpumaskLoad(Message):
+class CpumaskLoad(Request[Cpumask], frozen=True):
     """``mm_cpumask``: which processors may hold translations of the mm."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("cpumask", "mm")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Cpumask
 
 
-class CpumaskSet(Message):
+class CpumaskSet(Request[Ack], frozen=True):
     """``cpumask_set_cpu`` or ``cpumask_clear_cpu`` in ``switch_mm``."""
 
     mm: str
     cpu: str
     value: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("cpumask", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class TlbFlushPending(Message):
+class TlbFlushPending(Request[Count], frozen=True):
     """``inc_tlb_flush_pending`` (+1), ``dec_tlb_flush_pending`` (-1), or a read (0)."""
 
     mm: str
     delta: int
     OBJECT: ClassVar[tuple[str, ...]] = ("tlb_flush_pending", "mm")
-    REPLY: ClassVar[type[Message] | None] = Count
 
 
-class NotifierList(Message):
+class NotifierList(Request[Subscribers], frozen=True):
     """Walk ``mm->notifier_subscriptions`` inside the srcu read section."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")
     ACCESS: ClassVar[str] = "read"
-    REPLY: ClassVar[type[Message] | None] = Subscribers

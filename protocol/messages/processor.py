@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Message
+from protocol.messages.base import Ack, Request
 from protocol.messages.memory import Flag
 
 
-class FlushTlbIpi(Message):
+class FlushTlbIpi(Request[Ack], frozen=True):
     """``flush_tlb_func``: drop translations of [start, end); waits while interrupts are off."""
 
     mm: str
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class Tlbi(Message):
+class Tlbi(Request[Ack], frozen=True):
     """Broadcast TLB maintenance (arm64 ``tlbi``): takes effect whatever the interrupt state.
 
     The issuer learns of completion only by its own ``dsb``, which waits for every observer.
@@ -28,26 +27,23 @@ class Tlbi(Message):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class SyncIpi(Message):
+class SyncIpi(Request[Ack], frozen=True):
     """``tlb_remove_table_smp_sync``: an empty interrupt; answered with interrupts on."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("interrupts",)
-    REPLY: ClassVar[type[Message] | None] = Ack
 
 
-class PageRequest(Message):
+class PageRequest(Request[Flag], frozen=True):
     """An I/O page fault, queued to this CPU's workqueue (``iommu_sva_handle_iopf``)."""
 
     mm: str
     address: int
     write: bool
-    REPLY: ClassVar[type[Message] | None] = Flag
 
 
-class KvmRequest(Message):
+class KvmRequest(Request[Ack], frozen=True):
     """``kvm_make_request`` and kick: set a request bit of a vCPU.
 
     With ``wait`` (``KVM_REQUEST_WAIT``) it is answered once the vCPU is out of guest mode.
@@ -56,4 +52,3 @@ class KvmRequest(Message):
     request: str
     wait: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
-    REPLY: ClassVar[type[Message] | None] = Ack

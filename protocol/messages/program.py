@@ -6,24 +6,20 @@ The broker feeds a program's next operation when the last one is done; the id of
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from protocol.messages.base import Message
+from protocol.messages.base import Message, Request
 
 
-class OpDone(Message):
+class OpDone(Message, frozen=True):
     """The operation's outcome, as the system call would return it: 0 or more, or -errno."""
 
     result: int
 
 
-class Operation(Message):
+class Operation(Request[OpDone], frozen=True):
     """Base of all operations."""
 
-    REPLY: ClassVar[type[Message] | None] = OpDone
 
-
-class Mmap(Operation):
+class Mmap(Operation, frozen=True):
     """``mmap(MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS)`` of [address, address + length)."""
 
     mm: str
@@ -33,7 +29,7 @@ class Mmap(Operation):
     write: bool
 
 
-class Munmap(Operation):
+class Munmap(Operation, frozen=True):
     """``munmap``."""
 
     mm: str
@@ -41,14 +37,14 @@ class Munmap(Operation):
     length: int
 
 
-class Brk(Operation):
+class Brk(Operation, frozen=True):
     """``brk``: move the end of the heap to ``address`` (0: only ask)."""
 
     mm: str
     address: int
 
 
-class Mprotect(Operation):
+class Mprotect(Operation, frozen=True):
     """``mprotect``."""
 
     mm: str
@@ -58,7 +54,7 @@ class Mprotect(Operation):
     write: bool
 
 
-class MadviseDontneed(Operation):
+class MadviseDontneed(Operation, frozen=True):
     """``madvise(MADV_DONTNEED)``."""
 
     mm: str
@@ -66,7 +62,7 @@ class MadviseDontneed(Operation):
     length: int
 
 
-class MigratePages(Operation):
+class MigratePages(Operation, frozen=True):
     """``move_pages``: migrate the pages mapped in [address, address + length)."""
 
     mm: str
@@ -74,7 +70,7 @@ class MigratePages(Operation):
     length: int
 
 
-class Touch(Operation):
+class Touch(Operation, frozen=True):
     """A user-mode load or store by a thread of ``mm``; ``value`` is what a store writes."""
 
     mm: str
@@ -83,7 +79,7 @@ class Touch(Operation):
     value: int = 0
 
 
-class Dma(Operation):
+class Dma(Operation, frozen=True):
     """A device's load or store to (mm's PASID, address)."""
 
     mm: str
@@ -92,7 +88,7 @@ class Dma(Operation):
     value: int = 0
 
 
-class GuestTouch(Operation):
+class GuestTouch(Operation, frozen=True):
     """A guest load or store to a guest-physical address."""
 
     gpa: int
@@ -100,7 +96,7 @@ class GuestTouch(Operation):
     value: int = 0
 
 
-class GuestApic(Operation):
+class GuestApic(Operation, frozen=True):
     """A guest access to its APIC page: must trap, never reach memory."""
 
     gpa: int

@@ -1,0 +1,240 @@
+"""Every message between "sent" and "delivered": channels, faults, numbers, the balance.
+
+A broker puts what a handling sent in with ``release`` and takes what it delivers out with
+``take``; everything between (order of channels, what chaos holds back, what is repeated) is
+here, once, for the router and the simulator.
+
+Time is counted in deliveries.  A delayed message becomes deliverable again after so many more of
+them; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import msgspec
+
+from broker.programs import Feeder
+from protocol.envelope import BROKER, REPLY_MARK, Envelope, request_id
+
+Channel = tuple[str, str] | str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of every message; ``balance`` is zero at every moment."""
+
+    sent: int = 0
+    duplicated: int = 0
+    retransmitted: int = 0
+    delivered: int = 0
+    dropped: int = 0
+    rejected: int = 0
+    undeliverable: int = 0
+    consumed: int = 0
+    """Replies to the broker itself (``OpDone``)."""
+
+    def balance(self, pending: int) -> int:
+        """Sent + repeated - everything that became of it."""
+        came = self.sent + self.duplicated + self.retransmitted
+        went = self.delivered + self.dropped + self.rejected + self.undeliverable + self.consumed
+        return came - went - pending
+
+    def as_dict(self) -> dict[str, int]:
+        """For the summary."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a chaos rule does to one message: ``after`` deliveries later, or until an event."""
+
+    kind: str
+    """``delay``, ``drop``, ``duplicate`` or ``hold``."""
+    after: int = 0
+    rule: str = ""
+
+
+class Chaos(Protocol):
+    """What the exchange asks of a chaos configuration (``chaos.py``)."""
+
+    def fault(self, envelope: Envelope) -> Fault | None:
+        """The fault for a message that was just sent."""
+
+    def delivered(self, envelope: Envelope) -> list[Envelope]:
+        """A message was delivered: the held ones that it sets free."""
+
+    def hold(self, envelope: Envelope, rule: str) -> None:
+        """Keep a message until the event of its rule."""
+
+    def give_up(self) -> list[Envelope]:
+        """Nothing else can move: set the oldest held message free, and report its rule."""
+
+
+class Exchange:
+    """Messages that were sent and not yet delivered."""
+
+    def __init__(self, feeder: Feeder, chaos: Chaos | None = None) -> None:
+        self.feeder, self.chaos = feeder, chaos
+        self.number = 0
+        """The number of the last delivery."""
+        self.heads: list[Envelope] = []
+        """Deliverable now; each is the first of its channel."""
+        self.pending = 0
+        self.counts = Counts()
+        self._followers: dict[Channel, deque[Envelope] | None] = {}
+        self._blocked: dict[Channel, Envelope] = {}
+        """Firsts of their channels that chaos keeps back."""
+        self._later: list[tuple[int, int, Envelope]] = []
+        self._order = 0
+        self.requests: dict[str, Envelope] = {}
+        """Requests without a delivered reply, by id: who waits for what, and what to repeat."""
+        self._lost: set[str] = set()
+
+    def start(self) -> None:
+        """Make the first operations pending."""
+        for envelope in self.feeder.start():
+            self._submit(envelope)
+
+    # -- in ------------------------------------------------------------------------------
+
+    def release(self, n: int, messages: list[Envelope]) -> None:
+        """The handling of delivery ``n`` sent these."""
+        causes = (n,)
+        for envelope in messages:
+            envelope.causes = causes
+            if envelope.dst == BROKER:
+                self.counts.sent += 1
+                self.counts.consumed += 1
+                request = request_id(envelope.id)
+                self.requests.pop(request, None)
+                for fed in self.feeder.done(request, n):
+                    self._submit(fed)
+            else:
+                self._submit(envelope)
+
+    def _submit(self, envelope: Envelope) -> None:
+        self.counts.sent += 1
+        if not envelope.id.endswith(REPLY_MARK):
+            self.requests[envelope.id] = envelope
+        if self.chaos is not None:
+            fault = None if envelope.id in self._lost else self.chaos.fault(envelope)
+            if fault is not None and not self._apply(envelope, fault):
+                return
+        self._enqueue(envelope)
+
+    def _apply(self, envelope: Envelope, fault: Fault) -> bool:
+        """Do what the fault says; False if the message itself is gone."""
+        if fault.kind == "duplicate":
+            self.counts.duplicated += 1
+            self._repeat(envelope, fault.after)
+            return True
+        if fault.kind == "drop":
+            self.counts.dropped += 1
+            self.counts.retransmitted += 1
+            if envelope.id.endswith(REPLY_MARK):
+                self._lost.add(envelope.id)
+                request = self.requests.get(request_id(envelope.id))
+                if request is not None:
+                    self._repeat(request, fault.after)
+                return False
+            # A lost request keeps its place: what follows on its channel may not overtake it.
+        envelope.blocked = True
+        if fault.kind == "hold" and self.chaos is not None:
+            self.chaos.hold(envelope, fault.rule)
+        else:
+            self._delay(envelope, fault.after)
+        return True
+
+    def _repeat(self, envelope: Envelope, after: int) -> None:
+        """Queue another copy, on a channel of its own: repetitions are outside all order."""
+        copy = msgspec.structs.replace(
+            envelope, copy=envelope.copy + 1, path=f"{envelope.id}#{envelope.copy + 1}",
+            stream="", blocked=True,
+        )  # fmt: skip
+        self._delay(copy, after)
+        self._enqueue(copy)
+
+    def _delay(self, envelope: Envelope, after: int) -> None:
+        self._order += 1
+        heapq.heappush(self._later, (self.number + after, self._order, envelope))
+
+    def _enqueue(self, envelope: Envelope) -> None:
+        self.pending += 1
+        channel: Channel = envelope.stream or (envelope.path, envelope.dst)
+        if channel not in self._followers:
+            self._followers[channel] = None
+            self._lead(channel, envelope)
+            return
+        followers = self._followers[channel]
+        if followers is None:
+            self._followers[channel] = deque((envelope,))
+        else:
+            followers.append(envelope)
+
+    # -- out -----------------------------------------------------------------------------
+
+    def take(self, index: int, number: int | None = None) -> Envelope:
+        """Deliver ``heads[index]``: it gets the next number (or, on replay, ``number``)."""
+        heads = self.heads
+        envelope = heads[index]
+        last = heads.pop()
+        if last is not envelope:
+            heads[index] = last
+        self.number = self.number + 1 if number is None else number
+        self.pending -= 1
+        self.counts.delivered += 1
+        self._advance(envelope)
+        if envelope.id.endswith(REPLY_MARK):
+            self.requests.pop(envelope.id[:-1], None)
+        if self._later and self._later[0][0] <= self.number:
+            self._release_due()
+        if self.chaos is not None:
+            for freed in self.chaos.delivered(envelope):
+                self._unblock(freed)
+        return envelope
+
+    def _advance(self, envelope: Envelope) -> None:
+        channel: Channel = envelope.stream or (envelope.path, envelope.dst)
+        followers = self._followers[channel]
+        if not followers:
+            del self._followers[channel]
+            return
+        self._lead(channel, followers.popleft())
+
+    def _lead(self, channel: Channel, envelope: Envelope) -> None:
+        """``envelope`` is now the first of its channel."""
+        if envelope.blocked:
+            self._blocked[channel] = envelope
+        else:
+            self.heads.append(envelope)
+
+    def _release_due(self) -> None:
+        while self._later and self._later[0][0] <= self.number:
+            self._unblock(heapq.heappop(self._later)[2])
+
+    def _unblock(self, envelope: Envelope) -> None:
+        envelope.blocked = False
+        channel: Channel = envelope.stream or (envelope.path, envelope.dst)
+        if self._blocked.get(channel) is envelope:
+            del self._blocked[channel]
+            self.heads.append(envelope)
+
+    def unstick(self) -> bool:
+        """All nodes are idle and nothing is deliverable: bring the next thing forward.
+
+        First whatever is only delayed, then a hold whose event can no longer come.  False means
+        quiescence: nothing can ever move again.
+        """
+        if self._later:
+            self._unblock(heapq.heappop(self._later)[2])
+            return True
+        if self.chaos is not None:
+            freed = self.chaos.give_up()
+            for envelope in freed:
+                self._unblock(envelope)
+            return bool(freed)
+        return False

@@ -1,0 +1,252 @@
+"""The coroutine driver: one delivery in, one ``Handled`` out.
+
+A node's handlers are plain functions (answered at once, or later with ``Port.reply``) or
+coroutines over the port.  Between two awaits a coroutine is atomic; at an await anything may
+happen.  The driver steps coroutines with ``send()`` in delivery order; there is no event loop,
+no clock and no thread, so the same deliveries and choices give the same ``Handled``, byte for
+byte.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import msgspec
+
+from protocol.envelope import REPLY_MARK, Envelope, Handled
+from protocol.errors import EmulatorError, ReplayDivergence
+from protocol.limits import STORED_REPLIES_MAX
+from protocol.messages.base import Message, ObjectKey, Request
+from protocol.records import Record
+
+R = TypeVar("R", bound=Message)
+Handler = Callable[[Any, Envelope], Message | Coroutine[Any, Any, Message] | None]
+Park = tuple[str, ...]
+"""What a coroutine sleeps on inside its node; the first part is a word for people."""
+
+
+class Task:
+    """A coroutine that handles one request; ``path`` is that request's id."""
+
+    __slots__ = ("choices", "coroutine", "kind", "path", "sends", "src")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Message], request: Envelope) -> None:
+        self.coroutine = coroutine
+        self.path, self.src, self.kind = request.id, request.src, request.kind
+        self.sends = 0
+        self.choices = 0
+
+
+class Port:
+    """All that node code may do: send, wait, choose, record."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    @types.coroutine
+    def call(self, dst: str, message: Request[R], stream: str = "") -> Generator[Any, Any, R]:
+        """Send a request and wait for its reply."""
+        reply: R = yield self._driver.send(dst, message, stream)
+        return reply
+
+    def post(self, dst: str, message: Request[Any], stream: str = "") -> str:
+        """Send a request without waiting; ``settle`` waits for its reply."""
+        request = self._driver.send(dst, message, stream)
+        self._driver.posted[request] = None
+        return request
+
+    @types.coroutine
+    def settle(self, posted: Iterable[str]) -> Generator[Any, Any, list[Message]]:
+        """Wait for the replies to posted requests, in the order given."""
+        replies: list[Message] = yield tuple(posted)
+        return replies
+
+    async def gather(self, requests: Iterable[tuple[str, Request[Any]]]) -> list[Message]:
+        """Send to many and wait for every reply, in the order given."""
+        return await self.settle([self.post(dst, message) for dst, message in requests])
+
+    def reply(self, request: str, message: Message) -> None:
+        """Answer a request whose handler returned None."""
+        self._driver.answer(request, message)
+
+    @types.coroutine
+    def park(self, *on: str) -> Generator[Any, Any, None]:
+        """Sleep inside this node until ``wake`` is called with the same words."""
+        yield [on]
+
+    def wake(self, *on: str) -> None:
+        """Resume, in order and within this very handling, all that sleep on these words."""
+        self._driver.wake(on)
+
+    def choose(self, name: str, ways: int) -> int:
+        """A freedom of the hardware: 0 <= result < ways, drawn by (seed, identity) or given."""
+        return self._driver.choose(name, ways)
+
+    def emit(self, record: Record) -> None:
+        """Write a trace record."""
+        self._driver.handled.records.append(record)
+
+    def touch(self, key: ObjectKey, access: str = "write") -> None:
+        """Say which shared object was accessed beyond what the message declares."""
+        touched = self._driver.touched
+        if touched is not None:
+            touched.append((key, access))
+
+
+class Driver:
+    """Runs one node.  ``deliver`` is the whole interface to a broker."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name, self.seed = name, seed
+        self.port = Port(self)
+        self.handlers: Mapping[type[Message], Handler] = {}
+        self.node: object = None
+        self.open: dict[str, tuple[str, str]] = {}
+        """Requests not yet answered: id -> (who asked, kind)."""
+        self.stored: dict[str, Envelope] = {}
+        """Replies kept for repeated requests, oldest first."""
+        self.waiting: dict[str, Task] = {}
+        self.posted: dict[str, Message | None] = {}
+        self.settling: dict[Task, tuple[str, ...]] = {}
+        self.parked: dict[Park, deque[Task]] = {}
+        self.ready: deque[tuple[Task, Any]] = deque()
+        self.handled = Handled(0)
+        self.current: Task | None = None
+        self.path, self.sends, self.chosen = "", 0, 0
+        self.given: list[tuple[str, int, int]] | None = None
+        self.touched: list[tuple[ObjectKey, str]] | None = None
+        """Objects accessed by this handling, if somebody asked (a list), else None."""
+
+    # -- the broker's side ----------------------------------------------------------------
+
+    def deliver(
+        self, n: int, envelope: Envelope, choices: list[tuple[str, int, int]] | None = None
+    ) -> Handled:
+        """Handle delivery ``n``; ``choices`` are given in search and replay."""
+        self.handled = handled = Handled(n)
+        self.given = choices
+        if envelope.id.endswith(REPLY_MARK):
+            self._take_reply(envelope)
+        else:
+            self._take_request(envelope)
+        while self.ready:
+            task, value = self.ready.popleft()
+            self._step(task, value)
+        return handled
+
+    def _take_request(self, envelope: Envelope) -> None:
+        request = envelope.id
+        if request in self.open:
+            return  # a repetition; the first one will be answered
+        stored = self.stored.get(request)
+        if stored is not None:
+            self.handled.messages.append(msgspec.structs.replace(stored, causes=(), blocked=False))
+            return
+        self.open[request] = (envelope.src, envelope.kind)
+        body = envelope.body
+        handler = self.handlers.get(type(body))  # type: ignore[arg-type]  # bytes: None below
+        if handler is None or not isinstance(body, Message):
+            raise EmulatorError(f"{self.name} does not handle {envelope.kind} ({request})")
+        self._declare(body)
+        self.current, self.path, self.sends, self.chosen = None, request, 0, 0
+        result = handler(body, envelope)
+        if isinstance(result, Message):
+            self.answer(request, result)
+        elif result is not None:
+            self.ready.append((Task(result, envelope), None))
+
+    def _declare(self, body: Message) -> None:
+        if self.touched is not None:
+            self.touched.append((body.object_key(), body.ACCESS))
+
+    def _take_reply(self, envelope: Envelope) -> None:
+        request, body = envelope.id[: -len(REPLY_MARK)], envelope.body
+        if self.touched is not None:
+            self.touched.append(((), "write"))  # a resumed coroutine may touch anything here
+        task = self.waiting.pop(request, None)
+        if task is not None:
+            self.ready.append((task, body))
+        elif request in self.posted and isinstance(body, Message):
+            self.posted[request] = body
+            for settling in [t for t, wanted in self.settling.items() if request in wanted]:
+                self._settle(settling, self.settling[settling])
+        # else: a repetition of a reply that was taken
+
+    # -- stepping -------------------------------------------------------------------------
+
+    def _step(self, task: Task, value: Any) -> None:
+        self.current = task
+        self.path, self.sends, self.chosen = task.path, task.sends, task.choices
+        try:
+            waits_for = task.coroutine.send(value)
+        except StopIteration as stop:
+            self.answer(task.path, stop.value)
+            return
+        task.sends, task.choices = self.sends, self.chosen
+        if type(waits_for) is str:
+            self.waiting[waits_for] = task
+        elif type(waits_for) is tuple:
+            self._settle(task, waits_for)
+        else:
+            self.parked.setdefault(waits_for[0], deque()).append(task)
+
+    def _settle(self, task: Task, wanted: tuple[str, ...]) -> None:
+        if any(self.posted[request] is None for request in wanted):
+            self.settling[task] = wanted
+            return
+        self.settling.pop(task, None)
+        self.ready.append((task, [self.posted.pop(request) for request in wanted]))
+
+    def wake(self, on: Park) -> None:
+        """Make the sleepers on ``on`` ready, in the order in which they went to sleep."""
+        for task in self.parked.pop(on, ()):
+            self.ready.append((task, None))
+
+    # -- sending --------------------------------------------------------------------------
+
+    def send(self, dst: str, message: Message, stream: str) -> str:
+        """Append a request to this handling's messages; its id comes from its cause."""
+        request = f"{self.path}.{self.sends}"
+        self.sends += 1
+        self.handled.messages.append(
+            Envelope(request, self.name, dst, type(message).__name__, self.path, stream, message)
+        )
+        return request
+
+    def answer(self, request: str, message: Message) -> None:
+        """Append the reply to ``request`` and keep it for repetitions."""
+        src, kind = self.open.pop(request)
+        reply = Envelope(
+            request + REPLY_MARK, self.name, src, kind + REPLY_MARK, request, "", message
+        )
+        self.handled.messages.append(reply)
+        self.stored[request] = reply
+        if len(self.stored) > STORED_REPLIES_MAX:
+            del self.stored[next(iter(self.stored))]
+
+    # -- choices --------------------------------------------------------------------------
+
+    def choose(self, name: str, ways: int) -> int:
+        """Take the given choice, or draw one by (seed, what chooses, how often it chose)."""
+        taken = self.handled.choices
+        if self.given is not None and len(taken) < len(self.given):
+            asked, had, way = self.given[len(taken)]
+            if (asked, had) != (name, ways):
+                raise ReplayDivergence(
+                    self.name, self.handled.n, "choices", f"{asked}/{had} became {name}/{ways}"
+                )
+        else:
+            way = draw(self.seed, f"{self.path}/{self.chosen}/{name}") % ways
+        self.chosen += 1
+        taken.append((name, ways, way))
+        return way
+
+
+def draw(seed: int, identity: str) -> int:
+    """A 64-bit number that depends on the seed and on who draws, never on the order of draws."""
+    digest = blake2b(f"{seed}/{identity}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
