@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -48,12 +49,18 @@ class Counts:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+FaultKind = Literal["delay", "drop", "duplicate", "hold"]
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a chaos rule does to one message: ``after`` deliveries later, or until an event."""
+    """What a chaos rule does to one message.
 
-    kind: str
-    """``delay``, ``drop``, ``duplicate`` or ``hold``."""
+    ``after`` counts deliveries: until a delayed message is deliverable again, until the
+    retransmission of a lost one is, or from the delivery of a message until its duplicate is.
+    """
+
+    kind: FaultKind
     after: int = 0
     rule: str = ""
 
@@ -64,14 +71,17 @@ class Chaos(Protocol):
     def fault(self, envelope: Envelope) -> Fault | None:
         """The fault for a message that was just sent."""
 
-    def delivered(self, envelope: Envelope) -> list[Envelope]:
+    def delivered(self, envelope: Envelope) -> Sequence[Envelope]:
         """A message was delivered: the held ones that it sets free."""
 
     def hold(self, envelope: Envelope, rule: str) -> None:
         """Keep a message until the event of its rule."""
 
-    def give_up(self) -> list[Envelope]:
+    def give_up(self) -> Sequence[Envelope]:
         """Nothing else can move: set the oldest held message free, and report its rule."""
+
+    def heal(self) -> Sequence[Envelope]:
+        """No more faults from now on: set every held message free."""
 
 
 class Exchange:
@@ -93,6 +103,9 @@ class Exchange:
         self.requests: dict[str, Envelope] = {}
         """Requests without a delivered reply, by id: who waits for what, and what to repeat."""
         self._lost: set[str] = set()
+        """Replies that were dropped once and not delivered since: the next one gets through."""
+        self._doubled: dict[str, int] = {}
+        """Messages to repeat once they are delivered, and how many deliveries after that."""
 
     def start(self) -> None:
         """Make the first operations pending."""
@@ -129,36 +142,46 @@ class Exchange:
     def _apply(self, envelope: Envelope, fault: Fault) -> bool:
         """Do what the fault says; False if the message itself is gone."""
         if fault.kind == "duplicate":
-            self.counts.duplicated += 1
-            self._repeat(envelope, fault.after)
+            # Made when the original is delivered: a copy is outside all order, so if it went
+            # first, what it carries would have overtaken its own channel.
+            self._doubled.setdefault(envelope.id, fault.after)
             return True
         if fault.kind == "drop":
             self.counts.dropped += 1
-            self.counts.retransmitted += 1
             if envelope.id.endswith(REPLY_MARK):
-                self._lost.add(envelope.id)
-                request = self.requests.get(request_id(envelope.id))
-                if request is not None:
-                    self._repeat(request, fault.after)
+                self._lose_reply(envelope, fault.after)
                 return False
             # A lost request keeps its place: what follows on its channel may not overtake it.
-        envelope.blocked = True
+            self.counts.retransmitted += 1
         if fault.kind == "hold" and self.chaos is not None:
+            envelope.blocked = True
             self.chaos.hold(envelope, fault.rule)
         else:
             self._delay(envelope, fault.after)
         return True
 
+    def _lose_reply(self, reply: Envelope, after: int) -> None:
+        """The asker repeats its request, and the receiver then repeats its stored reply."""
+        request = self.requests.get(request_id(reply.id))
+        if request is None:
+            return  # another copy of this reply was delivered: nobody misses this one
+        self._lost.add(reply.id)
+        self.counts.retransmitted += 1
+        self._repeat(request, after)
+
     def _repeat(self, envelope: Envelope, after: int) -> None:
         """Queue another copy, on a channel of its own: repetitions are outside all order."""
+        number = envelope.copy + 1
         copy = msgspec.structs.replace(
-            envelope, copy=envelope.copy + 1, path=f"{envelope.id}#{envelope.copy + 1}",
-            stream="", blocked=True,
-        )  # fmt: skip
+            envelope, copy=number, path=f"{envelope.id}#{number}", stream="", blocked=False
+        )
         self._delay(copy, after)
         self._enqueue(copy)
 
     def _delay(self, envelope: Envelope, after: int) -> None:
+        if after <= 0:
+            return
+        envelope.blocked = True
         self._order += 1
         heapq.heappush(self._later, (self.number + after, self._order, envelope))
 
@@ -193,9 +216,18 @@ class Exchange:
         if self._later and self._later[0][0] <= self.number:
             self._release_due()
         if self.chaos is not None:
-            for freed in self.chaos.delivered(envelope):
-                self._unblock(freed)
+            self._after_delivery(envelope, self.chaos)
         return envelope
+
+    def _after_delivery(self, envelope: Envelope, chaos: Chaos) -> None:
+        if envelope.copy == 0:
+            self._lost.discard(envelope.id)
+            after = self._doubled.pop(envelope.id, None)
+            if after is not None:
+                self.counts.duplicated += 1
+                self._repeat(envelope, after)
+        for freed in chaos.delivered(envelope):
+            self._unblock(freed)
 
     def _advance(self, envelope: Envelope) -> None:
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
@@ -238,3 +270,12 @@ class Exchange:
                 self._unblock(envelope)
             return bool(freed)
         return False
+
+    def heal(self) -> None:
+        """The chaos phase is over: everything kept back moves again, in its channel's order."""
+        while self._later:
+            self._unblock(heapq.heappop(self._later)[2])
+        self._doubled = dict.fromkeys(self._doubled, 0)
+        if self.chaos is not None:
+            for envelope in self.chaos.heal():
+                self._unblock(envelope)

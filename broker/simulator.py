@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from broker.exchange import Exchange
 from broker.schedules import Schedule
 from nodes.driver import Driver
 from protocol.envelope import Envelope, Handled
+from protocol.trace import Ending
 
 Observer = Callable[[Envelope, Handled], bool | None]
 """Sees every delivery with its outcome, in order; returning True ends the feeding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended.
-
-    ``waiting`` lists requests that nobody can ever answer (id, kind, who asked, who should
-    answer): empty if every program ran to its end.
-    """
-
-    deliveries: int
-    finished: int
-    complete: bool
-    waiting: tuple[tuple[str, str, str, str], ...]
 
 
 class Simulator:

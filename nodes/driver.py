@@ -53,6 +53,11 @@ class Port:
         reply: R = yield self._driver.send(dst, message, stream)
         return reply
 
+    @property
+    def upcoming(self) -> str:
+        """The id that the next request sent from here will have."""
+        return f"{self._driver.path}.{self._driver.sends}"
+
     def post(self, dst: str, message: Request[Any], stream: str = "") -> str:
         """Send a request without waiting; ``settle`` waits for its reply."""
         request = self._driver.send(dst, message, stream)

@@ -74,6 +74,10 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The first address that the page table cannot map."""
         return 1 << self.shift(self.levels)
 
+    def pgd(self, mm: str) -> int:
+        """The frame of an mm's top-level table; frame 0 is the zero page."""
+        return 1 + self.mms.index(mm)
+
     def subscribers(self, mm: str) -> tuple[tuple[str, str], ...]:
         """The notifier list of an mm: (driver, node), newest first as hlist_add_head does."""
         kvm = [("kvm", vm.name) for vm in self.vms if vm.mm == mm]

@@ -28,10 +28,10 @@ def pack(value: Any) -> bytes:
     return msgpack.packb(msgspec.to_builtins(value))
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
     """msgpack bytes as builtins (lists, not tuples).  Raises ``PeerError``."""
-    if len(data) > MESSAGE_BYTES_MAX:
-        raise PeerError(f"oversized: {len(data)} bytes, limit {MESSAGE_BYTES_MAX}")
+    if len(data) > bytes_max:
+        raise PeerError(f"oversized: {len(data)} bytes, limit {bytes_max}")
     try:
         return msgpack.unpackb(data)
     except Exception as error:  # msgpack raises many kinds; all mean malformed

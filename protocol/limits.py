@@ -44,3 +44,16 @@ HANDLING_SECONDS_MAX: Final = 30.0
 
 SOCKET_HIGH_WATER_MARK: Final = 100_000
 """Frames queued per peer.  Reaching it is an error that is counted, never a silent drop."""
+
+DELIVERIES_IN_FLIGHT_MAX: Final = 64
+"""Deliveries to one node that it has not handled yet; the rest waits in the broker, where chaos
+and the order of channels still hold.  A node is busy with one; a few more hide the trip."""
+
+RECEIVE_ROUND_MAX: Final = 128
+"""Frames that the router takes in before it sends again, so that no node runs dry meanwhile."""
+
+JOURNAL_RECORD_BYTES_MAX: Final = 2 * ZMQ_MESSAGE_BYTES_MAX
+"""Largest journal record.  A longer length prefix means that the file is damaged there."""
+
+FOLLOW_STEPS_MAX: Final = 10_000
+"""Trace steps that one poll of a run returns at most (about 10 MB of records)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
 
 from nodes.driver import Port
 from nodes.world import World
@@ -23,7 +24,7 @@ class Processor(Protocol):
     world: World
     port: Port
 
-    async def mem(self, message: Request[R]) -> R:
+    def mem(self, message: Request[R]) -> Awaitable[R]:
         """One access to shared memory; spins."""
 
     async def sleep(self, dst: str, message: Request[R]) -> R:
@@ -37,6 +38,3 @@ class Processor(Protocol):
 
     async def flush_tlb_local(self, mm: str, start: int, end: int) -> None:
         """Drop this processor's own translations of [start, end)."""
-
-    def post(self, dst: str, message: Request[Any], stream: str = "") -> str:
-        """Send without waiting; settle with ``port.settle``."""

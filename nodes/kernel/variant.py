@@ -30,6 +30,8 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The architecture's TLB flush calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
     nested_encoding: Literal["neg1_neg1", "zero_neg1"]
     """The range that a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``)."""
+    munmap_downgrades: bool
+    """``munmap`` downgrades mmap_lock to read before it unmaps (v4.20)."""
     change_protection_gathers: bool
     """``change_protection`` flushes through an ``mmu_gather`` (v5.19)."""
     upgrade_needs_flush: bool
@@ -67,28 +69,41 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self
 
 
-_IR_ERA = {
-    "end_calls_ir": True, "gather_calls_ir": True, "clear_flush_calls_ir": True,
-    "arch_secondary_flush": False, "nested_encoding": "neg1_neg1",
-}  # fmt: skip
-_ARCH_ERA = {
-    "end_calls_ir": False, "gather_calls_ir": False, "clear_flush_calls_ir": False,
-    "arch_secondary_flush": True, "nested_encoding": "zero_neg1",
-}  # fmt: skip
+_V4_15: dict[str, object] = {
+    "end_calls_ir": True,
+    "gather_calls_ir": True,
+    "clear_flush_calls_ir": True,
+    "arch_secondary_flush": False,
+    "nested_encoding": "neg1_neg1",
+    "munmap_downgrades": False,
+    "change_protection_gathers": False,
+    "apic_gen": 1,
+    "kvm_retry_hva": False,
+    "kvm_lockless_skip": False,
+}
+_V5_7 = _V4_15 | {"munmap_downgrades": True}
+_V5_8 = _V5_7 | {"apic_gen": 2}
+_V6_2 = _V5_8 | {
+    "change_protection_gathers": True,
+    "kvm_retry_hva": True,
+    "kvm_lockless_skip": True,
+}
+_V6_5 = _V6_2 | {"apic_gen": 3}
+_V6_6 = _V6_5 | {
+    "end_calls_ir": False,
+    "gather_calls_ir": False,
+    "clear_flush_calls_ir": False,
+    "arch_secondary_flush": True,
+    "nested_encoding": "zero_neg1",
+}
 _RELEASES: dict[str, dict[str, object]] = {
-    "v4.15": _IR_ERA | {"apic_gen": 1, "kvm_retry_hva": False, "kvm_lockless_skip": False,
-                        "change_protection_gathers": False},
-    "v5.7": _IR_ERA | {"apic_gen": 1, "kvm_retry_hva": False, "kvm_lockless_skip": False,
-                       "change_protection_gathers": False},
-    "v5.8": _IR_ERA | {"apic_gen": 2, "kvm_retry_hva": False, "kvm_lockless_skip": False,
-                       "change_protection_gathers": False},
-    "v6.2": _IR_ERA | {"apic_gen": 2, "kvm_retry_hva": True, "kvm_lockless_skip": True,
-                       "change_protection_gathers": True},
-    "v6.5": _IR_ERA | {"apic_gen": 3, "kvm_retry_hva": True, "kvm_lockless_skip": True,
-                       "change_protection_gathers": True},
-    "v6.6": _ARCH_ERA | {"apic_gen": 3, "kvm_retry_hva": True, "kvm_lockless_skip": True,
-                         "change_protection_gathers": True},
-}  # fmt: skip
+    "v4.15": _V4_15,
+    "v5.7": _V5_7,
+    "v5.8": _V5_8,
+    "v6.2": _V6_2,
+    "v6.5": _V6_5,
+    "v6.6": _V6_6,
+}
 _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
             "broadcast_tlbi": False, "btm": False},

@@ -98,12 +98,11 @@ class ActiveInvalidate(Request[Count], frozen=True):
 
 
 class RetryWait(Request[Ack], frozen=True):
-    """A vCPU that must retry sleeps until no invalidation is in progress, or seq left ``seq``.
+    """A vCPU that must retry sleeps until no invalidation is in progress.
 
     The kernel re-enters the guest and faults again; the emulator waits for the event instead.
     """
 
-    seq: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
 
 

@@ -1,0 +1,312 @@
+"""Chaos: rules that delay, lose, repeat or hold messages, as a part of the schedule.
+
+Whether a rule hits a message depends on the seed, the rule's name and the message's id, never
+on the order in which messages were sent, so that one rule's draws do not move when another
+changes.  Delays are counted in deliveries; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Any
+
+import msgspec
+
+from broker.chaos_config import (
+    WILDCARDS,
+    ChaosConfig,
+    Globs,
+    Match,
+    Rule,
+    globs,
+    load_rules,
+    parse_rules,
+)
+from broker.exchange import Fault
+from broker.programs import operation_program
+from nodes.driver import draw
+from protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
+
+__all__ = ["ChaosConfig", "ChaosRules", "RecordedFaults", "load_rules", "parse_rules"]
+
+DRAW_END = 1 << 64
+"""``draw`` gives 0 <= number < this."""
+GIVEN_UP_MAX = 100
+"""Message ids of given-up holds that the report names; more are only counted."""
+
+Accept = Callable[[str], object]
+
+
+def _accept(given: Globs) -> Accept | None:
+    """A test for one condition: a set where all are plain names, else one expression."""
+    patterns = globs(given)
+    if not patterns:
+        return None
+    if not any(WILDCARDS & set(pattern) for pattern in patterns):
+        return frozenset(patterns).__contains__
+    return re.compile("|".join(translate(pattern) for pattern in patterns)).fullmatch
+
+
+class _Pattern:
+    """A compiled ``Match``.  ``kind`` is tested apart: it decides which rules are looked at."""
+
+    __slots__ = ("dst", "id", "kind", "op", "operation", "program", "src")
+
+    def __init__(self, match: Match) -> None:
+        self.kind, self.op = _accept(match.kind), _accept(match.op)
+        self.src, self.dst, self.id = _accept(match.src), _accept(match.dst), _accept(match.id)
+        self.program, self.operation = _accept(match.program), _accept(match.operation)
+
+    def accepts_kind(self, kind: str) -> bool:
+        """Whether a message of this kind can match at all."""
+        return self.kind is None or bool(self.kind(kind))
+
+    def accepts(self, envelope: Envelope, op: str) -> bool:
+        """Whether all but the kind fits; ``op`` is the kind of the operation it belongs to."""
+        return (
+            (self.src is None or bool(self.src(envelope.src)))
+            and (self.dst is None or bool(self.dst(envelope.dst)))
+            and (self.id is None or bool(self.id(envelope.id)))
+            and (self.program is None or bool(self.program(operation_program(envelope.id))))
+            and (self.operation is None or bool(self.operation(operation_of(envelope.id))))
+            and (self.op is None or bool(self.op(op)))
+        )
+
+
+@dataclass(slots=True)
+class _Held:
+    """A message that waits for ``left`` more events of its rule; ``order`` is when it began."""
+
+    envelope: Envelope
+    left: int
+    order: int
+
+
+class _Active:
+    """A rule at work: compiled, with its tally and what it holds."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule, self.pattern = rule, _Pattern(rule.match)
+        self.until = None if rule.until is None else _Pattern(rule.until)
+        self.below = int(rule.probability * DRAW_END)
+        self.matched = self.hits = self.gave_up = 0
+        self.held: deque[_Held] = deque()
+
+    def may_hit(self, deliveries: int) -> bool:
+        """Whether ``when`` allows a hit after so many deliveries."""
+        when = self.rule.when
+        return (
+            self.below > 0
+            and when.from_delivery <= deliveries
+            and (when.until_delivery is None or deliveries < when.until_delivery)
+            and (when.hits_max is None or self.hits < when.hits_max)
+        )
+
+    def draws(self, seed: int, message_id: str) -> bool:
+        """The draw for one message: a matter of seed, rule and id alone."""
+        identity = f"chaos/{self.rule.name}/{message_id}"
+        return self.below >= DRAW_END or draw(seed, identity) < self.below
+
+    def after(self, seed: int, message_id: str) -> int:
+        """How many deliveries later; 0 for a hold."""
+        span = self.rule.after
+        if span is None:
+            return 0
+        number = draw(seed, f"chaos/{self.rule.name}/{message_id}/after")
+        return span.min + number % (span.max - span.min + 1)
+
+    def event(self) -> list[Envelope]:
+        """The awaited event happened once more: who waited long enough."""
+        for held in self.held:
+            held.left -= 1
+        freed = [held.envelope for held in self.held if held.left <= 0]
+        if freed:
+            self.held = deque(held for held in self.held if held.left > 0)
+        return freed
+
+
+class ChaosRules:
+    """The rules of a configuration at work; what ``Exchange`` asks about every message."""
+
+    def __init__(self, config: ChaosConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.deliveries = 0
+        self.healed = False
+        self.repeats: list[tuple[str, str]] = []
+        """(message id, ``drop`` or ``duplicate``): with the schedule, all that a replay needs."""
+        self.given_up: list[tuple[str, str]] = []
+        """(rule, message id) of holds whose event could not come; the first ``GIVEN_UP_MAX``."""
+        self._rules = [_Active(rule) for rule in config.rule]
+        self._named = {active.rule.name: active for active in self._rules}
+        self._by_kind: dict[str, tuple[_Active, ...]] = {}
+        self._until_by_kind: dict[str, tuple[_Active, ...]] = {}
+        self._held = 0
+        self._holds = 0
+        self._uses_op = any(a.pattern.op or (a.until and a.until.op) for a in self._rules)
+        self._ops: dict[str, tuple[str, str]] = {}
+        """Program -> its current operation and that operation's kind."""
+
+    # -- what the exchange asks ------------------------------------------------------------
+
+    def fault(self, envelope: Envelope) -> Fault | None:
+        """The fault for a message that was just sent; copies are exempt."""
+        if self._uses_op and envelope.src == BROKER:
+            program = operation_program(envelope.id)
+            self._ops[program] = (envelope.id, envelope.kind)
+        rules = self._by_kind.get(envelope.kind)
+        if rules is None:
+            rules = self._rules_for(envelope.kind)
+        if not rules or envelope.copy or self.healed:
+            return None
+        for active in rules:
+            if active.pattern.accepts(envelope, self._op_of(envelope)):
+                active.matched += 1
+                if active.may_hit(self.deliveries) and active.draws(self.seed, envelope.id):
+                    return self._hit(active, envelope)
+        return None
+
+    def delivered(self, envelope: Envelope) -> Sequence[Envelope]:
+        """A message was delivered: the held ones that it sets free."""
+        self.deliveries += 1
+        if not self._held or envelope.copy:
+            return ()
+        freed: list[Envelope] = []
+        for active in self._waiting_for(envelope.kind):
+            until = active.until
+            if active.held and until and until.accepts(envelope, self._op_of(envelope)):
+                freed += active.event()
+        self._held -= len(freed)
+        return freed
+
+    def hold(self, envelope: Envelope, rule: str) -> None:
+        """Keep a message until the event of its rule."""
+        active = self._named[rule]
+        until = active.rule.until
+        self._holds += 1
+        self._held += 1
+        active.held.append(_Held(envelope, until.count if until else 1, self._holds))
+
+    def give_up(self) -> Sequence[Envelope]:
+        """Nothing else can move: set the oldest held message free, and report its rule."""
+        holding = [active for active in self._rules if active.held]
+        if not holding:
+            return ()
+        oldest = min(holding, key=lambda active: active.held[0].order)
+        held = oldest.held.popleft()
+        self._held -= 1
+        oldest.gave_up += 1
+        if len(self.given_up) < GIVEN_UP_MAX:
+            self.given_up.append((oldest.rule.name, held.envelope.id))
+        return (held.envelope,)
+
+    def heal(self) -> Sequence[Envelope]:
+        """No more faults from now on: set every held message free, oldest first."""
+        self.healed = True
+        held = sorted((h for a in self._rules for h in a.held), key=lambda h: h.order)
+        for active in self._rules:
+            active.held.clear()
+        self._held = 0
+        return [h.envelope for h in held]
+
+    # -- what people ask -------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """What every rule did, as plain values for the summary."""
+        return {
+            "rules": [
+                {
+                    "name": active.rule.name, "fault": active.rule.fault,
+                    "matched": active.matched, "hits": active.hits, "gave_up": active.gave_up,
+                }
+                for active in self._rules
+            ],
+            "unmatched": self.unmatched(),
+            "given_up": [list(pair) for pair in self.given_up],
+        }  # fmt: skip
+
+    def unmatched(self) -> list[str]:
+        """Rules that no message ever matched: probably not what their author meant."""
+        return [active.rule.name for active in self._rules if not active.matched]
+
+    def warnings(self) -> list[str]:
+        """What a person should know about how the rules worked out, one line each."""
+        lines = [f"chaos rule {name!r} matched no message" for name in self.unmatched()]
+        lines += [
+            f"chaos rule {active.rule.name!r}: {active.gave_up} held message(s) were let go because"
+            " their event could not come any more"
+            for active in self._rules
+            if active.gave_up
+        ]
+        return lines
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _rules_for(self, kind: str) -> tuple[_Active, ...]:
+        rules = tuple(active for active in self._rules if active.pattern.accepts_kind(kind))
+        self._by_kind[kind] = rules
+        return rules
+
+    def _waiting_for(self, kind: str) -> tuple[_Active, ...]:
+        rules = self._until_by_kind.get(kind)
+        if rules is None:
+            rules = tuple(a for a in self._rules if a.until and a.until.accepts_kind(kind))
+            self._until_by_kind[kind] = rules
+        return rules
+
+    def _op_of(self, envelope: Envelope) -> str:
+        """The kind of the operation that a message belongs to; empty if it is long over."""
+        if not self._uses_op:
+            return ""
+        operation, kind = self._ops.get(operation_program(envelope.id), ("", ""))
+        return kind if operation == operation_of(envelope.id) else ""
+
+    def _hit(self, active: _Active, envelope: Envelope) -> Fault:
+        active.hits += 1
+        kind = active.rule.fault
+        if kind == "duplicate" or (kind == "drop" and envelope.id.endswith(REPLY_MARK)):
+            self.repeats.append((envelope.id, kind))
+        return Fault(kind, active.after(self.seed, envelope.id), active.rule.name)
+
+
+class RecordedFaults:
+    """Chaos on replay: only what made or lost a message (``ChaosRules.repeats``) happens again.
+
+    Delays and holds need no repetition, because the recorded order already is what they did.
+    """
+
+    def __init__(self, repeats: Iterable[tuple[str, str]]) -> None:
+        self._repeats: dict[str, deque[str]] = {}
+        for message_id, kind in repeats:
+            self._repeats.setdefault(message_id, deque()).append(kind)
+
+    def fault(self, envelope: Envelope) -> Fault | None:
+        """The recorded loss or duplication of this message, at once."""
+        kinds = self._repeats.get(envelope.id)
+        if not kinds or envelope.copy:
+            return None
+        return Fault("drop" if kinds.popleft() == "drop" else "duplicate")
+
+    def delivered(self, envelope: Envelope) -> Sequence[Envelope]:  # noqa: ARG002 - protocol
+        """Nothing is ever held."""
+        return ()
+
+    def hold(self, envelope: Envelope, rule: str) -> None:
+        """Never asked for."""
+
+    def give_up(self) -> Sequence[Envelope]:
+        """Nothing is ever held."""
+        return ()
+
+    def heal(self) -> Sequence[Envelope]:
+        """Nothing is ever held."""
+        return ()
+
+
+def to_table(config: ChaosConfig) -> dict[str, Any]:
+    """The configuration as plain values, for ``run.toml``; ``parse_rules`` reads them again."""
+    table: dict[str, Any] = msgspec.to_builtins(config)
+    return table

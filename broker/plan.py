@@ -1,0 +1,87 @@
+"""What a run on processes is made of, and how it came out: plain data that crosses processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from broker.exchange import Chaos
+from broker.programs import Program
+from broker.schedules import Arrival, Schedule
+from protocol.trace import Ending
+from protocol.wire import Choices
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that determines a run.  All of it must be picklable.
+
+    ``schedule`` says how messages are delivered:
+
+    * ``Arrival``: as they come, many at once (real parallelism; not repeatable, but recorded);
+    * ``Recorded``: every node gets its recorded deliveries with their recorded numbers, nodes
+      run in parallel where releases allow (``Record.programs`` and ``Record.faults`` complete a
+      replay);
+    * any other: one delivery at a time, exactly as the simulator would.
+    """
+
+    directory: Path
+    """The run's directory; it must exist and hold no journals."""
+    nodes: tuple[str, ...]
+    world: bytes
+    """``codec.pack(world)``."""
+    seed: int
+    programs: tuple[Program, ...]
+    operations_max: int | None = None
+    """Feed no more operations than this, over all programs."""
+    deliveries_max: int | None = None
+    """End the run after so many deliveries."""
+    chaos: Chaos | None = None
+    schedule: Schedule = field(default_factory=Arrival)
+    choices: dict[int, Choices] = field(default_factory=dict)
+    """Choices that the handling of a delivery must take, by its number."""
+    build: str = "nodes.build:build"
+    """``module:function`` that makes a node's driver from (name, world, seed)."""
+
+
+QUIESCENT = "quiescent"
+"""Nothing can ever move again: all done, or deadlocked (``ending`` tells)."""
+LIMIT = "limit"
+"""``deliveries_max`` was reached."""
+SCHEDULE_END = "schedule end"
+"""The schedule had no more to deliver."""
+ABORTED = "aborted"
+"""The launcher ended it (Ctrl-C)."""
+DIVERGED = "diverged"
+"""A recorded schedule no longer fits; ``detail`` names node, delivery and field."""
+NODE_DIED = "node died"
+ROUTER_DIED = "router died"
+NOT_READY = "not ready"
+"""A process did not say hello in time; ``detail`` names it."""
+STUCK = "stuck"
+"""A node did not answer a delivery in time; ``detail`` names both."""
+
+SOUND = frozenset({QUIESCENT, LIMIT, SCHEDULE_END})
+"""Statuses of a run that did not break (any other is exit status 4, or 130 for ``ABORTED``)."""
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """How a run ended."""
+
+    status: str
+    ending: Ending
+    counts: dict[str, int]
+    """``Counts.as_dict`` and ``pending`` at the end."""
+    rejected: dict[str, int] = {}
+    """Frames that were rejected, by reason."""
+    chaos: dict[str, Any] = {}
+    """What the chaos rules did (``ChaosRules.report``)."""
+    detail: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the run itself worked; says nothing about what it found."""
+        return self.status in SOUND

@@ -1,0 +1,178 @@
+"""A processor: user accesses through its TLB, and the kernel code that its threads run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from nodes.driver import Handler, Port
+from nodes.kernel import madvise, memory, migrate, mmap, mprotect
+from nodes.kernel.errno import EAGAIN
+from nodes.node import Node
+from nodes.translation import TranslationCache, data_access, walk_page_table
+from nodes.world import MEMORY, World
+from protocol import pte as ptes
+from protocol.envelope import Envelope
+from protocol.limits import FAULT_RETRIES_MAX
+from protocol.messages import processor as p
+from protocol.messages import program as op
+from protocol.messages.base import Ack, Message, Request
+from protocol.messages.memory import CpumaskSet, Flag
+from protocol.records import FaultRetry, OpBegin, OpEnd
+
+R = TypeVar("R", bound=Message)
+
+
+class Processor(Node):
+    """What a CPU and a vCPU thread's CPU share: one thread at a time, a TLB, interrupts."""
+
+    def __init__(self, name: str, world: World, port: Port) -> None:
+        super().__init__(name, world, port)
+        self.tlb = TranslationCache("tlb", world, port)
+        self.busy = False
+        """A thread is on the processor."""
+        self.irqs_off = False
+        self.active_mms: list[str] = []
+        """mms that this processor is in the cpumask of."""
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """Interrupts, broadcast TLB maintenance and the workqueue."""
+        return {
+            p.FlushTlbIpi: self.flush_tlb_func,
+            p.Tlbi: self.tlbi,
+            p.SyncIpi: self.sync_ipi,
+            p.PageRequest: self.page_request,
+        }
+
+    # -- nodes.kernel.context.Processor ---------------------------------------------------
+
+    def mem(self, message: Request[R]) -> Awaitable[R]:
+        """One access to shared memory; the thread keeps the processor."""
+        return self.port.call(MEMORY, message)
+
+    async def sleep(self, dst: str, message: Request[R]) -> R:
+        """Give the processor away until the reply is there, then wait for a turn."""
+        self.leave()
+        reply = await self.port.call(dst, message)
+        await self.enter()
+        return reply
+
+    def irq_disable(self) -> None:
+        """Interrupts wait from here on."""
+        self.irqs_off = True
+
+    def irq_enable(self) -> None:
+        """Interrupts that waited are taken now."""
+        self.irqs_off = False
+        self.port.wake("interrupts on")
+
+    async def flush_tlb_local(self, mm: str, start: int, end: int) -> None:
+        """Drop this processor's own translations."""
+        await self.tlb.invalidate(mm, start, end)
+
+    # -- the thread on the processor -------------------------------------------------------
+
+    async def enter(self) -> None:
+        """Wait until no other thread is on the processor, and be it."""
+        while self.busy:
+            await self.port.park("processor free")
+        self.busy = True
+
+    def leave(self) -> None:
+        """Let the next thread run."""
+        self.busy = False
+        self.port.wake("processor free")
+
+    async def switch_mm(self, mm: str) -> None:
+        """``switch_mm``: join the mm's cpumask before its first translation is cached.
+
+        The bit stays set: entries are tagged and outlive a switch to another mm.
+        """
+        if mm not in self.active_mms:
+            self.active_mms.append(mm)
+            await self.mem(CpumaskSet(mm, self.name, True))
+
+    # -- interrupts -------------------------------------------------------------------------
+
+    async def _interrupt(self) -> None:
+        """An IPI runs on top of whatever waits, once interrupts are on."""
+        while self.irqs_off:
+            await self.port.park("interrupts on")
+
+    async def flush_tlb_func(self, message: p.FlushTlbIpi, _: Envelope) -> Ack:
+        """``flush_tlb_func``: flush, then acknowledge."""
+        await self._interrupt()
+        await self.tlb.invalidate(message.mm, message.start, message.end)
+        return Ack()
+
+    async def tlbi(self, message: p.Tlbi, _: Envelope) -> Ack:
+        """Broadcast maintenance: no interrupt is involved."""
+        await self.tlb.invalidate(message.mm, message.start, message.end)
+        return Ack()
+
+    async def sync_ipi(self, _message: p.SyncIpi, _: Envelope) -> Ack:
+        """An empty interrupt."""
+        await self._interrupt()
+        return Ack()
+
+    async def page_request(self, message: p.PageRequest, _: Envelope) -> Flag:
+        """``iommu_sva_handle_iopf``: a worker thread handles the fault of a device."""
+        await self.enter()
+        result = await memory.handle_mm_fault(self, message.mm, message.address, message.write)
+        self.leave()
+        return Flag(result == 0)
+
+    # -- user accesses ----------------------------------------------------------------------
+
+    async def user_access(self, mm: str, address: int, write: bool, value: int) -> int:
+        """A load or store in user mode: 0, -EFAULT for SIGSEGV, -ENOMEM for the OOM killer."""
+        await self.switch_mm(mm)
+        for attempt in range(FAULT_RETRIES_MAX):
+            entry = self.tlb.lookup(mm, address)
+            if entry is not None and not ptes.permits(entry.pte, write):
+                self.tlb.evict(entry)  # a fault drops the entry that caused it
+                entry = None
+            if entry is None:
+                entry = await walk_page_table(self.tlb, mm, address, write)
+            if entry is not None:
+                await data_access(self.tlb, entry, address, write, value)
+                return 0
+            result = await memory.handle_mm_fault(self, mm, address, write)
+            if result:
+                return result
+            if attempt:
+                self.port.emit(FaultRetry(mm, address, write, "page fault"))
+        return -EAGAIN
+
+
+SystemCall = Callable[["Cpu", Any], Coroutine[Any, Any, int]]
+
+SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
+    op.Mmap: lambda c, o: mmap.mmap_region(c, o.mm, o.address, o.length, o.read, o.write),
+    op.Munmap: lambda c, o: mmap.do_munmap(c, o.mm, o.address, o.length),
+    op.Brk: lambda c, o: mmap.do_brk(c, o.mm, o.address),
+    op.Mprotect: lambda c, o: mprotect.do_mprotect(c, o.mm, o.address, o.length, o.read, o.write),
+    op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
+    op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
+    op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
+}
+
+
+class Cpu(Processor):
+    """The ``cpu`` node."""
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """Interrupts, and every operation that a thread may ask for."""
+        return {**super().handlers(), **dict.fromkeys(SYSTEM_CALLS, self.operate)}
+
+    async def operate(self, operation: op.Operation, _: Envelope) -> op.OpDone:
+        """Run one operation of a thread from its begin to its end record."""
+        await self.enter()
+        kind = type(operation).__name__
+        start = getattr(operation, "address", 0)
+        end = start + getattr(operation, "length", 0)
+        self.port.emit(OpBegin(kind, getattr(operation, "mm", ""), start, end))
+        result = await SYSTEM_CALLS[type(operation)](self, operation)
+        self.port.emit(OpEnd(kind, result))
+        self.leave()
+        return op.OpDone(result)

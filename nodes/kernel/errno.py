@@ -1,0 +1,10 @@
+"""include/uapi/asm-generic/errno-base.h: the ones that are used."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EAGAIN: Final = 11
+ENOMEM: Final = 12
+EFAULT: Final = 14
+EINVAL: Final = 22

@@ -1,0 +1,74 @@
+"""arch/x86/kvm/mmu/mmu.c: a guest page fault becomes a shadow entry."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nodes.kernel import gup, kvm_main
+from nodes.kernel.context import Processor
+from nodes.kernel.errno import EFAULT
+from protocol import pte as ptes
+from protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from protocol.messages.kvm import (
+    Memslot,
+    MemslotsLoad,
+    MmuLock,
+    MmuUnlock,
+    RetryWait,
+    SeqRead,
+    SpteSet,
+)
+from protocol.records import FaultRetry
+
+RET_PF_FIXED: Final = 0
+RET_PF_RETRY: Final = 1
+
+
+async def gfn_to_memslot(cpu: Processor, vm: str, gfn: int) -> Memslot | None:
+    """``gfn_to_memslot``."""
+    slots = (await cpu.port.call(vm, MemslotsLoad())).slots
+    return next((s for s in slots if s.gfn <= gfn < s.gfn + s.pages), None)
+
+
+def gfn_to_hva_memslot(slot: Memslot, gfn: int) -> int:
+    """``gfn_to_hva_memslot``."""
+    return slot.hva + (gfn - slot.gfn) * PAGE_SIZE
+
+
+async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> int:
+    """``direct_page_fault`` and ``kvm_tdp_page_fault``: RET_PF_*, or -EFAULT.
+
+    cpu0 (invalidate)                   vcpu0
+                                        seq = mmu_invalidate_seq
+                                        pfn = hva_to_pfn() -> f
+    start: in_progress++; zap
+    clear pte; flush
+    end: seq++; in_progress--
+    free f                              mmu_lock
+                                        [Required: seq differs, so do not install f]
+    """
+    gfn = gpa >> PAGE_SHIFT
+    slot = await gfn_to_memslot(cpu, vm, gfn)
+    if slot is None:
+        return -EFAULT
+    hva = gfn_to_hva_memslot(slot, gfn)
+    mm = kvm_main.vm_named(cpu.world, vm).mm
+    sampled = await cpu.port.call(vm, SeqRead())
+    page = await gup.get_user_page(cpu, mm, hva, write)
+    if isinstance(page, int):
+        return page
+    kernel = cpu.world.kernel
+    await cpu.port.call(vm, MmuLock(not kernel.kvm_retry_hva))
+    now = await cpu.port.call(vm, SeqRead())
+    retry = kvm_main.mmu_invalidate_retry(kernel, sampled.seq, now, hva)
+    if not retry:
+        rights = ptes.flags_of(page.pte) & (ptes.PRESENT | ptes.WRITE)
+        await cpu.port.call(vm, SpteSet(gfn, ptes.make(page.frame, rights), page.walk))
+    await cpu.port.call(vm, MmuUnlock())
+    await gup.put_page(cpu, page.frame)
+    if not retry:
+        return RET_PF_FIXED
+    cpu.port.emit(FaultRetry(vm, gpa, write, "mmu_invalidate_retry"))
+    if now.in_progress:
+        await cpu.port.call(vm, RetryWait())
+    return RET_PF_RETRY

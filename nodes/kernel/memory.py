@@ -1,0 +1,306 @@
+"""mm/memory.c: page faults, zapping, freeing page tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
+from nodes.kernel.context import Processor
+from nodes.kernel.errno import EFAULT, ENOMEM
+from nodes.kernel.mmu_gather import MmuGather
+from nodes.kernel.mmu_notifier import MmuNotifierRange
+from nodes.world import MEMORY
+from protocol import pte as ptes
+from protocol.events import MmuNotifierEvent
+from protocol.limits import PAGE_SIZE
+from protocol.messages.memory import (
+    AnonVmaLock,
+    AnonVmaUnlock,
+    FolioWait,
+    FrameAlloc,
+    MmapLock,
+    MmapUnlock,
+    PagePut,
+    PteGetAndClear,
+    PteLoad,
+    PteScan,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+    RmapAdd,
+    RmapRemove,
+    Vma,
+    VmaFind,
+)
+from protocol.ranges import page_of
+from protocol.records import Coverage
+
+ZERO_PAGE = 0
+ANON_FLAGS = ptes.PRESENT | ptes.ACCESSED
+
+
+@dataclass(slots=True)
+class VmFault:
+    """``struct vm_fault``: what faults, in which VMA, at which leaf entry."""
+
+    mm: str
+    address: int
+    write: bool
+    vma: Vma
+    table: int
+    pte: int
+
+    @property
+    def write_flags(self) -> int:
+        """``maybe_mkwrite(pte_mkdirty(...))``."""
+        return ptes.WRITE | ptes.DIRTY if self.vma.write and self.write else 0
+
+
+# ---- page faults -----------------------------------------------------------------------------
+
+
+async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) -> int:
+    """A page fault of any agent on ``mm``: 0 (retry the access) or -errno.
+
+    arch ``do_user_addr_fault`` with ``handle_mm_fault``; takes mmap_lock for read.
+    """
+    address = page_of(address)
+    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    found = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
+    if not found or not (found[0].write if write else found[0].read):
+        await cpu.mem(MmapUnlock(mm))
+        return -EFAULT
+    table = await pgtable.alloc_leaf_table(cpu, mm, address)
+    if table < 0:
+        await cpu.mem(MmapUnlock(mm))
+        return -ENOMEM
+    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    fault = VmFault(mm, address, write, found[0], table, pte)
+    if ptes.is_migration(pte):
+        await cpu.mem(MmapUnlock(mm))
+        return await migration_entry_wait(cpu, fault)
+    result = await handle_pte_fault(cpu, fault)
+    await cpu.mem(MmapUnlock(mm))
+    return result
+
+
+async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
+    """``handle_pte_fault``: nothing there, not writable, or nothing left to do."""
+    if not ptes.pte_present(fault.pte):
+        return await do_anonymous_page(cpu, fault)
+    if fault.write and not fault.pte & ptes.WRITE:
+        return await do_wp_page(cpu, fault)
+    return await _mark_accessed(cpu, fault)
+
+
+async def migration_entry_wait(cpu: Processor, fault: VmFault) -> int:
+    """``migration_entry_wait``: sleep until the migrating folio is unlocked; then retry."""
+    cpu.port.emit(Coverage("migration_entry_wait"))
+    await cpu.sleep(MEMORY, FolioWait(ptes.frame_of(fault.pte)))
+    return 0
+
+
+async def _mark_accessed(cpu: Processor, fault: VmFault) -> int:
+    """The end of ``handle_pte_fault``: somebody else has done it, or a spurious fault."""
+    await cpu.mem(PtlLock(fault.table))
+    now = await _load(cpu, fault)
+    if now == fault.pte:
+        new = now | ptes.ACCESSED | (ptes.DIRTY if fault.write else 0)
+        if not await pgtable.ptep_set_access_flags(
+            cpu, fault.mm, fault.address, fault.table, now, new
+        ):
+            await tlb.flush_tlb_fix_spurious_fault(cpu, fault.mm, fault.address)
+    await cpu.mem(PtlUnlock(fault.table))
+    return 0
+
+
+async def _load(cpu: Processor, fault: VmFault) -> int:
+    return (await cpu.mem(PteLoad(fault.table, pgtable.pte_index(cpu, fault.address)))).pte
+
+
+async def do_anonymous_page(cpu: Processor, fault: VmFault) -> int:
+    """``do_anonymous_page``: the zero page for a read, a zeroed page for a write."""
+    if not fault.write:
+        zero = ptes.make(ZERO_PAGE, ANON_FLAGS | ptes.SPECIAL)
+        await cpu.mem(PtlLock(fault.table))
+        if await _load(cpu, fault) == ptes.NONE:
+            await _set(cpu, fault, zero)
+        await cpu.mem(PtlUnlock(fault.table))
+        return 0
+    frame = (await cpu.mem(FrameAlloc("anon"))).frame
+    if frame < 0:
+        return -ENOMEM
+    await cpu.mem(PtlLock(fault.table))
+    raced = await _load(cpu, fault) != ptes.NONE
+    if not raced:
+        await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
+        await _set(cpu, fault, ptes.make(frame, ANON_FLAGS | fault.write_flags))
+    await cpu.mem(PtlUnlock(fault.table))
+    if raced:
+        await cpu.mem(PagePut(frame))
+    return 0
+
+
+async def _set(cpu: Processor, fault: VmFault, pte: int) -> None:
+    await cpu.mem(PteSet(fault.table, pgtable.pte_index(cpu, fault.address), pte))
+
+
+async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
+    """``do_wp_page``: reuse a page that is ours alone, else copy."""
+    await cpu.mem(PtlLock(fault.table))
+    if await _load(cpu, fault) != fault.pte:
+        await cpu.mem(PtlUnlock(fault.table))
+        return 0
+    if fault.pte & ptes.SPECIAL:
+        await cpu.mem(PtlUnlock(fault.table))
+        return await wp_page_copy(cpu, fault)
+    await wp_page_reuse(cpu, fault)
+    await cpu.mem(PtlUnlock(fault.table))
+    return 0
+
+
+async def wp_page_reuse(cpu: Processor, fault: VmFault) -> None:
+    """``wp_page_reuse``: the same frame, now writable; under the PTL."""
+    new = fault.pte | ptes.ACCESSED | fault.write_flags
+    await pgtable.ptep_set_access_flags(cpu, fault.mm, fault.address, fault.table, fault.pte, new)
+
+
+async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
+    """``wp_page_copy``: a new frame in place of a shared one.
+
+    cpu0 (COW)                          device, through its IOTLB
+    clear pte; flush CPUs and secondaries
+                                        [Required: no old translation from here on]
+    publish the new frame               reads the new frame, never the old one after it
+    """
+    frame = (await cpu.mem(FrameAlloc("anon"))).frame
+    if frame < 0:
+        return -ENOMEM
+    range_ = MmuNotifierRange(
+        fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.CLEAR
+    )
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await cpu.mem(PtlLock(fault.table))
+    raced = await _load(cpu, fault) != fault.pte
+    if not raced:
+        await pgtable.ptep_clear_flush_notify(cpu, fault.mm, fault.address, fault.table)
+        await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
+        await _set(cpu, fault, ptes.make(frame, ANON_FLAGS | fault.write_flags))
+    await cpu.mem(PtlUnlock(fault.table))
+    await mmu_notifier.invalidate_range_end(cpu, range_, only_end=True)
+    if raced:
+        await cpu.mem(PagePut(frame))
+    return 0
+
+
+# ---- zapping ---------------------------------------------------------------------------------
+
+
+async def unmap_vmas(cpu: Processor, gather: MmuGather, start: int, end: int) -> None:
+    """``unmap_vmas``: one bracket around the zap of every VMA in [start, end)."""
+    range_ = MmuNotifierRange(gather.mm, start, end, MmuNotifierEvent.UNMAP)
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await unmap_page_range(cpu, gather, start, end)
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+
+
+async def zap_page_range_single(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``zap_page_range_single``: gather, bracket, zap, finish."""
+    gather = await mmu_gather.tlb_gather_mmu(cpu, mm)
+    range_ = MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR)
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await unmap_page_range(cpu, gather, start, end)
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+    await mmu_gather.tlb_finish_mmu(cpu, gather)
+
+
+async def unmap_page_range(cpu: Processor, gather: MmuGather, start: int, end: int) -> None:
+    """``unmap_page_range``: zap every leaf table of [start, end)."""
+
+    async def visit(table: int, first: int, last: int, address: int) -> None:
+        await zap_pte_range(cpu, gather, table, first, last, address)
+
+    await pgtable.walk_page_range(cpu, gather.mm, start, end, visit)
+
+
+async def zap_pte_range(
+    cpu: Processor, gather: MmuGather, table: int, first: int, last: int, address: int
+) -> None:
+    """``zap_pte_range``: clear entries under the PTL; a full batch is flushed after it."""
+    base = address - first * PAGE_SIZE
+    while first < last:
+        full = False
+        await cpu.mem(PtlLock(table))
+        while first < last and not full:
+            found = await cpu.mem(PteScan(table, first, last))
+            first = last if found.index < 0 else found.index + 1
+            if found.index >= 0:
+                at = base + found.index * PAGE_SIZE
+                full = await _zap_entry(cpu, gather, table, found.index, at)
+        await cpu.mem(PtlUnlock(table))
+        if full:
+            cpu.port.emit(Coverage("gather_batch_full"))
+            await mmu_gather.tlb_flush_mmu(cpu, gather)
+
+
+async def _zap_entry(
+    cpu: Processor, gather: MmuGather, table: int, index: int, address: int
+) -> bool:
+    """Clear one entry; True if the batch is full."""
+    old = (await cpu.mem(PteGetAndClear(table, index))).pte
+    if not ptes.pte_present(old):
+        return False  # a migration entry holds no reference
+    gather.adjust_range(address)
+    if old & ptes.SPECIAL:
+        return False
+    frame = ptes.frame_of(old)
+    await cpu.mem(RmapRemove(frame, gather.mm, address))
+    return mmu_gather.tlb_remove_page(cpu, gather, frame)
+
+
+# ---- page tables -----------------------------------------------------------------------------
+
+
+async def free_pgtables(
+    cpu: Processor, gather: MmuGather, start: int, end: int, floor: int, ceiling: int
+) -> None:
+    """``free_pgtables``: free the tables that map nothing but [floor, ceiling).
+
+    ``unlink_anon_vmas`` comes first: an rmap walk that still looks at these tables holds the
+    rmap lock, and none that starts later finds them.
+    """
+    await cpu.sleep(MEMORY, AnonVmaLock(gather.mm, True))
+    await cpu.mem(AnonVmaUnlock(gather.mm))
+    top = cpu.world.levels - 1
+    span = (start, end, floor, ceiling)
+    await _free_level(cpu, gather, cpu.world.pgd(gather.mm), top, 0, span)
+
+
+async def _free_level(
+    cpu: Processor,
+    gather: MmuGather,
+    table: int,
+    level: int,
+    base: int,
+    span: tuple[int, int, int, int],
+) -> None:
+    """``free_pgd_range`` and what is below it: children that lie in the gap go, others stay."""
+    start, end, floor, ceiling = span
+    if level == 0:
+        return
+    size = 1 << cpu.world.shift(level)
+    first = max(start - base, 0) // size
+    last = min((end - base + size - 1) // size, cpu.world.entries)
+    while first < last:
+        found = await cpu.mem(PteScan(table, first, last))
+        if found.index < 0:
+            return
+        first = found.index + 1
+        at = base + found.index * size
+        child = ptes.frame_of(found.pte)
+        await _free_level(cpu, gather, child, level - 1, at, span)
+        if floor <= at and at + size <= ceiling:
+            await cpu.mem(PtlLock(table))
+            await cpu.mem(PteGetAndClear(table, found.index))
+            await cpu.mem(PtlUnlock(table))
+            mmu_gather.free_table(gather, child, at, size)

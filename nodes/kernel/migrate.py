@@ -1,0 +1,152 @@
+"""mm/migrate.c and the migration half of mm/rmap.c: move a page to another frame."""
+
+from __future__ import annotations
+
+from nodes.kernel import gup, mmu_notifier, pgtable
+from nodes.kernel.context import Processor
+from nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
+from nodes.kernel.mmu_notifier import MmuNotifierRange
+from nodes.world import MEMORY
+from protocol import pte as ptes
+from protocol.events import MmuNotifierEvent
+from protocol.limits import PAGE_SIZE
+from protocol.messages.memory import (
+    AnonVmaLock,
+    AnonVmaUnlock,
+    FolioLock,
+    FolioUnlock,
+    FrameAlloc,
+    FrameCopy,
+    MmapLock,
+    MmapUnlock,
+    PageFreeze,
+    PteLoad,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+    RmapAdd,
+    RmapRemove,
+    RmapWalk,
+    VmaFind,
+)
+from protocol.ranges import page_align
+from protocol.records import Coverage
+
+Place = tuple[str, int]
+"""Where a migration entry was put: (mm, address)."""
+_KEPT = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
+"""What a migration entry remembers of the entry it replaces."""
+
+
+async def move_pages(cpu: Processor, mm: str, address: int, length: int) -> int:
+    """``move_pages``: migrate what is mapped in the range; how many pages moved, or -errno."""
+    if address % PAGE_SIZE or length <= 0 or address + length > cpu.world.address_end():
+        return -EINVAL
+    moved = 0
+    for at in range(address, address + page_align(length), PAGE_SIZE):
+        result = await migrate_page(cpu, mm, at)
+        if result == -ENOMEM:
+            return result
+        moved += result == 0
+    return moved
+
+
+async def migrate_page(cpu: Processor, mm: str, address: int) -> int:
+    """Isolate the page at ``address`` and migrate it: 0, or -errno if it stays where it is."""
+    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    page = await gup.get_user_page_fast(cpu, mm, address, False)
+    await cpu.mem(MmapUnlock(mm))
+    if page is None or page.pte & ptes.SPECIAL:
+        if page is not None:
+            await gup.put_page(cpu, page.frame)
+        return -EINVAL
+    result = await unmap_and_move(cpu, page.frame)
+    await gup.put_page(cpu, page.frame)
+    return result
+
+
+async def unmap_and_move(cpu: Processor, old: int) -> int:
+    """``migrate_folio_unmap`` and ``migrate_folio_move``; the caller holds one reference.
+
+    cpu0 (migrate)                      any other agent
+    clear pte, flush, migration entry   [Required: nobody writes the old frame from here on]
+    copy old -> new
+    map the new frame
+    """
+    new = (await cpu.mem(FrameAlloc("anon"))).frame
+    if new < 0:
+        return -ENOMEM
+    await cpu.sleep(MEMORY, FolioLock(old))
+    places = await try_to_migrate(cpu, old)
+    moved = (await cpu.mem(PageFreeze(old, 1))).value and bool(places)
+    if moved:
+        await cpu.mem(FrameCopy(old, new))
+    else:
+        cpu.port.emit(Coverage("migrate_busy"))
+    await remove_migration_ptes(cpu, places, old, new if moved else old)
+    await cpu.mem(FolioUnlock(old))
+    # The copy's own reference goes; each mapping of it took one.
+    await gup.put_page(cpu, new)
+    return 0 if moved else -EAGAIN
+
+
+async def try_to_migrate(cpu: Processor, old: int) -> list[Place]:
+    """``try_to_migrate``: a migration entry in place of every mapping, under the rmap lock."""
+    places: list[Place] = []
+    mappings = (await cpu.mem(RmapWalk(old))).places
+    for mm, address in mappings:
+        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
+        if await try_to_migrate_one(cpu, mm, address, old):
+            places.append((mm, address))
+        await cpu.mem(AnonVmaUnlock(mm))
+    return places
+
+
+async def try_to_migrate_one(cpu: Processor, mm: str, address: int, old: int) -> bool:
+    """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
+    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    replaced = False
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table >= 0:
+        await cpu.mem(PtlLock(table))
+        index = pgtable.pte_index(cpu, address)
+        pte = (await cpu.mem(PteLoad(table, index))).pte
+        if ptes.pte_present(pte) and ptes.frame_of(pte) == old:
+            entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
+            migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
+            await cpu.mem(PteSet(table, index, migration))
+            await cpu.mem(RmapRemove(old, mm, address))
+            await gup.put_page(cpu, old)
+            replaced = True
+        await cpu.mem(PtlUnlock(table))
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+    return replaced
+
+
+async def remove_migration_ptes(cpu: Processor, places: list[Place], old: int, to: int) -> None:
+    """``remove_migration_ptes``: map ``to`` where the migration entries of ``old`` still are."""
+    for mm, address in places:
+        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
+        table = await pgtable.find_leaf_table(cpu, mm, address)
+        if table >= 0:
+            await cpu.mem(PtlLock(table))
+            index = pgtable.pte_index(cpu, address)
+            pte = (await cpu.mem(PteLoad(table, index))).pte
+            if ptes.is_migration(pte) and ptes.frame_of(pte) == old:
+                await gup.get_page(cpu, to)
+                await cpu.mem(RmapAdd(to, mm, address))
+                rights = await _page_prot(cpu, mm, address)
+                await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
+            await cpu.mem(PtlUnlock(table))
+        await cpu.mem(AnonVmaUnlock(mm))
+
+
+async def _page_prot(cpu: Processor, mm: str, address: int) -> int:
+    """``vma->vm_page_prot`` as ``remove_migration_pte`` reads it: without mmap_lock.
+
+    An mprotect that runs at the same time takes the PTL afterwards and corrects the entry.
+    """
+    vmas = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
+    readable = not vmas or vmas[0].read or vmas[0].write
+    return ptes.PRESENT if readable else ptes.PROTNONE

@@ -1,0 +1,111 @@
+"""mm/mmap.c: mmap, munmap, brk."""
+
+from __future__ import annotations
+
+from nodes.kernel import memory, mmu_gather
+from nodes.kernel.context import Processor
+from nodes.kernel.errno import EINVAL, ENOMEM
+from nodes.world import MEMORY
+from protocol.limits import PAGE_SIZE
+from protocol.messages.memory import (
+    BrkLoad,
+    BrkStore,
+    MmapDowngrade,
+    MmapLock,
+    MmapUnlock,
+    Vma,
+    VmaFind,
+    VmaRange,
+    VmaReplace,
+)
+from protocol.ranges import page_align
+
+
+def _bad_range(cpu: Processor, address: int, length: int) -> bool:
+    """Not page-aligned, empty, or beyond what the page table maps."""
+    end = address + page_align(length)
+    return bool(address % PAGE_SIZE) or length <= 0 or end > cpu.world.address_end()
+
+
+async def mmap_region(
+    cpu: Processor, mm: str, address: int, length: int, read: bool, write: bool
+) -> int:
+    """``mmap(MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS)``: the address, or -errno.
+
+    Whatever was mapped there is unmapped first, under the same mmap_lock (``mmap_region``).
+    """
+    if _bad_range(cpu, address, length):
+        return -EINVAL
+    end = address + page_align(length)
+    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    found = await cpu.mem(VmaFind(mm, address, end))
+    if found.vmas:
+        await _unmap_region(cpu, mm, address, end, found)
+    await cpu.mem(VmaReplace(mm, address, end, (Vma(address, end, read, write),)))
+    await cpu.mem(MmapUnlock(mm))
+    return address
+
+
+async def do_munmap(cpu: Processor, mm: str, address: int, length: int) -> int:
+    """``munmap``: ``__do_munmap``; downgrades mmap_lock to read once the VMAs are out (v4.20)."""
+    if _bad_range(cpu, address, length):
+        return -EINVAL
+    end = address + page_align(length)
+    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    found = await cpu.mem(VmaFind(mm, address, end))
+    if found.vmas:
+        await _unmap_region(cpu, mm, address, end, found, cpu.world.kernel.munmap_downgrades)
+    await cpu.mem(MmapUnlock(mm))
+    return 0
+
+
+async def _unmap_region(
+    cpu: Processor, mm: str, start: int, end: int, found: VmaRange, downgrade: bool = False
+) -> None:
+    """Take the VMAs out, then ``unmap_region``: gather, unmap, free the tables, finish."""
+    first, last = found.vmas[0], found.vmas[-1]
+    floor = start if first.start < start else found.floor
+    ceiling = end if last.end > end else found.ceiling
+    await cpu.mem(VmaReplace(mm, start, end, ()))
+    if downgrade:
+        await cpu.mem(MmapDowngrade(mm))
+    gather = await mmu_gather.tlb_gather_mmu(cpu, mm)
+    await memory.unmap_vmas(cpu, gather, start, end)
+    await memory.free_pgtables(cpu, gather, start, end, floor, ceiling)
+    await mmu_gather.tlb_finish_mmu(cpu, gather)
+
+
+async def do_brk(cpu: Processor, mm: str, address: int) -> int:
+    """``brk``: the end of the heap afterwards; 0 only asks, the first other value sets it."""
+    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    old = (await cpu.mem(BrkLoad(mm))).value
+    new = page_align(address)
+    result = old
+    if address and old == 0:
+        await cpu.mem(BrkStore(mm, new))
+        result = new
+    elif address > old:
+        result = await _expand(cpu, mm, old, new)
+    elif address:
+        result = await _shrink(cpu, mm, new, old)
+    await cpu.mem(MmapUnlock(mm))
+    return result
+
+
+async def _expand(cpu: Processor, mm: str, old: int, new: int) -> int:
+    """``do_brk_flags``: refused where something else is mapped."""
+    found = await cpu.mem(VmaFind(mm, old, new))
+    if found.vmas or new > cpu.world.address_end():
+        return -ENOMEM
+    await cpu.mem(VmaReplace(mm, old, new, (Vma(old, new, True, True),)))
+    await cpu.mem(BrkStore(mm, new))
+    return new
+
+
+async def _shrink(cpu: Processor, mm: str, new: int, old: int) -> int:
+    """``do_brk_munmap``: unmap [new, old)."""
+    await cpu.mem(BrkStore(mm, new))
+    found = await cpu.mem(VmaFind(mm, new, old))
+    if new < old and found.vmas:
+        await _unmap_region(cpu, mm, new, old, found)
+    return new

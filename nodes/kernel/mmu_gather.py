@@ -1,0 +1,123 @@
+"""mm/mmu_gather.c: unmap first, flush once, then free.
+
+The frames and tables that an unmap takes out are queued; they are freed only after the flush that
+covers them.  Another gather in flight on the same mm (``mm_tlb_flush_nested``) means that entries
+found already cleared may not have been flushed yet, so the whole mm is flushed.
+"""
+
+from __future__ import annotations
+
+from nodes.kernel import mmu_notifier, tlb
+from nodes.kernel.context import Processor
+from protocol.limits import PAGE_SIZE, ULONG_MAX
+from protocol.messages.memory import PagePut, TlbFlushPending
+from protocol.records import Coverage
+
+
+class MmuGather:
+    """``struct mmu_gather``."""
+
+    __slots__ = ("end", "freed_tables", "fullmm", "mm", "pages", "start", "tables")
+
+    def __init__(self, mm: str) -> None:
+        self.mm = mm
+        self.fullmm = False
+        self.freed_tables = False
+        self.pages: list[int] = []
+        self.tables: list[int] = []
+        self.start, self.end = ULONG_MAX, 0
+        self._reset_range()
+
+    def _reset_range(self) -> None:
+        """``__tlb_reset_range``: for a full-mm gather both ends become ~0."""
+        self.start = ULONG_MAX
+        self.end = ULONG_MAX if self.fullmm else 0
+        self.freed_tables = False
+
+    def adjust_range(self, address: int, size: int = PAGE_SIZE) -> None:
+        """``__tlb_adjust_range``: the flush must cover this."""
+        self.start = min(self.start, address)
+        self.end = max(self.end, address + size)
+
+    def reset(self) -> None:
+        """After a flush: nothing to cover any more."""
+        self._reset_range()
+
+
+async def tlb_gather_mmu(cpu: Processor, mm: str) -> MmuGather:
+    """``tlb_gather_mmu``: raises the mm's count of gathers in flight."""
+    await cpu.mem(TlbFlushPending(mm, 1))
+    return MmuGather(mm)
+
+
+def tlb_remove_page(cpu: Processor, gather: MmuGather, frame: int) -> bool:
+    """``__tlb_remove_page``: queue a frame; True if the batch is full and must be flushed."""
+    gather.pages.append(frame)
+    return len(gather.pages) >= cpu.world.gather_batch
+
+
+def free_table(gather: MmuGather, table: int, address: int, size: int) -> None:
+    """``pte_free_tlb``: queue a page-table page."""
+    gather.freed_tables = True
+    gather.tables.append(table)
+    gather.adjust_range(address, size)
+
+
+async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
+    """``tlb_flush_mmu_tlbonly``: the CPU flush, then up to v6.5 ``invalidate_range``.
+
+    The range goes to ``invalidate_range`` as it stands: (~0, ~0) for a full-mm gather until
+    v6.6, which no longer notifies from here.
+    """
+    if not gather.end:
+        return
+    await _tlb_flush(cpu, gather)
+    kernel = cpu.world.kernel
+    if kernel.gather_calls_ir:
+        whole = gather.fullmm and kernel.nested_encoding == "zero_neg1"
+        start, end = (0, ULONG_MAX) if whole else (gather.start, gather.end)
+        await mmu_notifier.invalidate_range(cpu, gather.mm, start, end)
+    gather.reset()
+
+
+async def _tlb_flush(cpu: Processor, gather: MmuGather) -> None:
+    """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own with the same effect here)."""
+    if gather.fullmm:
+        await tlb.flush_tlb_mm(cpu, gather.mm)
+    else:
+        await tlb.flush_tlb_range(cpu, gather.mm, gather.start, gather.end)
+
+
+async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
+    """``tlb_flush_mmu``: flush, then free what was queued.
+
+    cpu0 (zap)                          device, through its IOTLB
+    clear pte; queue frame
+    flush every TLB                     [Required: the old entry is gone before ...]
+    free frame                          ... the frame has another owner
+    """
+    await tlb_flush_mmu_tlbonly(cpu, gather)
+    pages, gather.pages = gather.pages, []
+    for frame in pages:
+        await cpu.mem(PagePut(frame))
+    tables, gather.tables = gather.tables, []
+    if tables:
+        await tlb.tlb_remove_table_sync(cpu)
+    for table in tables:
+        await cpu.mem(PagePut(table))
+
+
+async def tlb_finish_mmu(cpu: Processor, gather: MmuGather) -> None:
+    """``tlb_finish_mmu``: the last flush; nested gathers flush the whole mm.
+
+    cpu0 (DONTNEED)                     cpu1 (DONTNEED, same range)
+    clear pte                           pte is none: nothing to flush
+                                        [Required: flush all the same before returning]
+    """
+    if (await cpu.mem(TlbFlushPending(gather.mm, 0))).value > 1:
+        cpu.port.emit(Coverage("nested_gather"))
+        gather.fullmm = True
+        gather.reset()
+        gather.freed_tables = True
+    await tlb_flush_mmu(cpu, gather)
+    await cpu.mem(TlbFlushPending(gather.mm, -1))

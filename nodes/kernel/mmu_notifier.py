@@ -1,0 +1,91 @@
+"""mm/mmu_notifier.c and include/linux/mmu_notifier.h: the calls that the core makes.
+
+Two kinds of subscriber (catalogue 1).  A *shadow* (KVM) owns a parallel table: it drops at
+``invalidate_range_start`` and installs nothing until ``invalidate_range_end``.  A *shared-table*
+secondary (an IOMMU with SVA) walks the mm's own table: it must be flushed when the CPU is, by
+``invalidate_range`` (v3.19 to v6.5) or ``arch_invalidate_secondary_tlbs`` (v6.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from nodes.kernel import iommu_sva, kvm_main
+from nodes.kernel.context import Processor
+from nodes.kernel.variant import Kernel
+from protocol.events import MmuNotifierEvent
+from protocol.messages.memory import NotifierList
+from protocol.records import NotifierCall
+
+
+@dataclass(frozen=True, slots=True)
+class MmuNotifierRange:
+    """``struct mmu_notifier_range``: [start, end) of an mm and why."""
+
+    mm: str
+    start: int
+    end: int
+    event: MmuNotifierEvent
+
+
+Callback = Callable[[Processor, str, str, int, int], Awaitable[None]]
+"""(processor, subscriber's node, mm, start, end)."""
+
+
+def subscriber_ops(driver: str, kernel: Kernel) -> Mapping[str, Callback]:
+    """``struct mmu_notifier_ops`` of a driver in this kernel, by the callback's name."""
+    return {"kvm": kvm_main.notifier_ops, "sva": iommu_sva.notifier_ops}[driver](kernel)
+
+
+async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
+    """Call ``callback`` of every subscriber that has it, in list order, under srcu."""
+    subscribers = await cpu.mem(NotifierList(range_.mm))
+    for driver, node in subscribers.entries:
+        await _call_one(cpu, callback, driver, node, range_)
+
+
+async def _call_one(
+    cpu: Processor, callback: str, driver: str, node: str, range_: MmuNotifierRange
+) -> None:
+    function = subscriber_ops(driver, cpu.world.kernel).get(callback)
+    if function is None:
+        return
+    mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
+    cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "begin"))
+    await function(cpu, node, mm, start, end)
+    cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end"))
+
+
+async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:
+    """``mmu_notifier_invalidate_range_start`` (all releases); may sleep."""
+    await _call(cpu, "invalidate_range_start", range_)
+
+
+async def invalidate_range_end(
+    cpu: Processor, range_: MmuNotifierRange, only_end: bool = False
+) -> None:
+    """``mmu_notifier_invalidate_range_end``, or ``..._only_end`` (v4.15 to v6.5).
+
+    Up to v6.5 ``mn_hlist_invalidate_end`` calls each subscriber's ``invalidate_range`` before
+    its ``invalidate_range_end``, unless ``only_end``.
+    """
+    subscribers = await cpu.mem(NotifierList(range_.mm))
+    for driver, node in subscribers.entries:
+        if cpu.world.kernel.end_calls_ir and not only_end:
+            await _call_one(cpu, "invalidate_range", driver, node, range_)
+        await _call_one(cpu, "invalidate_range_end", driver, node, range_)
+
+
+async def invalidate_range(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``mmu_notifier_invalidate_range`` (v3.19 to v6.5); atomic, often under the PTL."""
+    await _call(cpu, "invalidate_range", MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR))
+
+
+async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``mmu_notifier_arch_invalidate_secondary_tlbs`` (v6.6): beside the arch's own flush."""
+    await _call(
+        cpu,
+        "arch_invalidate_secondary_tlbs",
+        MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR),
+    )

@@ -1,0 +1,137 @@
+"""mm/pgtable-generic.c and the walks of include/linux/pgtable.h."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from nodes.kernel import mmu_notifier, tlb
+from nodes.kernel.context import Processor
+from nodes.translation import table_index
+from protocol import pte as ptes
+from protocol.limits import PAGE_SIZE
+from protocol.messages.memory import (
+    FrameAlloc,
+    PagePut,
+    PteGetAndClear,
+    PteLoad,
+    PteScan,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+)
+
+TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
+Visit = Callable[[int, int, int, int], Awaitable[None]]
+"""(leaf table, first index, last index, address of the first) of a part of a range."""
+
+
+def pte_index(cpu: Processor, address: int) -> int:
+    """The index of ``address`` in its leaf table."""
+    return table_index(cpu.world, 0, address)
+
+
+async def find_leaf_table(cpu: Processor, mm: str, address: int) -> int:
+    """The leaf table of ``address``, or -1 if an upper entry is none (``pmd_none``)."""
+    table = cpu.world.pgd(mm)
+    for level in range(cpu.world.levels - 1, 0, -1):
+        upper = await cpu.mem(PteLoad(table, table_index(cpu.world, level, address)))
+        if not ptes.hw_present(upper.pte):
+            return -1
+        table = ptes.frame_of(upper.pte)
+    return table
+
+
+async def alloc_leaf_table(cpu: Processor, mm: str, address: int) -> int:
+    """``p4d_alloc`` .. ``pte_alloc``: the leaf table of ``address``, made if need be; -1: OOM."""
+    table = cpu.world.pgd(mm)
+    for level in range(cpu.world.levels - 1, 0, -1):
+        index = table_index(cpu.world, level, address)
+        upper = await cpu.mem(PteLoad(table, index))
+        pte = upper.pte
+        if not ptes.hw_present(pte):
+            pte = await _pte_alloc_one(cpu, mm, table, index, address, level)
+            if not pte:
+                return -1
+        table = ptes.frame_of(pte)
+    return table
+
+
+async def _pte_alloc_one(
+    cpu: Processor, mm: str, table: int, index: int, address: int, level: int
+) -> int:
+    """``__pte_alloc`` and its like: another thread may have been faster; the entry, or 0."""
+    span = cpu.world.shift(level)
+    allocation = FrameAlloc("table", mm, address >> span << span, level - 1)
+    frame = (await cpu.mem(allocation)).frame
+    if frame < 0:
+        return 0
+    await cpu.mem(PtlLock(table))
+    present = (await cpu.mem(PteLoad(table, index))).pte
+    if not ptes.hw_present(present):
+        await cpu.mem(PteSet(table, index, ptes.make(frame, TABLE_FLAGS)))
+    await cpu.mem(PtlUnlock(table))
+    if not ptes.hw_present(present):
+        return ptes.make(frame, TABLE_FLAGS)
+    await cpu.mem(PagePut(frame))
+    return present
+
+
+async def walk_page_range(cpu: Processor, mm: str, start: int, end: int, visit: Visit) -> None:
+    """Visit the part of every leaf table that [start, end) covers; skips what is not there."""
+    top = cpu.world.levels - 1
+    await _walk_level(cpu, cpu.world.pgd(mm), top, 0, start, end, visit)
+
+
+async def _walk_level(
+    cpu: Processor, table: int, level: int, base: int, start: int, end: int, visit: Visit
+) -> None:
+    shift = cpu.world.shift(level)
+    first = max(start - base, 0) >> shift
+    last = min((end - base + (1 << shift) - 1) >> shift, cpu.world.entries)
+    if level == 0:
+        await visit(table, first, last, base + (first << shift))
+        return
+    while first < last:
+        found = await cpu.mem(PteScan(table, first, last))
+        if found.index < 0:
+            return
+        child_base = base + (found.index << shift)
+        child = ptes.frame_of(found.pte)
+        await _walk_level(cpu, child, level - 1, child_base, start, end, visit)
+        first = found.index + 1
+
+
+async def ptep_clear_flush(cpu: Processor, mm: str, address: int, table: int) -> int:
+    """``ptep_clear_flush``, or ``ptep_clear_flush_notify`` up to v6.5; under the PTL.
+
+    The old entry.  Up to v6.5 the ``_notify`` variant calls ``invalidate_range`` here, before
+    anything new is published; from v6.6 the flush itself does.
+    """
+    old = (await cpu.mem(PteGetAndClear(table, pte_index(cpu, address)))).pte
+    if ptes.hw_present(old):
+        await tlb.flush_tlb_page(cpu, mm, address)
+    return old
+
+
+async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: int) -> int:
+    """``ptep_clear_flush_notify`` (v3.19 to v6.5): clear, flush, ``invalidate_range``."""
+    old = await ptep_clear_flush(cpu, mm, address, table)
+    if cpu.world.kernel.clear_flush_calls_ir:
+        await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
+    return old
+
+
+async def ptep_set_access_flags(
+    cpu: Processor, mm: str, address: int, table: int, old: int, new: int
+) -> bool:
+    """``ptep_set_access_flags``, under the PTL: more rights or bits; whether it changed.
+
+    arm64 flushes the page when it changed (and with it, from v6.6, the secondaries); x86
+    leaves the weaker entry to be dropped by the fault that it causes.
+    """
+    changed = old != new
+    if changed:
+        await cpu.mem(PteSet(table, pte_index(cpu, address), new))
+        if cpu.world.kernel.upgrade_needs_flush:
+            await tlb.flush_tlb_page(cpu, mm, address)
+    return changed

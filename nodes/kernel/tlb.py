@@ -1,0 +1,73 @@
+"""TLB flushes: arch/x86/mm/tlb.c and arch/arm64/include/asm/tlbflush.h.
+
+From v6.6 each of them also flushes the secondary TLBs, because whatever the architecture needs
+for its own TLB, a unit that walks the same table needs at the same moment.
+"""
+
+from __future__ import annotations
+
+from nodes.kernel import mmu_notifier
+from nodes.kernel.context import Processor
+from protocol.limits import PAGE_SIZE, ULONG_MAX
+from protocol.messages.memory import CpumaskLoad
+from protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
+
+
+async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``flush_tlb_range``: complete on every processor when it returns.
+
+    x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
+    after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
+    """
+    if cpu.world.kernel.broadcast_tlbi:
+        await _tlbi_dsb(cpu, mm, start, end)
+    else:
+        await _flush_tlb_multi(cpu, mm, start, end)
+    if cpu.world.kernel.arch_secondary_flush:
+        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
+
+
+async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
+    """``flush_tlb_page``."""
+    await flush_tlb_range(cpu, mm, address, address + PAGE_SIZE)
+
+
+async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
+    """``flush_tlb_mm``: everything of the mm, encoded (0, ULONG_MAX)."""
+    await flush_tlb_range(cpu, mm, 0, ULONG_MAX)
+
+
+async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+    mask = (await cpu.mem(CpumaskLoad(mm))).cpus
+    others = [name for name in mask if name != cpu.name]
+    posted = [cpu.port.post(name, FlushTlbIpi(mm, start, end)) for name in others]
+    if cpu.name in mask:
+        await cpu.flush_tlb_local(mm, start, end)
+    if posted:
+        await cpu.port.settle(posted)
+
+
+async def _tlbi_dsb(cpu: Processor, mm: str, start: int, end: int) -> None:
+    world = cpu.world
+    observers = [name for name in world.processors() if name != cpu.name]
+    if world.kernel.btm:
+        observers += [unit.name for unit in world.units if mm in unit.mms]
+    posted = [cpu.port.post(name, Tlbi(mm, start, end)) for name in observers]
+    await cpu.flush_tlb_local(mm, start, end)
+    await cpu.port.settle(posted)  # dsb(ish): every observer has completed
+
+
+async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) -> None:
+    """``flush_tlb_fix_spurious_fault``: this processor only; nothing on x86."""
+    if cpu.world.kernel.broadcast_tlbi:
+        await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
+
+
+async def tlb_remove_table_sync(cpu: Processor) -> None:
+    """``tlb_remove_table_sync_one``: no lockless walk of any processor is in progress any more.
+
+    x86 needs none: its flush IPI already waits for walks with interrupts off.
+    """
+    if cpu.world.kernel.broadcast_tlbi:
+        others = [name for name in cpu.world.processors() if name != cpu.name]
+        await cpu.port.gather((name, SyncIpi()) for name in others)

@@ -1,0 +1,164 @@
+"""One VM's shadow MMU: sPTEs, mmu_lock, the invalidation counters, memslots.
+
+The code that works on them runs on the processors that call it (``nodes/kernel/kvm_main.py``
+and its neighbours); this node is the memory that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from nodes.driver import Handler, Port
+from nodes.locks import LockWord
+from nodes.node import Node
+from nodes.world import World
+from protocol.envelope import Envelope
+from protocol.limits import PAGE_SIZE
+from protocol.messages import kvm as k
+from protocol.messages.base import Ack, Message
+from protocol.messages.memory import Count
+from protocol.records import (
+    Evict,
+    Fill,
+    InvalidateBegin,
+    InvalidateDone,
+    Invalidation,
+    SeqBumped,
+)
+
+
+class Spte(msgspec.Struct, frozen=True, gc=False):
+    """A shadow entry and the name of its fill."""
+
+    pte: int
+    fill: str
+
+
+class Kvm(Node):
+    """The ``kvm`` node.  All handlers are plain functions: each message is one access."""
+
+    def __init__(self, name: str, world: World, port: Port) -> None:
+        super().__init__(name, world, port)
+        self.slots = next(vm for vm in world.vms if vm.name == name).slots
+        self.mmu_lock = LockWord()
+        # mmu_lock must be held for these:
+        self.sptes: dict[int, Spte] = {}
+        self.mmu_invalidate_seq = 0
+        self.mmu_invalidate_in_progress = 0
+        self.invalidate_range = (0, 0)
+        # mn_invalidate_lock (each access is one message, so it needs no word):
+        self.mn_active_invalidate_count = 0
+        self.retry_waiters: list[str] = []
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """One function for each message of ``protocol.messages.kvm``."""
+        return {
+            k.MemslotsLoad: self.memslots_load,
+            k.MmuLock: self.lock, k.MmuUnlock: self.unlock,
+            k.SeqRead: self.seq_read, k.SeqBump: self.seq_bump,
+            k.InProgress: self.in_progress, k.ActiveInvalidate: self.active_invalidate,
+            k.RetryWait: self.retry_wait,
+            k.SpteLoad: self.spte_load, k.SpteScan: self.spte_scan,
+            k.SpteSet: self.spte_set, k.SpteClear: self.spte_clear,
+        }  # fmt: skip
+
+    def memslots_load(self, _message: k.MemslotsLoad, _: Envelope) -> k.Memslots:
+        """The memslots."""
+        return k.Memslots(self.slots)
+
+    def lock(self, message: k.MmuLock, envelope: Envelope) -> Ack | None:
+        """Grant mmu_lock, now or in turn."""
+        return Ack() if self.mmu_lock.acquire(envelope.id, message.write) else None
+
+    def unlock(self, _message: k.MmuUnlock, _: Envelope) -> Ack:
+        """Release mmu_lock."""
+        for request in self.mmu_lock.release():
+            self.port.reply(request, Ack())
+        return Ack()
+
+    # -- invalidations in progress -----------------------------------------------------------
+
+    def seq_read(self, _message: k.SeqRead, _: Envelope) -> k.Seq:
+        """The sequence, the count and the range."""
+        return k.Seq(
+            self.mmu_invalidate_seq, self.mmu_invalidate_in_progress, *self.invalidate_range
+        )
+
+    def seq_bump(self, _message: k.SeqBump, _: Envelope) -> Ack:
+        """Raise the sequence."""
+        self.mmu_invalidate_seq += 1
+        self.port.emit(SeqBumped(self.mmu_invalidate_seq))
+        return Ack()
+
+    def in_progress(self, message: k.InProgress, _: Envelope) -> Count:
+        """Move the count; a second range is added to the first (``kvm_mmu_invalidate_begin``)."""
+        self.mmu_invalidate_in_progress += message.delta
+        count = self.mmu_invalidate_in_progress
+        if message.delta > 0:
+            low, high = self.invalidate_range
+            alone = count == 1
+            self.invalidate_range = (
+                message.start if alone else min(low, message.start),
+                message.end if alone else max(high, message.end),
+            )
+        self.port.emit(
+            Invalidation(
+                message.delta > 0, self.mmu_invalidate_seq, count, message.start, message.end
+            )
+        )
+        if count == 0:
+            waiters, self.retry_waiters = self.retry_waiters, []
+            for request in waiters:
+                self.port.reply(request, Ack())
+        return Count(count)
+
+    def active_invalidate(self, message: k.ActiveInvalidate, _: Envelope) -> Count:
+        """Move the count of notifier brackets that are open, under or above mmu_lock."""
+        self.mn_active_invalidate_count += message.delta
+        return Count(self.mn_active_invalidate_count)
+
+    def retry_wait(self, _message: k.RetryWait, envelope: Envelope) -> Ack | None:
+        """Answer once nothing is in progress."""
+        if self.mmu_invalidate_in_progress == 0:
+            return Ack()
+        self.retry_waiters.append(envelope.id)
+        return None
+
+    # -- shadow entries ----------------------------------------------------------------------
+
+    def spte_load(self, message: k.SpteLoad, _: Envelope) -> k.SpteValue:
+        """A vCPU's hardware reads an entry."""
+        spte = self.sptes.get(message.gfn)
+        return k.SpteValue(0, "") if spte is None else k.SpteValue(spte.pte, spte.fill)
+
+    def spte_scan(self, message: k.SpteScan, _: Envelope) -> k.SpteFound:
+        """The next entry in a range."""
+        first, last = message.first, message.last
+        return k.SpteFound(min((g for g in self.sptes if first <= g < last), default=-1))
+
+    def spte_set(self, message: k.SpteSet, envelope: Envelope) -> Ack:
+        """Install an entry."""
+        old = self.sptes.get(message.gfn)
+        if old is not None:
+            self.port.emit(Evict("spte", old.fill))
+        spte = Spte(message.pte, f"spte:{envelope.id}")
+        self.sptes[message.gfn] = spte
+        hva = self._hva(message.gfn)
+        self.port.emit(Fill("spte", self.name, hva, spte.pte, spte.fill, message.walk))
+        return Ack()
+
+    def spte_clear(self, message: k.SpteClear, _: Envelope) -> Ack:
+        """Zap an entry; the vCPUs' TLBs are flushed by a request of their own."""
+        spte = self.sptes.pop(message.gfn, None)
+        if spte is not None:
+            hva = self._hva(message.gfn)
+            for record in (InvalidateBegin, InvalidateDone):
+                self.port.emit(record("spte", self.name, hva, hva + PAGE_SIZE, (spte.fill,)))
+        return Ack()
+
+    def _hva(self, gfn: int) -> int:
+        """``gfn_to_hva``."""
+        slot = next(s for s in self.slots if s.gfn <= gfn < s.gfn + s.pages)
+        return slot.hva + (gfn - slot.gfn) * PAGE_SIZE

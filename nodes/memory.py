@@ -1,0 +1,365 @@
+"""Physical memory: frames and their words, lock words, reverse maps, and the mms' own state.
+
+Everything that the host's processors share is here, and is reached by messages only.  A
+page-table page is a frame like any other: its words are entries, and a stale walker that reads it
+after reuse decodes whatever is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from nodes.driver import Handler, Port
+from nodes.locks import LockWord
+from nodes.node import Node
+from nodes.world import World
+from protocol import pte as ptes
+from protocol.envelope import Envelope
+from protocol.errors import EmulatorError
+from protocol.messages import memory as m
+from protocol.messages.base import Ack, Message
+from protocol.records import (
+    Access,
+    FrameAllocated,
+    FrameCopied,
+    FrameFreed,
+    OutOfMemory,
+    PteChange,
+    PteRead,
+)
+
+ZERO_PAGE = 0
+
+
+class Frame(msgspec.Struct):
+    """``struct page``: references, words, and for a page-table page what it maps."""
+
+    refs: int = 0
+    words: dict[int, int] = {}
+    mm: str = ""
+    address: int = 0
+    level: int = -1
+    """-1: not a page-table page."""
+    rmap: list[tuple[str, int]] = []
+
+
+class MmStruct(msgspec.Struct):
+    """``struct mm_struct``."""
+
+    subscribers: tuple[tuple[str, str], ...]
+    vmas: list[m.Vma] = []
+    brk: int = 0
+    cpumask: list[str] = []
+    tlb_flush_pending: int = 0
+
+
+class Memory(Node):
+    """The ``memory`` node.  All handlers are plain functions: each message is one access."""
+
+    def __init__(self, name: str, world: World, port: Port) -> None:
+        super().__init__(name, world, port)
+        self.frames = [Frame() for _ in range(world.frames)]
+        self.frames[ZERO_PAGE].refs = 1
+        self.locks: dict[tuple[str, str | int], LockWord] = {}
+        """Lock words that are held or waited for: (label, what) -> word."""
+        self.folio_waiters: dict[int, list[str]] = {}
+        self.mms = {mm: MmStruct(world.subscribers(mm)) for mm in world.mms}
+        for mm in world.mms:
+            pgd = self.frames[world.pgd(mm)]
+            pgd.refs, pgd.mm, pgd.level = 1, mm, world.levels - 1
+        first_free = 1 + len(world.mms)
+        self.free = list(range(world.frames - 1, first_free - 1, -1))
+        """Free frames; the last freed is the next allocated, as on a per-CPU list."""
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """One function for each message of ``protocol.messages.memory``."""
+        return {
+            m.PteLoad: self.pte_load, m.PteWalk: self.pte_walk, m.PteScan: self.pte_scan,
+            m.PteGetAndClear: self.pte_get_and_clear, m.PteSet: self.pte_set,
+            m.PteCmpxchg: self.pte_cmpxchg,
+            m.FrameRead: self.frame_read, m.FrameWrite: self.frame_write,
+            m.PtlLock: self.ptl_lock, m.PtlUnlock: self.ptl_unlock,
+            m.MmapLock: self.mmap_lock, m.MmapUnlock: self.mmap_unlock,
+            m.MmapDowngrade: self.mmap_downgrade,
+            m.FolioLock: self.folio_lock, m.FolioUnlock: self.folio_unlock,
+            m.FolioWait: self.folio_wait,
+            m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
+            m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
+            m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
+            m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
+            m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
+            m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
+            m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
+            m.TlbFlushPending: self.tlb_flush_pending, m.NotifierList: self.notifier_list,
+        }  # fmt: skip
+
+    # -- words ---------------------------------------------------------------------------
+
+    def _store(self, table: int, index: int, new: int) -> int:
+        """Store an entry, record the change, and return the old one."""
+        frame = self.frames[table]
+        old = frame.words.get(index, 0)
+        if new == old:
+            return old
+        if new:
+            frame.words[index] = new
+        else:
+            frame.words.pop(index, None)
+        if frame.level >= 0:
+            address = frame.address + (index << self.world.shift(frame.level))
+            self.port.emit(PteChange(frame.mm, address, frame.level, table, index, old, new))
+        return old
+
+    def _note_read(self, table: int, index: int, pte: int) -> None:
+        frame = self.frames[table]
+        if frame.level == 0 and pte:
+            address = frame.address + (index << self.world.shift(0))
+            self.port.emit(PteRead(frame.mm, address, pte))
+
+    def pte_load(self, message: m.PteLoad, _: Envelope) -> m.PteValue:
+        """Load an entry."""
+        pte = self.frames[message.table].words.get(message.index, 0)
+        self._note_read(message.table, message.index, pte)
+        return m.PteValue(pte)
+
+    def pte_walk(self, message: m.PteWalk, _: Envelope) -> m.PteValue:
+        """Load a leaf for a hardware walker, setting A (and D) if the access is permitted."""
+        old = self.frames[message.table].words.get(message.index, 0)
+        self._note_read(message.table, message.index, old)
+        if not ptes.permits(old, message.write):
+            return m.PteValue(old)
+        new = old | ptes.ACCESSED | (ptes.DIRTY if message.write else 0)
+        self._store(message.table, message.index, new)
+        return m.PteValue(new)
+
+    def pte_scan(self, message: m.PteScan, _: Envelope) -> m.PteFound:
+        """The first entry that is not none in [first, last)."""
+        words = self.frames[message.table].words
+        index = min((i for i in words if message.first <= i < message.last), default=-1)
+        return m.PteFound(index, words.get(index, 0))
+
+    def pte_get_and_clear(self, message: m.PteGetAndClear, _: Envelope) -> m.PteValue:
+        """Take an entry out."""
+        return m.PteValue(self._store(message.table, message.index, ptes.NONE))
+
+    def pte_set(self, message: m.PteSet, _: Envelope) -> Ack:
+        """Store an entry."""
+        self._store(message.table, message.index, message.pte)
+        return Ack()
+
+    def pte_cmpxchg(self, message: m.PteCmpxchg, _: Envelope) -> m.PteValue:
+        """Store an entry if it is still the one expected."""
+        found = self.frames[message.table].words.get(message.index, 0)
+        if found == message.old:
+            self._store(message.table, message.index, message.new)
+        return m.PteValue(found)
+
+    def frame_read(self, message: m.FrameRead, _: Envelope) -> m.Word:
+        """Load data."""
+        value = self.frames[message.frame].words.get(message.word, 0)
+        self.port.emit(Access(message.frame, message.word, False, value))
+        return m.Word(value)
+
+    def frame_write(self, message: m.FrameWrite, _: Envelope) -> Ack:
+        """Store data."""
+        self.frames[message.frame].words[message.word] = message.value
+        self.port.emit(Access(message.frame, message.word, True, message.value))
+        return Ack()
+
+    # -- locks ---------------------------------------------------------------------------
+
+    def _acquire(self, lock: tuple[str, str | int], request: str, write: bool) -> Ack | None:
+        word = self.locks.setdefault(lock, LockWord())
+        return Ack() if word.acquire(request, write) else None
+
+    def _release(self, lock: tuple[str, str | int]) -> Ack:
+        word = self.locks.get(lock)
+        if word is None:
+            raise EmulatorError(f"{lock} is not held")
+        self._granted(word.release())
+        if not word.held:
+            del self.locks[lock]
+        return Ack()
+
+    def _granted(self, requests: list[str]) -> None:
+        for request in requests:
+            self.port.reply(request, Ack())
+
+    def ptl_lock(self, message: m.PtlLock, envelope: Envelope) -> Ack | None:
+        """Grant a page-table lock, now or in turn."""
+        return self._acquire(("ptl", message.table), envelope.id, True)
+
+    def ptl_unlock(self, message: m.PtlUnlock, _: Envelope) -> Ack:
+        """Release a page-table lock."""
+        return self._release(("ptl", message.table))
+
+    def mmap_lock(self, message: m.MmapLock, envelope: Envelope) -> Ack | None:
+        """Grant mmap_lock, now or in turn."""
+        return self._acquire(("mmap_lock", message.mm), envelope.id, message.write)
+
+    def mmap_unlock(self, message: m.MmapUnlock, _: Envelope) -> Ack:
+        """Release mmap_lock."""
+        return self._release(("mmap_lock", message.mm))
+
+    def mmap_downgrade(self, message: m.MmapDowngrade, _: Envelope) -> Ack:
+        """Turn the write hold of mmap_lock into a read hold."""
+        self._granted(self.locks["mmap_lock", message.mm].downgrade())
+        return Ack()
+
+    def folio_lock(self, message: m.FolioLock, envelope: Envelope) -> Ack | None:
+        """Grant a folio lock, now or in turn."""
+        return self._acquire(("folio_lock", message.frame), envelope.id, True)
+
+    def folio_unlock(self, message: m.FolioUnlock, _: Envelope) -> Ack:
+        """Release a folio lock and wake those who only wait."""
+        self._release(("folio_lock", message.frame))
+        self._granted(self.folio_waiters.pop(message.frame, []))
+        return Ack()
+
+    def folio_wait(self, message: m.FolioWait, envelope: Envelope) -> Ack | None:
+        """Answer once the folio is not locked."""
+        if ("folio_lock", message.frame) not in self.locks:
+            return Ack()
+        self.folio_waiters.setdefault(message.frame, []).append(envelope.id)
+        return None
+
+    def anon_vma_lock(self, message: m.AnonVmaLock, envelope: Envelope) -> Ack | None:
+        """Grant the rmap lock, now or in turn."""
+        return self._acquire(("anon_vma", message.mm), envelope.id, message.write)
+
+    def anon_vma_unlock(self, message: m.AnonVmaUnlock, _: Envelope) -> Ack:
+        """Release the rmap lock."""
+        return self._release(("anon_vma", message.mm))
+
+    # -- frames --------------------------------------------------------------------------
+
+    def frame_alloc(self, message: m.FrameAlloc, _: Envelope) -> m.FrameNumber:
+        """Take the frame that was freed last, zeroed."""
+        if not self.free:
+            self.port.emit(OutOfMemory(message.use))
+            return m.FrameNumber(-1)
+        number = self.free.pop()
+        table = message.use == "table"
+        self.frames[number] = Frame(
+            1, {}, message.mm, message.address, message.level if table else -1, []
+        )
+        self.port.touch(("word", number))
+        self.port.touch(("page", number))
+        self.port.emit(FrameAllocated(number, message.use))
+        return m.FrameNumber(number)
+
+    def page_get(self, message: m.PageGet, _: Envelope) -> m.Count:
+        """Take a reference unless none is left."""
+        frame = self.frames[message.frame]
+        if frame.refs > 0:
+            frame.refs += 1
+        return m.Count(frame.refs)
+
+    def page_put(self, message: m.PagePut, _: Envelope) -> m.Count:
+        """Drop a reference; free the frame with the last one."""
+        frame = self.frames[message.frame]
+        if frame.refs <= 0:
+            raise EmulatorError(f"frame {message.frame:#x} has no reference to drop")
+        frame.refs -= 1
+        if frame.refs == 0:
+            frame.level = -1
+            self.free.append(message.frame)
+            self.port.touch(("allocator",))
+            self.port.touch(("word", message.frame))
+            self.port.emit(FrameFreed(message.frame))
+        return m.Count(frame.refs)
+
+    def page_freeze(self, message: m.PageFreeze, _: Envelope) -> m.Flag:
+        """Whether exactly the expected references are held."""
+        return m.Flag(self.frames[message.frame].refs == message.expected)
+
+    def frame_copy(self, message: m.FrameCopy, _: Envelope) -> Ack:
+        """Copy a page."""
+        self.frames[message.target].words = dict(self.frames[message.source].words)
+        self.port.emit(FrameCopied(message.source, message.target))
+        return Ack()
+
+    def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
+        """Note a mapping of a frame."""
+        self.frames[message.frame].rmap.append((message.mm, message.address))
+        return Ack()
+
+    def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:
+        """Forget a mapping of a frame."""
+        self.frames[message.frame].rmap.remove((message.mm, message.address))
+        return Ack()
+
+    def rmap_walk(self, message: m.RmapWalk, _: Envelope) -> m.Mappings:
+        """Mappings of a frame."""
+        return m.Mappings(tuple(self.frames[message.frame].rmap))
+
+    # -- the mm --------------------------------------------------------------------------
+
+    def vma_find(self, message: m.VmaFind, _: Envelope) -> m.VmaRange:
+        """VMAs overlapping a range, and the gap around it."""
+        vmas = self.mms[message.mm].vmas
+        found = tuple(v for v in vmas if v.start < message.end and v.end > message.start)
+        floor = max((v.end for v in vmas if v.end <= message.start), default=0)
+        ceiling = min(
+            (v.start for v in vmas if v.start >= message.end), default=self.world.address_end()
+        )
+        return m.VmaRange(found, floor, ceiling)
+
+    def vma_replace(self, message: m.VmaReplace, _: Envelope) -> Ack:
+        """Clip or remove what lies in the range, then insert; adjacent equals are merged."""
+        mm = self.mms[message.mm]
+        kept = []
+        for vma in mm.vmas:
+            if vma.start < min(vma.end, message.start):
+                kept.append(m.Vma(vma.start, min(vma.end, message.start), vma.read, vma.write))
+            if max(vma.start, message.end) < vma.end:
+                kept.append(m.Vma(max(vma.start, message.end), vma.end, vma.read, vma.write))
+        mm.vmas = merge([*kept, *message.vmas])
+        return Ack()
+
+    def brk_load(self, message: m.BrkLoad, _: Envelope) -> m.Count:
+        """The end of the heap."""
+        return m.Count(self.mms[message.mm].brk)
+
+    def brk_store(self, message: m.BrkStore, _: Envelope) -> Ack:
+        """Move the end of the heap."""
+        self.mms[message.mm].brk = message.value
+        return Ack()
+
+    def cpumask_load(self, message: m.CpumaskLoad, _: Envelope) -> m.Cpumask:
+        """Processors that may hold translations of the mm."""
+        return m.Cpumask(tuple(self.mms[message.mm].cpumask))
+
+    def cpumask_set(self, message: m.CpumaskSet, _: Envelope) -> Ack:
+        """Add a processor to the mask, or take it out."""
+        mask = self.mms[message.mm].cpumask
+        if message.value and message.cpu not in mask:
+            mask.append(message.cpu)
+            mask.sort()
+        elif not message.value and message.cpu in mask:
+            mask.remove(message.cpu)
+        return Ack()
+
+    def tlb_flush_pending(self, message: m.TlbFlushPending, _: Envelope) -> m.Count:
+        """Move or read the count of gathers in flight."""
+        mm = self.mms[message.mm]
+        mm.tlb_flush_pending += message.delta
+        return m.Count(mm.tlb_flush_pending)
+
+    def notifier_list(self, message: m.NotifierList, _: Envelope) -> m.Subscribers:
+        """The mm's subscribers."""
+        return m.Subscribers(self.mms[message.mm].subscribers)
+
+
+def merge(vmas: list[m.Vma]) -> list[m.Vma]:
+    """Sorted by address, adjacent VMAs with equal rights made one (``vma_merge``)."""
+    merged: list[m.Vma] = []
+    for vma in sorted(vmas, key=lambda v: v.start):
+        last = merged[-1] if merged else None
+        if last and (last.end, last.read, last.write) == (vma.start, vma.read, vma.write):
+            merged[-1] = m.Vma(last.start, vma.end, vma.read, vma.write)
+        else:
+            merged.append(vma)
+    return merged

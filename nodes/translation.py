@@ -1,0 +1,179 @@
+"""Translation caches and the walker that fills them: TLB, IOTLB, a vCPU's guest TLB.
+
+The rules of hardware that hold here (design.md section 4, *Atomicity of hardware*): an
+invalidation is complete only after every access through the old entries, and every walk that
+overlapped it, has been answered; a walk that overlapped an invalidation installs nothing;
+absent entries are never cached; otherwise an entry stays until told, or until evicted by choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nodes.driver import Port
+from nodes.world import MEMORY, World
+from protocol import pte as ptes
+from protocol.limits import PAGE_SIZE
+from protocol.messages.base import Message, Request
+from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk
+from protocol.ranges import covers, page_of
+from protocol.records import Evict, Fill, InvalidateBegin, InvalidateDone, Use, WalkDiscarded
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A cached translation of one page; ``fill`` is its name."""
+
+    tag: str
+    address: int
+    pte: int
+    fill: str
+
+
+class Walk:
+    """A walk in progress; ``stale`` once an invalidation overlapped it."""
+
+    __slots__ = ("address", "stale", "tag")
+
+    def __init__(self, tag: str, address: int) -> None:
+        self.tag, self.address, self.stale = tag, address, False
+
+
+class TranslationCache:
+    """A tagged cache of translations with its walks and accesses in flight."""
+
+    def __init__(self, cache: str, world: World, port: Port) -> None:
+        self.cache, self.world, self.port = cache, world, port
+        self.entries: dict[tuple[str, int], Entry] = {}
+        self.walks: list[Walk] = []
+        self.in_flight: list[Entry] = []
+        """Entries with an access that has not been answered, once for each access."""
+
+    def lookup(self, tag: str, address: int) -> Entry | None:
+        """The entry for the page of ``address``, whatever it permits."""
+        return self.entries.get((tag, page_of(address)))
+
+    def begin_walk(self, tag: str, address: int) -> Walk:
+        """Start a walk; ``end_walk`` must follow."""
+        walk = Walk(tag, page_of(address))
+        self.walks.append(walk)
+        return walk
+
+    def end_walk(self, walk: Walk) -> None:
+        """The walk has no load outstanding any more."""
+        self.walks.remove(walk)
+        if walk.stale:
+            self.port.emit(WalkDiscarded(self.cache, walk.tag, walk.address))
+            self.port.wake("drain", self.cache)
+
+    def fill(self, walk: Walk, pte: int, source: str, load: str = "") -> Entry:
+        """Install what a finished, not stale, walk found; evict if full or if it so chooses.
+
+        ``source`` says what it was made from; ``load`` is the load that found that, if the
+        source is not itself a load.
+        """
+        self.walks.remove(walk)
+        key = (walk.tag, walk.address)
+        replaced = self.entries.pop(key, None)
+        if replaced is not None:
+            self.port.emit(Evict(self.cache, replaced.fill))
+        fill = f"{self.cache}:{load or source}"
+        entry = Entry(walk.tag, walk.address, pte, fill)
+        self.entries[key] = entry
+        self.port.emit(Fill(self.cache, walk.tag, walk.address, pte, fill, source))
+        self._make_room()
+        return entry
+
+    def _make_room(self) -> None:
+        one_in = self.world.evict_one_in
+        by_choice = one_in > 0 and self.port.choose("evict", one_in) == 0
+        if by_choice or len(self.entries) > self.world.tlb_entries:
+            self.evict(next(iter(self.entries.values())))
+
+    def evict(self, entry: Entry) -> None:
+        """Drop one entry of the holder's own accord."""
+        if self.entries.get((entry.tag, entry.address)) is entry:
+            del self.entries[entry.tag, entry.address]
+            self.port.emit(Evict(self.cache, entry.fill))
+
+    async def access(self, entry: Entry, dst: str, message: Request[Any]) -> Message:
+        """Send an access that goes through ``entry`` and wait for its answer."""
+        self.in_flight.append(entry)
+        request = self.port.post(dst, message)
+        self.port.emit(Use(entry.fill, request))
+        (reply,) = await self.port.settle((request,))
+        self.in_flight.remove(entry)
+        self.port.wake("drain", self.cache)
+        return reply
+
+    async def invalidate(self, tag: str, start: int, end: int) -> None:
+        """Drop entries of (tag, [start, end)) and wait until none of them is in use.
+
+        walker or device                    whoever invalidates
+        hit the old entry
+        access on its way to memory         invalidate: the entry is dropped
+                                            [Required: no acknowledgement yet]
+        access answered                     acknowledgement; the frame may be freed
+        """
+        hit = [k for k, e in self.entries.items() if e.tag == tag and covers(start, end, k[1])]
+        fills = tuple(self.entries.pop(key).fill for key in hit)
+        self.port.emit(InvalidateBegin(self.cache, tag, start, end, fills))
+        overlapped = [w for w in self.walks if w.tag == tag and covers(start, end, w.address)]
+        for walk in overlapped:
+            walk.stale = True
+        using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
+        while any(w in self.walks for w in overlapped) or any(e in self.in_flight for e in using):
+            await self.port.park("drain", self.cache)
+        self.port.emit(InvalidateDone(self.cache, tag, start, end, fills))
+
+
+def table_index(world: World, level: int, address: int) -> int:
+    """The index of ``address`` in a table at ``level`` (``pte_index`` and its like)."""
+    return (address >> world.shift(level)) & (world.entries - 1)
+
+
+async def walk_page_table(
+    cache: TranslationCache, mm: str, address: int, write: bool
+) -> Entry | None:
+    """Walk the mm's page table as hardware does; None means a page fault.
+
+    Loads one entry per level; the leaf's load sets accessed and dirty in the same access.
+    Starts over as long as invalidations overlap it.
+    """
+    world, port = cache.world, cache.port
+    if address >= world.address_end():
+        return None
+    while True:
+        walk = cache.begin_walk(mm, address)
+        table, level = world.pgd(mm), world.levels - 1
+        while level > 0 and not walk.stale:
+            upper = await port.call(MEMORY, PteLoad(table, table_index(world, level, address)))
+            if not ptes.hw_present(upper.pte):
+                break
+            table, level = ptes.frame_of(upper.pte), level - 1
+        if level == 0 and not walk.stale:
+            source = port.upcoming
+            leaf = PteWalk(table, table_index(world, 0, address), write)
+            pte = (await port.call(MEMORY, leaf)).pte
+            if not walk.stale and ptes.permits(pte, write):
+                return cache.fill(walk, pte, source)
+        stale = walk.stale
+        cache.end_walk(walk)
+        if not stale:
+            return None
+
+
+def word_of(address: int) -> int:
+    """The index of the 64-bit word that ``address`` names within its page."""
+    return (address & (PAGE_SIZE - 1)) >> 3
+
+
+async def data_access(
+    cache: TranslationCache, entry: Entry, address: int, write: bool, value: int
+) -> Message:
+    """The load or store itself, through ``entry``."""
+    frame, word = ptes.frame_of(entry.pte), word_of(address)
+    if write:
+        return await cache.access(entry, MEMORY, FrameWrite(frame, word, value))
+    return await cache.access(entry, MEMORY, FrameRead(frame, word))

@@ -1,0 +1,202 @@
+"""Operations in TOML: ``{ op = "munmap", address = 0x10000, pages = 4, after = ["cpu1/2"] }``.
+
+The tables are derived from the messages of ``protocol.messages.program``: ``op`` is the class
+name in small letters, ``length`` becomes ``pages``, ``read`` and ``write`` of a mapping become
+``prot`` (``none``, ``r`` or ``rw``), and ``mm`` may be left out in a world with one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from broker.programs import Program, Step
+from nodes.world import World
+from protocol.errors import UserError
+from protocol.limits import PAGE_SIZE
+from protocol.messages import program as ops
+from protocol.messages.program import Operation
+from scenarios.tables import Table, TomlTable, array, convert, convert_each, deeper, sub_table
+
+Prot = Literal["none", "r", "rw"]
+Pages = Annotated[int, msgspec.Meta(ge=1)]
+Address = Annotated[int, msgspec.Meta(ge=0)]
+
+_RIGHTS: Final[dict[str, tuple[bool, bool]]] = {
+    "none": (False, False), "r": (True, False), "rw": (True, True),
+}  # fmt: skip
+_PROT: Final = {rights: name for name, rights in _RIGHTS.items()}
+_DEVICE: Final = (ops.Dma,)
+_GUEST: Final = (ops.GuestTouch, ops.GuestApic)
+
+
+class ProgramTable(TomlTable, frozen=True):
+    """``[[program]]``: what one node is asked to do, in order."""
+
+    node: str
+    steps: list[Any]
+    name: str = ""
+    """Empty: the node's name."""
+
+
+def op_name(kind: type[Operation]) -> str:
+    """``MadviseDontneed`` is ``madvise_dontneed`` in a file."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def _has_prot(kind: type[Operation]) -> bool:
+    return "read" in kind.__struct_fields__
+
+
+def _table_kind(kind: type[Operation]) -> type[Any]:
+    """The struct of a table for ``kind``."""
+    fields: list[Any] = [("op", str), ("mm", str, ""), ("after", tuple[str, ...], ())]
+    for field in msgspec.structs.fields(kind):
+        name = field.name
+        if name in ("address", "gpa"):
+            fields.append((name, Address))
+        elif name == "length":
+            fields.append(("pages", Pages))
+        elif name in ("read", "write") and _has_prot(kind):
+            fields += [("prot", Prot, "rw")] if name == "read" else []
+        elif name != "mm":
+            fields.append((name, field.type, field.default if not field.required else False))
+    return msgspec.defstruct(
+        op_name(kind), fields, frozen=True, forbid_unknown_fields=True, kw_only=True
+    )
+
+
+OPERATIONS: Final = {op_name(kind): kind for kind in Operation.__subclasses__()}
+_TABLES: Final = {name: _table_kind(kind) for name, kind in OPERATIONS.items()}
+
+
+def step_from(value: Any, mm: str, where: str) -> Step:
+    """One step of a program.  Raises ``UserError``; ``mm`` is meant where none is named."""
+    table = sub_table(value, where)
+    name = table.get("op")
+    if name is None:
+        raise UserError(where, "missing key 'op'", f"one of {', '.join(OPERATIONS)}")
+    if name not in OPERATIONS:
+        raise UserError(
+            deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(OPERATIONS)}"
+        )
+    checked = convert(table, _TABLES[name], where)
+    return Step(_operation(OPERATIONS[name], checked, mm, where), checked.after)
+
+
+def _operation(kind: type[Operation], checked: Any, mm: str, where: str) -> Operation:
+    values: dict[str, Any] = {}
+    for name in kind.__struct_fields__:
+        if name == "mm":
+            values[name] = checked.mm or mm
+        elif name == "length":
+            values[name] = checked.pages * PAGE_SIZE
+        elif name in ("read", "write") and _has_prot(kind):
+            values[name] = _RIGHTS[checked.prot][name == "write"]
+        else:
+            values[name] = getattr(checked, name)
+    if "length" in values and values["address"] % PAGE_SIZE:
+        raise UserError(deeper(where, "address"), "is not page aligned", "a multiple of 0x1000")
+    return kind(**values)
+
+
+def step_to(step: Step) -> Table:
+    """A step as a table that ``step_from`` reads back."""
+    operation = step.operation
+    kind = type(operation)
+    table: Table = {"op": op_name(kind)}
+    for name in kind.__struct_fields__:
+        value = getattr(operation, name)
+        if name == "length":
+            table["pages"] = value // PAGE_SIZE
+        elif name in ("read", "write") and _has_prot(kind):
+            table["prot"] = _PROT[getattr(operation, "read"), getattr(operation, "write")]  # noqa: B009
+        else:
+            table[name] = value
+    return table | ({"after": list(step.after)} if step.after else {})
+
+
+def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
+    """``[[program]]`` tables as programs, checked against the world.  Raises ``UserError``."""
+    programs = []
+    for index, table in enumerate(convert_each(value, ProgramTable, where)):
+        place = f"{where}[{index}]"
+        if table.node not in world.nodes():
+            raise UserError(
+                f"{place}.node", f"unknown node {table.node!r}", f"one of {', '.join(world.nodes())}"
+            )
+        steps = tuple(
+            step_from(item, world.mms[0], f"{place}.steps[{number}]")
+            for number, item in enumerate(array(table.steps, f"{place}.steps"))
+        )
+        for number, step in enumerate(steps):
+            _check_step(step, table.node, world, f"{place}.steps[{number}]")
+        programs.append(Program(table.name or table.node, table.node, steps))
+    _check_order(programs, where)
+    return tuple(programs)
+
+
+def programs_to(programs: Iterable[Program]) -> list[Table]:
+    """Programs with finitely many steps as ``[[program]]`` tables."""
+    return [
+        {"name": p.name, "node": p.node, "steps": [step_to(step) for step in p.steps]}
+        for p in programs
+    ]
+
+
+def _check_step(step: Step, node: str, world: World, where: str) -> None:
+    """The operation suits the node, and its mm and address exist."""
+    operation = step.operation
+    devices = {name for unit in world.units for name in unit.devices}
+    vcpus = {name for vm in world.vms for name in vm.vcpus}
+    fits = (
+        node in devices
+        if isinstance(operation, _DEVICE)
+        else node in (vcpus if isinstance(operation, _GUEST) else world.cpus)
+    )
+    name = op_name(type(operation))
+    if not fits:
+        raise UserError(f"{where}.op", f"{node} cannot do {name!r}", "an operation of that node")
+    mm = getattr(operation, "mm", world.mms[0])
+    if mm not in world.mms:
+        raise UserError(f"{where}.mm", f"unknown mm {mm!r}", f"one of {', '.join(world.mms)}")
+    end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
+    if end > world.address_end():
+        raise UserError(
+            f"{where}.address", f"ends at {end:#x}", f"at most {world.address_end():#x}"
+        )
+
+
+def _check_order(programs: list[Program], where: str) -> None:
+    """Everything that a step comes after exists, and there is an order that satisfies all."""
+    steps = {p.name: tuple(p.steps) for p in programs}
+    if len(steps) != len(programs):
+        raise UserError(where, "two programs have one name", "a different name for each")
+    known = {f"{name}/{index}" for name, own in steps.items() for index in range(len(own))}
+    for number, program in enumerate(programs):
+        for index, step in enumerate(steps[program.name]):
+            for wanted in step.after:
+                if wanted not in known:
+                    place = f"{where}[{number}].steps[{index}].after"
+                    raise UserError(place, f"unknown operation {wanted!r}", "program/index")
+    stuck = _never_started(steps)
+    if stuck:
+        raise UserError(where, f"{', '.join(stuck)} wait for each other", "an order without cycles")
+
+
+def _never_started(steps: dict[str, tuple[Step, ...]]) -> list[str]:
+    """The next operation of every program that cannot run to its end."""
+    done: set[str] = set()
+    position = dict.fromkeys(steps, 0)
+    moved = True
+    while moved:
+        moved = False
+        for name, own in steps.items():
+            while position[name] < len(own) and done.issuperset(own[position[name]].after):
+                done.add(f"{name}/{position[name]}")
+                position[name] += 1
+                moved = True
+    return [f"{name}/{at}" for name, at in position.items() if at < len(steps[name])]

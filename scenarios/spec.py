@@ -1,0 +1,153 @@
+"""``RunSpec``: all that is needed to run once, and its file ``run.toml``.
+
+A run directory is self-contained: what a workload reads (a log) is copied beside ``run.toml``
+and named there relative to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from broker.chaos import ChaosConfig, parse_rules
+from broker.programs import Program
+from nodes.kernel.variant import Kernel
+from nodes.world import World
+from protocol.errors import UserError
+from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
+from scenarios.workloads import Workload, workload_from
+from scenarios.worlds import world_from, world_to
+
+SCHEMA: Final = 1
+RUN_FILE: Final = "run.toml"
+
+
+class Expectation(TomlTable, frozen=True):
+    """What a scenario says of one kernel.
+
+    For ``violated``, among the violations is one by ``rule`` of ``agent``; where given, in
+    ``cache`` and on the page ``address`` of ``mm``.
+    """
+
+    verdict: Literal["held", "violated"]
+    rule: str = ""
+    agent: str = ""
+    cache: str = ""
+    mm: str = ""
+    address: int = -1
+    """Byte address of the page; -1: any."""
+    description: str = ""
+
+    def met_by(self, rule: str, agent: str, cache: str, mm: str, address: int) -> bool:
+        """Whether a violation with these attributes is the expected one."""
+        wanted = ((self.rule, rule), (self.agent, agent), (self.cache, cache), (self.mm, mm))
+        if self.verdict != "violated" or any(w not in ("", got) for w, got in wanted):
+            return False
+        return self.address in (-1, address)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One run."""
+
+    name: str
+    world: World
+    seed: int
+    workload: Workload
+    chaos: ChaosConfig | None = None
+    operations_max: int | None = None
+    """Operations fed before feeding stops; None: all."""
+    expectation: Expectation | None = None
+    sometimes: tuple[Table, ...] = ()
+    """Conditions that show that the window was entered (``oracle.sometimes``)."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what it ran on; informative."""
+
+    def programs(self) -> tuple[Program, ...]:
+        """The programs to feed."""
+        return self.workload.programs(self.world, self.seed)
+
+    def with_seed(self, seed: int) -> RunSpec:
+        """The same run under another seed."""
+        return replace(self, seed=seed)
+
+    def to_toml(self) -> str:
+        """The text of ``run.toml``."""
+        world = {"kernel": msgspec.to_builtins(self.world.kernel)} | world_to(self.world)
+        table: Table = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "seed": self.seed,
+            "operations_max": self.operations_max,
+            "versions": dict(self.versions) or None,
+            "expectation": _expectation_table(self.expectation),
+            "sometimes": list(self.sometimes) or None,
+            "chaos": msgspec.to_builtins(self.chaos) if self.chaos else None,
+            "world": world,
+            "workload": {"kind": self.workload.kind} | self.workload.to_table(),
+        }
+        return toml_text({key: value for key, value in table.items() if value is not None})
+
+    def save(self, directory: Path) -> RunSpec:
+        """Write ``run.toml`` and what it names; the spec that reads the copies."""
+        copied = replace(self, workload=self.workload.save_files(directory))
+        (directory / RUN_FILE).write_text(copied.to_toml(), encoding="utf-8")
+        return copied
+
+    @classmethod
+    def load(cls, directory: Path) -> RunSpec:
+        """The spec in a run directory.  Raises ``UserError`` with the file and key path."""
+        path = directory / RUN_FILE
+        return cls.from_table(read_toml(path), str(path), directory)
+
+    @classmethod
+    def from_toml(cls, text: str, where: str, directory: Path) -> RunSpec:
+        """The spec of a text; files are named relative to ``directory``."""
+        return cls.from_table(parse_toml(text, where), where, directory)
+
+    @classmethod
+    def from_table(cls, table: Table, where: str, directory: Path) -> RunSpec:
+        """The spec of a ``run.toml`` table.  Raises ``UserError``."""
+        run = convert(table, _RunTable, where)
+        if run.schema != SCHEMA:
+            raise UserError(f"{where}: schema", f"is {run.schema}", str(SCHEMA))
+        world_table = dict(run.world)
+        kernel_table = sub_table(world_table.pop("kernel", None), f"{where}: world.kernel")
+        kernel = convert(kernel_table, Kernel, f"{where}: world.kernel")
+        world = world_from(world_table, kernel.validate(f"{where}: world.kernel"), f"{where}: world")
+        return cls(
+            name=run.name,
+            world=world,
+            seed=run.seed,
+            workload=workload_from(run.workload, world, f"{where}: workload", directory),
+            chaos=parse_rules(run.chaos, f"{where}: chaos") if run.chaos else None,
+            operations_max=run.operations_max,
+            expectation=run.expectation,
+            sometimes=tuple(run.sometimes),
+            versions=run.versions,
+        )
+
+
+class _RunTable(TomlTable, frozen=True):
+    """The keys of ``run.toml``."""
+
+    schema: int
+    name: str
+    seed: int
+    world: Table
+    workload: Table
+    chaos: Table = {}
+    operations_max: int | None = None
+    expectation: Expectation | None = None
+    sometimes: list[Table] = []
+    versions: dict[str, str] = {}
+
+
+def _expectation_table(expectation: Expectation | None) -> Table | None:
+    if expectation is None:
+        return None
+    return {k: v for k, v in msgspec.to_builtins(expectation).items() if v not in ("", -1)}

@@ -1,0 +1,129 @@
+"""Worlds in TOML: the nodes of a run and their sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from nodes.kernel.variant import Kernel
+from nodes.world import Unit, Vm, World
+from protocol.errors import UserError
+from protocol.limits import NODES_MAX
+from protocol.messages.kvm import Memslot
+from scenarios.tables import Table, TomlTable, convert, convert_each
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class SlotTable(TomlTable, frozen=True):
+    """``struct kvm_memory_slot``: ``pages`` guest frames from ``gfn`` are at ``hva``."""
+
+    gfn: int
+    pages: Positive
+    hva: int
+    apic: bool = False
+
+
+class VmTable(TomlTable, frozen=True):
+    """A KVM guest."""
+
+    name: str
+    vcpus: tuple[str, ...]
+    mm: str
+    slots: list[Any]
+
+
+class UnitTable(TomlTable, frozen=True):
+    """An IOMMU and the devices behind it."""
+
+    name: str
+    devices: tuple[str, ...]
+    mms: tuple[str, ...]
+    iopf_cpu: str
+
+
+class WorldTable(TomlTable, frozen=True):
+    """A world without its kernel; what is left out is as in ``nodes.world.World``."""
+
+    cpus: tuple[str, ...] = ("cpu0", "cpu1")
+    mms: tuple[str, ...] = ("mm0",)
+    units: list[Any] = []
+    vms: list[Any] = []
+    levels: Positive = 2
+    entries: Positive = 8
+    frames: Positive = 32
+    gather_batch: Positive = 8
+    tlb_entries: Positive = 64
+    evict_one_in: int = 0
+
+
+def world_from(value: Any, kernel: Kernel, where: str) -> World:
+    """The world of a ``[world]`` table under ``kernel``.  Raises ``UserError``."""
+    table = convert(value, WorldTable, where)
+    units = convert_each(table.units, UnitTable, f"{where}.units")
+    vms = convert_each(table.vms, VmTable, f"{where}.vms")
+    sizes = {
+        name: getattr(table, name)
+        for name in ("cpus", "mms", "levels", "entries", "frames", "gather_batch", "tlb_entries",
+                     "evict_one_in")
+    }  # fmt: skip
+    world = World(
+        kernel=kernel,
+        units=tuple(Unit(u.name, u.devices, u.mms, u.iopf_cpu) for u in units),
+        vms=tuple(_vm(vm, f"{where}.vms[{index}]") for index, vm in enumerate(vms)),
+        **sizes,
+    )
+    _check(world, where)
+    return world
+
+
+def _vm(table: VmTable, where: str) -> Vm:
+    slots = convert_each(table.slots, SlotTable, f"{where}.slots")
+    memslots = tuple(Memslot(s.gfn, s.pages, s.hva, s.apic) for s in slots)
+    return Vm(table.name, table.vcpus, table.mm, memslots)
+
+
+def world_to(world: World) -> Table:
+    """The ``[world]`` table, without the kernel."""
+    table: Table = {
+        name: _plain(getattr(world, name))
+        for name in WorldTable.__struct_fields__
+        if name not in ("units", "vms")
+    }
+    table["units"] = [msgspec.to_builtins(unit) for unit in world.units]
+    table["vms"] = [_vm_to(vm) for vm in world.vms]
+    return table
+
+
+def _vm_to(vm: Vm) -> Table:
+    slots = [{"gfn": s.gfn, "pages": s.pages, "hva": s.hva, "apic": s.apic} for s in vm.slots]
+    return {"name": vm.name, "vcpus": list(vm.vcpus), "mm": vm.mm, "slots": slots}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check(world: World, where: str) -> None:
+    """Names are there and are unique; sizes make sense."""
+    names = world.nodes()
+    if len(set(names)) != len(names) or "broker" in names:
+        raise UserError(where, "two nodes have one name", "a different name for each node")
+    if len(names) > NODES_MAX:
+        raise UserError(where, f"has {len(names)} nodes", f"at most {NODES_MAX}")
+    if not world.cpus or not world.mms:
+        raise UserError(where, "has no cpu or no mm", "at least one of each")
+    if world.entries & (world.entries - 1) or world.entries < 2:
+        raise UserError(f"{where}.entries", f"is {world.entries}", "a power of two")
+    for index, unit in enumerate(world.units):
+        _known(unit.mms, world.mms, f"{where}.units[{index}].mms")
+        _known((unit.iopf_cpu,), world.cpus, f"{where}.units[{index}].iopf_cpu")
+    for index, vm in enumerate(world.vms):
+        _known((vm.mm,), world.mms, f"{where}.vms[{index}].mm")
+
+
+def _known(names: tuple[str, ...], among: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if name not in among:
+            raise UserError(where, f"unknown name {name!r}", f"one of {', '.join(among)}")
