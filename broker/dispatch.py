@@ -31,7 +31,9 @@ class Dispatcher(Protocol):
         """What to deliver now.  Empty: wait for a node, or it is over (``status``)."""
 
 
-def dispatcher(schedule: Schedule, exchange: Exchange, in_flight: InFlight, last: int) -> Dispatcher:
+def dispatcher(
+    schedule: Schedule, exchange: Exchange, in_flight: InFlight, last: int
+) -> Dispatcher:
     """The dispatcher for a kind of schedule; ``last`` is the highest number to deliver."""
     if isinstance(schedule, Arrival):
         return Pipelined(exchange, in_flight, last)
@@ -115,13 +117,49 @@ class Serial:
 
 
 class Replayed:
-    """Each node gets what it got in the record, in that order and with those numbers."""
+    """The recorded deliveries, in order and with their numbers, without waiting in between.
+
+    The next one goes out as soon as it is deliverable, whatever is still being handled, so nodes
+    run in parallel where releases allow.
+    """
 
     def __init__(
         self, exchange: Exchange, in_flight: InFlight, entries: Iterable[ScheduleEntry]
     ) -> None:
         self.exchange, self.in_flight = exchange, in_flight
-        self.entries = list(entries)
+        self.entries = deque(entries)
         self.status = self.detail = ""
-        self._places = {(id_, copy): n for n, id_, copy in self.entries}
-        self._order = {n: place for place, (n, _, _) in enumerate(self.entries)}
+
+    def take(self) -> Deliveries:
+        """As many as are deliverable in a row."""
+        taken: Deliveries = []
+        while self.entries:
+            n, id_, copy = self.entries[0]
+            index = self._find(id_, copy)
+            if index < 0:
+                break
+            queue = self.in_flight[self.exchange.heads[index].dst]
+            if len(queue) >= DELIVERIES_IN_FLIGHT_MAX:
+                break
+            queue.append(n)
+            taken.append((n, self.exchange.take(index, n)))
+            self.entries.popleft()
+        if not taken and not any(self.in_flight.values()):
+            self._finish()
+        return taken
+
+    def _find(self, id_: str, copy: int) -> int:
+        for index, envelope in enumerate(self.exchange.heads):
+            if envelope.id == id_ and envelope.copy == copy:
+                return index
+        return -1
+
+    def _finish(self) -> None:
+        if self.entries:
+            n, id_, copy = self.entries[0]
+            self.status = plan.DIVERGED
+            self.detail = f"delivery {n}, field id: {id_} (copy {copy}) is not deliverable"
+        elif self.exchange.heads:
+            self.status = plan.SCHEDULE_END
+        else:
+            self.status = plan.QUIESCENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -63,9 +63,19 @@ NOT_READY = "not ready"
 """A process did not say hello in time; ``detail`` names it."""
 STUCK = "stuck"
 """A node did not answer a delivery in time; ``detail`` names both."""
+UNBALANCED = "unbalanced"
+"""Messages are unaccounted for: our own fault."""
 
 SOUND = frozenset({QUIESCENT, LIMIT, SCHEDULE_END})
 """Statuses of a run that did not break (any other is exit status 4, or 130 for ``ABORTED``)."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A chaos that can say what it did."""
+
+    def report(self) -> dict[str, Any]:
+        """Plain values for the summary."""
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

@@ -20,6 +20,7 @@ files agree up to the first delivery that its node has not handled.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -29,7 +30,7 @@ from typing import Any
 import msgpack
 import msgspec
 
-from broker.exchange import Chaos, Fault
+from broker.exchange import Chaos, Fault, FaultKind
 from broker.plan import Outcome
 from broker.programs import Program, operation_program
 from broker.schedules import ScheduleEntry
@@ -123,7 +124,8 @@ class Recorder:
         if outcome is not None:
             self.broker.note("quiet", outcome.ending.deliveries, outcome.ending.waiting)
             self.broker.note("end", outcome)
-        for journal in (self.broker, *self._nodes.values()):
+        self.broker.close()
+        for journal in self._nodes.values():
             journal.close()
         write_schedule(self.directory)
 
@@ -183,7 +185,7 @@ class ReplayedFaults:
     request only chose an order, and the record has that.
     """
 
-    def __init__(self, kinds: dict[tuple[str, int], str]) -> None:
+    def __init__(self, kinds: dict[tuple[str, int], FaultKind]) -> None:
         self.kinds = kinds
 
     def fault(self, envelope: Envelope) -> Fault | None:
@@ -222,6 +224,16 @@ def broker_records(directory: Path) -> Iterator[list[Any]]:
     while (record := reader.next()) is not None:
         yield codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)
     reader.close()
+
+
+def last_number(directory: Path) -> int:
+    """The last delivery on file; 0 if there is none."""
+    last = 0
+    with contextlib.suppress(UserError):
+        for word, *fields in broker_records(directory):
+            if word == "deliver":
+                last = fields[0]
+    return last
 
 
 def read_record(directory: Path) -> Record:
@@ -277,5 +289,3 @@ def _entry(path: Path, number: int, line: str) -> ScheduleEntry:
         return int(n), id_, int(copy)
     except ValueError:
         raise UserError(f"{path}:{number}", "not a delivery", "number, copy, message id") from None
-
-

@@ -57,3 +57,12 @@ JOURNAL_RECORD_BYTES_MAX: Final = 2 * ZMQ_MESSAGE_BYTES_MAX
 
 FOLLOW_STEPS_MAX: Final = 10_000
 """Trace steps that one poll of a run returns at most (about 10 MB of records)."""
+
+ORACLE_PAGE_HISTORY: Final = 4
+"""Values of an entry that the oracle remembers, to judge what a retrying agent could see."""
+
+ORACLE_SWEEP_MIN: Final = 512
+"""Closed fills and changes that the oracle keeps before it looks which of them it still needs."""
+
+ORACLE_OPERATIONS_KEPT: Final = 16
+"""Finished operations of a node that a ``between`` condition still looks at."""

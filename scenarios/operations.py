@@ -126,7 +126,9 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
         place = f"{where}[{index}]"
         if table.node not in world.nodes():
             raise UserError(
-                f"{place}.node", f"unknown node {table.node!r}", f"one of {', '.join(world.nodes())}"
+                f"{place}.node",
+                f"unknown node {table.node!r}",
+                f"one of {', '.join(world.nodes())}",
             )
         steps = tuple(
             step_from(item, world.mms[0], f"{place}.steps[{number}]")

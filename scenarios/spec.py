@@ -75,8 +75,8 @@ class RunSpec:
         """The same run under another seed."""
         return replace(self, seed=seed)
 
-    def to_toml(self) -> str:
-        """The text of ``run.toml``."""
+    def to_toml(self, directory: Path) -> str:
+        """The text of ``run.toml``; files are named relative to ``directory``."""
         world = {"kernel": msgspec.to_builtins(self.world.kernel)} | world_to(self.world)
         table: Table = {
             "schema": SCHEMA,
@@ -88,14 +88,14 @@ class RunSpec:
             "sometimes": list(self.sometimes) or None,
             "chaos": msgspec.to_builtins(self.chaos) if self.chaos else None,
             "world": world,
-            "workload": {"kind": self.workload.kind} | self.workload.to_table(),
+            "workload": {"kind": self.workload.kind} | self.workload.to_table(directory),
         }
         return toml_text({key: value for key, value in table.items() if value is not None})
 
     def save(self, directory: Path) -> RunSpec:
         """Write ``run.toml`` and what it names; the spec that reads the copies."""
         copied = replace(self, workload=self.workload.save_files(directory))
-        (directory / RUN_FILE).write_text(copied.to_toml(), encoding="utf-8")
+        (directory / RUN_FILE).write_text(copied.to_toml(directory), encoding="utf-8")
         return copied
 
     @classmethod
@@ -118,7 +118,9 @@ class RunSpec:
         world_table = dict(run.world)
         kernel_table = sub_table(world_table.pop("kernel", None), f"{where}: world.kernel")
         kernel = convert(kernel_table, Kernel, f"{where}: world.kernel")
-        world = world_from(world_table, kernel.validate(f"{where}: world.kernel"), f"{where}: world")
+        world = world_from(
+            world_table, kernel.validate(f"{where}: world.kernel"), f"{where}: world"
+        )
         return cls(
             name=run.name,
             world=world,

@@ -149,7 +149,7 @@ def integer(call: Call, index: int, where: str) -> int:
         return int(text, 0)
     except ValueError:
         raise UserError(f"{where}:{call.end}", f"argument {index + 1} of {call.name} is {text!r}",
-                        "a number")  # fmt: skip
+                        "a number") from None  # fmt: skip
 
 
 def rights(call: Call, index: int, where: str) -> tuple[bool, bool]:

@@ -29,8 +29,8 @@ class Workload(Protocol):
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
         """The programs, picklable.  Raises ``UserError`` if its file is wrong."""
 
-    def to_table(self) -> Table:
-        """The ``[workload]`` table, without ``kind``."""
+    def to_table(self, directory: Path) -> Table:
+        """The ``[workload]`` table, without ``kind``; files relative to ``directory``."""
 
     def save_files(self, directory: Path) -> Workload:
         """Copy what this reads into ``directory``; the workload that reads the copy."""
@@ -47,7 +47,7 @@ class Script:
         """As written."""
         return self.script
 
-    def to_table(self) -> Table:
+    def to_table(self, directory: Path) -> Table:  # noqa: ARG002
         """The programs as ``[[workload.program]]``."""
         return {"program": programs_to(self.script)}
 

@@ -1,137 +1,114 @@
-"""A toy world for tests of the exchange: nodes whose behaviour is a hash of what they handle.
+"""Nodes with next to no logic, for tests and benchmarks of what carries messages.
 
-They use the real driver, so repetitions meet the real stored replies.
+A ``Touch`` makes a node ask every other node in turn for a value (``PteLoad``); what else it does
+hangs on the address.  All messages are real ones, so that the codec takes them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os
+import signal
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from broker.exchange import Chaos, Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk, Schedule, ScheduleEntry
-from nodes.driver import Driver, draw
-from protocol.envelope import BROKER, REPLY_MARK, Envelope
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import PtlLock
-from protocol.messages.processor import FlushTlbIpi
-from protocol.messages.program import OpDone, Touch
+from broker.programs import Program, Step
+from nodes.driver import Driver, Handler
+from nodes.kernel.variant import preset
+from nodes.node import Node
+from nodes.world import World
+from protocol import codec
+from protocol.envelope import Envelope
+from protocol.messages.base import Message
+from protocol.messages.memory import PteLoad, PteValue, PtlLock
+from protocol.messages.program import Dma, OpDone, Touch
+from protocol.records import Access, OpBegin
 
-NODES = ("a0", "a1", "b0")
-STREAMS = ("", "queue0", "queue1")
-DEPTH_MAX = 2
-DELIVERIES_MAX = 100_000
+NODES = ("cpu0", "cpu1", "cpu2")
+BUILD = "tests.toy:build"
 
-
-@dataclass
-class Log:
-    """What happened, for the assertions."""
-
-    started: Counter[str] = field(default_factory=Counter)
-    sent: dict[object, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Channel -> ids in the order in which they were first sent."""
-    arrived: dict[object, list[str]] = field(default_factory=lambda: defaultdict(list))
-    entries: list[ScheduleEntry] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-    gone: set[str] = field(default_factory=set)
+RAISE, HANG, DIE = 1, 2, 3
+"""Addresses of a ``Touch`` that fails, is never answered, or kills its process."""
 
 
-class Toy:
-    """Handles everything; how many children a request has is drawn from its id."""
-
-    def __init__(self, driver: Driver, seed: int, log: Log) -> None:
-        self.driver, self.seed, self.log = driver, seed, log
-        driver.handlers = {Touch: self.work, FlushTlbIpi: self.work, PtlLock: self.leaf}
-
-    def leaf(self, message: Message, envelope: Envelope) -> Message:
-        """Answered at once."""
-        self.log.started[envelope.id] += 1
-        return Ack()
-
-    async def work(self, message: Message, envelope: Envelope) -> Message:
-        """Calls some, posts others on streams, and waits for all."""
-        self.log.started[envelope.id] += 1
-        port, posted = self.driver.port, []
-        for child in range(draw(self.seed, envelope.id) % 4):
-            number = draw(self.seed, f"{envelope.id}/{child}")
-            deep = envelope.id.count(".") < DEPTH_MAX and number & 1
-            request = FlushTlbIpi("mm0", 0, 4096) if deep else PtlLock(child)
-            dst = NODES[(number >> 8) % len(NODES)]
-            if number & 2:
-                await port.call(dst, request)
-            else:
-                posted.append(port.post(dst, request, STREAMS[(number >> 16) % 3]))
-        await port.settle(posted)
-        return OpDone(0) if "." not in envelope.id else Ack()
+def world(nodes: tuple[str, ...] = NODES) -> bytes:
+    """A world whose CPUs are the toy nodes, packed."""
+    return codec.pack(World(kernel=preset("v6.6"), cpus=nodes))
 
 
-@dataclass
-class Run:
-    """A toy run: the exchange, its nodes and the log."""
-
-    exchange: Exchange
-    drivers: dict[str, Driver]
-    log: Log
-
-
-def make_run(seed: int, chaos: Chaos | None, operations: int = 3) -> Run:
-    """A toy world with one program on each node."""
-    step = Step(Touch("mm0", 0, False))
-    feeder = Feeder([Program(name, name, [step] * operations) for name in NODES])
-    run = Run(Exchange(feeder, chaos), {name: Driver(name, seed) for name in NODES}, Log())
-    for driver in run.drivers.values():
-        Toy(driver, seed, run.log)
-    return run
+def build(name: str, of: World, seed: int) -> Driver:
+    """The driver of one toy node (see ``nodes.build.build``)."""
+    driver = Driver(name, seed)
+    node = Toy(name, of, driver.port)
+    driver.handlers = node.handlers()
+    driver.node = node
+    return driver
 
 
-def play(
-    run: Run, schedule: Schedule | None = None, each: Callable[[Run], None] = lambda _: None
-) -> None:
-    """Deliver until quiescence, or until the schedule ends, checking the balance at every step."""
-    exchange, log = run.exchange, run.log
-    schedule = schedule or RandomWalk(1)
-    exchange.start()
-    note_sent(log, list(exchange.requests.values()))
-    while exchange.number < DELIVERIES_MAX:
-        assert exchange.counts.balance(exchange.pending) == 0
-        if not exchange.heads:
-            if exchange.unstick():
-                continue
-            break
-        index = schedule.pick(exchange.heads)
-        if index < 0:
-            break
-        deliver(run, index)
-        each(run)
+class Toy(Node):
+    """Counts, chooses, records, asks around."""
+
+    count = 0
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """See the module's docstring."""
+        return {Touch: self.touch, PteLoad: self.load, PtlLock: self.never, Dma: self.relay}
+
+    def load(self, message: PteLoad, envelope: Envelope) -> Message:
+        """A value that depends on the order of deliveries here."""
+        self.count += 1
+        self.port.emit(Access(message.table, message.index, False, self.count))
+        return PteValue(self.count)
+
+    def never(self, message: PtlLock, envelope: Envelope) -> None:
+        """No answer, ever."""
+
+    def touch(self, message: Touch, envelope: Envelope) -> Coroutine[Any, Any, Message]:
+        """Ask everybody."""
+        if message.address == RAISE:
+            raise RuntimeError("as told")
+        if message.address == DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._touch(message)
+
+    async def _touch(self, message: Touch) -> Message:
+        self.port.emit(OpBegin("Touch", self.name, message.address, self.port.choose("toy", 7)))
+        others = [name for name in self.world.cpus if name != self.name]
+        if message.address == HANG:
+            await self.port.call(others[0], PtlLock(0))
+        total = 0
+        for other in others:
+            total += (await self.port.call(other, PteLoad(message.address, message.value))).pte
+        await self.port.gather((other, PteLoad(0, total)) for other in others)
+        return OpDone(total)
+
+    def relay(self, message: Dma, envelope: Envelope) -> Coroutine[Any, Any, Message]:
+        """For the benchmark: ``value`` calls to the node after this one, one at a time."""
+        return self._relay(message)
+
+    async def _relay(self, message: Dma) -> Message:
+        cpus = self.world.cpus
+        target = cpus[(cpus.index(self.name) + 1) % len(cpus)]
+        for index in range(message.value):
+            await self.port.call(target, PteLoad(message.address, index))
+        return OpDone(0)
 
 
-def deliver(run: Run, index: int) -> None:
-    """One delivery."""
-    exchange, log = run.exchange, run.log
-    envelope = exchange.take(index)
-    log.entries.append((exchange.number, envelope.id, envelope.copy))
-    if envelope.copy == 0 and envelope.id not in log.gone:
-        log.gone.add(envelope.id)
-        log.arrived[channel_of(envelope)].append(envelope.id)
-    elif envelope.copy and not envelope.id.endswith(REPLY_MARK):
-        assert envelope.id in log.gone, "a repetition overtook its original"
-    messages = run.drivers[envelope.dst].deliver(exchange.number, envelope).messages
-    before = set(exchange.requests)
-    exchange.release(exchange.number, messages)
-    fed = [e for key, e in exchange.requests.items() if key not in before and e.src == BROKER]
-    note_sent(log, [e for e in messages if e.dst != BROKER] + fed)
+@dataclass(frozen=True)
+class Touches:
+    """Steps of a toy program."""
+
+    count: int
+    address: int = 0x1000
+
+    def __iter__(self) -> Any:
+        return (Step(Touch("mm0", self.address, True, n)) for n in range(self.count))
 
 
-def note_sent(log: Log, envelopes: list[Envelope]) -> None:
-    """Remember the order of each channel."""
-    for envelope in envelopes:
-        if envelope.id not in log.seen:
-            log.seen.add(envelope.id)
-            log.sent[channel_of(envelope)].append(envelope.id)
+def programs(count: int, nodes: tuple[str, ...] = NODES, each: int = 1) -> tuple[Program, ...]:
+    """``each`` programs per node of so many touches."""
+    return tuple(
+        Program(f"{name}.{index}", name, Touches(count)) for name in nodes for index in range(each)
+    )
 
 
-def channel_of(envelope: Envelope) -> object:
-    """What first-in-first-out holds for."""
-    return envelope.stream or (envelope.path, envelope.dst)

@@ -14,7 +14,6 @@ class FlushTlbIpi(Request[Ack], frozen=True):
     mm: str
     start: int
     end: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
 
 
 class Tlbi(Request[Ack], frozen=True):

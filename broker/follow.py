@@ -1,0 +1,164 @@
+"""The merged trace of a run from its journals, while it runs or afterwards.
+
+Deliveries come in the order of their numbers.  ``Follower.poll`` stops at the first delivery
+whose handling is not on file yet; ``Follower.rest`` takes a run that grows no more and skips
+deliveries that were never handled (their nodes were killed, or the run was cut short).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from broker.plan import Outcome
+from nodes.journal import SUFFIX, JournalReader, journal_path
+from protocol import codec, wire
+from protocol.envelope import BROKER
+from protocol.limits import FOLLOW_STEPS_MAX, JOURNAL_RECORD_BYTES_MAX
+from protocol.trace import TraceStep
+
+
+class Follower:
+    """Reads a run's directory.  Memory is bounded by one read buffer per journal.
+
+    Raises ``UserError`` for files that are not journals, ``PeerError`` for records that do not
+    parse.
+    """
+
+    def __init__(self, directory: Path, nodes: Iterable[str]) -> None:
+        self.directory = directory
+        self.outcome: Outcome | None = None
+        """How the run ended, once that was read."""
+        self.skipped: list[int] = []
+        """Deliveries that were never handled (at most ``DELIVERIES_IN_FLIGHT_MAX`` per node)."""
+        self._broker = _Tail(journal_path(directory, BROKER))
+        self._nodes = {name: _Tail(journal_path(directory, name)) for name in nodes}
+        self._next: list[Any] | None = None
+        """The delivery whose handling comes next."""
+
+    def poll(self, steps_max: int = FOLLOW_STEPS_MAX) -> list[TraceStep]:
+        """The steps that have come to be since the last call, at most so many."""
+        steps: list[TraceStep] = []
+        while len(steps) < steps_max:
+            step = self._step(final=False)
+            if step is None:
+                break
+            steps.append(step)
+        return steps
+
+    def rest(self) -> Iterator[TraceStep]:
+        """All further steps of a run that has ended, one way or another."""
+        while (step := self._step(final=True)) is not None:
+            yield step
+
+    def close(self) -> None:
+        """Close all files."""
+        for tail in (self._broker, *self._nodes.values()):
+            tail.close()
+
+    def _step(self, final: bool) -> TraceStep | None:
+        while True:
+            if self._next is None:
+                self._next = self._next_delivery()
+            if self._next is None:
+                return None
+            n, id_, _copy, src, dst, kind, causes = self._next
+            record = self._nodes[dst].take(n)
+            if record is None and not final:
+                return None
+            self._next = None
+            if record is not None:
+                records = wire.read_journal_record(record).records
+                return TraceStep(n, id_, src, dst, kind, tuple(causes), records)
+            self.skipped.append(n)
+
+    def _next_delivery(self) -> list[Any] | None:
+        while (data := self._broker.next()) is not None:
+            word, *fields = codec.unpack(data, JOURNAL_RECORD_BYTES_MAX)
+            if word == "deliver":
+                return list(fields)
+            if word == "end":
+                self.outcome = msgspec.convert(fields[0], Outcome)
+        return None
+
+
+class _Tail:
+    """A journal that may not be there yet, with one record of look-ahead."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader: JournalReader | None = None
+        self._ahead: bytes | None = None
+        self._number = 0
+
+    def next(self) -> bytes | None:
+        """The next record, if it is there."""
+        if self._reader is None:
+            if not self.path.exists():
+                return None
+            self._reader = JournalReader(self.path)
+        return self._reader.next()
+
+    def take(self, n: int) -> bytes | None:
+        """The record of delivery ``n``, or None if it is not there (yet)."""
+        while self._ahead is None or self._number < n:
+            self._ahead = self.next()
+            if self._ahead is None:
+                return None
+            self._number = wire.journal_record_number(self._ahead)
+        if self._number != n:
+            return None
+        record, self._ahead = self._ahead, None
+        return record
+
+    def close(self) -> None:
+        """Close the file, if it was ever opened."""
+        if self._reader is not None:
+            self._reader.close()
+
+
+# ---- comparing -----------------------------------------------------------------------------
+
+
+def compare_runs(left: Path, right: Path) -> tuple[str, int, str] | None:
+    """The first difference between two runs' node journals: (node, delivery, field).
+
+    The earliest delivery counts.  None: every node did the same, byte for byte.
+    """
+    names = {path.name for run in (left, right) for path in run.glob("*" + SUFFIX)}
+    names.discard(BROKER + SUFFIX)
+    found = [_difference(name, left / name, right / name) for name in sorted(names)]
+    return min((d for d in found if d is not None), key=lambda d: d[1], default=None)
+
+
+def _difference(name: str, left: Path, right: Path) -> tuple[str, int, str] | None:
+    node = name.removesuffix(SUFFIX)
+    for path in (left, right):
+        if not path.exists():
+            return node, 0, "journal"
+    for one, other in zip_longest(_records(left), _records(right)):
+        if one != other:
+            return node, *_field(one, other)
+    return None
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    reader = JournalReader(path)
+    while (record := reader.next()) is not None:
+        yield record
+    reader.close()
+
+
+def _field(one: bytes | None, other: bytes | None) -> tuple[int, str]:
+    """(delivery, field) of the difference between two records, one of which may be missing."""
+    if one is None or other is None:
+        return wire.journal_record_number(one or other or b""), "end of journal"
+    left, right = wire.read_journal_record(one), wire.read_journal_record(other)
+    for name in ("n", "id", "messages", "choices"):
+        if getattr(left, name) != getattr(right, name):
+            return min(left.n, right.n), name
+    return left.n, "records"

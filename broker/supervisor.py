@@ -1,0 +1,300 @@
+"""The processes of a run: started, watched, ended; whatever happens, none is left behind.
+
+The launcher uses it so::
+
+    with Supervisor(plan) as run:                # every process is up and has said hello
+        while (outcome := run.wait(0.1)) is None:
+            steps = follower.poll()              # broker.follow.Follower(plan.directory, ...)
+            if found_something(steps):
+                run.stop_feeding("violation")    # operations in flight are finished
+    # here all processes and the socket are gone
+
+Leaving the block early, by Ctrl-C or any other exception, aborts the run: its files end with
+status ``aborted`` and every process is gone within a second.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import multiprocess
+import zmq
+
+from broker import plan, router
+from broker.exchange import Counts
+from broker.plan import Outcome, Plan
+from broker.recorder import last_number, write_schedule
+from nodes import runtime, sockets
+from nodes.journal import journal_path
+from protocol import limits, wire
+from protocol.envelope import BROKER
+from protocol.errors import EmulatorError, TimedOut, UserError
+from protocol.trace import Ending
+
+ROUTER = "router"
+ABORT_SECONDS = 0.4
+"""How long an aborted run may take to write its end; then its processes are killed."""
+TERMINATE_SECONDS = 0.4
+"""From SIGTERM to SIGKILL."""
+START_STEP_SECONDS = 0.05
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Supervisor:
+    """One run on processes.  See the module's docstring."""
+
+    def __init__(self, run: Plan) -> None:
+        _check_run(run)
+        self.plan = run
+        self.processes: dict[str, Any] = {}
+        """By name; the broker's is called ``router``."""
+        self.outcome: Outcome | None = None
+        """How it ended, once it has."""
+        self._token = secrets.token_hex(16)
+        self._directory = ""
+        self._exits: dict[str, int] = {}
+        self._context: zmq.Context[sockets.Socket] | None = None
+
+    # -- start ---------------------------------------------------------------------------
+
+    def __enter__(self) -> Supervisor:
+        """Start everything and wait until every process is there.
+
+        Raises ``TimedOut`` (which names who is missing) or ``EmulatorError`` (a process broke).
+        """
+        try:
+            self._start()
+        except BaseException:
+            self._clear_away("could not start")
+            raise
+        return self
+
+    def _start(self) -> None:
+        self._directory = tempfile.mkdtemp(prefix="mmu-")  # 0700; the path is short
+        endpoint = router.endpoint(self._directory)
+        context = multiprocess.get_context("spawn")
+        targets: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            ROUTER: (router.main, (self.plan, self._directory, self._token))
+        }
+        for name in self.plan.nodes:
+            targets[name] = (runtime.main, self._node_arguments(name, endpoint))
+        with _interrupts_held(), _no_main_module():
+            for name, (target, arguments) in targets.items():
+                process = context.Process(target=target, args=arguments, name=name, daemon=True)
+                process.start()
+                self.processes[name] = process
+        self._context = zmq.Context()
+        self._socket = sockets.dealer(self._context, endpoint)
+        self._await(self._say_hello, "the router to listen")
+        self._await(lambda: self._step(START_STEP_SECONDS) == "ready", "the router's ready")
+
+    def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
+        run = self.plan
+        journal = str(journal_path(run.directory, name))
+        return (name, endpoint, self._token, run.world, run.seed, journal, run.build)
+
+    def _await(self, done: Callable[[], bool], what: str) -> None:
+        """Repeat until done.  The router bounds the start; this bound is for the router."""
+        bound = limits.READY_SECONDS_MAX + limits.STOP_SECONDS_MAX
+        deadline = time.monotonic() + bound
+        while not done():
+            if self.outcome is not None and self.outcome.status == plan.NOT_READY:
+                raise TimedOut(self.outcome.detail, limits.READY_SECONDS_MAX)
+            if self.outcome is not None:
+                raise EmulatorError(f"{self.outcome.status}: {self.outcome.detail}")
+            if time.monotonic() > deadline:
+                raise TimedOut(what, bound)
+
+    def _say_hello(self) -> bool:
+        try:
+            self._send("hello", router.LAUNCHER, self._token)
+        except zmq.Again:
+            self._step(START_STEP_SECONDS)
+            return False
+        return True
+
+    # -- while it runs -------------------------------------------------------------------
+
+    def wait(self, seconds: float) -> Outcome | None:
+        """How the run ended, or None if it still runs after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.outcome is None:
+            left = deadline - time.monotonic()
+            self._step(max(0.0, min(left, limits.SOCKET_SECONDS_MAX)))
+            if left <= 0:
+                break
+        return self.outcome
+
+    def stop_feeding(self, why: str = "") -> None:
+        """No new operations; those in flight are finished, and then the run ends."""
+        self._send("stop", why)
+
+    def heal(self) -> None:
+        """No more chaos: everything kept back moves again."""
+        self._send("heal")
+
+    def abort(self, why: str = "") -> None:
+        """End the run now."""
+        self._send("abort", why)
+
+    def _send(self, word: str, *values: str) -> None:
+        self._socket.send(wire.control_frame(word, *values), zmq.NOBLOCK)
+
+    def _step(self, seconds: float) -> str:
+        """Wait for the router's next word or somebody's death, and see to it; "" if none."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        running = {p.sentinel: n for n, p in self.processes.items() if n not in self._exits}
+        for sentinel in running:
+            poller.register(sentinel, zmq.POLLIN)
+        events = dict(poller.poll(int(seconds * 1000)))
+        word = self._hear()
+        for sentinel, name in running.items():
+            if sentinel in events:
+                self._gone(name)
+        return word
+
+    def _hear(self) -> str:
+        """Take one message from the router, if there is one."""
+        try:
+            fields = wire.header(self._socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return ""
+        word = str(fields[0])
+        if word == "end":
+            self.outcome = msgspec.convert(fields[1], Outcome)
+        elif word == "broken":
+            self.outcome = self._broken(plan.ROUTER_DIED, str(fields[1]))
+        return word
+
+    def _gone(self, name: str) -> None:
+        """A process has ended: orderly, or the run ends with it."""
+        process = self.processes[name]
+        process.join(limits.STOP_SECONDS_MAX)
+        self._exits[name] = status = process.exitcode
+        if name == ROUTER:
+            while self.outcome is None and self._hear():
+                pass  # what it said last
+            if self.outcome is None:
+                self.outcome = self._broken(plan.ROUTER_DIED, _how(status))
+        elif status != 0 and self.outcome is None:
+            try:
+                self._send("died", name, _how(status))
+            except zmq.Again:  # nobody listens yet
+                self.outcome = self._broken(plan.NODE_DIED, f"{name} {_how(status)}")
+
+    def _broken(self, status: str, detail: str) -> Outcome:
+        """The end of a run whose router cannot tell any more."""
+        ending = Ending(last_number(self.plan.directory), 0, False, ())
+        return Outcome(status, ending, Counts().as_dict(), detail=detail)
+
+    # -- the end -------------------------------------------------------------------------
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the run if it still runs; then everything is gone."""
+        self._clear_away("interrupted" if kind is KeyboardInterrupt else "left early")
+
+    def _clear_away(self, why: str) -> None:
+        with _interrupts_held():
+            try:
+                in_order = self.outcome is not None and self.outcome.sound
+                if self._context is not None and self.outcome is None:
+                    self._abort_within(why)
+                self._end_processes(limits.STOP_SECONDS_MAX if in_order else ABORT_SECONDS)
+            finally:
+                if self._context is not None:
+                    sockets.close(self._context, 0.0)
+                if self._directory:
+                    shutil.rmtree(self._directory, ignore_errors=True)
+            if in_order:
+                write_schedule(self.plan.directory)
+
+    def _abort_within(self, why: str) -> None:
+        try:
+            self.abort(why)
+        except zmq.Again:
+            return
+        self.wait(ABORT_SECONDS)
+
+    def _end_processes(self, seconds: float) -> None:
+        """Wait so long for all to go; then ask them; then do not ask."""
+        processes = list(self.processes.values())
+        _join_all(processes, seconds)
+        for end in ("terminate", "kill"):
+            for process in processes:
+                if process.is_alive():
+                    getattr(process, end)()
+            _join_all(processes, TERMINATE_SECONDS)
+        _join_all(processes, limits.STOP_SECONDS_MAX)  # a killed process goes when it can
+
+
+def _join_all(processes: list[Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+
+
+def _how(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was killed by {signal.Signals(-status).name}"
+
+
+def _check_run(run: Plan) -> None:
+    """Raises ``UserError`` for what would fail later and less clearly."""
+    for name in run.nodes:
+        if not NODE_NAME.fullmatch(name) or name in (BROKER, ROUTER, router.LAUNCHER):
+            raise UserError("nodes", f"a node cannot be called {name!r}", NODE_NAME.pattern)
+    if len(set(run.nodes)) != len(run.nodes) or not 0 < len(run.nodes) <= limits.NODES_MAX:
+        raise UserError(
+            "nodes", f"{len(run.nodes)} names", f"1 to {limits.NODES_MAX}, no two equal"
+        )
+    if not run.directory.is_dir():
+        raise UserError(str(run.directory), "is not a directory", "a new, empty one")
+    for name in (BROKER, *run.nodes):
+        if journal_path(run.directory, name).exists():
+            raise UserError(str(run.directory), "a run is recorded here already", "a new directory")
+
+
+_STARTING = threading.Lock()
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Spawned processes would run the caller's script again; ours need nothing from it."""
+    with _STARTING:
+        caller = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = caller
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block; children inherit that and then ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,55 @@
+"""Happens-before: one vector clock per delivery.
+
+The clock of a node is the number of its last delivery.  ``row[i]`` is the newest delivery at node
+``i`` that happens before (or is) the delivery that the row belongs to, so "a happens before b" is
+one comparison.  Delivery numbers are one linear extension of this order and say no more than it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from protocol.errors import EmulatorError
+
+Row = list[int]
+
+
+class Order:
+    """Rows of deliveries, kept until the caller says that nothing can refer to them.
+
+    A message may wait for long (a hold), so a delivery's row is needed until every message that
+    its handling released was delivered, which only the broker knows: ``forget_before``.
+    """
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self.index = {name: at for at, name in enumerate(nodes)}
+        self.last: list[Row] = [[0] * len(nodes) for _ in nodes]
+        """The row of each node's last delivery."""
+        self._rows: dict[int, Row] = {}
+
+    def deliver(self, n: int, index: int, causes: Sequence[int]) -> Row:
+        """The row of delivery ``n`` to node ``index``.
+
+        Raises ``EmulatorError`` if a cause is not known: steps out of order, or forgotten.
+        """
+        row = self.last[index]
+        try:
+            for cause in causes:
+                row = list(map(max, row, self._rows[cause]))
+        except KeyError as error:
+            raise EmulatorError(f"delivery {n}: its cause {error} is not in the trace") from None
+        if not causes:
+            row = row.copy()
+        row[index] = n
+        self.last[index] = self._rows[n] = row
+        return row
+
+    def forget_before(self, n: int) -> None:
+        """Promise that no delivery to come has a cause below ``n``."""
+        gone = []
+        for number in self._rows:
+            if number >= n:
+                break
+            gone.append(number)
+        for number in gone:
+            del self._rows[number]

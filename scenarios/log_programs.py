@@ -1,0 +1,323 @@
+"""From the effects of a log to programs: threads, and secondaries that use the same memory.
+
+The log gives one order of all calls; every ``after`` points back in that order, so no two
+programs can wait for each other.  Calls of different threads are ordered only where their ranges
+overlap.  Between the calls, pages that are live at that point are used:
+
+- the thread itself touches pages of its mappings,
+- ``device0`` and the guest of ``vcpu0`` touch them through the IOMMU and through KVM,
+- a share of the calls that take something away *wait* until device and guest have used a page of
+  theirs, so that every secondary holds a live entry when the invalidation comes, and a second
+  access is let loose at the same time as the call,
+- ``kcompactd`` migrates pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+
+from broker.programs import Program, Step
+from nodes.driver import draw
+from nodes.world import World
+from protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from protocol.messages import program as ops
+from protocol.messages.kvm import Memslot
+from protocol.ranges import page_align
+from scenarios.address_space import AreaMap, PageSet, nth_page
+from scenarios.log_effects import Effect
+from scenarios.tables import TomlTable
+
+DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
+Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
+
+
+class TouchOptions(TomlTable, frozen=True):
+    """How much of the mapped memory is used, in percent of the calls."""
+
+    touch: Percent = 70
+    """The thread touches a live page after its call."""
+    device: Percent = 10
+    """The device uses a live page after a call, without anybody waiting for it."""
+    guest: Percent = 10
+    """The guest uses a live page."""
+    apic: Percent = 4
+    """The guest accesses its APIC page."""
+    migrate: Percent = 8
+    """A live page, or the APIC page, is migrated."""
+    held: Percent = 50
+    """Of the calls that take something away: they wait until the secondaries hold a page."""
+    race: Percent = 40
+    """Of those: the device or the guest uses the page again while the call runs."""
+
+
+Rights = tuple[bool, bool]
+
+
+class LogPrograms:
+    """Builds the programs of one log.  All draws are by (seed, line, what)."""
+
+    def __init__(self, world: World, seed: int, options: TouchOptions) -> None:
+        self.world, self.seed, self.options = world, seed, options
+        self.mm = world.mms[0]
+        self.slots = world.vms[0].slots if world.vms else ()
+        self.steps: dict[str, list[Step]] = {}
+        self.nodes: dict[str, str] = {}
+        self.areas: AreaMap[Rights] = AreaMap()
+        self.last: AreaMap[str] = AreaMap()
+        """The last call on each range: its operation id."""
+        self.used = PageSet()
+        """Pages that somebody wrote and that are still mapped readable."""
+        self.brk = 0
+        self.last_brk = ""
+        self.names: dict[int, str] = {}
+        self.waits_for: dict[int, str] = {}
+        """A thread that was just started -> the last operation of the one that started it."""
+
+    # -- putting steps in ----------------------------------------------------------------------
+
+    def _emit(self, program: str, operation: ops.Operation, after: Iterable[str] = ()) -> str:
+        """Append a step; what belongs to the same program needs no waiting.  Its id."""
+        steps = self.steps.setdefault(program, [])
+        own = program + "/"
+        wanted = sorted({name for name in after if name and not name.startswith(own)})
+        steps.append(Step(operation, tuple(wanted)))
+        return f"{program}/{len(steps) - 1}"
+
+    def _draw(self, line: int, what: str) -> int:
+        return draw(self.seed, f"strace/{line}/{what}")
+
+    def _happens(self, line: int, what: str, percent: int) -> bool:
+        return self._draw(line, what + "?") % 100 < percent
+
+    def _last_calls(self, start: int, end: int) -> list[str]:
+        return [name for _, _, name in self.last.overlapping(start, end)]
+
+    def _thread(self, pid: int) -> str:
+        """The program of a thread; CPUs are dealt out in turn."""
+        if pid not in self.names:
+            name = f"thread{len(self.names)}"
+            self.nodes[name] = self.world.cpus[len(self.names) % len(self.world.cpus)]
+            self.names[pid] = name
+        return self.names[pid]
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def prelude(self, pid: int, image: Iterable[tuple[int, int]]) -> None:
+        """What is there before the log begins: the program's image, KVM's APIC page."""
+        thread = self._thread(pid)
+        for start, end in image:
+            self._map(thread, start, end, True, True)
+        for slot in self.slots:
+            if slot.apic:
+                length = slot.pages * PAGE_SIZE
+                mmap = self._emit(thread, ops.Mmap(self.mm, slot.hva, length, True, True))
+                self.last.put(slot.hva, slot.hva + length, mmap)
+
+    def _map(self, thread: str, start: int, end: int, read: bool, write: bool) -> None:
+        operation = ops.Mmap(self.mm, start, end - start, read, write)
+        done = self._emit(thread, operation, self._last_calls(start, end))
+        self.last.put(start, end, done)
+        self.areas.put(start, end, (read, write))
+        self.used.remove(start, end)
+
+    def add(self, effect: Effect) -> None:
+        """One call of the log, and the touches around it."""
+        thread = self._thread(effect.thread)
+        if effect.kind == "clone":
+            self.waits_for[effect.child] = self._latest(thread)
+            return
+        first = self.waits_for.pop(effect.thread, "")
+        start, end = self._range(effect)
+        waits = [first, *self._hold(effect, start, end)]
+        self._call(thread, effect, start, end, waits)
+        self._use(thread, effect.line, start, end)
+
+    def _latest(self, program: str) -> str:
+        steps = self.steps.get(program)
+        return f"{program}/{len(steps) - 1}" if steps else ""
+
+    def _range(self, effect: Effect) -> tuple[int, int]:
+        """What the call maps, unmaps or changes."""
+        if effect.kind != "brk":
+            return effect.start, effect.end
+        new = page_align(effect.end)
+        return (min(self.brk, new), max(self.brk, new)) if self.brk else (new, new)
+
+    def _call(self, thread: str, effect: Effect, start: int, end: int, waits: list[str]) -> None:
+        waits += self._last_calls(start, end) if start < end else []
+        if effect.kind == "brk":
+            waits.append(self.last_brk)
+        done = self._emit(thread, self._operation(effect, start, end), waits)
+        if start < end:
+            self.last.put(start, end, done)
+        if effect.kind == "brk":
+            self.last_brk = done
+        self._apply(effect, start, end)
+
+    def _operation(self, effect: Effect, start: int, end: int) -> ops.Operation:
+        length = end - start
+        if effect.kind == "brk":
+            # The first one says where the heap begins; asking changes nothing.
+            asks = self.brk and not effect.start
+            return ops.Brk(self.mm, 0 if asks else page_align(effect.end))
+        if effect.kind == "mmap":
+            return ops.Mmap(self.mm, start, length, effect.read, effect.write)
+        if effect.kind == "mprotect":
+            return ops.Mprotect(self.mm, start, length, effect.read, effect.write)
+        if effect.kind == "munmap":
+            return ops.Munmap(self.mm, start, length)
+        return ops.MadviseDontneed(self.mm, start, length)
+
+    def _apply(self, effect: Effect, start: int, end: int) -> None:
+        """What is mapped after the call."""
+        if effect.kind == "brk":
+            grows = bool(self.brk) and page_align(effect.end) > self.brk
+            self.brk = page_align(effect.end)
+            if grows:
+                self.areas.put(start, end, (True, True))
+                return
+        if start == end:
+            return
+        readable = effect.kind == "mprotect" and effect.read
+        if not readable:
+            self.used.remove(start, end)
+        if effect.kind in ("brk", "munmap"):
+            self.areas.remove(start, end)
+        elif effect.kind == "mmap":
+            self.areas.put(start, end, (effect.read, effect.write))
+        elif effect.kind == "mprotect":
+            for part_start, part_end, _ in list(self.areas.overlapping(start, end)):
+                self.areas.put(part_start, part_end, (effect.read, effect.write))
+
+    # -- touches -------------------------------------------------------------------------------
+
+    def _takes_away(self, effect: Effect, start: int, end: int) -> bool:
+        """Whether the call can take a right away that a cached entry may hold."""
+        if effect.kind == "brk":
+            return bool(self.brk) and page_align(effect.end) < self.brk
+        if effect.kind == "mprotect":
+            return any(
+                (read and not effect.read) or (write and not effect.write)
+                for _, _, (read, write) in self.areas.overlapping(start, end)
+            )
+        return start < end
+
+    def _hold(self, effect: Effect, start: int, end: int) -> list[str]:
+        """Let the secondaries fill entries that the call will invalidate: what to wait for."""
+        line = effect.line
+        if not self._takes_away(effect, start, end):
+            return []
+        page = self._live_page(start, end, self._draw(line, "page"))
+        if page is None or not self._happens(line, "held", self.options.held):
+            return []
+        waits = [self._dma(page, line, "hold"), self._guest(page, line, "hold")]
+        if self._happens(line, "race", self.options.race):
+            racer = (self._dma, self._guest)[self._draw(line, "racer") % 2]
+            racer(page, line, "race")
+        return waits
+
+    def _live_page(self, start: int, end: int, number: int) -> int | None:
+        """A page of [start, end) that may be read; a used one where there is one."""
+        used = self.used.inside(start, end)
+        if used:
+            return used[number % len(used)]
+        parts = [(s, e) for s, e, (read, _) in self.areas.overlapping(start, end) if read]
+        if not parts:
+            return None
+        return nth_page(*parts[number % len(parts)], number >> 8)
+
+    def _writes(self, page: int, line: int, what: str) -> bool:
+        """Whether this access writes: three in four, where the page may be written."""
+        rights = self.areas.at(page)
+        return rights is not None and rights[1] and self._draw(line, what + "/write") % 4 > 0
+
+    def _use(self, thread: str, line: int, start: int, end: int) -> None:
+        """What happens after a call: touches of live pages, and now and then a migration."""
+        options = self.options
+        if self._happens(line, "touch", options.touch):
+            page = self._some_page(start, end, self._draw(line, "touch"))
+            if page is not None:
+                self._touch(thread, page, line)
+        for what, percent, access in (
+            ("device", options.device, self._dma),
+            ("guest", options.guest, self._guest),
+        ):
+            page = self.used.pick(self._draw(line, what))
+            if page is not None and self._happens(line, what, percent):
+                access(page, line, what)
+        if self._happens(line, "apic", options.apic):
+            self._guest_apic(line)
+        if self._happens(line, "migrate", options.migrate):
+            self._migrate(line)
+
+    def _some_page(self, start: int, end: int, number: int) -> int | None:
+        """A live page of the range that was just changed, else any used page."""
+        page = self._live_page(start, end, number) if start < end else None
+        return page if page is not None else self.used.pick(number)
+
+    def _touch(self, thread: str, page: int, line: int) -> None:
+        write = self._writes(page, line, "touch")
+        operation = ops.Touch(self.mm, page + 8 * (line % 64), write, line)
+        self._emit(thread, operation, self._last_calls(page, page + PAGE_SIZE))
+        self._note_use(page, write)
+
+    def _note_use(self, page: int, write: bool) -> None:
+        if write:
+            self.used.add(page)
+
+    def _dma(self, page: int, line: int, what: str) -> str:
+        write = self._writes(page, line, f"dma/{what}")
+        operation = ops.Dma(self.mm, page + 8 * (line % 64), write, line)
+        self._note_use(page, write)
+        return self._emit(DEVICE, operation, self._last_calls(page, page + PAGE_SIZE))
+
+    def _guest(self, page: int, line: int, what: str) -> str:
+        slot = self._slot(page)
+        if slot is None:
+            return ""
+        write = self._writes(page, line, f"guest/{what}")
+        gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
+        self._note_use(page, write)
+        after = self._last_calls(page, page + PAGE_SIZE)
+        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), after)
+
+    def _slot(self, address: int) -> Memslot | None:
+        for slot in self.slots:
+            if not slot.apic and slot.hva <= address < slot.hva + slot.pages * PAGE_SIZE:
+                return slot
+        return None
+
+    def _apic_slot(self) -> Memslot | None:
+        return next((slot for slot in self.slots if slot.apic), None)
+
+    def _guest_apic(self, line: int) -> None:
+        slot = self._apic_slot()
+        if slot is not None:
+            write = self._draw(line, "apic/write") % 2 == 0
+            after = self._last_calls(slot.hva, slot.hva + PAGE_SIZE)
+            self._emit(GUEST, ops.GuestApic(slot.gfn << PAGE_SHIFT, write, line), after)
+
+    def _migrate(self, line: int) -> None:
+        """A used page that device and guest hold, or one in four times the APIC page."""
+        slot = self._apic_slot()
+        page = self.used.pick(self._draw(line, "migrate"))
+        waits: list[str] = []
+        if slot is not None and (page is None or self._draw(line, "migrate/apic") % 4 == 0):
+            page = slot.hva
+        elif page is not None:
+            waits = [self._dma(page, line, "migrate"), self._guest(page, line, "migrate")]
+        if page is not None:
+            waits += self._last_calls(page, page + PAGE_SIZE)
+            self._emit(DAEMON, ops.MigratePages(self.mm, page, PAGE_SIZE), waits)
+
+    # -- done ----------------------------------------------------------------------------------
+
+    def programs(self) -> tuple[Program, ...]:
+        """All programs, in a fixed order."""
+        nodes = self.nodes | {DEVICE: DEVICE, GUEST: GUEST, DAEMON: self.world.cpus[-1]}
+        return tuple(
+            Program(name, nodes[name], tuple(steps)) for name, steps in sorted(self.steps.items())
+        )

@@ -1,0 +1,94 @@
+"""The workload of an strace log: a real program's memory calls, with secondaries beside it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from broker.programs import Program
+from nodes.kernel.variant import Kernel
+from nodes.world import Unit, Vm, World
+from protocol.limits import PAGE_SIZE
+from protocol.messages.kvm import Memslot
+from scenarios.log_effects import Account, bounds, effects_of
+from scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
+from scenarios.strace_log import read_log
+from scenarios.tables import Table, TomlTable, convert
+
+FRAMES: Final = 4096
+"""Frames of the pool: twice what the shipped logs keep in use at once, so that freed frames are
+reused and nothing is reclaimed."""
+SAVED_AS: Final = "workload.strace"
+
+
+class _LogTable(TomlTable, frozen=True):
+    """``[workload]`` of kind ``strace``."""
+
+    log: str
+    options: TouchOptions = TouchOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class StraceLog:
+    """A log file and how much its memory is used."""
+
+    path: Path
+    options: TouchOptions = field(default_factory=TouchOptions)
+    kind: str = "strace"
+
+    def account(self) -> Account:
+        """What becomes of every line.  Raises ``UserError``: file:line."""
+        return effects_of(read_log(self.path))[1]
+
+    def world(self, kernel: Kernel) -> World:
+        """The world that the log runs in: 2 CPUs, one SVA device, one guest.
+
+        The guest's memory is the part of the address space that the log uses (guest address 0
+        is its lowest page); its APIC page lies beyond.
+        """
+        low, high = bounds(*effects_of(read_log(self.path)))
+        pages = (high - low) // PAGE_SIZE
+        apic = Memslot(pages + 1, 1, high + PAGE_SIZE, True)
+        slots = (Memslot(0, pages, low), apic)
+        return World(
+            kernel=kernel,
+            units=(Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),),
+            vms=(Vm("kvm0", (GUEST,), "mm0", slots),),
+            levels=4,
+            entries=512,
+            frames=FRAMES,
+        )
+
+    def programs(self, world: World, seed: int) -> tuple[Program, ...]:
+        """The programs of the log's threads and of the secondaries.  Raises ``UserError``."""
+        effects, account = effects_of(read_log(self.path))
+        build = LogPrograms(world, seed, self.options)
+        if effects:
+            build.prelude(effects[0].thread, account.image)
+        for effect in effects:
+            build.add(effect)
+        return build.programs()
+
+    def to_table(self, directory: Path) -> Table:
+        """The ``[workload]`` table; the log relative to ``directory`` if it is in there."""
+        path = self.path.resolve()
+        inside = path.is_relative_to(directory.resolve())
+        log = path.relative_to(directory.resolve()) if inside else path
+        return {"log": str(log), "options": msgspec.to_builtins(self.options)}
+
+    @classmethod
+    def from_table(cls, table: Table, where: str, directory: Path) -> StraceLog:
+        """The workload of a ``[workload]`` table.  Raises ``UserError``."""
+        checked = convert(table, _LogTable, where)
+        return cls(directory / checked.log, checked.options)
+
+    def save_files(self, directory: Path) -> StraceLog:
+        """Copy the log beside ``run.toml``; the workload that reads the copy."""
+        target = directory / SAVED_AS
+        if not (target.exists() and target.samefile(self.path)):
+            shutil.copyfile(self.path, target)
+        return replace(self, path=target)

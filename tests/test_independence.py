@@ -1,0 +1,72 @@
+"""Deliveries whose footprints are disjoint commute: both orders give the same state and sends."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from broker.exchange import Exchange
+from broker.programs import Feeder
+from broker.schedules import RandomWalk
+from nodes.build import build_all
+from nodes.driver import Driver
+from nodes.fingerprint import fingerprint
+from nodes.footprint import independent
+from nodes.world import World
+from protocol.envelope import Envelope
+from tests.worlds import small_programs, small_world
+
+PAIRS_MAX = 60
+
+
+def recorded(world: World, seed: int) -> list[Envelope]:
+    """The deliveries of one run, each with what it touched (in ``footprints``)."""
+    drivers = build_all(world, seed)
+    exchange, schedule = Exchange(Feeder(small_programs())), RandomWalk(seed)
+    exchange.start()
+    run = []
+    while exchange.heads:
+        envelope = exchange.take(schedule.pick(exchange.heads))
+        run.append(msgspec.structs.replace(envelope))
+        handled = drivers[envelope.dst].deliver(exchange.number, envelope)
+        exchange.release(exchange.number, handled.messages)
+    return run
+
+
+def replay(world: World, seed: int, deliveries: list[Envelope], node: str) -> Driver:
+    """One node, brought to where it stands after its share of ``deliveries``."""
+    driver = build_all(world, seed)[node]
+    for number, envelope in enumerate(deliveries, 1):
+        if envelope.dst == node:
+            driver.deliver(number, envelope)
+    return driver
+
+
+def outcome(driver: Driver, pair: tuple[Envelope, Envelope]) -> tuple[str, list[tuple[str, str]]]:
+    """State and sends after delivering a pair, whatever its order."""
+    sends = []
+    for envelope in pair:
+        handled = driver.deliver(0, envelope)
+        sends += [(m.id, repr(m.body)) for m in handled.messages]
+    return fingerprint(driver), sorted(sends)
+
+
+@pytest.mark.parametrize(("release", "arch"), [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.7", "x86")])
+def test_independent_deliveries_commute(release: str, arch: str) -> None:
+    world, tried = small_world(release, arch), 0
+    for seed in range(20):
+        run = recorded(world, seed)
+        for at, (first, second) in enumerate(itertools.pairwise(run)):
+            released = all(cause <= at for cause in second.causes)
+            if first.dst != second.dst or not released or tried >= PAIRS_MAX:
+                continue
+            probe = replay(world, seed, run[:at], first.dst)
+            if not independent(probe, first, second):
+                continue
+            tried += 1
+            forward = outcome(replay(world, seed, run[:at], first.dst), (first, second))
+            backward = outcome(replay(world, seed, run[:at], first.dst), (second, first))
+            assert forward == backward, (first, second)
+    assert tried >= 20

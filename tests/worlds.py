@@ -1,0 +1,89 @@
+"""A small world with every kind of node, and programs that use all of them."""
+
+from __future__ import annotations
+
+from broker.exchange import Exchange
+from broker.programs import Feeder, Program, Step
+from broker.schedules import RandomWalk, Schedule
+from broker.simulator import Observer, Simulator
+from nodes.build import build_all
+from nodes.driver import Driver
+from nodes.kernel.variant import preset
+from nodes.world import Unit, Vm, World
+from protocol.limits import PAGE_SIZE
+from protocol.messages import program as op
+from protocol.messages.kvm import Memslot
+from protocol.trace import Ending
+
+MM = "mm0"
+APIC = 32 * PAGE_SIZE
+SETUP = ("cpu0/9",)
+"""What the other programs come after: everything is mapped and touched."""
+
+
+def small_world(release: str = "v6.6", arch: str = "x86", **switches: object) -> World:
+    """Two CPUs, a device behind an IOMMU, a VM with one vCPU and an APIC page."""
+    slots = (Memslot(0, 16, 0), Memslot(32, 1, APIC, True))
+    return World(
+        kernel=preset(release, arch, switches),
+        cpus=("cpu0", "cpu1"),
+        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
+        vms=(Vm("kvm0", ("vcpu0",), MM, slots),),
+        gather_batch=2,
+    )
+
+
+def page(number: int) -> int:
+    """The address of a page."""
+    return number * PAGE_SIZE
+
+
+def small_programs() -> tuple[Program, ...]:
+    """Every operation at least once, all four initiators at the same pages."""
+    cpu0: list[op.Operation] = [
+        op.Mmap(MM, 0, page(8), True, True),
+        op.Mmap(MM, APIC, PAGE_SIZE, True, True),
+        op.Touch(MM, APIC, True, 1),
+        op.Touch(MM, page(7), False),
+        *(op.Touch(MM, page(i), True, 100 + i) for i in range(6)),
+        op.Munmap(MM, 0, page(4)),
+        op.Mmap(MM, 0, page(4), True, True),
+        op.MigratePages(MM, APIC, PAGE_SIZE),
+        op.Mprotect(MM, page(4), page(2), True, False),
+        op.Touch(MM, page(4), False),
+        op.Mprotect(MM, page(4), page(2), True, True),
+        op.Touch(MM, page(4), True, 7),
+        op.Touch(MM, page(7), True, 8),
+        op.MadviseDontneed(MM, 0, page(8)),
+        op.Brk(MM, page(48)),
+        op.Brk(MM, page(50)),
+        op.Touch(MM, page(49), True, 9),
+        op.Brk(MM, page(48)),
+        op.Munmap(MM, 0, page(8)),
+    ]
+    cpu1 = [
+        op.Mmap(MM, page(40), page(8), True, True),
+        *(op.Touch(MM, page(40 + i), True, 200 + i) for i in range(6)),
+        op.MigratePages(MM, page(40), page(2)),
+    ]
+    device = [op.Dma(MM, page(i % 4), i % 2 == 0, 300 + i) for i in range(8)]
+    vcpu: list[op.Operation] = [op.GuestTouch(page(i % 4), True, 400 + i) for i in range(4)]
+    vcpu += [op.GuestApic(APIC, False) for _ in range(4)]
+    return (
+        Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
+        Program("cpu1", "cpu1", [Step(o, SETUP) for o in cpu1]),
+        Program("device0", "device0", [Step(o, SETUP) for o in device]),
+        Program("vcpu0", "vcpu0", [Step(o, SETUP) for o in vcpu]),
+    )
+
+
+def run_small(
+    world: World, seed: int, observer: Observer | None = None, schedule: Schedule | None = None
+) -> tuple[Ending, dict[str, Driver]]:
+    """Run the small programs in the simulator."""
+    drivers = build_all(world, seed)
+    exchange = Exchange(Feeder(small_programs()))
+    simulator = Simulator(drivers, exchange, schedule or RandomWalk(seed), observer)
+    ending = simulator.run(deliveries_max=100_000)
+    assert exchange.counts.balance(exchange.pending) == 0
+    return ending, drivers
