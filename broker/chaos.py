@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
-
-import msgspec
 
 from broker.chaos_config import (
     WILDCARDS,
@@ -29,9 +27,9 @@ from broker.chaos_config import (
 from broker.exchange import Fault
 from broker.programs import operation_program
 from nodes.driver import draw
-from protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
+from protocol.envelope import BROKER, Envelope, operation_of
 
-__all__ = ["ChaosConfig", "ChaosRules", "RecordedFaults", "load_rules", "parse_rules"]
+__all__ = ["ChaosConfig", "ChaosRules", "load_rules", "parse_rules"]
 
 DRAW_END = 1 << 64
 """``draw`` gives 0 <= number < this."""
@@ -136,8 +134,6 @@ class ChaosRules:
         self.config, self.seed = config, seed
         self.deliveries = 0
         self.healed = False
-        self.repeats: list[tuple[str, str]] = []
-        """(message id, ``drop`` or ``duplicate``): with the schedule, all that a replay needs."""
         self.given_up: list[tuple[str, str]] = []
         """(rule, message id) of holds whose event could not come; the first ``GIVEN_UP_MAX``."""
         self._rules = [_Active(rule) for rule in config.rule]
@@ -266,47 +262,5 @@ class ChaosRules:
 
     def _hit(self, active: _Active, envelope: Envelope) -> Fault:
         active.hits += 1
-        kind = active.rule.fault
-        if kind == "duplicate" or (kind == "drop" and envelope.id.endswith(REPLY_MARK)):
-            self.repeats.append((envelope.id, kind))
-        return Fault(kind, active.after(self.seed, envelope.id), active.rule.name)
-
-
-class RecordedFaults:
-    """Chaos on replay: only what made or lost a message (``ChaosRules.repeats``) happens again.
-
-    Delays and holds need no repetition, because the recorded order already is what they did.
-    """
-
-    def __init__(self, repeats: Iterable[tuple[str, str]]) -> None:
-        self._repeats: dict[str, deque[str]] = {}
-        for message_id, kind in repeats:
-            self._repeats.setdefault(message_id, deque()).append(kind)
-
-    def fault(self, envelope: Envelope) -> Fault | None:
-        """The recorded loss or duplication of this message, at once."""
-        kinds = self._repeats.get(envelope.id)
-        if not kinds or envelope.copy:
-            return None
-        return Fault("drop" if kinds.popleft() == "drop" else "duplicate")
-
-    def delivered(self, envelope: Envelope) -> Sequence[Envelope]:  # noqa: ARG002 - protocol
-        """Nothing is ever held."""
-        return ()
-
-    def hold(self, envelope: Envelope, rule: str) -> None:
-        """Never asked for."""
-
-    def give_up(self) -> Sequence[Envelope]:
-        """Nothing is ever held."""
-        return ()
-
-    def heal(self) -> Sequence[Envelope]:
-        """Nothing is ever held."""
-        return ()
-
-
-def to_table(config: ChaosConfig) -> dict[str, Any]:
-    """The configuration as plain values, for ``run.toml``; ``parse_rules`` reads them again."""
-    table: dict[str, Any] = msgspec.to_builtins(config)
-    return table
+        after = active.after(self.seed, envelope.id)
+        return Fault(active.rule.fault, after, active.rule.name)

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -49,7 +49,6 @@ ABORT_SECONDS = 0.4
 """How long an aborted run may take to write its end; then its processes are killed."""
 TERMINATE_SECONDS = 0.4
 """From SIGTERM to SIGKILL."""
-START_STEP_SECONDS = 0.05
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -98,33 +97,25 @@ class Supervisor:
                 self.processes[name] = process
         self._context = zmq.Context()
         self._socket = sockets.dealer(self._context, endpoint)
-        self._await(self._say_hello, "the router to listen")
-        self._await(lambda: self._step(START_STEP_SECONDS) == "ready", "the router's ready")
+        self._send("hello", router.LAUNCHER, self._token)
+        self._await_ready()
 
     def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
         run = self.plan
         journal = str(journal_path(run.directory, name))
         return (name, endpoint, self._token, run.world, run.seed, journal, run.build)
 
-    def _await(self, done: Callable[[], bool], what: str) -> None:
-        """Repeat until done.  The router bounds the start; this bound is for the router."""
+    def _await_ready(self) -> None:
+        """The router says when all are there, or who is not; the bound here is for the router."""
         bound = limits.READY_SECONDS_MAX + limits.STOP_SECONDS_MAX
         deadline = time.monotonic() + bound
-        while not done():
+        while self._step(limits.SOCKET_SECONDS_MAX) != "ready":
             if self.outcome is not None and self.outcome.status == plan.NOT_READY:
                 raise TimedOut(self.outcome.detail, limits.READY_SECONDS_MAX)
             if self.outcome is not None:
                 raise EmulatorError(f"{self.outcome.status}: {self.outcome.detail}")
             if time.monotonic() > deadline:
-                raise TimedOut(what, bound)
-
-    def _say_hello(self) -> bool:
-        try:
-            self._send("hello", router.LAUNCHER, self._token)
-        except zmq.Again:
-            self._step(START_STEP_SECONDS)
-            return False
-        return True
+                raise TimedOut("the router to say that all are ready", bound)
 
     # -- while it runs -------------------------------------------------------------------
 
@@ -191,10 +182,7 @@ class Supervisor:
             if self.outcome is None:
                 self.outcome = self._broken(plan.ROUTER_DIED, _how(status))
         elif status != 0 and self.outcome is None:
-            try:
-                self._send("died", name, _how(status))
-            except zmq.Again:  # nobody listens yet
-                self.outcome = self._broken(plan.NODE_DIED, f"{name} {_how(status)}")
+            self._send("died", name, _how(status))
 
     def _broken(self, status: str, detail: str) -> Outcome:
         """The end of a run whose router cannot tell any more."""
@@ -228,10 +216,7 @@ class Supervisor:
                 write_schedule(self.plan.directory)
 
     def _abort_within(self, why: str) -> None:
-        try:
-            self.abort(why)
-        except zmq.Again:
-            return
+        self.abort(why)
         self.wait(ABORT_SECONDS)
 
     def _end_processes(self, seconds: float) -> None:

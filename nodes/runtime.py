@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +51,7 @@ def main(
     socket = sockets.dealer(context, endpoint)
     broke = False
     try:
-        say_hello(socket, name, token)
+        send(socket, [wire.control_frame("hello", name, token)])
         driver = builder(build)(name, read_world(world), seed)
         book = Journal(Path(journal), name)
         send(socket, [wire.control_frame("ready")])
@@ -101,18 +100,6 @@ def builder(name: str) -> Build:
 def read_world(data: bytes) -> World:
     """The world that ``codec.pack`` made bytes of.  Raises ``PeerError``."""
     return codec.convert(codec.unpack(data, limits.ZMQ_MESSAGE_BYTES_MAX), World)
-
-
-def say_hello(socket: sockets.Socket, name: str, token: str) -> None:
-    """Claim a name.  Raises ``TimedOut`` if no router is there to hear it."""
-    deadline = time.monotonic() + limits.READY_SECONDS_MAX
-    while time.monotonic() < deadline:
-        try:
-            socket.send(wire.control_frame("hello", name, token, os.getpid()))
-            return
-        except zmq.Again:
-            continue
-    raise TimedOut("the router to take a hello", limits.READY_SECONDS_MAX)
 
 
 def send(socket: sockets.Socket, frames: list[bytes]) -> None:

@@ -26,9 +26,12 @@ def router(context: zmq.Context[Socket], endpoint: str) -> Socket:
 
 
 def dealer(context: zmq.Context[Socket], endpoint: str) -> Socket:
-    """A node's or the launcher's end; it connects as soon as somebody is bound there."""
+    """A node's or the launcher's end; it connects as soon as somebody is bound there.
+
+    Not with ``ZMQ_IMMEDIATE``: when the other end closes, it throws away what has arrived and was
+    not read yet, such as the broker's last words.
+    """
     socket = _socket(context, zmq.DEALER)
-    socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
     socket.connect(endpoint)
     return socket

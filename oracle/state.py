@@ -124,10 +124,10 @@ class Deadline:
     __slots__ = ("agents", "event", "index", "n", "new", "rule")
 
     def __init__(
-        self, rule: str, event: Event, index: int, new: int, agents: frozenset[str] | None
+        self, rule: str, event: Event, row: Row, new: int, agents: frozenset[str] | None = None
     ) -> None:
-        self.rule, self.event, self.index, self.new, self.agents = rule, event, index, new, agents
-        self.n = event.n
+        self.rule, self.event, self.n, self.new, self.agents = rule, event, event.n, new, agents
+        self.index = row.index(event.n)  # no other delivery has this number
 
 
 class Change:

@@ -66,3 +66,6 @@ ORACLE_SWEEP_MIN: Final = 512
 
 ORACLE_OPERATIONS_KEPT: Final = 16
 """Finished operations of a node that a ``between`` condition still looks at."""
+
+ORACLE_VIOLATIONS_KEPT: Final = 10_000
+"""Violations that the oracle keeps with all they say (about 2 KiB each); the rest is counted."""

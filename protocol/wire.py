@@ -113,24 +113,27 @@ class HandledRecord:
 
 def read_journal_record(record: bytes) -> HandledRecord:
     """One record of a node's journal.  Raises ``PeerError``."""
-    fields = codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)
-    if type(fields) is not list or len(fields) < 3:
-        raise PeerError("not a handled record")
-    request, head, *bodies, tail = fields
-    n, *heads = header(head)
-    choices, records = codec.unpack(tail, ZMQ_MESSAGE_BYTES_MAX)
-    return HandledRecord(
-        n=n,
-        id=request,
-        messages=list(zip(heads, bodies, strict=True)),
-        choices=[tuple(choice) for choice in choices],
-        records=[codec.record_from(value) for value in records],
-    )
+    try:
+        request, head, *bodies, tail = codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)
+        n, *heads = header(head)
+        choices, records = codec.unpack(tail, ZMQ_MESSAGE_BYTES_MAX)
+        return HandledRecord(
+            n=n,
+            id=request,
+            messages=list(zip(heads, bodies, strict=True)),
+            choices=[tuple(choice) for choice in choices],
+            records=[codec.record_from(value) for value in records],
+        )
+    except (TypeError, ValueError) as error:
+        raise PeerError(f"not a handled record: {error}") from None
 
 
 def journal_record_number(record: bytes) -> int:
     """The delivery number of a node's journal record.  Raises ``PeerError``."""
-    n = header(codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)[1])[0]
+    try:
+        n = header(codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)[1])[0]
+    except (TypeError, LookupError) as error:
+        raise PeerError(f"not a handled record: {error}") from None
     if type(n) is not int:
         raise PeerError("delivery number is not a number")
     return n

@@ -45,9 +45,9 @@ class TouchOptions(TomlTable, frozen=True):
     """The guest uses a live page."""
     apic: Percent = 4
     """The guest accesses its APIC page."""
-    migrate: Percent = 8
+    migrate: Percent = 25
     """A live page, or the APIC page, is migrated."""
-    held: Percent = 50
+    held: Percent = 80
     """Of the calls that take something away: they wait until the secondaries hold a page."""
     race: Percent = 40
     """Of those: the device or the guest uses the page again while the call runs."""

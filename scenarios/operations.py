@@ -29,6 +29,7 @@ _RIGHTS: Final[dict[str, tuple[bool, bool]]] = {
     "none": (False, False), "r": (True, False), "rw": (True, True),
 }  # fmt: skip
 _PROT: Final = {rights: name for name, rights in _RIGHTS.items()}
+_NAME: Final = re.compile(r"^[A-Za-z0-9_-]+$")
 _DEVICE: Final = (ops.Dma,)
 _GUEST: Final = (ops.GuestTouch, ops.GuestApic)
 
@@ -130,6 +131,8 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
                 f"unknown node {table.node!r}",
                 f"one of {', '.join(world.nodes())}",
             )
+        if not _NAME.match(table.name or table.node):
+            raise UserError(f"{place}.name", f"is {table.name!r}", "letters, digits, - and _")
         steps = tuple(
             step_from(item, world.mms[0], f"{place}.steps[{number}]")
             for number, item in enumerate(array(table.steps, f"{place}.steps"))

@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.chaos import ChaosRules, RecordedFaults, load_rules, parse_rules
+from broker.chaos import ChaosRules, load_rules, parse_rules
 from broker.chaos_config import check_names, message_kinds, presets
+from broker.exchange import Fault, FaultKind
+from broker.recorder import ReplayedFaults
 from broker.schedules import RandomWalk, Recorded
 from protocol.envelope import Envelope
 from protocol.errors import UserError
 from protocol.limits import REPEAT_DISTANCE_MAX
 from protocol.messages.base import Ack
-from tests.toy import Run, make_run, play
+from tests.exchange_toy import Run, deliver, make_run, play
 
 DELAY = {"name": "r", "fault": "delay", "after": {"min": 1, "max": 9}}
 HOLD = {"name": "h", "fault": "hold", "until": {"kind": "PtlLock"}}
@@ -122,13 +124,30 @@ def test_after_healing_nothing_is_kept_back(
     check_over(run)
 
 
+class Noting(ChaosRules):
+    """Rules that note which faults made or lost a message, as a recorded run does."""
+
+    noted: dict[tuple[str, int], FaultKind]
+
+    def fault(self, envelope: Envelope) -> Fault | None:
+        """The rules' fault, noted."""
+        fault = super().fault(envelope)
+        if fault is not None and (fault.kind == "duplicate" or envelope.is_reply):
+            self.noted[envelope.id, (envelope.causes or (0,))[-1]] = fault.kind
+        return fault
+
+
 @quick
 @given(rule_lists(), seeds)
 def test_a_recorded_run_replays_without_the_rules(rules: list[dict[str, Any]], seed: int) -> None:
-    chaos = rules_of(*rules, seed=seed)
+    chaos = Noting(parse_rules({"schema": 1, "rule": rules}, "test"), seed)
+    chaos.noted = {}
     run = make_run(seed, chaos)
     play(run, RandomWalk(seed))
-    again = make_run(seed, RecordedFaults(chaos.repeats))
+    lost: dict[tuple[str, int], FaultKind] = {
+        key: kind for key, kind in chaos.noted.items() if kind in ("drop", "duplicate")
+    }
+    again = make_run(seed, ReplayedFaults(lost))
     play(again, Recorded(run.log.entries))
     assert again.log.entries == run.log.entries
     assert again.log.started == run.log.started
@@ -160,6 +179,24 @@ def test_faults_are_counted(fault: str) -> None:
     assert (counts.dropped > 0) == (fault == "drop")
     assert (counts.duplicated > 0) == (fault == "duplicate")
     assert counts.retransmitted <= counts.dropped
+
+
+def test_a_delay_is_as_long_as_drawn_unless_nothing_else_can_move() -> None:
+    chaos = rules_of(DELAY | {"match": {"id": "a0/0"}, "after": {"min": 4, "max": 4}})
+    run = make_run(2, chaos, operations=9)
+    run.exchange.start()
+    while run.exchange.number < 4:
+        assert "a0/0" not in [envelope.id for envelope in run.exchange.heads]
+        deliver(run, 0)
+    assert "a0/0" in [envelope.id for envelope in run.exchange.heads]
+
+
+def test_nothing_waits_for_a_delay_when_nothing_else_can_move() -> None:
+    run = make_run(2, rules_of(DELAY | {"after": {"min": 500, "max": 500}}), operations=1)
+    run.exchange.start()
+    assert not run.exchange.heads
+    assert run.exchange.unstick()
+    assert len(run.exchange.heads) == 1
 
 
 def test_a_duplicate_does_not_overtake_its_delayed_channel() -> None:

@@ -110,5 +110,3 @@ def programs(count: int, nodes: tuple[str, ...] = NODES, each: int = 1) -> tuple
     return tuple(
         Program(f"{name}.{index}", name, Touches(count)) for name in nodes for index in range(each)
     )
-
-

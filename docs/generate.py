@@ -1,0 +1,181 @@
+"""Write the pages that are made from code: ``docs/protocol.md``.
+
+``python docs/generate.py`` writes them, ``--check`` only says whether they are up to date (exit
+status 1 if not).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import sys
+import textwrap
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ForwardRef, get_args, get_origin, get_type_hints
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from protocol import messages, records  # noqa: E402 - the path comes first
+from protocol.envelope import REPLY_MARK  # noqa: E402
+from protocol.messages import base  # noqa: E402
+
+PAGE = ROOT / "docs" / "protocol.md"
+HEAD = """\
+<!-- Made by docs/generate.py from protocol/messages and protocol/records.py.  Do not edit. -->
+
+# Messages and records
+
+Every access to shared state is a message, a request that gets exactly one reply.  A reply
+travels as the kind of its request with `{mark}` (`PtlLock{mark}`), which is also how chaos rules
+name it.  *Object* is what the message declares it accesses: a label and the fields that complete
+it, where a shorter key covers every longer one that it begins; *the receiver* means all of it.
+Fields are in the order in which they travel.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD.format(mark=REPLY_MARK), "## Contents\n", contents()]
+    for module in modules():
+        parts.append(f"## {module_title(module)}\n")
+        parts.append(f"{paragraphs(module)}\n")
+        parts += [section(cls) for cls in classes(module, base.Message)]
+    parts.append("## Records\n")
+    parts.append(f"{paragraphs(records)}\n")
+    parts += [section(cls) for cls in classes(records, records.Record)]
+    return "\n".join(parts)
+
+
+def modules() -> list[types.ModuleType]:
+    """The modules of messages, the shared one first."""
+    found = [m for _, m in sorted(vars(messages).items()) if inspect.ismodule(m) and m is not base]
+    return [base, *found]
+
+
+def module_title(module: types.ModuleType) -> str:
+    """``memory`` for ``protocol.messages.memory``."""
+    name = module.__name__.rpartition(".")[2]
+    return "Shared by all" if module is base else f"Messages: {name}"
+
+
+def contents() -> str:
+    """Links to every section."""
+    titles = [module_title(module) for module in modules()] + ["Records"]
+    return "".join(f"- [{title}](#{anchor(title)})\n" for title in titles)
+
+
+def anchor(title: str) -> str:
+    """The fragment that Markdown viewers give a heading."""
+    return title.lower().replace(":", "").replace(" ", "-")
+
+
+def classes(module: types.ModuleType, root: type) -> list[type[msgspec.Struct]]:
+    """The structs that the module defines, in its order; bare bases are left out."""
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and issubclass(value, msgspec.Struct)
+        and value not in (root, base.Request)
+        and not (issubclass(value, root) and value.__subclasses__())
+    ]
+
+
+def section(cls: type[msgspec.Struct]) -> str:
+    """One message or record."""
+    lines = [f"### {cls.__name__}\n", f"{paragraphs(cls)}\n"]
+    facts = list(message_facts(cls))
+    if facts:
+        lines.append("; ".join(facts) + ".\n")
+    fields = msgspec.structs.fields(cls)
+    if fields:
+        lines += ["| field | type | |", "|---|---|---|", *rows(cls), ""]
+    return "\n".join(lines)
+
+
+def message_facts(cls: type) -> Iterator[str]:
+    """Object, access and reply of a request."""
+    if not issubclass(cls, base.Request):
+        return
+    label = " ".join(cls.OBJECT)
+    yield f"Object: {f'`{label}`' if label else 'the receiver'}"
+    yield f"access: {cls.ACCESS}"
+    yield f"reply: `{cls.reply_kind().__name__}`"
+
+
+def rows(cls: type[msgspec.Struct]) -> Iterable[str]:
+    """One line per field."""
+    hints = get_type_hints(cls)
+    notes = field_notes(cls)
+    for field in msgspec.structs.fields(cls):
+        default = "" if field.default is msgspec.NODEFAULT else f" = {field.default!r}"
+        kind = f"{type_name(hints[field.name])}{default}".replace("|", "\\|")
+        yield f"| `{field.name}` | `{kind}` | {notes.get(field.name, '')} |"
+
+
+def type_name(hint: Any) -> str:
+    """A type as one writes it."""
+    if isinstance(hint, ForwardRef):
+        return hint.__forward_arg__
+    arguments = get_args(hint)
+    if not arguments:
+        return getattr(hint, "__name__", "...") if hint is not Ellipsis else "..."
+    names = [type_name(argument) for argument in arguments]
+    if isinstance(hint, types.UnionType):
+        return " | ".join(names)
+    return f"{getattr(get_origin(hint), '__name__', hint)}[{', '.join(names)}]"
+
+
+def field_notes(cls: type) -> dict[str, str]:
+    """The string literals below the fields of a class, which say what a field means."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    notes = {}
+    for before, here in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(before, ast.AnnAssign)
+            and isinstance(before.target, ast.Name)
+            and isinstance(here, ast.Expr)
+            and isinstance(here.value, ast.Constant)
+        ):
+            notes[before.target.id] = " ".join(plain(str(here.value.value)).split())
+    return notes
+
+
+def paragraphs(described: object) -> str:
+    """A docstring as Markdown."""
+    return plain(inspect.getdoc(described) or "")
+
+
+def plain(text: str) -> str:
+    """reStructuredText literals as Markdown ones."""
+    return text.replace("``", "`")
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; the exit status."""
+    if arguments not in ([], ["--check"]):
+        print(f"usage: {Path(__file__).name} [--check]", file=sys.stderr)
+        return 2
+    new = page()
+    if not arguments:
+        PAGE.write_text(new)
+        return 0
+    old = PAGE.read_text() if PAGE.exists() else ""
+    if old == new:
+        return 0
+    difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "page", "code", n=1)
+    print("\n".join(list(difference)[:40]))
+    print(f"{PAGE.relative_to(ROOT)} is out of date: run python docs/generate.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,319 @@
+"""One run: a spec, a broker, the oracle, and how it came out.
+
+The same trace goes through the same ``Watch`` whether it comes from the simulator as it happens,
+from the journals of processes while they run, or from a saved run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from broker import plan as plans
+from broker.chaos import ChaosRules
+from broker.exchange import Chaos, Exchange
+from broker.follow import Follower, compare_runs
+from broker.plan import Plan
+from broker.programs import Feeder, Program
+from broker.recorder import Recorder, read_record
+from broker.schedules import RandomWalk, Recorded, Schedule
+from broker.simulator import Simulator
+from broker.supervisor import Supervisor
+from explorer.outcome import OperationCount, Outcome, Status
+from nodes.build import build_all
+from oracle.oracle import Oracle
+from oracle.sometimes import conditions_from
+from oracle.trace import step_of
+from protocol.codec import pack
+from protocol.envelope import Envelope, Handled
+from protocol.errors import ReplayDivergence
+from protocol.records import OpEnd
+from protocol.trace import Ending, TraceStep
+from scenarios.spec import RunSpec
+
+Progress = Callable[[dict[str, Any]], None]
+FOLLOW_SECONDS = 0.05
+"""How often the journals of a live run are read."""
+PROGRESS_SECONDS = 0.5
+
+
+class Watch:
+    """Reads one trace: the oracle, and a tally of operations for the summary."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        conditions = conditions_from(list(spec.sometimes), f"{spec.name}: sometimes")
+        self.oracle = Oracle(spec.world, conditions)
+        self.operations: dict[str, OperationCount] = {}
+
+    def step(self, step: TraceStep) -> None:
+        """The next step of the trace."""
+        self.oracle.step(step)
+        for record in step.records:
+            if type(record) is OpEnd:
+                self._count(record)
+
+    def _count(self, record: OpEnd) -> None:
+        count = self.operations.setdefault(record.kind, OperationCount())
+        count.done += 1
+        if record.result < 0:
+            count.errors[-record.result] = count.errors.get(-record.result, 0) + 1
+
+    def broke(self, rule: str) -> bool:
+        """Whether ``rule`` has been broken (``any``: some rule)."""
+        return any(rule in ("any", v.rule) for v in self.oracle.violations)
+
+
+# ---- in the simulator ----------------------------------------------------------------------
+
+
+def simulate(
+    spec: RunSpec,
+    run_dir: Path | None = None,
+    schedule: Schedule | None = None,
+    deliveries_max: int | None = None,
+) -> Outcome:
+    """Run ``spec`` in this process; the random walk unless another schedule is given.
+
+    With ``run_dir`` (which must exist) the run's files are written as processes write them.
+    """
+    chaos = ChaosRules(spec.chaos, spec.seed) if spec.chaos else None
+    return _simulate(
+        spec, spec.programs(), chaos, schedule or RandomWalk(spec.seed), run_dir, deliveries_max
+    )
+
+
+def _simulate(
+    spec: RunSpec,
+    programs: tuple[Program, ...],
+    chaos: Chaos | None,
+    schedule: Schedule,
+    run_dir: Path | None,
+    deliveries_max: int | None = None,
+) -> Outcome:
+    began = time.monotonic()
+    watch = Watch(spec)
+    recorder = None if run_dir is None else Recorder(run_dir, spec.world.nodes())
+
+    def observe(envelope: Envelope, handled: Handled) -> None:
+        watch.step(step_of(envelope, handled))
+        if recorder is not None:
+            recorder.observe(envelope, handled)
+
+    watched = chaos if recorder is None else recorder.watch(chaos)
+    exchange = Exchange(Feeder(programs, spec.operations_max), watched)
+    simulator = Simulator(build_all(spec.world, spec.seed), exchange, schedule, observe)
+    status: Status = "finished"
+    detail = ""
+    try:
+        ending = simulator.run(deliveries_max)
+    except ReplayDivergence as error:
+        status, detail, ending = "diverged", str(error), simulator.ending()
+    quiescent = status == "finished" and not exchange.heads
+    result = plans.Outcome(
+        plans.QUIESCENT if quiescent else plans.SCHEDULE_END,
+        ending,
+        exchange.counts.as_dict() | {"pending": exchange.pending},
+        chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
+        detail=detail,
+    )
+    if recorder is not None:
+        recorder.close(result)
+    return _conclude(spec, "simulator", watch, result, status, time.monotonic() - began, run_dir)
+
+
+# ---- on processes --------------------------------------------------------------------------
+
+
+def run_on_processes(
+    spec: RunSpec,
+    run_dir: Path,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+    stop_on: str = "",
+) -> Outcome:
+    """Run ``spec`` on real processes, with its files in ``run_dir`` (which must exist).
+
+    After ``seconds``, or once ``stop_on`` (a rule, or ``any``) was broken, chaos is healed,
+    nothing more is fed and what is in flight finishes.  Ctrl-C ends every process within a
+    second and gives what there is.
+    """
+    chaos = ChaosRules(spec.chaos, spec.seed) if spec.chaos else None
+    plan = Plan(
+        run_dir,
+        spec.world.nodes(),
+        pack(spec.world),
+        spec.seed,
+        spec.programs(),
+        spec.operations_max,
+        chaos=chaos,
+    )
+    return _follow(spec, plan, seconds, progress, stop_on)
+
+
+def _follow(
+    spec: RunSpec,
+    plan: Plan,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+    stop_on: str = "",
+) -> Outcome:
+    """Start the plan's processes and read their journals until the end."""
+    began = time.monotonic()
+    live = _Live(spec, seconds, progress, stop_on)
+    with closing(Follower(plan.directory, plan.nodes)) as follower:
+        try:
+            with Supervisor(plan) as run:
+                result = live.watch_until_end(run, follower)
+            for step in follower.rest():
+                live.watch.step(step)
+        except KeyboardInterrupt:
+            result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
+    elapsed = time.monotonic() - began
+    status = _status_of(result)
+    return _conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
+
+
+class _Live:
+    """Follows a run on processes and decides when feeding stops."""
+
+    def __init__(
+        self, spec: RunSpec, seconds: float | None, progress: Progress | None, stop_on: str
+    ) -> None:
+        self.watch = Watch(spec)
+        self.seconds, self.progress, self.stop_on = seconds, progress, stop_on
+        self.stopped = False
+
+    def watch_until_end(self, run: Supervisor, follower: Follower) -> plans.Outcome:
+        """Until the broker says how it ended."""
+        began = told = time.monotonic()
+        while (result := run.wait(FOLLOW_SECONDS)) is None:
+            for step in follower.poll():
+                self.watch.step(step)
+            now = time.monotonic()
+            self._stop_if_due(run, now - began)
+            if self.progress is not None and now - told >= PROGRESS_SECONDS:
+                told = now
+                self.progress(self._numbers(now - began))
+        return result
+
+    def _stop_if_due(self, run: Supervisor, elapsed: float) -> None:
+        if self.stopped:
+            return
+        why = ""
+        if self.seconds is not None and elapsed >= self.seconds:
+            why = f"{self.seconds:g} s"
+        elif self.stop_on and self.watch.broke(self.stop_on):
+            why = f"broke {self.stop_on}"
+        if why:
+            self.stopped = True
+            run.heal()
+            run.stop_feeding(why)
+
+    def _numbers(self, elapsed: float) -> dict[str, Any]:
+        oracle = self.watch.oracle
+        return {
+            "seconds": elapsed,
+            "deliveries": oracle.statistics.deliveries,
+            "operations": sum(c.done for c in self.watch.operations.values()),
+            "violations": len(oracle.violations),
+        }
+
+
+# ---- again ---------------------------------------------------------------------------------
+
+
+def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Outcome:
+    """Run a recorded run again, delivery by delivery, into ``out``; the traces must be equal.
+
+    If they are not, the status is ``diverged`` and ``detail`` names node, delivery and field.
+    Raises ``UserError`` if ``source`` is not a run.
+    """
+    spec = RunSpec.load(source)
+    record = read_record(source)
+    programs = record.programs(spec.programs())
+    schedule = Recorded(record.deliveries)
+    spec.save(out)
+    if on == "simulator":
+        outcome = _simulate(spec, programs, record.faults, schedule, out)
+    else:
+        plan = Plan(
+            out,
+            spec.world.nodes(),
+            pack(spec.world),
+            spec.seed,
+            programs,
+            spec.operations_max,
+            chaos=record.faults,
+            schedule=schedule,
+        )
+        outcome = _follow(spec, plan)
+    difference = compare_runs(source, out)
+    if difference is not None and outcome.status == "finished":
+        node, number, field = difference
+        outcome.status = "diverged"
+        outcome.detail = f"{node}, delivery {number}, field {field}: differs from the record"
+    return outcome
+
+
+def check(source: Path) -> Outcome:
+    """The oracle alone on a saved run, whole or cut short.  Raises ``UserError``."""
+    began = time.monotonic()
+    spec = RunSpec.load(source)
+    watch = Watch(spec)
+    with closing(Follower(source, spec.world.nodes())) as follower:
+        for step in follower.rest():
+            watch.step(step)
+        result = follower.outcome
+    if result is None:
+        detail = "the record ends before the run did"
+        result = plans.Outcome(plans.NODE_DIED, _cut_short(watch), {}, detail=detail)
+    status = _status_of(result)
+    return _conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
+
+
+# ---- conclusions ---------------------------------------------------------------------------
+
+
+def _cut_short(watch: Watch) -> Ending:
+    """The ending of a run that did not come to one."""
+    done = sum(count.done for count in watch.operations.values())
+    return Ending(watch.oracle.statistics.deliveries, done, False, ())
+
+
+def _status_of(result: plans.Outcome) -> Status:
+    if result.sound:
+        return "finished"
+    if result.status == plans.ABORTED:
+        return "interrupted"
+    return "diverged" if result.status == plans.DIVERGED else "broken"
+
+
+def _conclude(
+    spec: RunSpec,
+    on: Literal["processes", "simulator", "file"],
+    watch: Watch,
+    result: plans.Outcome,
+    status: Status,
+    seconds: float,
+    run_dir: Path | None,
+) -> Outcome:
+    oracle = watch.oracle
+    oracle.finish(result.ending, quiescent=result.status == plans.QUIESCENT)
+    return Outcome(
+        spec=spec,
+        on=on,
+        status=status,
+        detail=result.detail,
+        verdict=oracle.verdict(result.ending),
+        ending=result.ending,
+        operations=dict(sorted(watch.operations.items())),
+        counts=result.counts,
+        rejected=result.rejected,
+        chaos=result.chaos,
+        notes=dict(spec.workload.notes()),
+        seconds=seconds,
+        run_dir=run_dir,
+    )

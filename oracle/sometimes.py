@@ -1,0 +1,272 @@
+"""Conditions that show that a race window was entered; without them green is not green.
+
+They are judged on every kernel, so they speak of what can happen on good ones too: an entry that
+could go stale was cached, and the adversary was under way at the decisive step.  Like the rules,
+they ask for happens-before and not for numbers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from nodes.world import World
+from oracle.order import Row
+from oracle.state import Cached, Change, Op, Page, State
+from oracle.statistics import Statistics
+from protocol.errors import UserError
+from protocol.limits import ORACLE_OPERATIONS_KEPT
+from protocol.ranges import covers, overlaps, page_of
+
+Mark = Literal[
+    "op_begin", "range_start", "pte_change", "flush", "frame_freed", "frame_copied", "range_end",
+    "op_end",
+]  # fmt: skip
+"""A step of an operation: its begin, ``invalidate_range_start`` called, an entry taken away, a
+secondary flushed (``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a frame freed or
+copied, ``invalidate_range_end`` called, its end."""
+
+CALLBACK_MARKS: dict[str, Mark] = {
+    "invalidate_range_start": "range_start",
+    "invalidate_range": "flush",
+    "arch_invalidate_secondary_tlbs": "flush",
+    "invalidate_range_end": "range_end",
+}
+
+
+class _Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Base: what was looked for."""
+
+
+class CachedWhen(_Condition, frozen=True, tag="cached_when"):
+    """``cache`` held a translation when an operation ``op`` took it away (``at = "changed"``),
+    or when it first reached memory (``at = "began"``; for caches that are zapped before that).
+    """
+
+    cache: str
+    op: str
+    at: Literal["changed", "began"] = "changed"
+    agent: str = ""
+    """Empty: any."""
+    address: int = -1
+    """A host virtual address; -1: any."""
+
+    def wants(self, fill: Cached, page: Page) -> bool:
+        """Whether it is about this translation."""
+        return (
+            fill.cache == self.cache
+            and (not self.agent or fill.agent == self.agent)
+            and (self.address < 0 or page_of(self.address) == page.address)
+        )
+
+
+class Between(_Condition, frozen=True, tag="between", rename={"from_": "from"}):
+    """An operation ``op`` at ``node`` was under way between two steps of an operation ``of``.
+
+    With ``began`` it must have begun after the first step, with ``overlapping`` it must concern
+    the same range.
+    """
+
+    node: str
+    op: str
+    of: str
+    from_: Mark
+    to: Mark
+    began: bool = False
+    overlapping: bool = False
+
+
+class Covered(_Condition, frozen=True, tag="covered"):
+    """A coverage point was passed at least so often."""
+
+    point: str
+    at_least: int = 1
+
+
+class Invalidated(_Condition, frozen=True, tag="invalidated"):
+    """So many operations invalidated a range of which ``cache`` held a live entry."""
+
+    cache: str
+    at_least: int = 1
+
+
+class FramesReused(_Condition, frozen=True, tag="frames_reused"):
+    """So many frames that some cache had held were freed and used again."""
+
+    at_least: int = 1
+
+
+Condition = CachedWhen | Between | Covered | Invalidated | FramesReused
+
+
+def conditions_from(values: Any, where: str) -> tuple[Condition, ...]:
+    """Builtins (an array of tables) as conditions.  Raises ``UserError`` with the key path."""
+    if not isinstance(values, list):
+        raise UserError(where, "is not an array", "an array of tables with a kind each")
+    return tuple(_condition(value, f"{where}[{at}]") for at, value in enumerate(values))
+
+
+def _condition(value: Any, where: str) -> Condition:
+    kinds = [str(kind.__struct_config__.tag) for kind in get_args(Condition)]
+    if not isinstance(value, dict) or value.get("kind") not in kinds:
+        raise UserError(where, "has no known kind", f"kind = one of {', '.join(kinds)}")
+    try:
+        converted: Condition = msgspec.convert(value, Condition)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        raise UserError(where + path.rstrip("`"), problem) from None
+    return converted
+
+
+def describe(condition: Condition) -> str:
+    """For people: ``cached_when(cache=iotlb, op=Munmap)``; defaults are left out."""
+    built: dict[str, Any] = msgspec.to_builtins(condition)
+    kind = built.pop("kind")
+    usual = {f.encode_name: f.default for f in msgspec.structs.fields(condition)}
+    said = ", ".join(f"{key}={value}" for key, value in built.items() if usual[key] != value)
+    return f"{kind}({said})"
+
+
+def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
+    """What a workload must have done: every secondary class at work, and frames reused."""
+    caches = ["iotlb"] * bool(world.units) + ["spte", "gtlb"] * bool(world.vms)
+    held = [Invalidated(cache, ranges) for cache in caches]
+    return (*held, FramesReused(frames))
+
+
+class _Seen:
+    """An operation of an adversary: where it began and ended."""
+
+    __slots__ = ("began", "end", "ended", "id", "index", "kind", "start", "tag")
+
+    def __init__(self, op: Op) -> None:
+        self.id, self.kind, self.index, self.began = op.id, op.kind, op.index, op.began
+        self.tag, self.start, self.end = op.tag, op.start, max(op.end, op.start + 1)
+        self.ended = 0
+
+
+class Sometimes:
+    """Which conditions were met.  Costs nothing once all are."""
+
+    def __init__(self, conditions: Sequence[Condition], state: State, memory: int) -> None:
+        self.conditions = tuple(conditions)
+        self.state = state
+        self.memory = memory
+        self.open = set(range(len(self.conditions)))
+        """Indexes of those not met yet."""
+        self.adversaries: dict[str, deque[_Seen]] = {}
+        self._reached: set[str] = set()
+        """Operations that memory has heard of."""
+        self._sort()
+
+    def _sort(self) -> None:
+        unmet = [(at, self.conditions[at]) for at in sorted(self.open)]
+        cached = [(at, c) for at, c in unmet if isinstance(c, CachedWhen)]
+        self.between = [(at, c) for at, c in unmet if isinstance(c, Between)]
+        self.changed = [(at, c) for at, c in cached if c.at == "changed"]
+        self.began = [(at, c) for at, c in cached if c.at == "began"]
+        self.nodes = {c.node for _, c in self.between}
+
+    def _met(self, at: int) -> None:
+        self.open.discard(at)
+        self._sort()
+
+    # -- what happens -------------------------------------------------------------------------
+
+    def change(self, change: Change, row: Row) -> None:
+        """An entry was taken away."""
+        for at, condition in self.changed:
+            if condition.op == change.op.kind and _holds(condition, change.page, row):
+                self._met(at)
+
+    def memory_step(self, op_id: str, row: Row) -> None:
+        """Memory handles a message of an operation."""
+        op = self.state.ops.get(op_id)
+        if op is None or op_id in self._reached:
+            return
+        self._reached.add(op_id)
+        for at, condition in self.began:
+            if condition.op == op.kind and any(
+                _holds(condition, page, row) for page in self._pages(op)
+            ):
+                self._met(at)
+
+    def _pages(self, op: Op) -> Iterable[Page]:
+        end = max(op.end, op.start + 1)
+        return [
+            page
+            for (mm, address), page in self.state.pages.items()
+            if mm == op.tag and page.fills and covers(page_of(op.start), end, address)
+        ]
+
+    def op_began(self, op: Op) -> None:
+        """An operation began at its initiator."""
+        if op.node in self.nodes:
+            kept = self.adversaries.setdefault(op.node, deque(maxlen=ORACLE_OPERATIONS_KEPT))
+            kept.append(_Seen(op))
+
+    def op_ended(self, op: Op, n: int) -> None:
+        """An operation ended at its initiator."""
+        self._reached.discard(op.id)
+        for seen in self.adversaries.get(op.node, ()):
+            if seen.id == op.id:
+                seen.ended = n
+
+    def mark(self, op: Op, mark: Mark, row: Row) -> None:
+        """A step of an operation."""
+        for at, condition in self.between:
+            if condition.of != op.kind:
+                continue
+            if condition.to == mark:
+                opened = op.marks.pop(at, None)
+                if opened is not None and self._under_way(condition, op, opened, row):
+                    self._met(at)
+            if condition.from_ == mark:
+                op.marks.setdefault(at, row)
+
+    def _under_way(self, condition: Between, op: Op, opened: Row, row: Row) -> bool:
+        """Its begin is known here, and its end was not known when the window opened."""
+        for seen in self.adversaries.get(condition.node, ()):
+            if seen.kind != condition.op or seen.id == op.id or seen.began > row[seen.index]:
+                continue
+            if seen.ended and seen.ended <= opened[seen.index]:
+                continue
+            if condition.began and seen.began <= opened[seen.index]:
+                continue
+            if condition.overlapping and not _same_range(seen, op):
+                continue
+            return True
+        return False
+
+    def finish(self, statistics: Statistics) -> None:
+        """Judge what can only be counted."""
+        for at in sorted(self.open):
+            if _counted(self.conditions[at], statistics):
+                self.open.discard(at)
+        self._sort()
+
+
+def _holds(condition: CachedWhen, page: Page, row: Row) -> bool:
+    """Whether a translation is known to be installed and not known to be closed."""
+    return any(
+        condition.wants(fill, page) and fill.n <= row[fill.index] and not fill.closed_before(row)
+        for fill in page.fills
+    )
+
+
+def _same_range(seen: _Seen, op: Op) -> bool:
+    end = max(op.end, op.start + 1)
+    return seen.tag == op.tag and overlaps(seen.start, seen.end, page_of(op.start), end)
+
+
+def _counted(condition: Condition, statistics: Statistics) -> bool:
+    if isinstance(condition, Covered):
+        return statistics.covered.get(condition.point, 0) >= condition.at_least
+    if isinstance(condition, Invalidated):
+        return statistics.invalidated.get(condition.cache, 0) >= condition.at_least
+    if isinstance(condition, FramesReused):
+        return statistics.frames_reused >= condition.at_least
+    return False

@@ -1,0 +1,67 @@
+"""What a run did, counted: the evidence that a workload exercised what it should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from oracle.state import Change, Frame, Op, State
+
+
+class Statistics(msgspec.Struct, forbid_unknown_fields=True):
+    """Counters of a run."""
+
+    deliveries: int = 0
+    operations: int = 0
+    invalidated: dict[str, int] = {}
+    """By cache: operations that invalidated a range of which that cache held a live entry."""
+    frames_reused: int = 0
+    """Frames that some cache had held, freed and then allocated again."""
+    accesses: dict[str, int] = {}
+    """By cache: accesses that went through it."""
+    retries: dict[str, int] = {}
+    """By the kernel's reason."""
+    walks_discarded: int = 0
+    apic_trapped: int = 0
+    apic_untrapped: int = 0
+    """Guest accesses to the APIC page that went to raw memory."""
+    out_of_memory: int = 0
+    covered: dict[str, int] = {}
+    """By coverage point."""
+    violations: dict[str, int] = {}
+    """By rule; also those beyond the number that is kept."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Builtins for JSON."""
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+def bump(counts: dict[str, int], key: str) -> None:
+    """One more of ``key``."""
+    counts[key] = counts.get(key, 0) + 1
+
+
+def change_held(state: State, change: Change) -> None:
+    """A change took away what these caches hold at this moment."""
+    for fill in state.held(change.page):
+        change.op.caches.add(fill.cache)
+
+
+def op_ended(statistics: Statistics, op: Op) -> None:
+    """The operation returned: count the caches whose entries it invalidated."""
+    statistics.operations += 1
+    for cache in op.caches:
+        bump(statistics.invalidated, cache)
+
+
+def frame_freed(frame: Frame) -> None:
+    """The frame goes back to the pool."""
+    frame.held_before, frame.held = frame.held or frame.held_before, False
+
+
+def frame_allocated(statistics: Statistics, frame: Frame) -> None:
+    """The frame has a new owner."""
+    statistics.frames_reused += frame.held_before
+    frame.held_before = False

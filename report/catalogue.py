@@ -1,0 +1,133 @@
+"""The catalogue of races as people read it: ``list`` and ``show``."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from report import words
+from scenarios.catalogue import KernelCase, Race
+from scenarios.spec import Expectation
+
+
+def table_of(races: Iterable[Race]) -> Table:
+    """One row per race: id, title, family, and what each of its kernels does."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("id", no_wrap=True)
+    table.add_column("race", overflow="fold")
+    table.add_column("family", overflow="fold")
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("expected", overflow="fold")
+    for race in races:
+        for row, case in enumerate(race.kernels):
+            told = ("", "", "") if row else (race.id, f"{race.name}: {race.title}", race.family)
+            verdict = Text(expected(case.expect), "red" if _bad(case.expect) else "green")
+            table.add_row(*map(Text, told), Text(case.name), verdict)
+    return table
+
+
+def _bad(expect: Expectation) -> bool:
+    return expect.verdict == "violated"
+
+
+def expected(expect: Expectation) -> str:
+    """``held``, or ``violated: O by device0 (iotlb)``."""
+    if not _bad(expect):
+        return expect.verdict
+    agent = f" by {expect.agent}" if expect.agent else ""
+    cache = f" ({expect.cache})" if expect.cache else ""
+    return f"violated: {expect.rule or 'any rule'}{agent}{cache}"
+
+
+def page_of(race: Race) -> str:
+    """All about one race, as text."""
+    parts = [
+        f"{race.id} {race.name}: {race.title}",
+        f"family: {race.family}",
+        race.story,
+        _section("Kernels", (_kernel(case) for case in race.kernels)),
+        _section("The window was entered if", map(condition, race.sometimes)),
+        _section("Programs", _programs(race)),
+        _section("Recipe that widens the window", _recipe(race)),
+        _section("Sources", race.source),
+        _section("Run it", _commands(race)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    body = "\n".join(lines)
+    return f"{title}:\n{textwrap.indent(body, '  ')}" if body else ""
+
+
+def _kernel(case: KernelCase) -> str:
+    kernel = f"{case.name} ({case.kernel.release} {case.kernel.arch}): {expected(case.expect)}"
+    return f"{kernel}\n  {case.expect.description}" if case.expect.description else kernel
+
+
+def condition(table: Mapping[str, Any]) -> str:
+    """A condition as its keys and values: ``cached_when_changed: agent device0, cache iotlb``."""
+    rest = [f"{key} {_value(value)}" for key, value in table.items() if key not in ("kind", "name")]
+    name = str(table.get("name") or table.get("kind") or "condition")
+    return words.plain(f"{name}: {words.listed(rest)}")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "|".join(map(str, value))
+    return str(value)
+
+
+def _programs(race: Race) -> list[str]:
+    """Each program and its operations, in order."""
+    lines = []
+    for program in race.programs:
+        kinds = [type(step.operation).__name__ for step in program.steps]
+        lines.append(f"{program.name} on {program.node}: {', '.join(kinds)}")
+    return lines
+
+
+def _recipe(race: Race) -> list[str]:
+    if race.chaos is None:
+        return []
+    return [_rule(msgspec.to_builtins(rule)) for rule in race.chaos.rule]
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    """``name: hold FrameRead from device0 until PagePut to memory``."""
+    parts = [f"{rule['name']}: {rule['fault']} {_match(rule.get('match', {}))}"]
+    if "until" in rule:
+        parts.append(f"until {_match(rule['until'])}")
+    if rule.get("after"):
+        parts.append(f"by {rule['after']['min']} to {rule['after']['max']} deliveries")
+    if rule.get("probability", 1.0) < 1.0:
+        parts.append(f"with probability {rule['probability']}")
+    return " ".join(parts)
+
+
+def _match(match: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={_value(value)}" for key, value in match.items()) or "any message"
+
+
+def _commands(race: Race) -> list[str]:
+    return [words.command("repro", race.id, "--kernel", case.name) for case in race.kernels]
+
+
+def race_dict(race: Race) -> dict[str, Any]:
+    """A race as builtins, for ``--json``."""
+    return {
+        "id": race.id,
+        "name": race.name,
+        "title": race.title,
+        "family": race.family,
+        "kernels": [msgspec.to_builtins(case) for case in race.kernels],
+        "sometimes": list(race.sometimes),
+        "source": list(race.source),
+        "story": race.story,
+        "chaos": msgspec.to_builtins(race.chaos) if race.chaos else None,
+    }

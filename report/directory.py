@@ -1,0 +1,66 @@
+"""Where a run is put: ``runs/<time>-<name>/``, and ``runs/latest`` that points to the newest."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import UserError
+
+RUNS: Final = Path("runs")
+LATEST: Final = "latest"
+NAME_LENGTH_MAX: Final = 60
+TRIES_MAX: Final = 1000
+"""Runs of one name that may begin within one second."""
+
+
+def new_run(name: str, out: Path | None, runs: Path = RUNS) -> Path:
+    """A new, empty directory for a run: ``out``, or one under ``runs``.
+
+    Raises ``UserError`` if ``out`` holds something, or if nothing can be made there.
+    """
+    try:
+        return _fresh(name, runs) if out is None else _given(out)
+    except OSError as error:
+        where = str(error.filename or out or runs)
+        raise UserError(where, f"cannot be made: {error.strerror}", "a new directory") from None
+
+
+def _given(out: Path) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise UserError("--out", f"{out} is not empty", "a new or an empty directory")
+    return out
+
+
+def _fresh(name: str, runs: Path) -> Path:
+    runs.mkdir(parents=True, exist_ok=True)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(name)}"
+    for attempt in range(1, TRIES_MAX + 1):
+        directory = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        _point_latest(directory)
+        return directory
+    raise UserError(str(runs / stem), "exists", "a name that is not taken")
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:NAME_LENGTH_MAX] or "run"
+
+
+def _point_latest(directory: Path) -> None:
+    """Replaced in one step, so that whoever reads it meanwhile sees the old or the new one."""
+    link = directory.parent / f".{LATEST}-{directory.name}-{os.getpid()}"
+    link.symlink_to(directory.name)
+    try:
+        link.replace(directory.parent / LATEST)
+    except OSError:
+        link.unlink()
+        raise

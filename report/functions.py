@@ -1,0 +1,92 @@
+"""What the kernel calls it: the function that a message or an operation stands for.
+
+A message is one access to shared state; the access is made in some kernel function, which
+depends on the access and on the operation that made it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protocol.envelope import REPLY_MARK
+
+OPERATIONS: Final = {
+    "Mmap": "mmap_region",
+    "Munmap": "do_munmap",
+    "Brk": "do_brk",
+    "Mprotect": "do_mprotect",
+    "MadviseDontneed": "madvise_dontneed",
+    "MigratePages": "move_pages",
+    "Touch": "handle_mm_fault",
+    "Dma": "iommu_sva_handle_iopf",
+    "GuestTouch": "kvm_mmu_page_fault",
+    "GuestApic": "vcpu_enter_guest",
+}
+"""Operation -> the function that serves it."""
+
+CHANGES: Final = {
+    "Mmap": "zap_pte_range",
+    "Munmap": "zap_pte_range",
+    "Brk": "zap_pte_range",
+    "MadviseDontneed": "zap_pte_range",
+    "Mprotect": "change_pte_range",
+    "MigratePages": "try_to_migrate_one",
+    "Touch": "wp_page_copy",
+    "Dma": "wp_page_copy",
+    "GuestTouch": "wp_page_copy",
+    "GuestApic": "wp_page_copy",
+}
+"""Operation -> the function in which it takes an entry away."""
+
+ACCESSES: Final = {
+    "PteWalk": "hardware page walk",
+    "FrameAlloc": "alloc_page",
+    "FrameCopy": "copy_highpage",
+    "PageGet": "try_get_page",
+    "PagePut": "put_page",
+    "PageFreeze": "page_ref_freeze",
+    "PtlLock": "pte_offset_map_lock",
+    "PtlUnlock": "pte_unmap_unlock",
+    "MmapLock": "mmap_lock",
+    "MmapUnlock": "mmap_unlock",
+    "SpteLoad": "hardware walk of the shadow table",
+    "SpteSet": "mmu_spte_set",
+    "SpteClear": "mmu_spte_clear_track_bits",
+    "FlushTlbIpi": "flush_tlb_func",
+    "Tlbi": "tlbi",
+    "IotlbInvalidate": "iommu_sva_invalidate_secondary_tlbs",
+    "KvmRequest": "kvm_make_request",
+    "InProgress": "mmu_invalidate_in_progress",
+    "SeqBump": "mmu_invalidate_seq",
+}
+"""Message -> the function, or what hardware does, whatever the operation."""
+
+ENTRY_CHANGES: Final = frozenset({"PteGetAndClear", "PteSet", "PteCmpxchg"})
+DATA: Final = {"FrameRead": "load", "FrameWrite": "store"}
+AGENTS: Final = {
+    "Dma": "DMA {}",
+    "GuestTouch": "guest {}",
+    "GuestApic": "guest {} of the APIC page",
+    "Touch": "user {}",
+}
+CACHES: Final = {
+    "tlb": "hardware page walk",
+    "iotlb": "IOMMU page walk",
+    "spte": "kvm_mmu_page_fault",
+    "gtlb": "hardware walk of the shadow table",
+    "vmcs": "kvm_vcpu_reload_apic_access_page",
+}
+"""Cache -> where a translation gets into it."""
+
+
+def function_of(kind: str, operation: str) -> str:
+    """The function in which a message of this kind is sent for an operation of that kind.
+
+    Either may be empty (unknown); the result is empty if nothing is known.
+    """
+    kind = kind.rstrip(REPLY_MARK)
+    if kind in ENTRY_CHANGES:
+        return CHANGES.get(operation, kind)
+    if kind in DATA:
+        return AGENTS.get(operation, "{}").format(DATA[kind])
+    return ACCESSES.get(kind) or OPERATIONS.get(kind) or OPERATIONS.get(operation, "")

@@ -1,0 +1,67 @@
+"""A run as one JSON object, for other programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from explorer.outcome import OperationCount, Outcome
+from nodes.kernel.variant import Kernel
+from report.facts import switches_set
+from report.terminal import headline, repeat_command
+
+
+def outcome_dict(outcome: Outcome) -> dict[str, Any]:
+    """Everything about a run, as builtins."""
+    spec, ending = outcome.spec, outcome.ending
+    return {
+        "exit_code": outcome.exit_code,
+        "headline": headline(outcome),
+        "verdict": outcome.verdict.as_dict() | {"violations": None},
+        "status": outcome.status,
+        "detail": outcome.detail,
+        "on": outcome.on,
+        "name": spec.name,
+        "workload": spec.workload.kind,
+        "kernel": kernel_dict(spec.world.kernel),
+        "seed": spec.seed,
+        "nodes": list(spec.world.nodes()),
+        "seconds": round(outcome.seconds, 3),
+        "ending": msgspec.to_builtins(ending),
+        "operations": {k: operation_dict(c) for k, c in sorted(outcome.operations.items())},
+        "counts": outcome.counts,
+        "rejected": outcome.rejected,
+        "conditions": [
+            {"name": name, "met": met, "count": count} for name, met, count in outcome.conditions
+        ],
+        "statistics": outcome.statistics,
+        "chaos": outcome.chaos,
+        "not_run": outcome.notes,
+        "expectation": msgspec.to_builtins(spec.expectation),
+        "as_expected": outcome.expected,
+        "violations": [violation.as_dict() for violation in outcome.violations],
+        "run_dir": str(outcome.run_dir) if outcome.run_dir else None,
+        "repeat": repeat_command(outcome) or None,
+    }
+
+
+def kernel_dict(kernel: Kernel) -> dict[str, Any]:
+    """The kernel: its preset, what differs from that, and every switch."""
+    return {
+        "release": kernel.release,
+        "arch": kernel.arch,
+        "set": switches_set(kernel),
+        "switches": msgspec.to_builtins(kernel),
+    }
+
+
+def operation_dict(count: OperationCount) -> dict[str, Any]:
+    """How often an operation was done, and with which errors (errno as a positive number)."""
+    return {"done": count.done, "errors": {str(-e): n for e, n in sorted(count.errors.items())}}
+
+
+def as_json(value: dict[str, Any]) -> str:
+    """One object."""
+    return json.dumps(value, indent=2, ensure_ascii=True, default=str)

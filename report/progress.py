@@ -1,0 +1,59 @@
+"""What is shown while a run goes on: one living line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.status import Status
+
+from report import words
+
+PLAIN_SECONDS: Final = 5.0
+"""Between two plain lines."""
+
+
+class Progress:
+    """Give it to whoever runs as ``progress``; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._said = 0.0
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._status = self._console.status("starting", spinner="line")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, state: Mapping[str, Any]) -> None:
+        """Show where the run is."""
+        if self._status is not None:
+            self._status.update(progress_line(state))
+            return
+        now = float(state.get("seconds", 0.0))
+        if now - self._said >= PLAIN_SECONDS:
+            self._said = now
+            self._console.print(progress_line(state), highlight=False, markup=False)
+
+
+def progress_line(state: Mapping[str, Any]) -> str:
+    """``12.3 s: 45,210 deliveries, 1,203 operations, 0 violations``."""
+    parts = [
+        words.many(int(state[key]), key[:-1], key)
+        for key in ("deliveries", "operations", "violations")
+        if key in state
+    ]
+    return f"{words.seconds(float(state.get('seconds', 0.0)))}: {', '.join(parts)}"

@@ -1,0 +1,267 @@
+"""The summary of a run: the verdict first, then all that is needed to judge it, in ten seconds."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from rich.console import Console
+
+from explorer import outcome as codes
+from explorer.outcome import OperationCount, Outcome
+from oracle.violation import Violation
+from report import words
+from report.catalogue import expected
+from report.facts import kernel_text, ran_on, window_text
+from report.trail import trail_of
+from report.violation import violation_report
+
+WORDS: Final = {
+    codes.HELD: "HELD",
+    codes.VIOLATED: "VIOLATED",
+    codes.INCONCLUSIVE: "INCONCLUSIVE",
+    codes.BROKEN: "BROKE",
+    codes.NO_PROGRESS: "NO PROGRESS",
+    codes.INTERRUPTED: "INTERRUPTED",
+}
+STYLES: Final = {"HELD": "bold green", "INCONCLUSIVE": "bold yellow", "INTERRUPTED": "bold yellow"}
+LABEL_WIDTH: Final = 12
+LINE_WIDTH: Final = 100
+VIOLATION_LINES_MAX: Final = 12
+PASTED: Final = frozenset({"run", "repeat"})
+"""Lines that are to be copied, so they are never broken."""
+FATES: Final = ("duplicated", "retransmitted", "dropped", "rejected", "undeliverable", "pending")
+
+Lines = Iterator[tuple[str, str]]
+"""(label, text) pairs; a label that repeats is shown once."""
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """The headline, the summary, and the report of the violation that matters most."""
+    word = WORDS.get(outcome.exit_code, "ENDED")
+    _say(console, headline(outcome), STYLES.get(word, "bold red"))
+    _say(console, summary(outcome))
+    chosen = chosen_violation(outcome)
+    if chosen is not None:
+        trail = trail_of(chosen, outcome.run_dir)
+        _say(console, "\n" + violation_report(chosen, trail, repeat_command(outcome)))
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def chosen_violation(outcome: Outcome) -> Violation | None:
+    """The expected one if it is there, else the first."""
+    wanted = outcome.spec.expectation
+    for v in outcome.violations if wanted else ():
+        if wanted and wanted.met_by(v.rule, v.agent, v.cache, v.mm, v.address):
+            return v
+    return next(iter(outcome.violations), None)
+
+
+def repeat_command(outcome: Outcome) -> str:
+    """The command that runs the recorded schedule again; empty if nothing was recorded."""
+    if outcome.run_dir is None:
+        return ""
+    return words.command("replay", outcome.run_dir)
+
+
+# ---- the verdict and how it was reached --------------------------------------------------------
+
+
+def headline(outcome: Outcome) -> str:
+    """The verdict and how it was reached, on one line."""
+    word = WORDS.get(outcome.exit_code, "ENDED")
+    why = _why(outcome)
+    return words.plain(f"{word}: {why + '; ' if why else ''}{_how(outcome)}")
+
+
+def _why(outcome: Outcome) -> str:
+    if outcome.violations:
+        return _rules(outcome.violations)
+    if outcome.exit_code in (codes.BROKEN, codes.INTERRUPTED):
+        return outcome.detail
+    return words.listed(outcome.verdict.reasons[:3], "")
+
+
+def _rules(violations: Iterable[Violation]) -> str:
+    """``S1 by iommu0 (2), O by iommu0``."""
+    counts = Counter(f"{v.rule} by {v.agent}" for v in violations)
+    return words.listed(f"{who} ({n})" if n > 1 else who for who, n in counts.items())
+
+
+def _how(outcome: Outcome) -> str:
+    ending, schedules = outcome.ending, outcome.verdict.how.schedules
+    runs = words.many(schedules, "schedule")
+    complete = ", exhaustive" if outcome.verdict.how.exhaustive else ""
+    deliveries = words.many(ending.deliveries, "delivery", "deliveries")
+    operations = words.many(ending.finished, "operation")
+    took = words.seconds(outcome.seconds)
+    return f"{runs} on {ran_on(outcome)}{complete}, {deliveries}, {operations}, {took}"
+
+
+# ---- the summary -------------------------------------------------------------------------------
+
+
+def summary(outcome: Outcome) -> str:
+    """Everything below the headline, without the report of a violation."""
+    lines: list[str] = []
+    last = ""
+    for label, text in _facts(outcome):
+        lines += _wrapped("" if label == last else label, label, words.plain(text))
+        last = label
+    return "\n".join(lines)
+
+
+def _wrapped(shown: str, label: str, text: str) -> list[str]:
+    head = f"  {shown:<{LABEL_WIDTH}}"
+    if label in PASTED:
+        return [head + text]
+    rest = " " * (len(head) + 2)
+    return textwrap.wrap(
+        text, LINE_WIDTH, initial_indent=head, subsequent_indent=rest,
+        break_on_hyphens=False, break_long_words=False,
+    )  # fmt: skip
+
+
+def _facts(outcome: Outcome) -> Lines:
+    yield from _ending(outcome)
+    yield from _what_ran(outcome)
+    yield from _operations(outcome.operations)
+    yield from _messages(outcome)
+    yield from (("window", window_text(c)) for c in outcome.conditions)
+    yield from _statistics(outcome.statistics)
+    yield from _chaos(outcome)
+    yield from _notes(outcome.notes)
+    yield from _violations(outcome.violations)
+    yield from _expectation(outcome)
+    if outcome.run_dir is not None:
+        yield "run", str(outcome.run_dir)
+        yield "repeat", repeat_command(outcome)
+
+
+def _ending(outcome: Outcome) -> Lines:
+    if outcome.status != "finished":
+        yield "ended", f"{outcome.status}: {outcome.detail or 'no reason is known'}"
+    if outcome.ending.waiting:
+        waiting = outcome.ending.waiting
+        first = words.listed(f"{src} for {kind} at {dst}" for _, kind, src, dst in waiting[:3])
+        yield "waiting", f"{words.many(len(waiting), 'request')} unanswered: {first}"
+
+
+def _what_ran(outcome: Outcome) -> Lines:
+    spec = outcome.spec
+    chaos = words.many(len(spec.chaos.rule), "chaos rule") if spec.chaos else "no chaos"
+    yield (
+        "ran",
+        f"{spec.name}: workload {spec.workload.kind}, kernel {kernel_text(spec.world.kernel)}, "
+        f"{chaos}, seed {spec.seed:#x}",
+    )
+    nodes = spec.world.nodes()
+    yield "nodes", f"{len(nodes)}: {' '.join(nodes)}"
+
+
+def _operations(operations: Mapping[str, OperationCount]) -> Lines:
+    total = sum(count.done for count in operations.values())
+    failed = sum(sum(count.errors.values()) for count in operations.values())
+    if operations:
+        kinds = words.listed(
+            _operation(kind, count)
+            for kind, count in sorted(operations.items(), key=lambda item: (-item[1].done, item[0]))
+        )
+        yield "operations", f"{words.number(total)}, {words.number(failed)} failed: {kinds}"
+
+
+def _operation(kind: str, count: OperationCount) -> str:
+    """``Touch 40 (3 EFAULT)``."""
+    errors = (f"{n} {words.result(error)}" for error, n in sorted(count.errors.items()))
+    failed = words.listed(errors, "")
+    return f"{kind} {words.number(count.done)}" + (f" ({failed})" if failed else "")
+
+
+def _messages(outcome: Outcome) -> Lines:
+    counts = outcome.counts
+    fates = (f"{words.number(counts[fate])} {fate}" for fate in FATES if counts.get(fate))
+    text = [f"{words.number(counts[key])} {key}" for key in ("sent", "delivered") if key in counts]
+    if text:
+        yield "messages", words.listed([*text, *fates])
+    for reason, count in sorted(outcome.rejected.items()):
+        yield "rejected", f"{words.number(count)} frames: {reason}"
+
+
+def _statistics(statistics: Mapping[str, Any]) -> Lines:
+    """What the secondaries did."""
+    live = _per_key(statistics.get("invalidated"))
+    if live:
+        yield "secondaries", f"operations that invalidated what was cached: {live}"
+    accesses = _per_key(statistics.get("accesses"))
+    if accesses:
+        yield "secondaries", f"accesses through caches: {accesses}"
+    retries = _per_key(statistics.get("retries"))
+    if retries:
+        yield "secondaries", f"retries: {retries}"
+    single = {
+        "frames_reused": "cached frames freed and used again",
+        "walks_discarded": "walks discarded",
+        "apic_trapped": "APIC accesses trapped",
+        "apic_untrapped": "APIC accesses NOT trapped",
+        "out_of_memory": "times out of memory",
+    }
+    said = [f"{told} {words.number(statistics[key])}" for key, told in single.items()
+            if statistics.get(key)]  # fmt: skip
+    if said:
+        yield "secondaries", words.listed(said)
+
+
+def _per_key(counts: Any) -> str:
+    if not isinstance(counts, Mapping):
+        return ""
+    return words.listed((f"{key} {words.number(n)}" for key, n in sorted(counts.items())), "")
+
+
+def _chaos(outcome: Outcome) -> Lines:
+    for rule in outcome.chaos.get("rules", ()):
+        if rule["matched"]:
+            gave_up = f", {words.number(rule['gave_up'])} let go unmet" if rule["gave_up"] else ""
+            hits, matched = words.number(rule["hits"]), words.number(rule["matched"])
+            yield "chaos", f"{rule['name']}: {rule['fault']}, hit {hits} of {matched}{gave_up}"
+    unmatched = outcome.chaos.get("unmatched", ())
+    if unmatched:
+        yield "chaos", f"matched nothing: {words.listed(unmatched)}"
+
+
+def _notes(notes: Mapping[str, int]) -> Lines:
+    if notes:
+        listed = (
+            f"{name} {words.number(n)}"
+            for name, n in sorted(notes.items(), key=lambda item: (-item[1], item[0]))
+        )
+        yield (
+            "not run",
+            f"{words.many(sum(notes.values()), 'line')} of the log: {', '.join(listed)}",
+        )
+
+
+def _violations(violations: Iterable[Violation]) -> Lines:
+    """One line per rule, agent and object."""
+    counts = Counter(map(_object, violations))
+    for line, count in list(counts.items())[:VIOLATION_LINES_MAX]:
+        yield "violations", f"{line} x{count}" if count > 1 else line
+    if len(counts) > VIOLATION_LINES_MAX:
+        yield "violations", f"and {len(counts) - VIOLATION_LINES_MAX} more objects"
+
+
+def _object(violation: Violation) -> str:
+    cache = f" {violation.cache}" if violation.cache else ""
+    where = words.place(violation.mm, violation.address)
+    return f"{violation.rule} by {violation.agent}{cache} {where or violation.detail}".rstrip()
+
+
+def _expectation(outcome: Outcome) -> Lines:
+    wanted = outcome.spec.expectation
+    if wanted is not None:
+        seen = "as expected" if outcome.expected else "NOT as expected"
+        yield "expected", f"{expected(wanted)}: {seen}"

@@ -1,0 +1,50 @@
+"""Small words: numbers, names and commands as people read them."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def plain(text: str) -> str:
+    """The text on one line, without anything that a terminal would act on."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def number(value: int) -> str:
+    """12,345."""
+    return f"{value:,}"
+
+
+def many(count: int, one: str, more: str = "") -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def seconds(value: float) -> str:
+    """``0.42 s`` or ``3 min 12 s``."""
+    if value < 60:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def place(mm: str, address: int) -> str:
+    """``mm0:0x3000``; empty if there is none."""
+    return f"{mm}:{address:#x}" if address >= 0 else mm
+
+
+def result(value: int) -> str:
+    """A system call's result: ``0``, or ``EFAULT`` for -14."""
+    return str(value) if value >= 0 else errno.errorcode.get(-value, str(value))
+
+
+def listed(items: Iterable[str], nothing: str = "none") -> str:
+    """``a, b, c``."""
+    return ", ".join(items) or nothing
+
+
+def command(*words: str | Path) -> str:
+    """A command of this program that can be pasted into a shell."""
+    return shlex.join(["python", "launch.py", *map(str, words)])

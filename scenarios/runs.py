@@ -1,0 +1,36 @@
+"""Runs of workloads: a spec for a log, a spec for the mixed workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from broker.chaos import ChaosConfig
+from nodes.kernel.variant import Kernel
+from scenarios.log_programs import TouchOptions
+from scenarios.mixed import Mixed, MixedOptions
+from scenarios.spec import RunSpec
+from scenarios.strace import StraceLog
+
+
+def strace_run(
+    path: Path,
+    kernel: Kernel,
+    seed: int = 0,
+    options: TouchOptions | None = None,
+    chaos: ChaosConfig | None = None,
+) -> RunSpec:
+    """A run of the memory calls in an strace log.  Raises ``UserError``: file:line."""
+    workload = StraceLog(path, options or TouchOptions())
+    return RunSpec(path.stem, workload.world(kernel), seed, workload, chaos)
+
+
+def mixed_run(
+    kernel: Kernel,
+    seed: int = 0,
+    options: MixedOptions | None = None,
+    chaos: ChaosConfig | None = None,
+    operations_max: int | None = None,
+) -> RunSpec:
+    """A run of the mixed workload; endless unless bounded by options or ``operations_max``."""
+    workload = Mixed(options or MixedOptions())
+    return RunSpec("mixed", workload.world(kernel), seed, workload, chaos, operations_max)

@@ -1,0 +1,239 @@
+"""The catalogue's loader, run files, and what a wrong file is told."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from msgspec.structs import fields
+
+from broker.chaos import ChaosRules, load_rules
+from broker.exchange import Exchange
+from broker.programs import Feeder
+from broker.schedules import RandomWalk
+from broker.simulator import Simulator
+from nodes.build import build_all
+from nodes.kernel.variant import preset
+from nodes.world import World
+from protocol.errors import UserError
+from protocol.records import ApicTrapped, Record
+from scenarios import catalogue
+from scenarios.mixed import Mixed, MixedOptions
+from scenarios.runs import mixed_run, strace_run
+from scenarios.spec import Expectation, RunSpec
+from scenarios.strace import StraceLog
+from scenarios.tables import parse_toml, toml_text
+from scenarios.worlds import WorldTable
+
+DATA = Path(__file__).parent / "data"
+RACES = catalogue.load_all()
+
+
+def records_of(spec: RunSpec, deliveries_max: int | None = None) -> tuple[list[Record], bool]:
+    """All records of a simulated run, and whether it ran to its end."""
+    found: list[Record] = []
+    chaos = ChaosRules(spec.chaos, spec.seed) if spec.chaos else None
+    exchange = Exchange(Feeder(spec.programs(), spec.operations_max), chaos)
+    drivers = build_all(spec.world, spec.seed)
+    simulator = Simulator(
+        drivers, exchange, RandomWalk(spec.seed), lambda _, handled: found.extend(handled.records)
+    )
+    return found, simulator.run(deliveries_max).complete
+
+
+# ---- the catalogue -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("race", RACES.values(), ids=RACES)
+def test_every_race_runs_to_its_end_on_every_kernel(race: catalogue.Race) -> None:
+    for case in race.kernels:
+        records, complete = records_of(race.run(case.name, seed=3))
+        assert complete, case.name
+        assert records
+
+
+@pytest.mark.parametrize("race", RACES.values(), ids=RACES)
+def test_every_race_has_both_verdicts(race: catalogue.Race) -> None:
+    assert {case.expect.verdict for case in race.kernels} == {"violated", "held"}
+    for case in race.kernels:
+        assert (case.expect.rule != "") == (case.expect.verdict == "violated")
+
+
+@pytest.mark.parametrize(("kernel", "raw"), [("v5.7", True), ("v5.8", False), ("v6.6", False)])
+def test_the_recipe_of_e01_lets_a_stale_vmcs_through(kernel: str, raw: bool) -> None:
+    records, _ = records_of(RACES["E01"].run(kernel, seed=1))
+    assert any(isinstance(r, ApicTrapped) and not r.trapped for r in records) == raw
+
+
+def test_a_race_is_found_by_id_and_by_name() -> None:
+    assert catalogue.find("e08") is not None
+    assert catalogue.find("kvm-apic-reload-vs-range").id == "E01"
+    with pytest.raises(UserError, match=r"^scenario: unknown scenario 'E99' \(expected one of E01"):
+        catalogue.find("E99")
+
+
+def test_an_expectation_is_met_only_by_its_rule_agent_and_object() -> None:
+    expect = Expectation(verdict="violated", rule="S1", agent="iommu0", address=0x1000)
+    assert expect.met_by("S1", "iommu0", "iotlb", "mm0", 0x1000)
+    assert not expect.met_by("S3", "iommu0", "iotlb", "mm0", 0x1000)
+    assert not expect.met_by("S1", "cpu0", "tlb", "mm0", 0x1000)
+    assert not expect.met_by("S1", "iommu0", "iotlb", "mm0", 0x2000)
+    assert not Expectation(verdict="held").met_by("", "", "", "", 0)
+
+
+E08 = catalogue.DIRECTORY / RACES["E08"].where
+WRONG = [
+    ('id = "E08"', 'id = "E08"\ncolour = 1', "race.toml: unknown key 'colour' (expected one of id, "
+     "name, title, family, source, story, world, program, kernel, chaos, sometimes)"),
+    ('id = "E08"', "", "race.toml: missing key 'id'"),
+    ('id = "E08"', "id = 8", "race.toml: id: is int (expected str)"),
+    ('op = "munmap"', 'op = "munmapp"', "race.toml: program[0].steps[5].op: unknown op 'munmapp' "
+     "(expected one of mmap, munmap, brk, mprotect, madvise_dontneed, migrate_pages, touch, dma, "
+     "guest_touch, guest_apic)"),
+    ('op = "munmap"', 'op = "dma"', "race.toml: program[0].steps[5]: unknown key 'pages' "
+     "(expected one of op, mm, after, address, write, value)"),
+    ('{ op = "munmap", address = 0x10000', '{ op = "munmap", address = 0x10001',
+     "race.toml: program[0].steps[5].address: is not page aligned (expected a multiple of 0x1000)"),
+    ('{ op = "munmap", address = 0x10000', '{ op = "munmap", address = 0x40000',
+     "race.toml: program[0].steps[5].address: ends at 0x44000 (expected at most 0x40000)"),
+    ('after = ["device0/0", "cpu1/1"]', 'after = ["device0/9"]',
+     "race.toml: program[0].steps[5].after: unknown operation 'device0/9' "
+     "(expected program/index)"),
+    ('after = ["device0/0", "cpu1/1"]', 'after = ["cpu1/3", "device0/2"]', ""),
+    ('after = ["cpu0/4"] },\n  { op = "touch", address = 0x20000', 'after = ["cpu0/5"] },\n  '
+     '{ op = "touch", address = 0x20000', "race.toml: program: cpu0/5, cpu1/0 wait for each other "
+     "(expected an order without cycles)"),
+    ('node = "device0"', 'node = "device7"', "race.toml: program[2].node: unknown node 'device7' "
+     "(expected one of memory, cpu0, cpu1, iommu0, device0)"),
+    ('node = "device0"', 'node = "cpu1"\nname = "x"',
+     "race.toml: program[2].steps[0].op: cpu1 cannot do 'dma' "
+     "(expected an operation of that node)"),
+    ('release = "v6.6"', 'release = "v9.9"', "race.toml: kernel[2]: unknown kernel 'v9.9' "
+     "(expected one of v4.15, v5.7, v5.8, v6.2, v6.5, v6.6)"),
+    ('verdict = "held"', 'verdict = "fine"',
+     "race.toml: kernel[1].expect.verdict: invalid enum value 'fine'"),
+    ('iopf_cpu = "cpu1"', 'iopf_cpu = "cpu9"',
+     "race.toml: world.units[0].iopf_cpu: unknown name 'cpu9' (expected one of cpu0, cpu1)"),
+    ("entries = 8", "entries = 7", "race.toml: world.entries: is 7 (expected a power of two)"),
+    ("frames = 32", "frames = 0", "race.toml: world.frames: expected `int` >= 1"),
+    ('kind = "Touch"', 'knd = "Touch"', "race.toml: chaos: rule[0].match.knd: unknown key "
+     "(expected 'kind')"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG)
+def test_a_wrong_file_is_told_in_one_exact_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = E08.read_text()
+    assert old in text
+    path = tmp_path / "race.toml"
+    path.write_text(text.replace(old, new, 1))
+    if not message:
+        catalogue.load_race(path)
+        return
+    with pytest.raises(UserError) as caught:
+        catalogue.load_race(path)
+    assert str(caught.value) == message
+
+
+def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^gone\.toml: cannot be read: No such file"):
+        catalogue.load_race(tmp_path / "gone.toml")
+    (tmp_path / "broken.toml").write_text("id = ")
+    with pytest.raises(UserError, match=r"^broken\.toml: is not TOML: Invalid value"):
+        catalogue.load_race(tmp_path / "broken.toml")
+    (tmp_path / "latin.toml").write_bytes(b'id = "\xff"')
+    with pytest.raises(UserError, match=r"^latin\.toml: is not UTF-8 at byte 6"):
+        catalogue.load_race(tmp_path / "latin.toml")
+
+
+def test_an_unknown_switch_is_named_with_its_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "race.toml"
+    path.write_text(E08.read_text().replace("gather_calls_ir =", "gather_call_ir ="))
+    with pytest.raises(UserError, match=r"^race\.toml: kernel\[0\]: unknown switch 'gather_call_"):
+        catalogue.load_race(path)
+
+
+def test_an_unknown_kernel_of_a_race_is_told_which_there_are() -> None:
+    with pytest.raises(UserError, match=r"^--kernel: E01 has no kernel 'v1' \(expected one of v5"):
+        RACES["E01"].kernel_case("v1")
+
+
+def test_a_world_file_can_say_all_that_a_world_has() -> None:
+    assert set(WorldTable.__struct_fields__) == set(World.__struct_fields__) - {"kernel"}
+    assert {f.name: f.default for f in fields(WorldTable) if f.name not in ("units", "vms")} == {
+        f.name: f.default for f in fields(World) if f.name not in ("units", "vms", "kernel")
+    }
+
+
+# ---- run.toml ----------------------------------------------------------------------------------
+
+
+def specs() -> list[RunSpec]:
+    """One spec of every kind of workload."""
+    kernel = preset("v6.6")
+    lossy = load_rules("lossy")
+    return [
+        RACES["E08"].run("v6.2-end-only", seed=7),
+        RACES["E01"].run("v5.7", seed=1 << 40),
+        mixed_run(kernel, 5, MixedOptions(cpus=3, slots=4), lossy, operations_max=100),
+        strace_run(DATA / "numpy.strace", kernel, 9, chaos=lossy),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_run_directory_gives_the_same_run_again(tmp_path: Path, number: int) -> None:
+    spec = specs()[number]
+    saved = spec.save(tmp_path)
+    again = RunSpec.load(tmp_path)
+    assert again == saved
+    assert again.to_toml(tmp_path) == saved.to_toml(tmp_path)
+    assert (again.world, again.seed, again.chaos) == (spec.world, spec.seed, spec.chaos)
+    if not isinstance(spec.workload, Mixed):
+        assert again.programs() == spec.programs()
+    pickle.loads(pickle.dumps(again.programs()))
+
+
+def test_a_run_directory_is_self_contained_and_may_move(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    spec = strace_run(DATA / "numpy.strace", preset("v6.6"), 9)
+    spec.save(here)
+    assert str(DATA) not in (here / "run.toml").read_text()
+    here.rename(there)
+    moved = RunSpec.load(there)
+    assert isinstance(moved.workload, StraceLog)
+    assert moved.workload.path.parent == there
+    assert moved.programs() == spec.programs()
+    assert moved.save(there) == moved
+
+
+def test_a_wrong_run_file_names_the_key(tmp_path: Path) -> None:
+    spec = mixed_run(preset("v6.6"))
+    text = spec.to_toml(tmp_path)
+    for old, new, message in (
+        ("schema = 1", "schema = 2", "r: schema: is 2 (expected 1)"),
+        ('kind = "mixed"', 'kind = "mixt"',
+         "r: workload.kind: is 'mixt' (expected one of script, mixed, strace)"),
+        ("btm = false", "btm = 3", "r: world.kernel.btm: is int (expected bool)"),
+        ("munmap = 8", "munmap = -8", "r: workload.mix.munmap: expected `int` >= 0"),
+        ("seed = 0", "", "r: missing key 'seed'"),
+    ):  # fmt: skip
+        assert old in text
+        with pytest.raises(UserError) as caught:
+            RunSpec.from_toml(text.replace(old, new), "r", tmp_path)
+        assert str(caught.value) == message
+
+
+def test_the_writer_escapes_whatever_a_string_holds() -> None:
+    table = {
+        "plain": 'a "quoted" \\ back\nslash\ttab\x00\x1f\x7f é ☃',
+        "odd key": {"a.b": 1, "": "", "address": 4096, "list": [True, "x", []]},
+        "rows": [{"n": 1, "deep": {"x": [1, 2]}}, {"n": 2, "deep": {}}],
+        "flat": [{"a": 1}, {"a": 2}],
+        "none": [],
+    }
+    assert parse_toml(toml_text(table), "t") == table
+    assert "address = 0x1000" in toml_text(table)

@@ -1,0 +1,291 @@
+"""Workloads: logs are imported whole, the mixed one is the same every time."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from broker.programs import Program
+from nodes.kernel.variant import preset
+from protocol.errors import UserError
+from protocol.limits import PAGE_SIZE
+from protocol.messages import program as ops
+from scenarios.address_space import AreaMap, PageSet
+from scenarios.log_effects import Account, effects_of
+from scenarios.log_programs import TouchOptions
+from scenarios.mixed import Mixed, MixedOptions
+from scenarios.runs import mixed_run, strace_run
+from scenarios.strace import StraceLog
+from scenarios.strace_log import parse_log
+from tests.test_scenarios import DATA, records_of
+
+LOGS = ("numpy", "node")
+KERNEL = preset("v6.6")
+
+
+def account_of(text: str) -> Account:
+    return effects_of(parse_log(text, "a.strace"))[1]
+
+
+# ---- logs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_every_line_of_a_log_is_accounted_for(name: str) -> None:
+    path = DATA / f"{name}.strace"
+    account = StraceLog(path).account()
+    assert account.lines == len(path.read_text().splitlines())
+    assert account.accounted == account.lines == sum(count for _, _, count in account.rows())
+
+
+def test_the_account_of_a_log_names_what_is_not_built() -> None:
+    rows = {
+        (why, name): count for why, name, count in StraceLog(DATA / "node.strace").account().rows()
+    }
+    assert rows["executed", "munmap"] == 468
+    assert rows["executed", "madvise(MADV_DONTNEED)"] == 147
+    assert rows["not built yet", "madvise(MADV_DONTFORK)"] == 227
+    assert rows["no memory effect", "clone3 (thread)"] == 7
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_every_executed_call_of_a_log_is_one_operation(name: str) -> None:
+    log = StraceLog(DATA / f"{name}.strace")
+    account = log.account()
+    found = operations(strace_run(log.path, KERNEL, 1).programs(), "thread")
+    calls = sum(account.executed.values())
+    image = len(account.image) + 1  # and KVM's APIC page
+    assert len([op for op in found if not isinstance(op, ops.Touch)]) == calls + image
+
+
+def operations(programs: tuple[Program, ...], prefix: str = "") -> list[ops.Operation]:
+    return [s.operation for p in programs if p.name.startswith(prefix) for s in p.steps]
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_no_two_programs_of_a_log_wait_for_each_other(name: str) -> None:
+    programs = strace_run(DATA / f"{name}.strace", KERNEL, 1).programs()
+    steps = {p.name: tuple(p.steps) for p in programs}
+    done: set[str] = set()
+    position = dict.fromkeys(steps, 0)
+    moved = True
+    while moved:
+        moved = False
+        for name_, own in steps.items():
+            while position[name_] < len(own) and done.issuperset(own[position[name_]].after):
+                done.add(f"{name_}/{position[name_]}")
+                position[name_] += 1
+                moved = True
+    assert position == {name_: len(own) for name_, own in steps.items()}
+
+
+def test_a_log_runs_to_its_end_with_everything_in_it() -> None:
+    records, complete = records_of(strace_run(DATA / "numpy.strace", KERNEL, 2))
+    assert complete
+    kinds = {type(record).__name__ for record in records}
+    assert {"Fill", "InvalidateDone", "ApicTrapped", "FrameFreed", "Invalidation"} <= kinds
+
+
+def test_the_draws_of_a_log_depend_on_the_seed_alone() -> None:
+    path = DATA / "numpy.strace"
+    one, same, other = (strace_run(path, KERNEL, seed).programs() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_touching_can_be_turned_off() -> None:
+    none = TouchOptions(touch=0, device=0, guest=0, apic=0, migrate=0, held=0)
+    programs = strace_run(DATA / "numpy.strace", KERNEL, 1, none).programs()
+    assert {p.name for p in programs} == {"thread0", "thread1"}
+    assert not any(isinstance(op, ops.Touch) for op in operations(programs))
+
+
+SMALL = """\
+10 1.0 execve("x", [...], 0x7ffe /* 3 vars */) = 0
+10 1.1 brk(NULL)       = 0x5000000
+10 1.2 brk(0x5002000)  = 0x5002000
+10 1.3 mmap(NULL, 5000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000000000
+10 1.4 mprotect(0x400000, 4096, PROT_READ) = 0
+10 1.5 clone3({flags=CLONE_VM|CLONE_THREAD, stack=0x1}, 88) = 11
+11 1.6 munmap(0x7f0000000000, 8192 <unfinished ...>
+10 1.7 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3, 0 <unfinished ...>
+11 1.8 <... munmap resumed>) = 0
+10 1.9 <... mmap resumed>) = 0x7f0000000000
+10 2.0 munmap(0x1, 4096) = -1 EINVAL (Invalid argument)
+10 2.1 --- SIGCHLD {si_signo=SIGCHLD} ---
+10 2.2 fork() = 12
+12 2.3 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000010000
+12 2.4 +++ exited with 0 +++
+11 2.5 madvise(0x7f0000000000, 4096, MADV_FREE <unfinished ...>
+11 2.6 +++ killed by SIGKILL +++
+10 2.7 exit_group(0)   = ?
+"""
+
+
+def test_a_small_log_line_by_line() -> None:
+    account = account_of(SMALL)
+    assert account.rows() == [
+        ("executed", "brk", 2),
+        ("executed", "mmap", 2),
+        ("executed", "mprotect", 1),
+        ("executed", "munmap", 1),
+        ("another process", "exit", 1),
+        ("another process", "mmap", 1),
+        ("failed", "munmap", 1),
+        ("never returned", "madvise", 1),
+        ("no memory effect", "clone3 (thread)", 1),
+        ("no memory effect", "exit", 1),
+        ("no memory effect", "signal", 1),
+        ("not built yet", "execve", 1),
+        ("not built yet", "exit_group", 1),
+        ("not built yet", "fork", 1),
+        ("second half of an unfinished call", "mmap", 1),
+        ("second half of an unfinished call", "munmap", 1),
+    ]
+    assert account.accounted == 18
+    assert account.file_mappings == 1
+    assert account.image == [(0x400000, 0x401000)]
+
+
+def test_calls_of_two_threads_are_ordered_where_they_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "small.strace"
+    path.write_text(SMALL)
+    none = TouchOptions(touch=0, device=0, guest=0, apic=0, migrate=0, held=0)
+    main, other = strace_run(path, KERNEL, 1, none).programs()
+    kinds = [type(step.operation).__name__ for step in main.steps]
+    assert kinds == ["Mmap", "Mmap", "Brk", "Brk", "Mmap", "Mprotect", "Mmap"]
+    (munmap,) = other.steps
+    assert munmap.after == ("thread0/4", "thread0/5")  # its mapping; what came before the clone
+    assert list(main.steps)[-1].after == ("thread1/0",)  # the address was freed by then
+    assert list(main.steps)[4].operation == ops.Mmap(
+        "mm0", 0x7F0000000000, 5000 // 4096 * 8192, True, True
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("10 1.2 mmap(NULL, 81", "a.strace:2: is damaged: 'mmap(NULL, 81' (expected PID TIME "
+         "call(args) = result, as strace -f -ttt writes)"),
+        ("hello", "a.strace:2: is damaged: 'hello' (expected PID TIME call(args) = result, as "
+         "strace -f -ttt writes)"),
+        ("10 1.2 <... mmap resumed>) = 0x1000", "a.strace:2: resumes mmap of thread 10, which had "
+         "not begun (expected its unfinished half before it)"),
+        ("10 1.2 munmap(oops, 4096) = 0",
+         "a.strace:2: argument 1 of munmap is 'oops' (expected a number)"),
+        ("10 1.2 munmap(0x1000) = 0",
+         "a.strace:2: argument 2 of munmap is '' (expected a number)"),
+        ("10 1.2 munmap(0x1001, 4096) = 0", "a.strace:2: munmap of [0x1001, 0x2001) (expected a "
+         "page-aligned range that is not empty)"),
+        ("10 1.2 mprotect(0x1000, 4096, RED) = 0",
+         "a.strace:2: argument 3 of mprotect is 'RED' (expected PROT_ flags)"),
+        ("10 1.2 mmap(NULL, 4096, PROT_READ) = 0x1000",
+         "a.strace:2: mmap has too few arguments (expected six)"),
+        ("10 1.2 brk(NULL <unfinished ...>\n10 1.3 brk(NULL) = 0x1000",
+         "a.strace:3: thread 10 is inside brk (expected its resumed half first)"),
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named(line: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        account_of(f"10 1.0 brk(NULL) = 0x5000\n{line}\n")
+    assert str(caught.value) == message
+
+
+def test_a_log_that_is_missing_empty_or_not_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.strace: cannot be read: No such file"):
+        StraceLog(tmp_path / "gone.strace").account()
+    (tmp_path / "empty.strace").write_text("")
+    with pytest.raises(UserError, match=r"empty\.strace: holds no system call"):
+        StraceLog(tmp_path / "empty.strace").account()
+    (tmp_path / "bytes.strace").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"bytes\.strace: is not UTF-8 at byte 0"):
+        StraceLog(tmp_path / "bytes.strace").account()
+
+
+# ---- the address space -------------------------------------------------------------------------
+
+
+def test_an_area_map_is_what_a_dictionary_of_pages_would_be() -> None:
+    """Against the obvious, slow way to do it."""
+    draw = random.Random(4)
+    areas: AreaMap[int] = AreaMap()
+    pages: dict[int, int] = {}
+    for value in range(400):
+        start = draw.randrange(64)
+        end = start + draw.randrange(1, 16)
+        if draw.random() < 0.3:
+            areas.remove(start, end)
+            pages = {p: v for p, v in pages.items() if not start <= p < end}
+        else:
+            areas.put(start, end, value)
+            pages.update(dict.fromkeys(range(start, end), value))
+        assert [areas.at(page) for page in range(80)] == [pages.get(page) for page in range(80)]
+        holes = {p for s, e in areas.holes(0, 80) for p in range(s, e)}
+        assert holes == set(range(80)) - set(pages)
+
+
+def test_a_page_set_is_sorted_and_forgets_ranges() -> None:
+    pages = PageSet()
+    for page in (5, 1, 3, 3, 9):
+        pages.add(page)
+    assert pages.inside(0, 10) == [1, 3, 5, 9]
+    pages.remove(2, 6)
+    assert [pages.pick(n) for n in range(3)] == [1, 9, 1]
+    assert PageSet().pick(7) is None
+
+
+# ---- mixed -------------------------------------------------------------------------------------
+
+
+def first(spec_seed: int, count: int, options: MixedOptions | None = None) -> list[list[object]]:
+    programs = mixed_run(KERNEL, spec_seed, options).programs()
+    return [list(itertools.islice(p.steps, count)) for p in programs]
+
+
+def test_mixed_is_repeatable_and_restartable() -> None:
+    assert first(1, 300) == first(1, 300)
+    assert first(1, 300) != first(2, 300)
+    program = mixed_run(KERNEL, 1).programs()[0]
+    assert list(itertools.islice(program.steps, 50)) == list(itertools.islice(program.steps, 50))
+
+
+def test_mixed_does_every_operation() -> None:
+    done = {type(s.operation) for steps in first(3, 400) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
+    assert done == set(ops.Operation.__subclasses__())
+
+
+def test_mixed_stays_inside_its_arena() -> None:
+    spec = mixed_run(KERNEL, 1)
+    assert isinstance(spec.workload, Mixed)
+    low, high = 0x5500_0000_0000, 0x7F00_0000_0000 + 64 * PAGE_SIZE
+    for program in spec.programs():
+        for step in itertools.islice(program.steps, 300):
+            address = getattr(step.operation, "address", low)
+            assert low <= address < high
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        MixedOptions(operations=40),
+        MixedOptions(operations=40, cpus=1, slots=1, pages=1, heap=1),
+        MixedOptions(operations=40, cpus=3, devices=2, vcpus=2),
+        MixedOptions(operations=40, cpus=4, devices=0, vcpus=0, slots=2),
+    ],
+)
+def test_mixed_runs_to_its_end_at_any_size(options: MixedOptions) -> None:
+    records, complete = records_of(mixed_run(KERNEL, 1, options))
+    assert complete
+    assert records
+
+
+def test_mixed_without_weights_is_refused() -> None:
+    zero = {
+        "mix": dict.fromkeys(
+            ("touch", "munmap", "mprotect", "dontneed", "mmap", "brk", "migrate"), 0
+        )
+    }
+    with pytest.raises(UserError, match=r"^r: workload\.mix: has no weight above 0"):
+        Mixed.from_table(zero, "r: workload")
