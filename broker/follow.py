@@ -148,9 +148,11 @@ def _difference(name: str, left: Path, right: Path) -> tuple[str, int, str] | No
 
 def _records(path: Path) -> Iterator[bytes]:
     reader = JournalReader(path)
-    while (record := reader.next()) is not None:
-        yield record
-    reader.close()
+    try:
+        while (record := reader.next()) is not None:
+            yield record
+    finally:
+        reader.close()
 
 
 def _field(one: bytes | None, other: bytes | None) -> tuple[int, str]:

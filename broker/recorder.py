@@ -221,9 +221,11 @@ def broker_records(directory: Path) -> Iterator[list[Any]]:
         reader = JournalReader(path)
     except OSError as error:
         raise UserError(str(path), f"cannot read: {error.strerror}", "a run's directory") from None
-    while (record := reader.next()) is not None:
-        yield codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)
-    reader.close()
+    try:
+        while (record := reader.next()) is not None:
+            yield codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)
+    finally:
+        reader.close()
 
 
 def last_number(directory: Path) -> int:

@@ -39,6 +39,7 @@ LAUNCHER = "launcher"
 
 KINDS = frozenset(codec.MESSAGE_KINDS) | {kind + REPLY_MARK for kind in codec.MESSAGE_KINDS}
 UNENDING = 1 << 62
+LAST_WORDS_SECONDS = 1.0
 REASONS_MAX = 64
 """Reasons for rejection that are counted apart; peers can make up any number of them."""
 
@@ -90,6 +91,8 @@ class Router:
         """Why the run is over, once it is."""
         self.lost_control = 0
         """Control messages to peers that had gone."""
+        self._death_seen = False
+        """The launcher has said that a process is gone."""
         self._check_at = 0.0
         self._oldest: dict[str, tuple[int, float]] = {}
         """Per node the oldest delivery it has not handled, and since when that is known."""
@@ -136,7 +139,7 @@ class Router:
                 send(wire.deliver_header(n, envelope, given), more)
                 send(wire.body_bytes(envelope), zmq.NOBLOCK)
         except zmq.ZMQError as error:  # nobody there, or the high-water mark
-            self._over(plan.NODE_DIED, f"cannot deliver to {envelope.dst}: {error}")
+            self._lost(f"cannot deliver to {envelope.dst}: {error}")
 
     def send(self, name: str, frames: list[bytes]) -> None:
         """Send a control message to a peer that may never have come."""
@@ -192,7 +195,7 @@ class Router:
         elif fields[0] == "ready":
             self.ready.add(name)
         elif fields[0] == "broken":
-            self._over(plan.NODE_DIED, f"{name} broke:\n{_text(fields, 1)}")
+            self._lost(f"{name} broke:\n{_text(fields, 1)}")
         elif fields[0] == "rejected":
             self.reject(f"body of a message to {name}: {_text(fields, 2)}")
         else:
@@ -268,7 +271,8 @@ class Router:
             self._over(plan.ABORTED, why)
         elif word == "died":
             self.journal.note("died", number, why, _text(fields, 2))
-            self._over(plan.NODE_DIED, f"{why} {_text(fields, 2)}")
+            self._lost(f"{why} {_text(fields, 2)}")
+            self._death_seen = True
         else:
             raise PeerError("unknown control word")
 
@@ -278,6 +282,20 @@ class Router:
         """The first reason counts."""
         if not self.status:
             self.status, self.detail = status, detail
+
+    def _lost(self, witness: str) -> None:
+        """A node is gone.  What else is said about it is added (``_last_words``)."""
+        if self.status == plan.NODE_DIED:
+            self.detail += f"; {witness}"
+        self._over(plan.NODE_DIED, witness)
+
+    def _last_words(self) -> None:
+        """A death has several witnesses (it, the launcher, a send that failed): hear them all."""
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while not self._death_seen and time.monotonic() < deadline:
+            self._receive()
+        while self.socket.poll(0):
+            self._receive()
 
     def _look_for_stuck(self) -> None:
         """Name a node whose oldest delivery has been with it for too long."""
@@ -296,6 +314,8 @@ class Router:
 
     def _end(self) -> None:
         """Write the end down and tell everybody."""
+        if self.status == plan.NODE_DIED:
+            self._last_words()
         outcome = self._outcome()
         if outcome.status == plan.QUIESCENT:
             self.journal.note("quiet", outcome.ending.deliveries, outcome.ending.waiting)

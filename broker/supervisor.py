@@ -62,10 +62,17 @@ class Supervisor:
         """By name; the broker's is called ``router``."""
         self.outcome: Outcome | None = None
         """How it ended, once it has."""
-        self._token = secrets.token_hex(16)
-        self._directory = ""
+        self.token = secrets.token_hex(16)
+        """What a peer must know to be heard."""
+        self.directory = ""
+        """Where the socket is, once started."""
         self._exits: dict[str, int] = {}
         self._context: zmq.Context[sockets.Socket] | None = None
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids by name; the broker's is called ``router``."""
+        return {name: process.pid for name, process in self.processes.items()}
 
     # -- start ---------------------------------------------------------------------------
 
@@ -82,11 +89,11 @@ class Supervisor:
         return self
 
     def _start(self) -> None:
-        self._directory = tempfile.mkdtemp(prefix="mmu-")  # 0700; the path is short
-        endpoint = router.endpoint(self._directory)
+        self.directory = tempfile.mkdtemp(prefix="mmu-")  # 0700; the path is short
+        endpoint = router.endpoint(self.directory)
         context = multiprocess.get_context("spawn")
         targets: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            ROUTER: (router.main, (self.plan, self._directory, self._token))
+            ROUTER: (router.main, (self.plan, self.directory, self.token))
         }
         for name in self.plan.nodes:
             targets[name] = (runtime.main, self._node_arguments(name, endpoint))
@@ -97,13 +104,13 @@ class Supervisor:
                 self.processes[name] = process
         self._context = zmq.Context()
         self._socket = sockets.dealer(self._context, endpoint)
-        self._send("hello", router.LAUNCHER, self._token)
+        self._send("hello", router.LAUNCHER, self.token)
         self._await_ready()
 
     def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
         run = self.plan
         journal = str(journal_path(run.directory, name))
-        return (name, endpoint, self._token, run.world, run.seed, journal, run.build)
+        return (name, endpoint, self.token, run.world, run.seed, journal, run.build)
 
     def _await_ready(self) -> None:
         """The router says when all are there, or who is not; the bound here is for the router."""
@@ -210,8 +217,8 @@ class Supervisor:
             finally:
                 if self._context is not None:
                     sockets.close(self._context, 0.0)
-                if self._directory:
-                    shutil.rmtree(self._directory, ignore_errors=True)
+                if self.directory:
+                    shutil.rmtree(self.directory, ignore_errors=True)
             if in_order:
                 write_schedule(self.plan.directory)
 
@@ -253,6 +260,10 @@ def _check_run(run: Plan) -> None:
         raise UserError(
             "nodes", f"{len(run.nodes)} names", f"1 to {limits.NODES_MAX}, no two equal"
         )
+    for program in run.programs:
+        if program.node not in run.nodes:
+            where = f"program {program.name}"
+            raise UserError(where, f"is for {program.node!r}", f"one of {', '.join(run.nodes)}")
     if not run.directory.is_dir():
         raise UserError(str(run.directory), "is not a directory", "a new, empty one")
     for name in (BROKER, *run.nodes):

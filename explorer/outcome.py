@@ -65,11 +65,10 @@ class Outcome:
         wanted = self.spec.expectation
         if wanted is None:
             return None
-        if wanted.verdict == "held":
+        breach = wanted.expected()
+        if breach is None:
             return self.verdict.outcome == "held"
-        return any(
-            wanted.met_by(v.rule, v.agent, v.cache, v.mm, v.address) for v in self.violations
-        )
+        return any(breach.matches(violation) for violation in self.violations)
 
     @property
     def exit_code(self) -> int:

@@ -25,7 +25,6 @@ from broker.supervisor import Supervisor
 from explorer.outcome import OperationCount, Outcome, Status
 from nodes.build import build_all
 from oracle.oracle import Oracle
-from oracle.sometimes import conditions_from
 from oracle.trace import step_of
 from protocol.codec import pack
 from protocol.envelope import Envelope, Handled
@@ -33,6 +32,7 @@ from protocol.errors import ReplayDivergence
 from protocol.records import OpEnd
 from protocol.trace import Ending, TraceStep
 from scenarios.spec import RunSpec
+from scenarios.strace import StraceLog
 
 Progress = Callable[[dict[str, Any]], None]
 FOLLOW_SECONDS = 0.05
@@ -44,8 +44,7 @@ class Watch:
     """Reads one trace: the oracle, and a tally of operations for the summary."""
 
     def __init__(self, spec: RunSpec) -> None:
-        conditions = conditions_from(list(spec.sometimes), f"{spec.name}: sometimes")
-        self.oracle = Oracle(spec.world, conditions)
+        self.oracle = Oracle(spec.world, spec.sometimes)
         self.operations: dict[str, OperationCount] = {}
 
     def step(self, step: TraceStep) -> None:
@@ -291,6 +290,14 @@ def _status_of(result: plans.Outcome) -> Status:
     return "diverged" if result.status == plans.DIVERGED else "broken"
 
 
+def _notes(spec: RunSpec) -> dict[str, int]:
+    """What became of the lines of a log, by reason and call; nothing for other workloads."""
+    if not isinstance(spec.workload, StraceLog):
+        return {}
+    rows = spec.workload.account().rows()
+    return {f"{reason}: {name}": count for reason, name, count in rows}
+
+
 def _conclude(
     spec: RunSpec,
     on: Literal["processes", "simulator", "file"],
@@ -313,7 +320,7 @@ def _conclude(
         counts=result.counts,
         rejected=result.rejected,
         chaos=result.chaos,
-        notes=dict(spec.workload.notes()),
+        notes=_notes(spec),
         seconds=seconds,
         run_dir=run_dir,
     )

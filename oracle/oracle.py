@@ -25,10 +25,13 @@ from protocol import pte as ptes
 from protocol import records as r
 from protocol.envelope import Envelope, Handled, operation_of
 from protocol.limits import ORACLE_VIOLATIONS_KEPT
+from protocol.messages.program import Operation
 from protocol.ranges import covers
 from protocol.trace import Ending, TraceStep
 
 APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
+OPERATIONS = frozenset(kind.__name__ for kind in Operation.__subclasses__())
+_NOTED = OPERATIONS | LOCKS.keys()
 _NOTHING: list[Violation] = []
 
 
@@ -55,7 +58,7 @@ class Oracle:
         self._mm_of = {vm.name: vm.mm for vm in world.vms}
         self._handlers = self._record_handlers()
         self._n, self._id, self._node, self._at = 0, "", "", 0
-        self._row: Row = []
+        self._row: Row = ()
         self._op_id = ""
 
     def _record_handlers(self) -> dict[type[r.Record], Callable[[Any], None]]:
@@ -96,8 +99,8 @@ class Oracle:
         at = self._index[dst]
         row = self.order.deliver(n, at, causes)
         self.statistics.deliveries += 1
-        if kind in LOCKS:
-            self.deadlocks.lock(kind, message, src, dst)
+        if kind in _NOTED:
+            self._note(kind, message, src, dst)
         if self.sometimes.began and at == self._memory:
             self.sometimes.memory_step(operation_of(message), row)
         if not records:
@@ -112,6 +115,13 @@ class Oracle:
         if self.state.sweep_due():
             self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
+
+    def _note(self, kind: str, message: str, src: str, dst: str) -> None:
+        """A delivery that matters even without records: a lock moved, an operation arrived."""
+        if kind not in LOCKS:
+            self.state.arrived(dst, kind, message)
+        elif operation_of(message) in self.state.ops:
+            self.deadlocks.lock(kind, message, src, dst)
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -342,7 +352,7 @@ class Oracle:
     # -- by initiators ---------------------------------------------------------------------------
 
     def _op_begin(self, record: r.OpBegin) -> None:
-        op = self._op()
+        op = self.state.begin_op(self._node, record.kind, self._op_id)
         op.kind, op.tag, op.start, op.end = record.kind, record.tag, record.start, record.end
         op.node, op.index, op.began = self._node, self._at, self._n
         self._retire_previous(op.id)
@@ -358,7 +368,7 @@ class Oracle:
             self.state.end_op(previous)
 
     def _op_end(self, record: r.OpEnd) -> None:
-        op = self._op()
+        op = self.state.begun_op(self._node, record.kind, self._op_id)
         self.obligations.op_ended(op, record.kind, self._event("operation ended"), self._row)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from protocol.errors import EmulatorError
 
-Row = list[int]
+Row = tuple[int, ...]
 
 
 class Order:
@@ -23,7 +23,7 @@ class Order:
 
     def __init__(self, nodes: Sequence[str]) -> None:
         self.index = {name: at for at, name in enumerate(nodes)}
-        self.last: list[Row] = [[0] * len(nodes) for _ in nodes]
+        self.last: list[Row] = [(0,) * len(nodes) for _ in nodes]
         """The row of each node's last delivery."""
         self._rows: dict[int, Row] = {}
 
@@ -32,17 +32,18 @@ class Order:
 
         Raises ``EmulatorError`` if a cause is not known: steps out of order, or forgotten.
         """
-        row = self.last[index]
-        try:
-            for cause in causes:
-                row = list(map(max, row, self._rows[cause]))
-        except KeyError as error:
-            raise EmulatorError(f"delivery {n}: its cause {error} is not in the trace") from None
-        if not causes:
-            row = row.copy()
+        row = list(self.last[index])
+        rows = self._rows
+        for cause in causes:
+            other = rows.get(cause)
+            if other is None:
+                raise EmulatorError(f"delivery {n}: its cause {cause} is not in the trace")
+            for at, known in enumerate(other):  # several times faster than map(max, ...)
+                if known > row[at]:
+                    row[at] = known
         row[index] = n
-        self.last[index] = self._rows[n] = row
-        return row
+        self.last[index] = rows[n] = found = tuple(row)
+        return found
 
     def forget_before(self, n: int) -> None:
         """Promise that no delivery to come has a cause below ``n``."""

@@ -10,6 +10,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from oracle.sometimes import describe
 from report import words
 from scenarios.catalogue import KernelCase, Race
 from scenarios.spec import Expectation
@@ -22,13 +23,19 @@ def table_of(races: Iterable[Race]) -> Table:
     table.add_column("race", overflow="fold")
     table.add_column("family", overflow="fold")
     table.add_column("kernel", no_wrap=True)
-    table.add_column("expected", overflow="fold")
+    table.add_column("expected", no_wrap=True)
     for race in races:
-        for row, case in enumerate(race.kernels):
-            told = ("", "", "") if row else (race.id, f"{race.name}: {race.title}", race.family)
-            verdict = Text(expected(case.expect), "red" if _bad(case.expect) else "green")
-            table.add_row(*map(Text, told), Text(case.name), verdict)
+        told = (race.id, f"{race.name}: {race.title}", race.family)
+        kernels = Text("\n".join(case.name for case in race.kernels))
+        table.add_row(*map(Text, told), kernels, _verdicts(race))
     return table
+
+
+def _verdicts(race: Race) -> Text:
+    """One line per kernel."""
+    styles = {True: "red", False: "green"}
+    lines = [Text(expected(c.expect), styles[_bad(c.expect)]) for c in race.kernels]
+    return Text("\n").join(lines)
 
 
 def _bad(expect: Expectation) -> bool:
@@ -51,7 +58,7 @@ def page_of(race: Race) -> str:
         f"family: {race.family}",
         race.story,
         _section("Kernels", (_kernel(case) for case in race.kernels)),
-        _section("The window was entered if", map(condition, race.sometimes)),
+        _section("The window was entered if", map(describe, race.sometimes)),
         _section("Programs", _programs(race)),
         _section("Recipe that widens the window", _recipe(race)),
         _section("Sources", race.source),
@@ -68,13 +75,6 @@ def _section(title: str, lines: Iterable[str]) -> str:
 def _kernel(case: KernelCase) -> str:
     kernel = f"{case.name} ({case.kernel.release} {case.kernel.arch}): {expected(case.expect)}"
     return f"{kernel}\n  {case.expect.description}" if case.expect.description else kernel
-
-
-def condition(table: Mapping[str, Any]) -> str:
-    """A condition as its keys and values: ``cached_when_changed: agent device0, cache iotlb``."""
-    rest = [f"{key} {_value(value)}" for key, value in table.items() if key not in ("kind", "name")]
-    name = str(table.get("name") or table.get("kind") or "condition")
-    return words.plain(f"{name}: {words.listed(rest)}")
 
 
 def _value(value: object) -> str:
@@ -126,7 +126,7 @@ def race_dict(race: Race) -> dict[str, Any]:
         "title": race.title,
         "family": race.family,
         "kernels": [msgspec.to_builtins(case) for case in race.kernels],
-        "sometimes": list(race.sometimes),
+        "sometimes": msgspec.to_builtins(race.sometimes),
         "source": list(race.source),
         "story": race.story,
         "chaos": msgspec.to_builtins(race.chaos) if race.chaos else None,

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from broker.recorder import SCHEDULE_FILE
 from protocol.errors import UserError
+from scenarios.spec import RUN_FILE
 
 RUNS: Final = Path("runs")
 LATEST: Final = "latest"
@@ -48,6 +50,18 @@ def _fresh(name: str, runs: Path) -> Path:
         _point_latest(directory)
         return directory
     raise UserError(str(runs / stem), "exists", "a name that is not taken")
+
+
+def saved_run(source: Path) -> Path:
+    """The directory of a saved run, given as itself or as its ``run.toml`` or ``schedule``.
+
+    Raises ``UserError`` if it is none.
+    """
+    inside = source.is_file() and source.name in (RUN_FILE, SCHEDULE_FILE)
+    directory = source.parent if inside else source
+    if not (directory / RUN_FILE).is_file():
+        raise UserError(str(source), f"is no run: it has no {RUN_FILE}", "a run's directory")
+    return directory
 
 
 def slug(name: str) -> str:

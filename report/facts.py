@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 from explorer.outcome import Outcome
-from nodes.kernel.variant import Kernel, preset
+from nodes.kernel.variant import RELEASES, Kernel, preset
 
 
 def switches_set(kernel: Kernel) -> dict[str, Any]:
     """The switches that differ from the preset of the kernel's release and architecture."""
-    usual = msgspec.to_builtins(preset(kernel.release, kernel.arch))
-    return {key: v for key, v in msgspec.to_builtins(kernel).items() if usual[key] != v}
+    known = kernel.release in RELEASES
+    usual = msgspec.to_builtins(preset(kernel.release, kernel.arch)) if known else {}
+    return {key: v for key, v in msgspec.to_builtins(kernel).items() if usual.get(key) != v}
 
 
 def kernel_text(kernel: Kernel) -> str:
@@ -27,14 +28,7 @@ def _toml(value: object) -> str:
 
 
 def ran_on(outcome: Outcome) -> str:
-    """``6 real processes`` or ``the simulator``."""
-    if outcome.on == "simulator":
-        return "the simulator"
-    return f"{len(outcome.spec.world.nodes())} real processes and a broker"
-
-
-def window_text(condition: tuple[str, bool, int]) -> str:
-    """One *sometimes* condition: whether it was met, and how often if that was counted."""
-    name, met, count = condition
-    often = f" ({count:,} times)" if count > 1 else ""
-    return f"{'met' if met else 'NEVER MET'}: {name}{often}"
+    """``6 real processes and a broker``, ``the simulator`` or ``file``."""
+    if outcome.on == "processes":
+        return f"{len(outcome.spec.world.nodes())} real processes and a broker"
+    return "the simulator" if outcome.on == "simulator" else "file"

@@ -19,7 +19,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
     return {
         "exit_code": outcome.exit_code,
         "headline": headline(outcome),
-        "verdict": outcome.verdict.as_dict() | {"violations": None},
+        "verdict": verdict_dict(outcome),
         "status": outcome.status,
         "detail": outcome.detail,
         "on": outcome.on,
@@ -33,10 +33,6 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "operations": {k: operation_dict(c) for k, c in sorted(outcome.operations.items())},
         "counts": outcome.counts,
         "rejected": outcome.rejected,
-        "conditions": [
-            {"name": name, "met": met, "count": count} for name, met, count in outcome.conditions
-        ],
-        "statistics": outcome.statistics,
         "chaos": outcome.chaos,
         "not_run": outcome.notes,
         "expectation": msgspec.to_builtins(spec.expectation),
@@ -45,6 +41,13 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "run_dir": str(outcome.run_dir) if outcome.run_dir else None,
         "repeat": repeat_command(outcome) or None,
     }
+
+
+def verdict_dict(outcome: Outcome) -> dict[str, Any]:
+    """The verdict, why, and how it was reached: conditions met and missing, statistics."""
+    verdict = outcome.verdict.as_dict()
+    del verdict["violations"]
+    return verdict
 
 
 def kernel_dict(kernel: Kernel) -> dict[str, Any]:
@@ -58,8 +61,8 @@ def kernel_dict(kernel: Kernel) -> dict[str, Any]:
 
 
 def operation_dict(count: OperationCount) -> dict[str, Any]:
-    """How often an operation was done, and with which errors (errno as a positive number)."""
-    return {"done": count.done, "errors": {str(-e): n for e, n in sorted(count.errors.items())}}
+    """How often an operation was done, and with which errors (by errno)."""
+    return {"done": count.done, "errors": {str(e): n for e, n in sorted(count.errors.items())}}
 
 
 def as_json(value: dict[str, Any]) -> str:

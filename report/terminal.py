@@ -11,10 +11,11 @@ from rich.console import Console
 
 from explorer import outcome as codes
 from explorer.outcome import OperationCount, Outcome
+from oracle.verdict import How
 from oracle.violation import Violation
 from report import words
 from report.catalogue import expected
-from report.facts import kernel_text, ran_on, window_text
+from report.facts import kernel_text, ran_on
 from report.trail import trail_of
 from report.violation import violation_report
 
@@ -55,11 +56,10 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 def chosen_violation(outcome: Outcome) -> Violation | None:
     """The expected one if it is there, else the first."""
-    wanted = outcome.spec.expectation
-    for v in outcome.violations if wanted else ():
-        if wanted and wanted.met_by(v.rule, v.agent, v.cache, v.mm, v.address):
-            return v
-    return next(iter(outcome.violations), None)
+    expectation = outcome.spec.expectation
+    wanted = expectation.expected() if expectation else None
+    meant = [v for v in outcome.violations if wanted is not None and wanted.matches(v)]
+    return next(iter((*meant, *outcome.violations)), None)
 
 
 def repeat_command(outcome: Outcome) -> str:
@@ -84,7 +84,9 @@ def _why(outcome: Outcome) -> str:
         return _rules(outcome.violations)
     if outcome.exit_code in (codes.BROKEN, codes.INTERRUPTED):
         return outcome.detail
-    return words.listed(outcome.verdict.reasons[:3], "")
+    reasons = outcome.verdict.reasons
+    more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+    return reasons[0] + more if reasons else ""
 
 
 def _rules(violations: Iterable[Violation]) -> str:
@@ -132,8 +134,8 @@ def _facts(outcome: Outcome) -> Lines:
     yield from _what_ran(outcome)
     yield from _operations(outcome.operations)
     yield from _messages(outcome)
-    yield from (("window", window_text(c)) for c in outcome.conditions)
-    yield from _statistics(outcome.statistics)
+    yield from _window(outcome.verdict.how)
+    yield from _statistics(outcome.verdict.how.statistics)
     yield from _chaos(outcome)
     yield from _notes(outcome.notes)
     yield from _violations(outcome.violations)
@@ -177,7 +179,7 @@ def _operations(operations: Mapping[str, OperationCount]) -> Lines:
 
 def _operation(kind: str, count: OperationCount) -> str:
     """``Touch 40 (3 EFAULT)``."""
-    errors = (f"{n} {words.result(error)}" for error, n in sorted(count.errors.items()))
+    errors = (f"{n} {words.errno_name(error)}" for error, n in sorted(count.errors.items()))
     failed = words.listed(errors, "")
     return f"{kind} {words.number(count.done)}" + (f" ({failed})" if failed else "")
 
@@ -190,6 +192,14 @@ def _messages(outcome: Outcome) -> Lines:
         yield "messages", words.listed([*text, *fates])
     for reason, count in sorted(outcome.rejected.items()):
         yield "rejected", f"{words.number(count)} frames: {reason}"
+
+
+def _window(how: How) -> Lines:
+    """The *sometimes* conditions: without them all, green is not green."""
+    for condition in how.missing:
+        yield "window", f"NEVER MET {condition}"
+    for condition in how.met:
+        yield "window", f"met {condition}"
 
 
 def _statistics(statistics: Mapping[str, Any]) -> Lines:

@@ -35,9 +35,9 @@ def place(mm: str, address: int) -> str:
     return f"{mm}:{address:#x}" if address >= 0 else mm
 
 
-def result(value: int) -> str:
-    """A system call's result: ``0``, or ``EFAULT`` for -14."""
-    return str(value) if value >= 0 else errno.errorcode.get(-value, str(value))
+def errno_name(error: int) -> str:
+    """``EFAULT`` for 14."""
+    return errno.errorcode.get(error, f"errno {error}")
 
 
 def listed(items: Iterable[str], nothing: str = "none") -> str:

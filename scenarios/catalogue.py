@@ -16,6 +16,7 @@ from broker.chaos import ChaosConfig, parse_rules
 from broker.programs import Program
 from nodes.kernel.variant import Kernel, preset
 from nodes.world import World
+from oracle.sometimes import Condition, conditions_from
 from protocol.errors import UserError
 from scenarios.operations import programs_from
 from scenarios.spec import Expectation, RunSpec
@@ -78,7 +79,7 @@ class Race(msgspec.Struct, frozen=True):
     programs: tuple[Program, ...]
     kernels: tuple[KernelCase, ...]
     chaos: ChaosConfig | None
-    sometimes: tuple[Table, ...]
+    sometimes: tuple[Condition, ...]
     where: str
     """The file it came from."""
 
@@ -123,7 +124,7 @@ def load_race(path: Path) -> Race:
         programs=programs_from(table.program, world, f"{where}: program"),
         kernels=kernels,
         chaos=parse_rules(table.chaos, f"{where}: chaos") if table.chaos else None,
-        sometimes=tuple(table.sometimes),
+        sometimes=conditions_from(table.sometimes, f"{where}: sometimes"),
         where=where,
     )
 

@@ -45,7 +45,7 @@ class TouchOptions(TomlTable, frozen=True):
     """The guest uses a live page."""
     apic: Percent = 4
     """The guest accesses its APIC page."""
-    migrate: Percent = 25
+    migrate: Percent = 30
     """A live page, or the APIC page, is migrated."""
     held: Percent = 80
     """Of the calls that take something away: they wait until the secondaries hold a page."""
@@ -72,6 +72,8 @@ class LogPrograms:
         """Pages that somebody wrote and that are still mapped readable."""
         self.brk = 0
         self.last_brk = ""
+        self.holds = 0
+        """Invalidations before which the secondaries were made to hold a page."""
         self.names: dict[int, str] = {}
         self.waits_for: dict[int, str] = {}
         """A thread that was just started -> the last operation of the one that started it."""
@@ -213,6 +215,7 @@ class LogPrograms:
         page = self._live_page(start, end, self._draw(line, "page"))
         if page is None or not self._happens(line, "held", self.options.held):
             return []
+        self.holds += 1
         waits = [self._dma(page, line, "hold"), self._guest(page, line, "hold")]
         if self._happens(line, "race", self.options.race):
             racer = (self._dma, self._guest)[self._draw(line, "racer") % 2]
@@ -282,6 +285,10 @@ class LogPrograms:
         gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
         self._note_use(page, write)
         after = self._last_calls(page, page + PAGE_SIZE)
+        if what in ("hold", "migrate") and self._draw(line, "alone") % 2:
+            # KVM flushes the whole guest TLB at each zap: now and then let no migration do so
+            # between this access and the call that is to find its entry.
+            after.append(self._latest(DAEMON))
         return self._emit(GUEST, ops.GuestTouch(gpa, write, line), after)
 
     def _slot(self, address: int) -> Memslot | None:
@@ -308,6 +315,7 @@ class LogPrograms:
         if slot is not None and (page is None or self._draw(line, "migrate/apic") % 4 == 0):
             page = slot.hva
         elif page is not None:
+            self.holds += 1
             waits = [self._dma(page, line, "migrate"), self._guest(page, line, "migrate")]
         if page is not None:
             waits += self._last_calls(page, page + PAGE_SIZE)

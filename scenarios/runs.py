@@ -6,6 +6,7 @@ from pathlib import Path
 
 from broker.chaos import ChaosConfig
 from nodes.kernel.variant import Kernel
+from oracle.sometimes import workload_conditions
 from scenarios.log_programs import TouchOptions
 from scenarios.mixed import Mixed, MixedOptions
 from scenarios.spec import RunSpec
@@ -21,7 +22,9 @@ def strace_run(
 ) -> RunSpec:
     """A run of the memory calls in an strace log.  Raises ``UserError``: file:line."""
     workload = StraceLog(path, options or TouchOptions())
-    return RunSpec(path.stem, workload.world(kernel), seed, workload, chaos)
+    world = workload.world(kernel)
+    conditions = workload.conditions(world, seed)
+    return RunSpec(path.stem, world, seed, workload, chaos, sometimes=conditions)
 
 
 def mixed_run(
@@ -33,4 +36,7 @@ def mixed_run(
 ) -> RunSpec:
     """A run of the mixed workload; endless unless bounded by options or ``operations_max``."""
     workload = Mixed(options or MixedOptions())
-    return RunSpec("mixed", workload.world(kernel), seed, workload, chaos, operations_max)
+    world = workload.world(kernel)
+    return RunSpec(
+        "mixed", world, seed, workload, chaos, operations_max, sometimes=workload_conditions(world)
+    )

@@ -17,6 +17,8 @@ from broker.chaos import ChaosConfig, parse_rules
 from broker.programs import Program
 from nodes.kernel.variant import Kernel
 from nodes.world import World
+from oracle.sometimes import Condition, conditions_from
+from oracle.verdict import Expected
 from protocol.errors import UserError
 from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
 from scenarios.workloads import Workload, workload_from
@@ -42,12 +44,11 @@ class Expectation(TomlTable, frozen=True):
     """Byte address of the page; -1: any."""
     description: str = ""
 
-    def met_by(self, rule: str, agent: str, cache: str, mm: str, address: int) -> bool:
-        """Whether a violation with these attributes is the expected one."""
-        wanted = ((self.rule, rule), (self.agent, agent), (self.cache, cache), (self.mm, mm))
-        if self.verdict != "violated" or any(w not in ("", got) for w, got in wanted):
-            return False
-        return self.address in (-1, address)
+    def expected(self) -> Expected | None:
+        """The breach that must be among the violations; None if it must hold."""
+        if self.verdict == "held":
+            return None
+        return Expected(self.rule, self.agent, self.cache, self.mm, self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class RunSpec:
     operations_max: int | None = None
     """Operations fed before feeding stops; None: all."""
     expectation: Expectation | None = None
-    sometimes: tuple[Table, ...] = ()
-    """Conditions that show that the window was entered (``oracle.sometimes``)."""
+    sometimes: tuple[Condition, ...] = ()
+    """What shows that the window was entered."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of what it ran on; informative."""
 
@@ -84,8 +85,8 @@ class RunSpec:
             "seed": self.seed,
             "operations_max": self.operations_max,
             "versions": dict(self.versions) or None,
-            "expectation": _expectation_table(self.expectation),
-            "sometimes": list(self.sometimes) or None,
+            "expectation": _without_defaults(self.expectation) if self.expectation else None,
+            "sometimes": [_without_defaults(c) for c in self.sometimes] or None,
             "chaos": msgspec.to_builtins(self.chaos) if self.chaos else None,
             "world": world,
             "workload": {"kind": self.workload.kind} | self.workload.to_table(directory),
@@ -129,7 +130,7 @@ class RunSpec:
             chaos=parse_rules(run.chaos, f"{where}: chaos") if run.chaos else None,
             operations_max=run.operations_max,
             expectation=run.expectation,
-            sometimes=tuple(run.sometimes),
+            sometimes=conditions_from(run.sometimes, f"{where}: sometimes"),
             versions=run.versions,
         )
 
@@ -149,7 +150,8 @@ class _RunTable(TomlTable, frozen=True):
     versions: dict[str, str] = {}
 
 
-def _expectation_table(expectation: Expectation | None) -> Table | None:
-    if expectation is None:
-        return None
-    return {k: v for k, v in msgspec.to_builtins(expectation).items() if v not in ("", -1)}
+def _without_defaults(struct: msgspec.Struct) -> Table:
+    """A struct as a table (with its tag, if it has one), values that are usual left out."""
+    usual = {field.encode_name: field.default for field in msgspec.structs.fields(struct)}
+    built: Table = msgspec.to_builtins(struct)
+    return {k: v for k, v in built.items() if k not in usual or v != usual[k]}

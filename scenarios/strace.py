@@ -12,6 +12,7 @@ import msgspec
 from broker.programs import Program
 from nodes.kernel.variant import Kernel
 from nodes.world import Unit, Vm, World
+from oracle.sometimes import Condition, workload_conditions
 from protocol.limits import PAGE_SIZE
 from protocol.messages.kvm import Memslot
 from scenarios.log_effects import Account, bounds, effects_of
@@ -65,13 +66,25 @@ class StraceLog:
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
         """The programs of the log's threads and of the secondaries.  Raises ``UserError``."""
+        return self._build(world, seed).programs()
+
+    def conditions(self, world: World, seed: int) -> tuple[Condition, ...]:
+        """What a run of it must have done to count; less is asked of a log that has less.
+
+        A guest TLB loses its entries to every zap, so three in five of the ranges that the secondaries
+        are made to hold is what can be asked.
+        """
+        holds = self._build(world, seed).holds
+        return workload_conditions(world, min(100, holds * 3 // 5), min(10, holds // 8))
+
+    def _build(self, world: World, seed: int) -> LogPrograms:
         effects, account = effects_of(read_log(self.path))
         build = LogPrograms(world, seed, self.options)
         if effects:
             build.prelude(effects[0].thread, account.image)
         for effect in effects:
             build.add(effect)
-        return build.programs()
+        return build
 
     def to_table(self, directory: Path) -> Table:
         """The ``[workload]`` table; the log relative to ``directory`` if it is in there."""

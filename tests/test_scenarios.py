@@ -21,7 +21,7 @@ from protocol.records import ApicTrapped, Record
 from scenarios import catalogue
 from scenarios.mixed import Mixed, MixedOptions
 from scenarios.runs import mixed_run, strace_run
-from scenarios.spec import Expectation, RunSpec
+from scenarios.spec import RunSpec
 from scenarios.strace import StraceLog
 from scenarios.tables import parse_toml, toml_text
 from scenarios.worlds import WorldTable
@@ -71,15 +71,6 @@ def test_a_race_is_found_by_id_and_by_name() -> None:
     assert catalogue.find("kvm-apic-reload-vs-range").id == "E01"
     with pytest.raises(UserError, match=r"^scenario: unknown scenario 'E99' \(expected one of E01"):
         catalogue.find("E99")
-
-
-def test_an_expectation_is_met_only_by_its_rule_agent_and_object() -> None:
-    expect = Expectation(verdict="violated", rule="S1", agent="iommu0", address=0x1000)
-    assert expect.met_by("S1", "iommu0", "iotlb", "mm0", 0x1000)
-    assert not expect.met_by("S3", "iommu0", "iotlb", "mm0", 0x1000)
-    assert not expect.met_by("S1", "cpu0", "tlb", "mm0", 0x1000)
-    assert not expect.met_by("S1", "iommu0", "iotlb", "mm0", 0x2000)
-    assert not Expectation(verdict="held").met_by("", "", "", "", 0)
 
 
 E08 = catalogue.DIRECTORY / RACES["E08"].where

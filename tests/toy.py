@@ -108,5 +108,5 @@ class Touches:
 def programs(count: int, nodes: tuple[str, ...] = NODES, each: int = 1) -> tuple[Program, ...]:
     """``each`` programs per node of so many touches."""
     return tuple(
-        Program(f"{name}.{index}", name, Touches(count)) for name in nodes for index in range(each)
+        Program(f"{name}-{index}", name, Touches(count)) for name in nodes for index in range(each)
     )

@@ -1,0 +1,353 @@
+"""The command line of the mmu_notifier emulator.  It parses, calls and prints.
+
+Exit status: 0 held; 1 violated; 2 bad usage or input; 3 inconclusive; 4 the run itself broke;
+5 no progress after healing; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import sys
+import tomllib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, TextIO
+
+import typer
+from rich.console import Console
+
+from broker.chaos import load_rules
+from explorer import outcome as codes
+from explorer import session
+from explorer.outcome import Outcome
+from nodes.kernel.variant import Kernel, preset
+from protocol.errors import PeerError, UserError
+from report import catalogue as pages
+from report import machine, words
+from report.directory import new_run, saved_run
+from report.progress import Progress
+from report.terminal import print_outcome
+from scenarios import catalogue
+from scenarios.runs import mixed_run, strace_run
+from scenarios.spec import RunSpec
+
+SEED_MAX: Final = (1 << 63) - 1
+"""The largest integer that TOML promises to hold."""
+DRAWN_SEED_END: Final = 1 << 32
+"""A drawn seed is short enough to be typed."""
+SECONDS: Final = 20.0
+"""How long ``stress`` feeds the endless workload, if nothing else is said."""
+OPERATIONS: Final = 2000
+"""The same on the simulator, which has no clock."""
+PROGRAM: Final = "launch.py"
+WIDTH: Final = 120
+"""Columns of output that goes to no terminal."""
+INTEGER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]+")
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="An emulator of the Linux mmu_notifier world in which its races really happen.",
+    epilog="Exit status: 0 held, 1 violated, 2 bad usage or input, 3 inconclusive, 4 the run "
+    "broke, 5 no progress, 130 interrupted.",
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class On(StrEnum):
+    """Which of the two brokers."""
+
+    processes = "processes"
+    simulator = "simulator"
+
+
+SeedOption = Annotated[
+    str | None, typer.Option("--seed", help="Integer or hex; drawn and printed if absent.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Directory of the run; else runs/<time>-<name>.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")
+]
+OnOption = Annotated[On, typer.Option("--on", help="Real processes, or all in one process.")]
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks of our own faults.")] = False,
+) -> None:
+    """Read by ``main``."""
+
+
+@app.command()
+def stress(
+    workload: Annotated[str, typer.Option(help="mixed, or an strace log: FILE.strace.")] = "mixed",
+    kernel: Annotated[str, typer.Option(help="Release whose behaviour to use.")] = "v6.6",
+    arch: Annotated[str, typer.Option(help="Architecture: x86 or arm64.")] = "x86",
+    switches: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SWITCH=VALUE", help="Differ in a switch.")
+    ] = None,
+    chaos: Annotated[
+        str | None, typer.Option(help="Chaos rules: FILE.toml, or a name in broker/configs.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Feed operations for so long.")
+    ] = None,
+    operations: Annotated[int | None, typer.Option(min=1, help="Feed so many.")] = None,
+    stop_on: Annotated[
+        str, typer.Option(metavar="RULE", help="Stop feeding once it is broken; any: some rule.")
+    ] = "",
+    on: OnOption = On.processes,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Run a workload under chaos until a time, an operation count or a violation."""
+    if seconds is not None and operations is not None:
+        raise UserError("--seconds, --operations", "exclude each other", "one of them")
+    variant = kernel_from(kernel, arch, switches or [])
+    spec = workload_run(workload, variant, seed_from(seed), chaos, operations)
+    spec, seconds = bounded(spec, on, seconds)
+    return perform(spec, on, out, as_json, seconds, stop_on)
+
+
+@app.command("list")
+def list_races(as_json: JsonOption = False) -> int:
+    """List the catalogue of races."""
+    races = catalogue.load_all().values()
+    if as_json:
+        return print_json({"races": [pages.race_dict(race) for race in races]})
+    stdout().print(pages.table_of(races))
+    return codes.HELD
+
+
+@app.command()
+def show(
+    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Tell all about one race."""
+    found = catalogue.find(race)
+    if as_json:
+        return print_json(pages.race_dict(found))
+    typer.echo(pages.page_of(found))
+    return codes.HELD
+
+
+@app.command()
+def repro(
+    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race.")],
+    kernel: Annotated[
+        str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
+    ] = "",
+    on: OnOption = On.processes,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Provoke one race of the catalogue with its recipe."""
+    spec = catalogue.find(race).run(kernel, seed_from(seed))
+    return perform(spec, on, out, as_json)
+
+
+@app.command()
+def replay(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or its schedule.")],
+    on: OnOption = On.simulator,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Run a recorded schedule again, delivery by delivery."""
+    recorded = saved_run(source)
+    directory = new_run(f"replay-{recorded.resolve().name}", out)
+    say(f"replaying {recorded} on {on.value} in {directory}")
+    with damage_of(recorded):
+        outcome = session.replay(recorded, on.value, directory)
+    return finish(outcome, as_json)
+
+
+@app.command()
+def check(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A saved run.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Judge a saved run with the oracle alone."""
+    recorded = saved_run(source)
+    with damage_of(recorded):
+        outcome = session.check(recorded)
+    return finish(outcome, as_json)
+
+
+# ---- what the commands are made of -------------------------------------------------------------
+
+
+def seed_from(text: str | None) -> int:
+    """The seed that was given, or one that is drawn.  Raises ``UserError``."""
+    if text is None:
+        return secrets.randbelow(DRAWN_SEED_END)
+    seed = int(text, 16 if text[:2] in ("0x", "0X") else 10) if INTEGER.fullmatch(text) else -1
+    if not 0 <= seed <= SEED_MAX:
+        raise UserError("--seed", f"is {text!r}", f"an integer or hex, 0 to {SEED_MAX:#x}")
+    return seed
+
+
+def kernel_from(release: str, arch: str, settings: list[str]) -> Kernel:
+    """The kernel of the options.  Raises ``UserError`` that names the option."""
+    preset(release, arch)
+    overrides: dict[str, object] = {}
+    for setting in settings:
+        switch, equals, value = setting.partition("=")
+        if not equals or switch in ("release", "arch"):
+            raise UserError("--set", f"is {setting!r}", "SWITCH=VALUE of a switch")
+        overrides[switch.strip()] = switch_value(value.strip())
+    return preset(release, arch, overrides, "--set")
+
+
+def switch_value(text: str) -> Any:
+    """A switch's value as TOML has it; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def workload_run(
+    name: str, kernel: Kernel, seed: int, chaos: str | None, operations: int | None
+) -> RunSpec:
+    """The run of a workload by its name or file.  Raises ``UserError``."""
+    rules = load_rules(chaos) if chaos else None
+    if name == "mixed":
+        return mixed_run(kernel, seed, chaos=rules, operations_max=operations)
+    if not Path(name).is_file():
+        raise UserError("--workload", f"no workload {name!r}", "mixed, or the file of a log")
+    spec = strace_run(Path(name), kernel, seed, chaos=rules)
+    return replace(spec, operations_max=operations)
+
+
+def bounded(spec: RunSpec, on: On, seconds: float | None) -> tuple[RunSpec, float | None]:
+    """The run and the seconds of its feeding: an endless workload gets a bound.
+
+    Raises ``UserError`` for a time on the simulator, which has no clock.
+    """
+    if on is On.simulator and seconds is not None:
+        raise UserError("--seconds", "the simulator has no clock", "--operations")
+    if seconds is not None or spec.operations_max is not None or spec.workload.kind != "mixed":
+        return spec, seconds
+    if on is On.simulator:
+        return replace(spec, operations_max=OPERATIONS), None
+    return spec, SECONDS
+
+
+def perform(
+    spec: RunSpec,
+    on: On,
+    out: Path | None,
+    as_json: bool,
+    seconds: float | None = None,
+    stop_on: str = "",
+) -> int:
+    """Run once, show progress meanwhile, then print; the exit status."""
+    directory = new_run(spec.name, out)
+    saved = spec.save(directory)
+    say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
+    with Progress(stderr()) as progress:
+        if on is On.simulator:
+            outcome = session.simulate(saved, directory)
+        else:
+            outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on)
+    return finish(outcome, as_json)
+
+
+@contextmanager
+def damage_of(recorded: Path) -> Iterator[None]:
+    """What does not parse in a saved run is the input's fault.  Raises ``UserError``."""
+    try:
+        yield
+    except PeerError as error:
+        raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
+
+
+def finish(outcome: Outcome, as_json: bool) -> int:
+    """Print how a run came out; the exit status."""
+    if as_json:
+        print_json(machine.outcome_dict(outcome))
+    else:
+        print_outcome(stdout(), outcome)
+    return outcome.exit_code
+
+
+def print_json(value: dict[str, Any]) -> int:
+    """One object on stdout."""
+    typer.echo(machine.as_json(value))
+    return codes.HELD
+
+
+def stdout() -> Console:
+    """Where results go; as wide as people read if it is no terminal."""
+    return console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Where all else goes."""
+    return console(sys.stderr)
+
+
+def console(file: TextIO) -> Console:
+    """A console on a stream that may be no terminal."""
+    return Console(file=file, width=None if file.isatty() else WIDTH)
+
+
+def say(line: str) -> None:
+    """A line about what is going on."""
+    stderr().print(words.plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status.  Every error is one line on stderr."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return int(app(given, prog_name=PROGRAM, standalone_mode=False) or codes.HELD)
+    except UserError as error:
+        return complain(str(error), codes.USAGE, given)
+    except typer.TyperException as error:
+        hint = "" if isinstance(error, typer.BadParameter) else f" (see {PROGRAM} --help)"
+        return complain(error.format_message().rstrip(".") + hint, codes.USAGE, given)
+    except KeyboardInterrupt:
+        return complain("interrupted", codes.INTERRUPTED, given)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        return codes.BROKEN
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        return complain(f"{type(error).__name__}: {error}", codes.BROKEN, given)
+
+
+def complain(problem: str, status: int, given: list[str]) -> int:
+    """One line on stderr, and one object on stdout if that was asked for; the exit status."""
+    line = words.plain(problem)
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
+    if "--json" in given:
+        print_json({"exit_code": status, "error": line})
+    return status
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The pages say what the code says, and lead to what exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from broker.chaos_config import After, ChaosConfig, Match, Rule, Until, When, parse_rules
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    command = [sys.executable, "docs/generate.py", "--check"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_that_pages_name_exist(page: Path) -> None:
+    top = "protocol|nodes|broker|oracle|scenarios|explorer|report|tests|docs|benchmarks"
+    for path in re.findall(rf"`((?:{top})/[\w/.-]*)`", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_key_of_a_chaos_file_is_explained() -> None:
+    text = (ROOT / "docs" / "chaos.md").read_text()
+    for struct in (ChaosConfig, Rule, Match, Until, After, When):
+        for field in struct.__struct_fields__:
+            assert re.search(rf"`[\w.]*\b{field}`", text), f"{struct.__name__}.{field}"
+
+
+def test_the_examples_of_chaos_files_are_right() -> None:
+    text = (ROOT / "docs" / "chaos.md").read_text()
+    examples = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    assert examples
+    for example in examples:
+        assert parse_rules(tomllib.loads(example), "docs/chaos.md").rule

@@ -1,0 +1,38 @@
+"""Every race of the catalogue: shown on the kernel that had it, gone on the kernel that cured it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from explorer.session import run_on_processes, simulate
+from scenarios.catalogue import KernelCase, Race, load_all
+
+CASES = [
+    pytest.param(race, case, id=f"{race.id}-{case.name}")
+    for race in load_all().values()
+    for case in race.kernels
+]
+SEEDS = 40
+
+
+@pytest.mark.parametrize(("race", "case"), CASES)
+def test_verdicts_in_the_simulator(race: Race, case: KernelCase) -> None:
+    outcomes = [simulate(race.run(case.name, seed)) for seed in range(SEEDS)]
+    met = sum(bool(outcome.expected) for outcome in outcomes)
+    if case.expect.verdict == "held":
+        assert met == SEEDS, [o.verdict.reasons for o in outcomes if not o.expected]
+        assert {outcome.exit_code for outcome in outcomes} == {0}
+    else:
+        assert met >= SEEDS * 19 // 20
+        assert {outcome.exit_code for outcome in outcomes if outcome.expected} == {1}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("race", "case"), CASES)
+def test_verdicts_on_processes(race: Race, case: KernelCase, tmp_path: Path) -> None:
+    spec = race.run(case.name, seed=1).save(tmp_path)
+    outcome = run_on_processes(spec, tmp_path)
+    assert outcome.status == "finished", outcome.detail
+    assert outcome.expected, outcome.verdict.reasons

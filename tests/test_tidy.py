@@ -1,0 +1,179 @@
+"""Rules of the code base that no linter knows.  Each failure names the file and the line."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "report", "launch")
+"""Dependencies point downwards only: to the left here."""
+FUNCTION_LINES_MAX = 60
+FILE_LINES_MAX = 500
+PURE_EXCEPT = {"runtime.py", "sockets.py", "journal.py"}
+"""Files of ``nodes/`` that run a node as a process; all else there is node logic."""
+IMPURE = {
+    "zmq", "time", "random", "asyncio", "datetime", "secrets", "uuid", "threading", "os", "io",
+    "socket", "subprocess", "pathlib", "multiprocess",
+}  # fmt: skip
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources(*packages: str) -> list[Path]:
+    """All source files of these packages (or top-level modules)."""
+    found = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+    return found + [path for p in packages if (path := ROOT / f"{p}.py").exists()]
+
+
+OURS = sources(*LAYERS)
+ALL = OURS + sources("tests", "benchmarks", "docs")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """A parsed source file."""
+    return ast.parse(path.read_text(), str(path))
+
+
+def place(path: Path, node: ast.stmt | ast.expr | None = None) -> str:
+    """``file:line``."""
+    line = f":{node.lineno}" if node else ""
+    return f"{path.relative_to(ROOT)}{line}"
+
+
+def imports(path: Path) -> Iterator[tuple[str, ast.stmt]]:
+    """Every module that a file imports, with where."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, node
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """Every function of a file, methods and nested ones included."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, Function):
+            yield node
+
+
+def test_there_is_code_to_look_at() -> None:
+    assert len(OURS) > 20
+    assert {path.relative_to(ROOT).parts[0] for path in OURS} >= {"protocol", "nodes", "broker"}
+
+
+def test_node_logic_reads_no_clock_and_does_no_io() -> None:
+    pure = [path for path in sources("nodes") if path.name not in PURE_EXCEPT]
+    assert [
+        f"{place(path, node)} imports {name}"
+        for path in [*pure, *sources("protocol")]
+        for name, node in imports(path)
+        if name.partition(".")[0] in IMPURE
+    ] == []
+
+
+def test_dependencies_point_downwards() -> None:
+    wrong = []
+    for path in OURS:
+        own = LAYERS.index(path.relative_to(ROOT).parts[0].removesuffix(".py"))
+        for name, node in imports(path):
+            top = name.partition(".")[0]
+            if top in ("tests", "benchmarks") or (top in LAYERS and LAYERS.index(top) > own):
+                wrong.append(f"{place(path, node)} imports {name}")
+    assert wrong == []
+
+
+def test_functions_are_short() -> None:
+    assert [
+        f"{place(path, f)} {f.name} has {length} lines"
+        for path in ALL
+        for f in functions(path)
+        if (length := (f.end_lineno or f.lineno) - f.lineno + 1) > FUNCTION_LINES_MAX
+    ] == []
+
+
+def test_files_are_short() -> None:
+    lengths = {place(path): len(path.read_text().splitlines()) for path in ALL}
+    assert {name: n for name, n in lengths.items() if n > FILE_LINES_MAX} == {}
+
+
+PROCESS_MODULES = ("multiprocess", "multiprocessing")
+BARE = {"Process", "Pool", "Queue", "Pipe", "Manager", "Lock", "Event", "Value", "Array"}
+
+
+def takes_default_context(node: ast.AST) -> bool:
+    """Whether this uses multiprocess without saying how processes start."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module in PROCESS_MODULES and any(a.name in BARE for a in node.names)
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in (*PROCESS_MODULES, "mp")
+        and node.attr in BARE
+    )
+
+
+def test_processes_come_from_an_explicit_context() -> None:
+    """The default start method forks, and a forked ZeroMQ socket loses messages in silence."""
+    assert [
+        f"{place(path)}:{getattr(node, 'lineno', 0)}"
+        for path in ALL
+        for node in ast.walk(tree(path))
+        if takes_default_context(node)
+    ] == []
+
+
+def test_no_code_knows_a_scenario() -> None:
+    """A race comes from protocol and interleaving, never from a special case."""
+    packages = [name for name in LAYERS if name != "scenarios"]
+    assert [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sources(*packages)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"\bE\d\d[a-z]?\b", line)
+    ] == []
+
+
+def undocumented(path: Path) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring."""
+    if not ast.get_docstring(tree(path)):
+        yield place(path)
+    todo: list[ast.AST] = [tree(path)]
+    while todo:
+        for node in ast.iter_child_nodes(todo.pop()):
+            if not isinstance(node, ast.ClassDef | Function) or node.name.startswith("_"):
+                continue
+            if not ast.get_docstring(node):
+                yield f"{place(path, node)} {node.name}"
+            if isinstance(node, ast.ClassDef):
+                todo.append(node)
+
+
+@pytest.mark.parametrize("package", [*LAYERS[:3], "oracle", "scenarios", "explorer", "report"])
+def test_what_is_public_is_documented(package: str) -> None:
+    assert [line for path in sources(package) for line in undocumented(path)] == []
+
+
+def test_silenced_checks_say_why() -> None:
+    silent = re.compile(r"#\s*type:\s*ignore(\[[\w, -]+\])?\s*$")
+    assert [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in ALL
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if silent.search(line)
+    ] == []
+
+
+def test_nothing_is_left_for_later() -> None:
+    later = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    assert [
+        place(path)
+        for path in ALL
+        if path != Path(__file__).resolve() and later.search(path.read_text())
+    ] == []
