@@ -23,6 +23,7 @@ test: $(DEV_STAMP)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 dev: $(DEV_STAMP)
+	@:
 
 docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/generate.py

@@ -34,6 +34,7 @@ from report import machine, words
 from report.directory import new_run, saved_run
 from report.progress import Progress
 from report.terminal import print_outcome
+from report.violation import RULES
 from scenarios import catalogue
 from scenarios.runs import mixed_run, strace_run
 from scenarios.spec import RunSpec
@@ -42,7 +43,7 @@ SEED_MAX: Final = (1 << 63) - 1
 """The largest integer that TOML promises to hold."""
 DRAWN_SEED_END: Final = 1 << 32
 """A drawn seed is short enough to be typed."""
-SECONDS: Final = 20.0
+SECONDS: Final = 30.0
 """How long ``stress`` feeds the endless workload, if nothing else is said."""
 OPERATIONS: Final = 2000
 """The same on the simulator, which has no clock."""
@@ -61,6 +62,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Interrupted(Exception):  # noqa: N818 - reads as what happened
+    """Ctrl-C, where there is no outcome to print."""
 
 
 class On(StrEnum):
@@ -116,8 +121,7 @@ def stress(
     as_json: JsonOption = False,
 ) -> int:
     """Run a workload under chaos until a time, an operation count or a violation."""
-    if seconds is not None and operations is not None:
-        raise UserError("--seconds, --operations", "exclude each other", "one of them")
+    check_bounds(on, seconds, operations, stop_on)
     variant = kernel_from(kernel, arch, switches or [])
     spec = workload_run(workload, variant, seed_from(seed), chaos, operations)
     spec, seconds = bounded(spec, on, seconds)
@@ -174,8 +178,9 @@ def replay(
     recorded = saved_run(source)
     directory = new_run(f"replay-{recorded.resolve().name}", out)
     say(f"replaying {recorded} on {on.value} in {directory}")
-    with damage_of(recorded):
+    with damage_of(recorded), interrupts(directory):
         outcome = session.replay(recorded, on.value, directory)
+    machine.save_summary(outcome)
     return finish(outcome, as_json)
 
 
@@ -237,13 +242,20 @@ def workload_run(
     return replace(spec, operations_max=operations)
 
 
-def bounded(spec: RunSpec, on: On, seconds: float | None) -> tuple[RunSpec, float | None]:
-    """The run and the seconds of its feeding: an endless workload gets a bound.
-
-    Raises ``UserError`` for a time on the simulator, which has no clock.
-    """
+def check_bounds(on: On, seconds: float | None, operations: int | None, stop_on: str) -> None:
+    """Raise ``UserError`` for bounds that exclude each other or do not exist here."""
+    if seconds is not None and operations is not None:
+        raise UserError("--seconds, --operations", "exclude each other", "one of them")
     if on is On.simulator and seconds is not None:
         raise UserError("--seconds", "the simulator has no clock", "--operations")
+    if on is On.simulator and stop_on:
+        raise UserError("--stop-on", "the simulator runs to the end", "--on processes")
+    if stop_on not in ("", "any", *RULES):
+        raise UserError("--stop-on", f"no rule {stop_on!r}", f"any, or one of {', '.join(RULES)}")
+
+
+def bounded(spec: RunSpec, on: On, seconds: float | None) -> tuple[RunSpec, float | None]:
+    """The run and the seconds of its feeding: an endless workload gets a bound."""
     if seconds is not None or spec.operations_max is not None or spec.workload.kind != "mixed":
         return spec, seconds
     if on is On.simulator:
@@ -263,11 +275,12 @@ def perform(
     directory = new_run(spec.name, out)
     saved = spec.save(directory)
     say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
-    with Progress(stderr()) as progress:
+    with Progress(stderr()) as progress, interrupts(directory):
         if on is On.simulator:
             outcome = session.simulate(saved, directory)
         else:
             outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on)
+    machine.save_summary(outcome)
     return finish(outcome, as_json)
 
 
@@ -278,6 +291,15 @@ def damage_of(recorded: Path) -> Iterator[None]:
         yield
     except PeerError as error:
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
+
+
+@contextmanager
+def interrupts(directory: Path) -> Iterator[None]:
+    """Ctrl-C in the simulator: say where the files are.  Raises ``Interrupted``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"; what there is of the run is in {directory}") from None
 
 
 def finish(outcome: Outcome, as_json: bool) -> int:
@@ -328,8 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.TyperException as error:
         hint = "" if isinstance(error, typer.BadParameter) else f" (see {PROGRAM} --help)"
         return complain(error.format_message().rstrip(".") + hint, codes.USAGE, given)
-    except KeyboardInterrupt:
-        return complain("interrupted", codes.INTERRUPTED, given)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return complain(f"interrupted{error}", codes.INTERRUPTED, given)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
         return codes.BROKEN

@@ -228,17 +228,6 @@ class ChaosRules:
         """Rules that no message ever matched: probably not what their author meant."""
         return [active.rule.name for active in self._rules if not active.matched]
 
-    def warnings(self) -> list[str]:
-        """What a person should know about how the rules worked out, one line each."""
-        lines = [f"chaos rule {name!r} matched no message" for name in self.unmatched()]
-        lines += [
-            f"chaos rule {active.rule.name!r}: {active.gave_up} held message(s) were let go because"
-            " their event could not come any more"
-            for active in self._rules
-            if active.gave_up
-        ]
-        return lines
-
     # -- inside ----------------------------------------------------------------------------
 
     def _rules_for(self, kind: str) -> tuple[_Active, ...]:

@@ -126,17 +126,27 @@ def presets() -> list[str]:
 
 
 def parse_rules(table: Mapping[str, Any], where: str) -> ChaosConfig:
-    """A table as rules; ``where`` names the file (and key) that it came from in errors."""
-    _known_keys(table, ChaosConfig, f"{where}: ", "")
+    """A table as rules.
+
+    ``where`` is the file that it came from in errors, or ``file: key`` if it is a part of one.
+    Raises ``UserError``.
+    """
+    top = _top(where)
+    _known_keys(table, ChaosConfig, top, "")
     if table.get("schema") != SCHEMA:
-        raise UserError(f"{where}: schema", f"is {table.get('schema')!r}", f"schema = {SCHEMA}")
+        raise UserError(f"{top}schema", f"is {table.get('schema')!r}", f"schema = {SCHEMA}")
     rules = table.get("rule", [])
     if not isinstance(rules, list | tuple):
-        raise UserError(f"{where}: rule", "is not a list of tables", "[[rule]]")
-    parsed = tuple(_rule(rule, f"{where}: rule[{i}]") for i, rule in enumerate(rules))
-    _distinct(parsed, where)
-    about = _convert(table.get("about", ""), str, f"{where}: about")
+        raise UserError(f"{top}rule", "is not a list of tables", "[[rule]]")
+    parsed = tuple(_rule(rule, f"{top}rule[{i}]") for i, rule in enumerate(rules))
+    _distinct(parsed, top)
+    about = _convert(table.get("about", ""), str, f"{top}about")
     return ChaosConfig(SCHEMA, parsed, about)
+
+
+def _top(where: str) -> str:
+    """What comes before the first key of a place: ``file: `` or ``file: key.``."""
+    return f"{where}." if ": " in where else f"{where}: "
 
 
 def _rule(table: Any, where: str) -> Rule:
@@ -152,7 +162,7 @@ def _rule(table: Any, where: str) -> Rule:
 
 def _known_keys(table: Any, struct: type, where: str, dot: str) -> None:
     if not isinstance(table, Mapping):
-        raise UserError(where.rstrip(": "), f"is {table!r}", "a table")
+        raise UserError(where.rstrip(": ."), f"is {table!r}", "a table")
     known = [field.name for field in msgspec.structs.fields(struct)]
     for key in table:
         if key not in known:
@@ -240,12 +250,12 @@ def _check_kinds(given: Globs, known: Iterable[str], where: str) -> None:
             raise UserError(where, f"no message kind is {pattern!r}", suggest(pattern, known))
 
 
-def _distinct(rules: tuple[Rule, ...], where: str) -> None:
+def _distinct(rules: tuple[Rule, ...], top: str) -> None:
     seen: set[str] = set()
     for index, rule in enumerate(rules):
         if rule.name in seen:
             raise UserError(
-                f"{where}: rule[{index}].name", f"{rule.name!r} is used twice", "distinct names"
+                f"{top}rule[{index}].name", f"{rule.name!r} is used twice", "distinct names"
             )
         seen.add(rule.name)
 
@@ -257,7 +267,7 @@ def check_names(
     nodes, programs = list(nodes), list(programs)
     for index, rule in enumerate(config.rule):
         for key, match in (("match", rule.match), ("until", rule.until or Match())):
-            place = f"{where}: rule[{index}].{key}"
+            place = f"{_top(where)}rule[{index}].{key}"
             _check_known(match.src, [*nodes, "broker"], f"{place}.src", "node")
             _check_known(match.dst, nodes, f"{place}.dst", "node")
             _check_known(match.program, programs, f"{place}.program", "program")

@@ -189,7 +189,7 @@ class Oracle:
         page = self.state.page(record.mm, record.address, 0, old)
         page.history.append((self._n, new))
         if ptes.takes_away(old, new):
-            self._taken_away(Change(self._n, self._id, page, old, new, self._op()))
+            self._taken_away(Change(self._id, page, old, new, self._op(), self._n, self._row))
         elif page.changes and not ptes.hw_present(old) and ptes.hw_present(new):
             change, op = page.changes[-1], self._op()
             if change.op is op:

@@ -4,8 +4,8 @@ Memory is bounded by what is live.  What is kept beyond that, and for how long:
 
 - a *read* until its operation ends: only that operation can fill from it;
 - a closed *fill* until memory has heard of the closing (whatever changes later happens after
-  it), no operation that changed its page since the read is in flight, no access through it is
-  out, and, for ``spte``, every operation of that moment has ended (it may have loaded the entry);
+  it), no operation in flight changed its page since the read and before that, no access through
+  it is out, and, for ``spte``, every operation of that moment has ended (it may have loaded it);
 - a *change* until its operation has ended and no older fill or read is left that it concerns.
 """
 
@@ -133,10 +133,13 @@ class Deadline:
 class Change:
     """A change of a leaf entry that took something away."""
 
-    __slots__ = ("deadlines", "dropped", "id", "n", "new", "old", "op", "page", "reported")
+    __slots__ = ("deadlines", "dropped", "id", "n", "new", "old", "op", "page", "reported", "row")
 
-    def __init__(self, n: int, change_id: str, page: Page, old: int, new: int, op: Op) -> None:
-        self.n, self.id, self.page, self.old, self.new, self.op = n, change_id, page, old, new, op
+    def __init__(
+        self, change_id: str, page: Page, old: int, new: int, op: Op, n: int, row: Row
+    ) -> None:
+        self.id, self.page, self.old, self.new, self.op = change_id, page, old, new, op
+        self.n, self.row = n, row
         self.deadlines: list[Deadline] = []
         self.reported: set[tuple[str, str, str]] = set()
         self.dropped = False
@@ -324,13 +327,20 @@ def _fill_needed(fill: Cached, page: Page, memory_row: Row, oldest: int) -> bool
         return True
     if fill.cache == "spte" and oldest < fill.retired:
         return True
-    return any(not c.op.ended and c.n > fill.read.n for c in page.changes)
+    return any(
+        not c.op.ended and c.n > fill.read.n and not fill.closed_before(c.row) for c in page.changes
+    )
 
 
 def _change_needed(change: Change, page: Page) -> bool:
     if not change.op.ended or any(read.n < change.n for read in page.reads):
         return True
-    return any(f.read.n < change.n and takes_away(f.pte, change.new) for f in page.fills)
+    return any(
+        f.read.n < change.n
+        and takes_away(f.pte, change.new)
+        and (f.cache == "spte" or not f.closed_before(change.row))
+        for f in page.fills
+    )
 
 
 def usable_read(pte: int) -> bool:

@@ -28,7 +28,7 @@ def _toml(value: object) -> str:
 
 
 def ran_on(outcome: Outcome) -> str:
-    """``6 real processes and a broker``, ``the simulator`` or ``file``."""
+    """``on 6 real processes and a broker``, ``in the simulator`` or ``read from its files``."""
     if outcome.on == "processes":
-        return f"{len(outcome.spec.world.nodes())} real processes and a broker"
-    return "the simulator" if outcome.on == "simulator" else "file"
+        return f"on {len(outcome.spec.world.nodes())} real processes and a broker"
+    return "in the simulator" if outcome.on == "simulator" else "read from its files"

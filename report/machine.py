@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -11,6 +11,8 @@ from explorer.outcome import OperationCount, Outcome
 from nodes.kernel.variant import Kernel
 from report.facts import switches_set
 from report.terminal import headline, repeat_command
+
+SUMMARY_FILE: Final = "summary.json"
 
 
 def outcome_dict(outcome: Outcome) -> dict[str, Any]:
@@ -41,6 +43,15 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "run_dir": str(outcome.run_dir) if outcome.run_dir else None,
         "repeat": repeat_command(outcome) or None,
     }
+
+
+def save_summary(outcome: Outcome) -> None:
+    """Write ``summary.json`` into the run's directory, in one step."""
+    if outcome.run_dir is None:
+        return
+    new = outcome.run_dir / f".{SUMMARY_FILE}"
+    new.write_text(as_json(outcome_dict(outcome)) + "\n", encoding="utf-8")
+    new.replace(outcome.run_dir / SUMMARY_FILE)
 
 
 def verdict_dict(outcome: Outcome) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def chosen_violation(outcome: Outcome) -> Violation | None:
 
 def repeat_command(outcome: Outcome) -> str:
     """The command that runs the recorded schedule again; empty if nothing was recorded."""
-    if outcome.run_dir is None:
+    if outcome.run_dir is None or not outcome.ending.deliveries:
         return ""
     return words.command("replay", outcome.run_dir)
 
@@ -102,7 +102,8 @@ def _how(outcome: Outcome) -> str:
     deliveries = words.many(ending.deliveries, "delivery", "deliveries")
     operations = words.many(ending.finished, "operation")
     took = words.seconds(outcome.seconds)
-    return f"{runs} on {ran_on(outcome)}{complete}, {deliveries}, {operations}, {took}"
+    where, seed = ran_on(outcome), f"seed {outcome.spec.seed:#x}"
+    return f"{runs} {where}{complete}, {deliveries}, {operations}, {took}, {seed}"
 
 
 # ---- the summary -------------------------------------------------------------------------------
@@ -142,6 +143,7 @@ def _facts(outcome: Outcome) -> Lines:
     yield from _expectation(outcome)
     if outcome.run_dir is not None:
         yield "run", str(outcome.run_dir)
+    if repeat_command(outcome):
         yield "repeat", repeat_command(outcome)
 
 

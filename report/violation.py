@@ -12,7 +12,7 @@ from typing import Final
 from oracle.violation import Event, Violation
 from protocol.envelope import BROKER, operation_of
 from report import words
-from report.functions import CACHES, function_of
+from report.functions import CACHES, DATA, function_of
 from report.trail import Trail
 
 RULER: Final = "=" * 66
@@ -56,7 +56,7 @@ def _functions(violation: Violation, trail: Trail) -> list[str]:
     changed, racing = violation.changed, violation.racing
     first = changed or (racing[0] if racing else None)
     names = [_function(first, trail)] if first else []
-    used = next((event for event in reversed(racing) if event.what in ("read", "write")), None)
+    used = next((e for e in reversed(racing) if trail.kinds.get(e.n) in DATA), None)
     if used is not None:
         return [*names, _function(used, trail)]
     if violation.cache:

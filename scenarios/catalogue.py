@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from broker.chaos import ChaosConfig, parse_rules
+from broker.chaos_config import check_names
 from broker.programs import Program
 from nodes.kernel.variant import Kernel, preset
 from nodes.world import World
@@ -107,12 +108,16 @@ class Race(msgspec.Struct, frozen=True):
         )
 
 
-def load_race(path: Path) -> Race:
-    """The race in a file.  Raises ``UserError``: file, key path, problem, what was expected."""
-    where = path.name
+def load_race(path: Path, name: str = "") -> Race:
+    """The race in a file, which errors call ``name``.
+
+    Raises ``UserError``: file, key path, problem, what was expected.
+    """
+    where = name or str(path)
     table = convert(read_toml(path, where), _RaceTable, where)
     kernels = _kernels(table.kernel, f"{where}: kernel")
     world = world_from(table.world, kernels[0].kernel, f"{where}: world")
+    programs = programs_from(table.program, world, f"{where}: program")
     return Race(
         id=table.id,
         name=table.name,
@@ -121,12 +126,23 @@ def load_race(path: Path) -> Race:
         source=tuple(table.source),
         story=table.story.strip(),
         world=world,
-        programs=programs_from(table.program, world, f"{where}: program"),
+        programs=programs,
         kernels=kernels,
-        chaos=parse_rules(table.chaos, f"{where}: chaos") if table.chaos else None,
+        chaos=_chaos(table.chaos, world, programs, f"{where}: chaos"),
         sometimes=conditions_from(table.sometimes, f"{where}: sometimes"),
         where=where,
     )
+
+
+def _chaos(
+    table: Table, world: World, programs: tuple[Program, ...], where: str
+) -> ChaosConfig | None:
+    """The recipe; its nodes and programs must be those of the race."""
+    if not table:
+        return None
+    config = parse_rules(table, where)
+    check_names(config, world.nodes(), (program.name for program in programs), where)
+    return config
 
 
 def _kernels(value: Any, where: str) -> tuple[KernelCase, ...]:
@@ -146,7 +162,7 @@ def load_all(directory: Path = DIRECTORY) -> dict[str, Race]:
     """Every race of a directory by id, in order of ids.  Raises ``UserError``."""
     races: dict[str, Race] = {}
     for path in sorted(directory.glob("*.toml")):
-        race = load_race(path)
+        race = load_race(path, path.name)
         if race.id in races:
             raise UserError(f"{race.where}: id", f"{race.id!r} is also in {races[race.id].where}")
         races[race.id] = race

@@ -71,8 +71,8 @@ class StraceLog:
     def conditions(self, world: World, seed: int) -> tuple[Condition, ...]:
         """What a run of it must have done to count; less is asked of a log that has less.
 
-        A guest TLB loses its entries to every zap, so three in five of the ranges that the secondaries
-        are made to hold is what can be asked.
+        A guest TLB loses its entries to every zap, so three in five of the ranges that the
+        secondaries are made to hold is what can be asked.
         """
         holds = self._build(world, seed).holds
         return workload_conditions(world, min(100, holds * 3 // 5), min(10, holds // 8))

@@ -27,7 +27,7 @@ _BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
 _ESCAPES: Final = {
     "\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f",
 }  # fmt: skip
-_HEX_KEYS: Final = frozenset({"address", "hva", "gpa", "base"})
+_HEX_KEYS: Final = frozenset({"address", "hva", "gpa", "gfn"})
 """Keys whose integers are written in hexadecimal, as kernel people read them."""
 
 

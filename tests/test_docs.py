@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from broker.chaos_config import After, ChaosConfig, Match, Rule, Until, When, parse_rules
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,3 +53,10 @@ def test_the_examples_of_chaos_files_are_right() -> None:
     assert examples
     for example in examples:
         assert parse_rules(tomllib.loads(example), "docs/chaos.md").rule
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_pages_name_exist(page: Path) -> None:
+    known = {c.name or getattr(c.callback, "__name__", "") for c in launch.app.registered_commands}
+    assert {"stress", "repro"} <= known
+    assert set(re.findall(r"launch\.py ([a-z]+)", page.read_text())) <= known

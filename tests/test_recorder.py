@@ -19,6 +19,7 @@ from broker.recorder import Recorder, broker_records, read_record, read_schedule
 from broker.schedules import RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
 from nodes.journal import Journal, JournalReader, journal_path
+from nodes.world import World
 from protocol import codec, wire
 from protocol.envelope import Envelope, Handled
 from protocol.errors import PeerError, UserError
@@ -57,7 +58,7 @@ def simulate(
     if replay is not None:
         record = read_record(replay)
         exchange = Exchange(Feeder(record.programs(programs)), record.faults)
-    world = codec.convert(codec.unpack(toy.world()), toy.World)
+    world = codec.convert(codec.unpack(toy.world()), World)
     drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
     ending = Simulator(drivers, exchange, schedule, recorder.observe).run()
     recorder.close(Outcome(QUIESCENT, ending, exchange.counts.as_dict()))
@@ -179,7 +180,7 @@ def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
 def test_the_follower_gives_what_the_simulator_did(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, toy.NODES)
     seen: list[tuple[int, str, str, int]] = []
-    world = codec.convert(codec.unpack(toy.world()), toy.World)
+    world = codec.convert(codec.unpack(toy.world()), World)
     follower = Follower(tmp_path, toy.NODES)
     steps = []
 

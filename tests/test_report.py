@@ -44,7 +44,7 @@ VIOLATION = Violation(
     deadline=Event("frame freed", 125, "memory", "cpu0/5.17"),
     racing=(
         Event("frame freed", 125, "memory", "cpu0/5.17"),
-        Event("write", 131, "memory", "device0/1.0.0"),
+        Event("frame written", 131, "memory", "device0/1.0.0"),
     ),
 )  # fmt: skip
 DELIVERIES = (
@@ -88,7 +88,8 @@ def printed(outcome: Outcome) -> str:
 def test_the_verdict_and_how_it_was_reached_come_first() -> None:
     first = printed(an_outcome()).splitlines()[0]
     assert first == (
-        "HELD: 1 schedule on 6 real processes and a broker, 1,234 deliveries, 56 operations, 10.2 s"
+        "HELD: 1 schedule on 7 real processes and a broker, 1,234 deliveries, 56 operations, "
+        "10.2 s, seed 0x2a"
     )
 
 
@@ -96,7 +97,7 @@ def test_the_summary_of_a_run_that_held() -> None:
     assert terminal.summary(an_outcome()).splitlines() == [
         "  ran         mixed: workload mixed, kernel v6.2 x86 (gather_calls_ir=false), no chaos, "
         "seed 0x2a",
-        "  nodes       6: memory cpu0 cpu1 iommu0 device0 kvm0 vcpu0",
+        "  nodes       7: memory cpu0 cpu1 iommu0 device0 kvm0 vcpu0",
         "  operations  56, 3 failed: Touch 40 (3 EFAULT), Munmap 16",
         "  messages    1,230 sent, 1,234 delivered, 4 duplicated",
         "  window      met cached_when(cache=iotlb)",
@@ -204,7 +205,7 @@ def test_the_report_has_the_shape_of_kcsan(tmp_path: Path) -> None:
         "frame freed by cpu0, delivery 125 at memory, doing Munmap cpu0/5:",
         " put_page: PagePut cpu0/5.17",
         "",
-        "write by iommu0, delivery 131 at memory, doing Dma device0/1:",
+        "frame written by iommu0, delivery 131 at memory, doing Dma device0/1:",
         " DMA store: FrameWrite device0/1.0.0",
         "",
         "cached by iommu0 (iotlb): mm0:0x10000 -> frame 0x1f",
