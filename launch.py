@@ -14,7 +14,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -27,11 +27,11 @@ from broker.chaos import load_rules
 from explorer import outcome as codes
 from explorer import session
 from explorer.outcome import Outcome
-from nodes.kernel.variant import Kernel, preset
+from nodes.kernel.variant import RELEASES, Kernel, preset
 from protocol.errors import PeerError, UserError
 from report import catalogue as pages
 from report import machine, words
-from report.directory import new_run, saved_run
+from report.directory import new_run, point_latest, saved_run
 from report.progress import Progress
 from report.terminal import print_outcome
 from report.violation import RULES
@@ -76,7 +76,8 @@ class On(StrEnum):
 
 
 SeedOption = Annotated[
-    str | None, typer.Option("--seed", help="Integer or hex; drawn and printed if absent.")
+    str | None,
+    typer.Option("--seed", metavar="SEED", help="Integer or hex; drawn and printed if absent."),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Directory of the run; else runs/<time>-<name>.")
@@ -99,9 +100,13 @@ def common(
 
 @app.command()
 def stress(
-    workload: Annotated[str, typer.Option(help="mixed, or an strace log: FILE.strace.")] = "mixed",
-    kernel: Annotated[str, typer.Option(help="Release whose behaviour to use.")] = "v6.6",
-    arch: Annotated[str, typer.Option(help="Architecture: x86 or arm64.")] = "x86",
+    workload: Annotated[
+        str, typer.Option(metavar="mixed|FILE.strace", help="What runs; FILE is an strace log.")
+    ] = "mixed",
+    kernel: Annotated[
+        str, typer.Option(metavar="RELEASE", help=f"One of {', '.join(RELEASES)}.")
+    ] = "v6.6",
+    arch: Annotated[str, typer.Option(metavar="ARCH", help="x86 or arm64.")] = "x86",
     switches: Annotated[
         list[str] | None, typer.Option("--set", metavar="SWITCH=VALUE", help="Differ in a switch.")
     ] = None,
@@ -178,9 +183,16 @@ def replay(
     recorded = saved_run(source)
     directory = new_run(f"replay-{recorded.resolve().name}", out)
     say(f"replaying {recorded} on {on.value} in {directory}")
-    with damage_of(recorded), interrupts(directory):
-        outcome = session.replay(recorded, on.value, directory)
+    try:
+        with damage_of(recorded), interrupts(directory):
+            outcome = session.replay(recorded, on.value, directory)
+    except UserError:
+        with suppress(OSError):  # it holds something: then that is worth keeping
+            directory.rmdir()
+        raise
     machine.save_summary(outcome)
+    if out is None:
+        point_latest(directory)
     return finish(outcome, as_json)
 
 
@@ -274,6 +286,8 @@ def perform(
     """Run once, show progress meanwhile, then print; the exit status."""
     directory = new_run(spec.name, out)
     saved = spec.save(directory)
+    if out is None:
+        point_latest(directory)
     say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
     with Progress(stderr()) as progress, interrupts(directory):
         if on is On.simulator:
@@ -343,8 +357,9 @@ def say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status.  Every error is one line on stderr."""
     given = sys.argv[1:] if arguments is None else arguments
+    rest = [word for word in given if word != "--debug"]  # may stand anywhere
     try:
-        return int(app(given, prog_name=PROGRAM, standalone_mode=False) or codes.HELD)
+        return int(app(rest, prog_name=PROGRAM, standalone_mode=False) or codes.HELD)
     except UserError as error:
         return complain(str(error), codes.USAGE, given)
     except typer.TyperException as error:

@@ -16,7 +16,7 @@ from oracle.liveness import LOCKS, Deadlocks, FaultProgress
 from oracle.obligations import Obligations
 from oracle.order import Order, Row
 from oracle.safety import Safety, foreign_walk
-from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
+from oracle.sometimes import CALLBACK_MARKS, OPERATIONS, Condition, Sometimes, describe
 from oracle.state import Cached, Change, Op, Read, State, usable_read
 from oracle.statistics import Statistics
 from oracle.verdict import How, Verdict, decide
@@ -25,13 +25,11 @@ from protocol import pte as ptes
 from protocol import records as r
 from protocol.envelope import Envelope, Handled, operation_of
 from protocol.limits import ORACLE_VIOLATIONS_KEPT
-from protocol.messages.program import Operation
 from protocol.ranges import covers
 from protocol.trace import Ending, TraceStep
 
 APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
-OPERATIONS = frozenset(kind.__name__ for kind in Operation.__subclasses__())
-_NOTED = OPERATIONS | LOCKS.keys()
+_NOTED = frozenset((*OPERATIONS, *LOCKS))
 _NOTHING: list[Violation] = []
 
 

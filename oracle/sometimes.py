@@ -19,6 +19,7 @@ from oracle.state import Cached, Change, Op, Page, State
 from oracle.statistics import Statistics
 from protocol.errors import UserError
 from protocol.limits import ORACLE_OPERATIONS_KEPT
+from protocol.messages.program import Operation
 from protocol.ranges import covers, overlaps, page_of
 
 Mark = Literal[
@@ -28,6 +29,9 @@ Mark = Literal[
 """A step of an operation: its begin, ``invalidate_range_start`` called, an entry taken away, a
 secondary flushed (``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a frame freed or
 copied, ``invalidate_range_end`` called, its end."""
+
+CACHES = ("tlb", "iotlb", "spte", "gtlb", "vmcs")
+OPERATIONS = tuple(kind.__name__ for kind in Operation.__subclasses__())
 
 CALLBACK_MARKS: dict[str, Mark] = {
     "invalidate_range_start": "range_start",
@@ -104,7 +108,7 @@ Condition = CachedWhen | Between | Covered | Invalidated | FramesReused
 
 def conditions_from(values: Any, where: str) -> tuple[Condition, ...]:
     """Builtins (an array of tables) as conditions.  Raises ``UserError`` with the key path."""
-    if not isinstance(values, list):
+    if not isinstance(values, list | tuple):
         raise UserError(where, "is not an array", "an array of tables with a kind each")
     return tuple(_condition(value, f"{where}[{at}]") for at, value in enumerate(values))
 
@@ -118,6 +122,10 @@ def _condition(value: Any, where: str) -> Condition:
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$")
         raise UserError(where + path.rstrip("`"), problem) from None
+    for key in ("op", "of", "cache"):
+        name, known = getattr(converted, key, None), CACHES if key == "cache" else OPERATIONS
+        if name is not None and name not in known:
+            raise UserError(f"{where}.{key}", f"unknown: {name!r}", ", ".join(known))
     return converted
 
 
@@ -132,7 +140,8 @@ def describe(condition: Condition) -> str:
 
 def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
     """What a workload must have done: every secondary class at work, and frames reused."""
-    caches = ["iotlb"] * bool(world.units) + ["spte", "gtlb"] * bool(world.vms)
+    # A vCPU's guest TLB is of one class with the shadow entries that it was filled from.
+    caches = ["iotlb"] * bool(world.units) + ["spte"] * bool(world.vms)
     held = [Invalidated(cache, ranges) for cache in caches]
     return (*held, FramesReused(frames))
 

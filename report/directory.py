@@ -20,7 +20,7 @@ TRIES_MAX: Final = 1000
 
 
 def new_run(name: str, out: Path | None, runs: Path = RUNS) -> Path:
-    """A new, empty directory for a run: ``out``, or one under ``runs``.
+    """A new, empty directory for a run: ``out``, or one under ``runs`` (see ``point_latest``).
 
     Raises ``UserError`` if ``out`` holds something, or if nothing can be made there.
     """
@@ -47,7 +47,6 @@ def _fresh(name: str, runs: Path) -> Path:
             directory.mkdir()
         except FileExistsError:
             continue
-        _point_latest(directory)
         return directory
     raise UserError(str(runs / stem), "exists", "a name that is not taken")
 
@@ -69,12 +68,17 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:NAME_LENGTH_MAX] or "run"
 
 
-def _point_latest(directory: Path) -> None:
-    """Replaced in one step, so that whoever reads it meanwhile sees the old or the new one."""
+def point_latest(directory: Path) -> None:
+    """Let ``latest`` beside the directory point to it.
+
+    Replaced in one step, so that whoever reads it meanwhile sees the old or the new one.  Raises
+    ``UserError`` if something else is in its place.
+    """
     link = directory.parent / f".{LATEST}-{directory.name}-{os.getpid()}"
+    latest = directory.parent / LATEST
     link.symlink_to(directory.name)
     try:
-        link.replace(directory.parent / LATEST)
-    except OSError:
+        link.replace(latest)
+    except OSError as error:
         link.unlink()
-        raise
+        raise UserError(str(latest), f"cannot be replaced: {error.strerror}", "a link") from None

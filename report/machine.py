@@ -36,7 +36,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "counts": outcome.counts,
         "rejected": outcome.rejected,
         "chaos": outcome.chaos,
-        "not_run": outcome.notes,
+        "log": outcome.notes,
         "expectation": msgspec.to_builtins(spec.expectation),
         "as_expected": outcome.expected,
         "violations": [violation.as_dict() for violation in outcome.violations],

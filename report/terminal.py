@@ -75,6 +75,7 @@ def repeat_command(outcome: Outcome) -> str:
 def headline(outcome: Outcome) -> str:
     """The verdict and how it was reached, on one line."""
     word = WORDS.get(outcome.exit_code, "ENDED")
+    word += ", NOT as expected" if outcome.expected is False else ""
     why = _why(outcome)
     return words.plain(f"{word}: {why + '; ' if why else ''}{_how(outcome)}")
 
@@ -246,15 +247,15 @@ def _chaos(outcome: Outcome) -> Lines:
 
 
 def _notes(notes: Mapping[str, int]) -> Lines:
-    if notes:
-        listed = (
-            f"{name} {words.number(n)}"
-            for name, n in sorted(notes.items(), key=lambda item: (-item[1], item[0]))
-        )
-        yield (
-            "not run",
-            f"{words.many(sum(notes.values()), 'line')} of the log: {', '.join(listed)}",
-        )
+    """What became of the lines of a log: per reason, which calls and how often."""
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for note, count in sorted(notes.items(), key=lambda item: (-item[1], item[0])):
+        reason, _, name = note.rpartition(": ")
+        groups.setdefault(reason, []).append((name, count))
+    for reason, calls in groups.items():
+        total = words.many(sum(count for _, count in calls), "line")
+        listed = words.listed(f"{name} {words.number(count)}" for name, count in calls)
+        yield "log", f"{total} {reason or 'not run'}: {listed}"
 
 
 def _violations(violations: Iterable[Violation]) -> Lines:

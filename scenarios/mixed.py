@@ -38,7 +38,7 @@ FRAMES: Final = 256
 class Mix(TomlTable, frozen=True):
     """Relative weights of what a CPU program does next."""
 
-    touch: Weight = 50
+    touch: Weight = 25
     munmap: Weight = 8
     mprotect: Weight = 14
     dontneed: Weight = 8

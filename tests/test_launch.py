@@ -150,7 +150,7 @@ def test_our_own_faults_are_one_line(
     assert err.splitlines()[-1].startswith(f"launch.py: {line}")
     assert "Traceback" not in err
     if status == 4:
-        assert run("--debug", "repro", "E08") == status
+        assert run("repro", "--debug", "E08") == status
         assert "Traceback" in capsys.readouterr().err
 
 
@@ -282,6 +282,16 @@ def test_a_race_is_provoked_replayed_and_checked(
     files = {"schedule", *(path.name for path in (elsewhere / "one").glob("*.journal"))}
     for name in files - {"broker.journal"}:  # the broker's also tells of delays, replayed or not
         assert (elsewhere / "one" / name).read_bytes() == (elsewhere / "two" / name).read_bytes()
+
+
+def test_a_replay_that_cannot_begin_leaves_nothing(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*RACE, "--out", "one") == 1
+    (elsewhere / "one" / "broker.journal").unlink()
+    assert run("replay", "one") == 2
+    assert "broker.journal: cannot" in capsys.readouterr().err
+    assert not list((elsewhere / "runs").iterdir())
 
 
 def test_a_good_kernel_holds(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,13 +151,14 @@ def test_chaos_and_lines_not_run_are_told_by_name() -> None:
     hold = {"name": "never", "fault": "hold", "matched": 0, "hits": 0, "gave_up": 0}
     outcome = an_outcome(
         chaos={"rules": [rule, hold], "unmatched": ["never"], "given_up": []},
-        notes={"mbind": 3, "clone3": 12},
+        notes={"not built yet: mbind": 3, "executed: brk": 12, "executed: mmap": 2},
         rejected={"oversized": 2},
     )
     text = terminal.summary(outcome)
     assert "  chaos       late: delay, hit 7 of 50\n" in text
     assert "              matched nothing: never\n" in text
-    assert "  not run     15 lines of the log: clone3 12, mbind 3\n" in text
+    assert "  log         14 lines executed: brk 12, mmap 2\n" in text
+    assert "              3 lines not built yet: mbind 3\n" in text
     assert "  rejected    2 frames: oversized\n" in text
 
 
@@ -166,6 +167,7 @@ def test_the_expectation_is_compared() -> None:
     spec = dataclasses.replace(an_outcome().spec, expectation=wanted)
     first = dataclasses.replace(an_outcome(), spec=spec)
     assert "violated: S1 by iommu0 (iotlb): NOT as expected" in terminal.summary(first)
+    assert terminal.headline(first).startswith("HELD, NOT as expected: 1 schedule")
     both = an_outcome(Violation("O", "iommu0", ""), VIOLATION, spec=spec)
     assert "violated: S1 by iommu0 (iotlb): as expected" in terminal.summary(both)
     assert terminal.chosen_violation(both) is VIOLATION
@@ -347,10 +349,19 @@ def test_two_runs_at_once_get_two_directories(tmp_path: Path) -> None:
     runs = [directory.new_run("E08-v6.2 x/y", None, tmp_path) for _ in range(5)]
     assert len(set(runs)) == 5
     assert all("E08-v6.2-x-y" in run.name for run in runs)
+    directory.point_latest(runs[0])
+    directory.point_latest(runs[-1])
     latest = tmp_path / "latest"
     assert latest.is_symlink()
     assert latest.resolve() == runs[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(r.name for r in runs), "latest"])
+
+
+def test_something_else_in_the_place_of_latest_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(UserError, match="latest: cannot be replaced"):
+        directory.point_latest(directory.new_run("x", None, tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_directory_that_holds_something_is_not_used(tmp_path: Path) -> None:
