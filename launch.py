@@ -234,7 +234,10 @@ def kernel_from(release: str, arch: str, settings: list[str]) -> Kernel:
 
 
 def switch_value(text: str) -> Any:
-    """A switch's value as TOML has it; a bare word is a string."""
+    """A switch's value as TOML has it; y, n, on and off are booleans, any other word a string."""
+    words = {"y": True, "n": False, "on": True, "off": False}
+    if text in words:
+        return words[text]
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -226,7 +226,7 @@ class MeteredSocket:
     def __init__(self, socket: sockets.Socket, meter: Meter) -> None:
         self.poll, self.send_multipart = socket.poll, socket.send_multipart
         self.send = meter.part("send", socket.send)
-        self.recv_multipart = meter.part("receive", socket.recv_multipart)
+        self.recv = meter.part("receive", socket.recv)
 
 
 def profiled_main(run: Plan, directory: str, result: str) -> None:

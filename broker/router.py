@@ -158,11 +158,11 @@ class Router:
 
     def _receive(self) -> None:
         """Take in what has arrived; wait for it, within bounds, if nothing has."""
-        receive, peers = self.socket.recv_multipart, self.peers
+        receive, socket, peers = sockets.receive, self.socket, self.peers
         flags = 0
         try:
             for _ in range(limits.RECEIVE_ROUND_MAX):
-                frames = receive(flags)
+                frames = receive(socket, flags)
                 flags = zmq.NOBLOCK
                 name = peers.get(frames[0])
                 try:

@@ -110,9 +110,11 @@ def _simulate(
         ending = simulator.run(deliveries_max)
     except ReplayDivergence as error:
         status, detail, ending = "diverged", str(error), simulator.ending()
+    except KeyboardInterrupt:
+        status, detail, ending = "interrupted", "Ctrl-C", simulator.ending()
     quiescent = status == "finished" and not exchange.heads
     result = plans.Outcome(
-        plans.QUIESCENT if quiescent else plans.SCHEDULE_END,
+        _how_it_ended(status, quiescent),
         ending,
         exchange.counts.as_dict() | {"pending": exchange.pending},
         chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
@@ -121,6 +123,12 @@ def _simulate(
     if recorder is not None:
         recorder.close(result)
     return _conclude(spec, "simulator", watch, result, status, time.monotonic() - began, run_dir)
+
+
+def _how_it_ended(status: Status, quiescent: bool) -> str:
+    if status == "finished":
+        return plans.QUIESCENT if quiescent else plans.SCHEDULE_END
+    return plans.ABORTED if status == "interrupted" else plans.DIVERGED
 
 
 # ---- on processes --------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from nodes.journal import Journal
 from nodes.world import World
 from protocol import codec, limits, wire
 from protocol.envelope import Handled
-from protocol.errors import PeerError, TimedOut, UserError
+from protocol.errors import EmulatorError, PeerError, TimedOut, UserError
 
 Build = Callable[[str, World, int], Driver]
 
@@ -127,10 +127,10 @@ class _Runtime:
 
     def loop(self) -> None:
         """Handle deliveries until told to stop."""
-        receive = self.socket.recv_multipart
+        receive, socket = sockets.receive, self.socket
         while True:
             try:
-                frames = receive()
+                frames = receive(socket)
             except zmq.Again:  # SOCKET_SECONDS_MAX without a delivery; the watchdog has the rest
                 continue
             fields = wire.header(frames[0])
@@ -151,6 +151,8 @@ class _Runtime:
             handled = Handled(n)
         else:
             handled = self.driver.deliver(n, envelope, choices)
+        if len(handled.messages) > limits.HANDLED_MESSAGES_MAX:
+            raise EmulatorError(f"{request} sent {len(handled.messages)} messages at once")
         frames = wire.handled_frames(handled)
         self.journal.write(wire.journal_record(request, frames))
         send(self.socket, frames)

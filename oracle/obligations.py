@@ -26,6 +26,9 @@ SHADOW = frozenset({"spte", "gtlb", "vmcs"})
 REVOKING = frozenset({"Munmap", "Mprotect", "Brk", "MadviseDontneed", "Mmap"})
 """Operations that promise revocation by their return."""
 
+OPERATION_ENDED = "operation ended"
+"""What the deadline of a revoking operation is called."""
+
 
 class Obligations:
     """Attaches deadlines to changes and judges translations against them."""

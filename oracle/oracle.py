@@ -13,7 +13,7 @@ from nodes.world import MEMORY, World
 from oracle import statistics as stats
 from oracle.brackets import Brackets
 from oracle.liveness import LOCKS, Deadlocks, FaultProgress
-from oracle.obligations import Obligations
+from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
 from oracle.safety import Safety, foreign_walk
 from oracle.sometimes import CALLBACK_MARKS, OPERATIONS, Condition, Sometimes, describe
@@ -24,6 +24,7 @@ from oracle.violation import Event, Violation
 from protocol import pte as ptes
 from protocol import records as r
 from protocol.envelope import Envelope, Handled, operation_of
+from protocol.errors import EmulatorError
 from protocol.limits import ORACLE_VIOLATIONS_KEPT
 from protocol.ranges import covers
 from protocol.trace import Ending, TraceStep
@@ -94,7 +95,9 @@ class Oracle:
         records: Sequence[r.Record],
     ) -> list[Violation]:  # fmt: skip
         """The same with the parts of a step."""
-        at = self._index[dst]
+        at = self._index.get(dst, -1)
+        if at < 0:
+            raise EmulatorError(f"delivery {n} went to {dst}, which is not in this world")
         row = self.order.deliver(n, at, causes)
         self.statistics.deliveries += 1
         if kind in _NOTED:
@@ -367,7 +370,7 @@ class Oracle:
 
     def _op_end(self, record: r.OpEnd) -> None:
         op = self.state.begun_op(self._node, record.kind, self._op_id)
-        self.obligations.op_ended(op, record.kind, self._event("operation ended"), self._row)
+        self.obligations.op_ended(op, record.kind, self._event(OPERATION_ENDED), self._row)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:
             self.sometimes.mark(op, "op_end", self._row)

@@ -5,7 +5,7 @@ Accesses without a translation are the kernel's own: it holds a reference to wha
 
 from __future__ import annotations
 
-from oracle.obligations import describe_change
+from oracle.obligations import OPERATION_ENDED, describe_change
 from oracle.order import Row
 from oracle.state import Cached, Change, State
 from oracle.violation import Event, Violation
@@ -63,7 +63,7 @@ def _revoked_by(fill: Cached, write: bool, row: Row) -> tuple[Change, Event] | N
     for change in page.changes:
         if fill.read.n < change.n and not _grants(change.new, fill.frame, write):
             for due in change.deadlines:
-                if due.event.what == "operation ended" and row[due.index] >= due.n:
+                if due.event.what == OPERATION_ENDED and row[due.index] >= due.n:
                     return change, due.event
     return None
 

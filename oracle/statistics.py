@@ -52,7 +52,7 @@ def change_held(state: State, change: Change) -> None:
 def op_ended(statistics: Statistics, op: Op) -> None:
     """The operation returned: count the caches whose entries it invalidated."""
     statistics.operations += 1
-    for cache in op.caches:
+    for cache in sorted(op.caches):
         bump(statistics.invalidated, cache)
 
 

@@ -20,9 +20,7 @@ from tests.oracle_story import (
     change,
     dropped,
     entry,
-    identities,
     play,
-    shuffled,
 )
 
 FREED = r.FrameFreed(3)
@@ -431,42 +429,3 @@ def test_a_fill_from_no_entry_of_its_page_is_s8() -> None:
     read = s.call("d/1", "memory", r.PteRead("mm0", PAGE, entry(3)))
     s.also(r.Fill("iotlb", "mm0", OTHER, entry(3), "y", read))
     assert broken(s) == [("S8", "iommu0", "iotlb")] * 2
-
-
-# ---- every linearisation -------------------------------------------------------------------------
-
-
-def stories() -> dict[str, Story]:
-    """Stories with and without breaches, and with things that nothing orders."""
-    found = {
-        "raced walk": raced_walk(install=True),
-        "apic": apic("write", "enter", "change", "end"),
-    }
-    for name, order in (("good", "flush free"), ("bad", "free access flush"), ("end", "free")):
-        found[name] = cached()
-        unmap(found[name], *order.split())
-    found["loose flush"] = cached()
-    s = found["loose flush"]
-    s.begin("m/0", "cpu0", "Munmap")
-    s.call("m/0", "memory", change(entry(3), 0))
-    s.begin("x/0", "cpu1", "Touch")
-    s.go("x/0", "iommu0", *dropped("iotlb", "f"))
-    s.call("m/0", "memory", FREED)
-    s.end("m/0", "cpu0", "Munmap")
-    found["s3"] = access_after_return(written=True, remap=entry(3, RO))
-    for name, order in (("shadow", "zap change end"), ("late shadow", "change end zap flush")):
-        found[name] = shadowed()
-        notify(found[name], *order.split())
-    return found
-
-
-@pytest.mark.parametrize("name", stories())
-def test_every_linearisation_has_the_same_violations(name: str) -> None:
-    steps = stories()[name].steps
-    wanted = identities(play(steps).violations)
-    orders = set()
-    for seed in range(60):
-        other = shuffled(steps, seed)
-        orders.add(tuple(step.id for step in other))
-        assert identities(play(other).violations) == wanted, seed
-    assert name in ("apic",) or len(orders) > 1

@@ -189,7 +189,7 @@ def test_counted_conditions_and_statistics() -> None:
 
 def test_a_workload_must_have_worked_every_secondary() -> None:
     caches = [c.cache for c in workload_conditions(WORLD) if isinstance(c, Invalidated)]
-    assert caches == ["iotlb", "spte", "gtlb"]
+    assert caches == ["iotlb", "spte"]
     assert workload_conditions(WORLD)[-1] == FramesReused(10)
 
 

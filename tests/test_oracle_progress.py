@@ -243,6 +243,24 @@ def test_a_cause_that_was_forgotten_is_an_error_not_a_guess() -> None:
         oracle.step(late)
 
 
+def test_a_node_of_another_world_is_an_error() -> None:
+    step = TraceStep(1, "t/0", "broker", "cpu7", "Touch", (), ())
+    with pytest.raises(EmulatorError, match="cpu7, which is not in this world"):
+        Oracle(WORLD).step(step)
+
+
+def test_violations_beyond_the_limit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oracle.oracle.ORACLE_VIOLATIONS_KEPT", 2)
+    s = Story()
+    s.map("t/0", entry(3))
+    s.begin("m/0", "cpu0", "Munmap")
+    for _ in range(5):
+        s.call("m/0", "kvm0", r.Invalidation(False, 1, -1, PAGE, PAGE + 4096))
+    oracle = play(s.steps)
+    assert len(oracle.violations) == 2
+    assert oracle.statistics.violations == {"S10": 6}  # five ends, and the end of the run
+
+
 def test_what_a_dead_node_cached_is_never_used_again() -> None:
     for dead in (False, True):
         s, oracle = Story(), Oracle(WORLD)

@@ -129,12 +129,13 @@ def preset(
         raise UserError(where, f"unknown kernel {release!r}", f"one of {', '.join(RELEASES)}")
     if arch not in _ARCHES:
         raise UserError(where, f"unknown architecture {arch!r}", f"one of {', '.join(ARCHES)}")
-    values = {"release": release, "arch": arch} | _RELEASES[release] | _ARCHES[arch]
-    unknown = set(overrides or {}) - set(values)
+    switches = _RELEASES[release] | _ARCHES[arch]
+    unknown = set(overrides or {}) - set(switches)
     if unknown:
         raise UserError(
-            where, f"unknown switch {sorted(unknown)[0]!r}", f"one of {', '.join(values)}"
+            where, f"unknown switch {sorted(unknown)[0]!r}", f"one of {', '.join(switches)}"
         )
+    values = {"release": release, "arch": arch} | switches
     try:
         return msgspec.convert(values | (overrides or {}), Kernel).validate(where)
     except msgspec.ValidationError as error:
