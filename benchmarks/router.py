@@ -122,10 +122,10 @@ def forwarder(endpoint: str) -> None:
     prepare_child()
     context: zmq.Context[sockets.Socket] = zmq.Context()
     socket = sockets.router(context, endpoint)
-    receive, pass_on = socket.recv_multipart, socket.send
+    receive, pass_on = sockets.receive, socket.send
     while True:
         try:
-            src, dst, body = receive()
+            src, dst, body = receive(socket)
         except zmq.Again:
             continue
         pass_on(dst, zmq.SNDMORE)

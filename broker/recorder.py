@@ -161,11 +161,17 @@ class Record:
     """None: the run did not end in order."""
 
     def programs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
-        """The programs, cut where feeding them was stopped."""
-        if not self.stopped:
-            return tuple(programs)
+        """The programs, cut where feeding them ended.
+
+        If the run did not come to its end, every program may have had one operation more, which
+        was fed and never delivered.
+        """
+        complete = self.outcome is not None and self.outcome.ending.complete
+        more = 0 if complete or self.stopped else 1
         counts = self.operations
-        return tuple(replace(p, steps=FirstSteps(p, counts.get(p.name, 0))) for p in programs)
+        return tuple(
+            replace(p, steps=FirstSteps(p, counts.get(p.name, 0) + more)) for p in programs
+        )
 
 
 class FirstSteps:

@@ -141,7 +141,7 @@ class Processor(Node):
             if result:
                 return result
             if attempt:
-                self.port.emit(FaultRetry(mm, address, write, "page fault"))
+                self.port.emit(FaultRetry(mm, address, write, "page fault", self.port.operation))
         return -EAGAIN
 
 
@@ -171,8 +171,8 @@ class Cpu(Processor):
         kind = type(operation).__name__
         start = getattr(operation, "address", 0)
         end = start + getattr(operation, "length", 0)
-        self.port.emit(OpBegin(kind, getattr(operation, "mm", ""), start, end))
+        self.port.emit(OpBegin(kind, getattr(operation, "mm", ""), start, end, self.port.operation))
         result = await SYSTEM_CALLS[type(operation)](self, operation)
-        self.port.emit(OpEnd(kind, result))
+        self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()
         return op.OpDone(result)

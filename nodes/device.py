@@ -28,9 +28,13 @@ class Device(Node):
 
     async def dma(self, operation: op.Dma, _: Envelope) -> op.OpDone:
         """One DMA: 0, or -EFAULT if the unit could not resolve its fault."""
-        self.port.emit(OpBegin("Dma", operation.mm, operation.address, operation.address + 1))
+        self.port.emit(
+            OpBegin(
+                "Dma", operation.mm, operation.address, operation.address + 1, self.port.operation
+            )
+        )
         access = DmaAccess(operation.mm, operation.address, operation.write, operation.value)
         done = await self.port.call(self.iommu, access)
         result = 0 if done.ok else -EFAULT
-        self.port.emit(OpEnd("Dma", result))
+        self.port.emit(OpEnd("Dma", result, self.port.operation))
         return op.OpDone(result)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from protocol.envelope import REPLY_MARK, Envelope, Handled
+from protocol.envelope import REPLY_MARK, Envelope, Handled, operation_of
 from protocol.errors import EmulatorError, ReplayDivergence
 from protocol.limits import STORED_REPLIES_MAX
 from protocol.messages.base import Message, ObjectKey, Request
@@ -57,6 +57,11 @@ class Port:
     def upcoming(self) -> str:
         """The id that the next request sent from here will have."""
         return f"{self._driver.path}.{self._driver.sends}"
+
+    @property
+    def operation(self) -> str:
+        """The operation (``program/index``) on whose behalf this coroutine runs."""
+        return operation_of(self._driver.path)
 
     def post(self, dst: str, message: Request[Any], stream: str = "") -> str:
         """Send a request without waiting; ``settle`` waits for its reply."""

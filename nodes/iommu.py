@@ -51,7 +51,13 @@ class Iommu(Node):
         for attempt in range(FAULT_RETRIES_MAX):
             if attempt > 1:
                 self.port.emit(
-                    FaultRetry(message.pasid, message.address, message.write, "page request")
+                    FaultRetry(
+                        message.pasid,
+                        message.address,
+                        message.write,
+                        "page request",
+                        self.port.operation,
+                    )
                 )
             reply = await self._try(message)
             if reply is not None:

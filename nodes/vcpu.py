@@ -107,10 +107,12 @@ class Vcpu(Processor):
         """One guest access, from its begin to its end record."""
         await self.enter()
         kind = type(operation).__name__
-        self.port.emit(OpBegin(kind, self.vm, operation.gpa, operation.gpa + 1))
+        self.port.emit(
+            OpBegin(kind, self.vm, operation.gpa, operation.gpa + 1, self.port.operation)
+        )
         await self.switch_mm(self.mm)
         result = await self.kvm_vcpu_run(operation.gpa, operation.write, operation.value)
-        self.port.emit(OpEnd(kind, result))
+        self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()
         return op.OpDone(result)
 

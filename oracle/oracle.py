@@ -16,7 +16,7 @@ from oracle.liveness import LOCKS, Deadlocks, FaultProgress
 from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
 from oracle.safety import Safety, foreign_walk
-from oracle.sometimes import CALLBACK_MARKS, OPERATIONS, Condition, Sometimes, describe
+from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
 from oracle.state import Cached, Change, Op, Read, State, usable_read
 from oracle.statistics import Statistics
 from oracle.verdict import How, Verdict, decide
@@ -30,7 +30,6 @@ from protocol.ranges import covers
 from protocol.trace import Ending, TraceStep
 
 APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
-_NOTED = frozenset((*OPERATIONS, *LOCKS))
 _NOTHING: list[Violation] = []
 
 
@@ -100,8 +99,8 @@ class Oracle:
             raise EmulatorError(f"delivery {n} went to {dst}, which is not in this world")
         row = self.order.deliver(n, at, causes)
         self.statistics.deliveries += 1
-        if kind in _NOTED:
-            self._note(kind, message, src, dst)
+        if kind in LOCKS and operation_of(message) in self.state.ops:
+            self.deadlocks.lock(kind, message, src, dst)
         if self.sometimes.began and at == self._memory:
             self.sometimes.memory_step(operation_of(message), row)
         if not records:
@@ -116,13 +115,6 @@ class Oracle:
         if self.state.sweep_due():
             self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
-
-    def _note(self, kind: str, message: str, src: str, dst: str) -> None:
-        """A delivery that matters even without records: a lock moved, an operation arrived."""
-        if kind not in LOCKS:
-            self.state.arrived(dst, kind, message)
-        elif operation_of(message) in self.state.ops:
-            self.deadlocks.lock(kind, message, src, dst)
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -353,7 +345,7 @@ class Oracle:
     # -- by initiators ---------------------------------------------------------------------------
 
     def _op_begin(self, record: r.OpBegin) -> None:
-        op = self.state.begin_op(self._node, record.kind, self._op_id)
+        op = self.state.op(record.op or self._op_id)
         op.kind, op.tag, op.start, op.end = record.kind, record.tag, record.start, record.end
         op.node, op.index, op.began = self._node, self._at, self._n
         self._retire_previous(op.id)
@@ -369,7 +361,7 @@ class Oracle:
             self.state.end_op(previous)
 
     def _op_end(self, record: r.OpEnd) -> None:
-        op = self.state.begun_op(self._node, record.kind, self._op_id)
+        op = self.state.op(record.op or self._op_id)
         self.obligations.op_ended(op, record.kind, self._event(OPERATION_ENDED), self._row)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:
@@ -382,12 +374,13 @@ class Oracle:
     def _notifier_call(self, record: r.NotifierCall) -> None:
         mark = CALLBACK_MARKS.get(record.callback)
         if mark is not None and record.phase == "begin" and self.sometimes.open:
-            self.sometimes.mark(self._op(), mark, self._row)
+            self.sometimes.mark(self.state.op(record.op or self._op_id), mark, self._row)
 
     def _fault_retry(self, record: r.FaultRetry) -> None:
         stats.bump(self.statistics.retries, record.why)
         event = self._event("retry")
-        self.progress.retried(record, self._op_id, event, self._row, self.brackets.of)
+        op = record.op or self._op_id
+        self.progress.retried(record, op, event, self._row, self.brackets.of)
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)

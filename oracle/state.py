@@ -173,10 +173,6 @@ class State:
         self.vmcs: dict[str, list[Cached]] = {}
         """Values that a vCPU's VMCS has or had, until replaced."""
         self.serial = 0
-        self._arrived: dict[tuple[str, str], dict[str, None]] = {}
-        """(node, kind) -> operations delivered there that have not begun, in order."""
-        self._newest: dict[str, int] = {}
-        """Program -> index of its last operation that was delivered."""
         self._untidy: dict[Page, None] = {}
         self._kept, self._sweep_at = 0, ORACLE_SWEEP_MIN
 
@@ -189,34 +185,6 @@ class State:
             found = self.ops[op_id] = Op(op_id, self.serial)
             self.serial += 1
         return found
-
-    def arrived(self, node: str, kind: str, op_id: str) -> None:
-        """An operation was delivered to its initiator, which may be busy with another."""
-        program, _, index = op_id.rpartition("/")
-        if int(index) > self._newest.get(program, -1):  # else a repetition
-            self._newest[program] = int(index)
-            self._arrived.setdefault((node, kind), {})[op_id] = None
-
-    def begin_op(self, node: str, kind: str, op_id: str) -> Op:
-        """The operation of that kind that begins at ``node`` in a delivery of ``op_id``.
-
-        A processor takes waiting threads in the order in which they came, within the delivery
-        that freed it, which is another operation's.
-        """
-        waiting = self._arrived.get((node, kind), {})
-        if op_id not in waiting:
-            op_id = next(iter(waiting), op_id)
-        waiting.pop(op_id, None)
-        return self.op(op_id)
-
-    def begun_op(self, node: str, kind: str, op_id: str) -> Op:
-        """The operation of that kind that ends at ``node`` in a delivery of ``op_id``."""
-        own = self.ops.get(op_id)
-        if own is None or (own.node, own.kind) != (node, kind):
-            for op in self.ops.values():
-                if (op.node, op.kind) == (node, kind):
-                    return op
-        return self.op(op_id)
 
     def page(self, mm: str, address: int, n: int, pte: int) -> Page:
         """The page; ``pte`` is what its entry held at ``n`` if it is new here."""

@@ -183,12 +183,17 @@ class SeqBumped(Record, frozen=True):
 
 
 class OpBegin(Record, frozen=True):
-    """An operation began; ``kind`` is the class name of its message."""
+    """An operation began; ``kind`` is the class name of its message.
+
+    Here and below ``op`` is the operation that the record belongs to.  The delivery alone does
+    not say: a thread that waited for its processor goes on in a delivery of whoever left it.
+    """
 
     kind: str
     tag: str
     start: int
     end: int
+    op: str = ""
 
 
 class OpEnd(Record, frozen=True):
@@ -196,6 +201,7 @@ class OpEnd(Record, frozen=True):
 
     kind: str
     result: int
+    op: str = ""
 
 
 class NotifierCall(Record, frozen=True):
@@ -208,6 +214,7 @@ class NotifierCall(Record, frozen=True):
     end: int
     event: str
     phase: str
+    op: str = ""
 
 
 class FaultRetry(Record, frozen=True):
@@ -217,6 +224,7 @@ class FaultRetry(Record, frozen=True):
     address: int
     write: bool
     why: str
+    op: str = ""
 
 
 class Coverage(Record, frozen=True):

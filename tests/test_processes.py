@@ -7,97 +7,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import zmq
 
-from broker import plan, router
+from broker import plan
 from broker.follow import Follower, compare_runs
-from broker.plan import Outcome, Plan
-from broker.programs import Program
+from broker.plan import Plan
 from broker.recorder import broker_records, read_record, read_schedule
 from broker.schedules import RandomWalk, Recorded
 from broker.supervisor import Supervisor
-from nodes import sockets
-from protocol import codec, limits, wire
-from protocol.errors import EmulatorError, TimedOut, UserError
-from protocol.messages.memory import PteLoad
-from protocol.trace import TraceStep
+from protocol import codec
+from protocol.errors import EmulatorError, UserError
 from tests import toy, worlds
+from tests.runs import (
+    RUN_SECONDS_MAX,
+    balanced,
+    endless,
+    finish,
+    nothing_left_behind,
+    one_touch,
+    steps_of,
+    toys,
+)
 from tests.test_recorder import chaos, simulate
 
+__all__ = ["nothing_left_behind"]
+
 pytestmark = pytest.mark.processes
-
-RUN_SECONDS_MAX = 60.0
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Every process that a test starts is gone at its end (the resource tracker stays)."""
-    before = set(_children())
-    yield
-    assert set(_children()) <= before
-
-
-def _children() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if "resource_tracker" not in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def toys(path: Path, count: int = 5, **changes: Any) -> Plan:
-    """A plan for toy nodes in a new directory."""
-    path.mkdir(exist_ok=True)
-    fields: dict[str, Any] = {
-        "directory": path, "nodes": toy.NODES, "world": toy.world(), "seed": 1,
-        "programs": toy.programs(count), "build": toy.BUILD,
-    }  # fmt: skip
-    return Plan(**(fields | changes))
-
-
-def one_touch(directory: Path, address: int, **changes: Any) -> Plan:
-    """A plan with one touch of a telling address, among others."""
-    odd = Program("odd", "cpu1", toy.Touches(1, address))
-    return toys(directory, programs=(odd, *toy.programs(3)), **changes)
-
-
-def endless(directory: Path) -> Plan:
-    """A plan that does not end by itself."""
-    return toys(directory, count=1 << 40)
-
-
-def finish(run: Plan) -> Outcome:
-    """Run a plan to its end."""
-    with Supervisor(run) as supervisor:
-        outcome = supervisor.wait(RUN_SECONDS_MAX)
-        assert not any(path.stat().st_mode & 0o077 for path in [Path(supervisor.directory)])
-    assert outcome is not None
-    assert not Path(supervisor.directory).exists()
-    return outcome
-
-
-def steps_of(run: Plan) -> list[TraceStep]:
-    """The whole trace of a run that is over."""
-    follower = Follower(run.directory, run.nodes)
-    steps = [*follower.poll(), *follower.rest()]
-    follower.close()
-    return steps
-
-
-def balanced(outcome: Outcome) -> bool:
-    """Whether every message is accounted for."""
-    c = dict(outcome.counts)
-    came = c.pop("sent") + c.pop("duplicated") + c.pop("retransmitted")
-    return came == sum(c.values())
 
 
 # ---- it works ------------------------------------------------------------------------------
@@ -264,20 +202,9 @@ def test_a_world_that_cannot_be_built_does_not_start(tmp_path: Path) -> None:
         pass
 
 
-def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "READY_SECONDS_MAX", 1.0)
-    context: zmq.Context[sockets.Socket] = zmq.Context()
-    endpoint = f"ipc://{tmp_path}/s"
-    socket = sockets.router(context, endpoint)
-    here = router.Router(toys(tmp_path / "run"), socket, "token")
-    launcher = sockets.dealer(context, endpoint)
-    launcher.send(wire.control_frame("hello", "launcher", "token"))
-    here.run()
-    words = wire.header(launcher.recv())
-    context.destroy(linger=0)
-    assert words[0] == "end"
-    assert words[1][0] == plan.NOT_READY
-    assert words[1][-1] == "no hello from cpu0, cpu1, cpu2"
+def test_a_program_for_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="program cpu2-0"):
+        Supervisor(toys(tmp_path, nodes=("cpu0", "cpu1")))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +245,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from broker.supervisor import Supervisor
-from tests.test_processes import endless
+from tests.runs import endless
 with Supervisor(endless(Path(sys.argv[1]))) as run:
     print(run.directory, *run.pids.values(), flush=True)
     run.wait(60)
@@ -376,148 +303,6 @@ def test_children_of_a_killed_launcher_leave(tmp_path: Path) -> None:
     assert len(steps_of(toys(tmp_path / "run"))) > 0
 
 
-# ---- strangers -----------------------------------------------------------------------------
-
-
-def _frames_of_strangers(token: str) -> dict[str, list[bytes]]:
-    """What a stranger may say, by the reason for which it is rejected."""
-    body = codec.pack(PteLoad(0, 0))
-    return {
-        "hello with a wrong token": [wire.control_frame("hello", "cpu0", "guess")],
-        "hello with a name already claimed": [wire.control_frame("hello", "cpu0", token)],
-        "hello from a node that does not exist": [wire.control_frame("hello", "cpu9", token)],
-        "malformed control message": [wire.control_frame("hello", 7, token)],
-        "from somebody who has not said hello": [wire.control_frame("stop", "now")],
-        "not msgpack": [b"\xc1\xc1\xc1"],
-        "header is not a list": [codec.pack({"n": 1})],
-        "oversized": [b"\x00" * (limits.ZMQ_MESSAGE_BYTES_MAX - 100) + bytes(101)],
-        "a handling": [codec.pack([1, ["x", "cpu1", "PteLoad", "", ""]]), body, b""],
-    }
-
-
-def test_strangers_are_counted_and_change_nothing(tmp_path: Path) -> None:
-    run = endless(tmp_path)
-    with Supervisor(run) as supervisor:
-        context: zmq.Context[sockets.Socket] = zmq.Context()
-        said = _frames_of_strangers(supervisor.token)
-        endpoint = router.endpoint(supervisor.directory)
-        strangers = [sockets.dealer(context, endpoint) for _ in said]
-        for stranger, frames in zip(strangers, said.values(), strict=True):
-            stranger.send_multipart(frames)
-        named = context.socket(zmq.DEALER)  # one that claims the identity of a connection
-        named.setsockopt(zmq.IDENTITY, b"cpu0")
-        named.connect(endpoint)
-        named.send(wire.control_frame("hello", "cpu0", "guess"))
-        supervisor.wait(0.5)
-        context.destroy(linger=0)
-        supervisor.stop_feeding()
-        outcome = supervisor.wait(RUN_SECONDS_MAX)
-    assert outcome is not None
-    assert outcome.ending.complete
-    assert outcome.rejected.pop("hello with a wrong token") == 2
-    assert outcome.rejected.pop("from somebody who has not said hello") == 2
-    assert set(outcome.rejected) == {
-        "hello with a name already claimed", "hello from a node that does not exist",
-        "malformed control message", "not msgpack", "header is not a list",
-    }  # fmt: skip
-    assert balanced(outcome)
-
-
-class Impostor:
-    """A router in this process, and a node that says what it likes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.context: zmq.Context[sockets.Socket] = zmq.Context()
-        endpoint = f"ipc://{directory}/s"
-        socket = sockets.router(self.context, endpoint)
-        self.run = toys(directory / "run", nodes=("cpu0",), programs=toy.programs(1, ("cpu0",)))
-        self.router = router.Router(self.run, socket, "token")
-        self.node = sockets.dealer(self.context, endpoint)
-
-
-BODY = codec.pack(PteLoad(0, 0))
-LARGE = b"\x00" * (limits.MESSAGE_BYTES_MAX + 1)
-
-
-@pytest.mark.parametrize(
-    ("head", "body", "reason"),
-    [
-        (["x", "nobody", "PteLoad", "", ""], BODY, "to a node that does not exist"),
-        (["x", "cpu0", "NoSuchKind", "", ""], BODY, "of an unknown kind"),
-        (["x", "cpu0", "PteLoad", "", ""], LARGE, "oversized"),
-        (["x", "cpu0", "PteLoad", ""], BODY, "malformed address"),
-        (["x", ["cpu0"], "PteLoad", "", ""], BODY, "malformed address"),
-        ([7, "cpu0", "PteLoad", "", ""], BODY, "malformed address"),
-        ("x", BODY, "malformed address"),
-    ],
-)
-def test_a_bad_message_of_a_node_is_counted(
-    tmp_path: Path, head: Any, body: bytes, reason: str
-) -> None:
-    impostor = Impostor(tmp_path)
-    here = impostor.router
-    here.exchange.start()
-    ((n, envelope),) = here.dispatcher.take()
-    here._from_node("cpu0", [b"", codec.pack([n, head]), body, b""])
-    impostor.context.destroy(linger=0)
-    assert here.rejected == {reason: 1}
-    assert here.exchange.counts.rejected == 1
-    assert here.exchange.counts.balance(here.exchange.pending) == 0
-    assert here.in_flight[envelope.dst] == here.in_flight["cpu0"]
-    assert not here.in_flight["cpu0"]
-
-
-def test_a_body_that_does_not_parse_is_rejected_by_its_receiver(tmp_path: Path) -> None:
-    run = toys(tmp_path, chaos=Garble())
-    outcome = finish(run)
-    assert outcome.status == plan.QUIESCENT
-    assert sum(outcome.rejected.values()) == 1
-    assert next(iter(outcome.rejected)).startswith("body of a message to cpu")
-    assert not outcome.ending.complete
-
-
-class Garble:
-    """A chaos that breaks the body of one message; no rule can do that."""
-
-    done = False
-
-    def fault(self, envelope: Any) -> None:
-        """Break the first ``PteLoad``."""
-        if envelope.kind == "PteLoad" and not self.done:
-            self.done, envelope.body = True, b"\xc1"
-
-    def delivered(self, envelope: Any) -> tuple[()]:
-        """Nothing is held."""
-        return ()
-
-    def hold(self, envelope: Any, rule: str) -> None:
-        """Never called."""
-
-    def give_up(self) -> tuple[()]:
-        """Nothing is held."""
-        return ()
-
-    def heal(self) -> tuple[()]:
-        """Nothing is held."""
-        return ()
-
-
-def test_a_node_that_does_not_answer_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "HANDLING_SECONDS_MAX", 0.05)
-    monkeypatch.setattr(limits, "SOCKET_SECONDS_MAX", 0.02)
-    impostor = Impostor(tmp_path)
-    impostor.node.send(wire.control_frame("hello", "cpu0", "token"))
-    impostor.node.send(wire.control_frame("ready"))
-    launcher = sockets.dealer(impostor.context, f"ipc://{tmp_path}/s")
-    launcher.send(wire.control_frame("hello", "launcher", "token"))
-    impostor.router.run()
-    impostor.context.destroy(linger=0)
-    assert impostor.router.status == plan.STUCK
-    assert impostor.router.detail.startswith("cpu0 has not handled delivery 1")
-
-
 def test_a_paused_node_is_waited_for(tmp_path: Path) -> None:
     run = endless(tmp_path)
     with Supervisor(run) as supervisor:
@@ -528,7 +313,3 @@ def test_a_paused_node_is_waited_for(tmp_path: Path) -> None:
         outcome = supervisor.wait(RUN_SECONDS_MAX)
     assert outcome is not None
     assert outcome.ending.complete
-
-
-def test_timed_out_says_what_and_how_long() -> None:
-    assert str(TimedOut("the router", 2.0)) == "waited 2 s for the router"

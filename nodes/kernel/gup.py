@@ -43,7 +43,7 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
         result = await memory.handle_mm_fault(cpu, mm, address, write)
         if result:
             return result
-        cpu.port.emit(FaultRetry(mm, address, write, "gup"))
+        cpu.port.emit(FaultRetry(mm, address, write, "gup", cpu.port.operation))
     return -EAGAIN
 
 

@@ -68,7 +68,7 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
     await gup.put_page(cpu, page.frame)
     if not retry:
         return RET_PF_FIXED
-    cpu.port.emit(FaultRetry(vm, gpa, write, "mmu_invalidate_retry"))
+    cpu.port.emit(FaultRetry(vm, gpa, write, "mmu_invalidate_retry", cpu.port.operation))
     if now.in_progress:
         await cpu.port.call(vm, RetryWait())
     return RET_PF_RETRY

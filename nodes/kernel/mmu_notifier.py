@@ -52,9 +52,10 @@ async def _call_one(
     if function is None:
         return
     mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
-    cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "begin"))
+    op = cpu.port.operation
+    cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "begin", op))
     await function(cpu, node, mm, start, end)
-    cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end"))
+    cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end", op))
 
 
 async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:

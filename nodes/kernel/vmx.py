@@ -76,6 +76,6 @@ async def vmx_set_apic_access_page_addr(vcpu: VcpuThread) -> None:
     await vcpu.port.call(vm, MmuUnlock())
     await gup.put_page(vcpu, page.frame)
     if retry:
-        vcpu.port.emit(FaultRetry(vm, vcpu.apic_gpa, True, "apic reload"))
+        vcpu.port.emit(FaultRetry(vm, vcpu.apic_gpa, True, "apic reload", vcpu.port.operation))
         if now.in_progress:
             await vcpu.port.call(vm, RetryWait())
