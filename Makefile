@@ -2,6 +2,7 @@
 #
 #   make run    the main job: a mixed workload on real processes for 25 seconds
 #   make test   all tests
+#   make coverage  the same, with the lines that they reach, in child processes too
 #   make docs   the pages that are made from code
 #
 # ARGS goes to the program or to pytest: make run ARGS="--seed 7", make test ARGS="-k chaos".
@@ -14,7 +15,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN_STAMP = $(VENV)/.stamp-run
 DEV_STAMP = $(VENV)/.stamp-dev
 
-.PHONY: run test dev docs clean
+.PHONY: run test coverage dev docs clean
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/python launch.py stress --seconds 25 $(ARGS)
@@ -24,6 +25,13 @@ test: $(DEV_STAMP)
 
 dev: $(DEV_STAMP)
 	@:
+
+# Children count too: see [tool.coverage.run] in pyproject.toml.
+coverage: $(DEV_STAMP)
+	$(VENV)/bin/python -m coverage erase
+	$(VENV)/bin/python -m coverage run -m pytest $(ARGS)
+	$(VENV)/bin/python -m coverage combine --quiet
+	$(VENV)/bin/python -m coverage report --skip-covered
 
 docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/generate.py

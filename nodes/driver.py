@@ -25,6 +25,8 @@ from protocol.records import Record
 
 R = TypeVar("R", bound=Message)
 Handler = Callable[[Any, Envelope], Message | Coroutine[Any, Any, Message] | None]
+Chooser = Callable[[str, int, str, int], int]
+"""(what chooses, how often it chose before, the choice's name, how many ways) -> the way."""
 Park = tuple[str, ...]
 """What a coroutine sleeps on inside its node; the first part is a word for people."""
 
@@ -128,6 +130,8 @@ class Driver:
         self.current: Task | None = None
         self.path, self.sends, self.chosen = "", 0, 0
         self.given: list[tuple[str, int, int]] | None = None
+        self.chooser: Chooser | None = None
+        """Decides choices that are not given, instead of the seed (search and replay)."""
         self.touched: list[tuple[ObjectKey, str]] | None = None
         """Objects accessed by this handling, if somebody asked (a list), else None."""
 
@@ -249,6 +253,8 @@ class Driver:
                 raise ReplayDivergence(
                     self.name, self.handled.n, "choices", f"{asked}/{had} became {name}/{ways}"
                 )
+        elif self.chooser is not None:
+            way = self.chooser(self.path, self.chosen, name, ways)
         else:
             way = draw(self.seed, f"{self.path}/{self.chosen}/{name}") % ways
         self.chosen += 1
