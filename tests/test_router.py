@@ -143,7 +143,7 @@ def test_strangers_are_counted_and_change_nothing(tmp_path: Path) -> None:
 
 
 class Impostor:
-    """A router in this process, and a node that says what it likes."""
+    """A router in this process, and a node and a launcher that say what they like."""
 
     def __init__(self, directory: Path) -> None:
         self.context: zmq.Context[sockets.Socket] = zmq.Context()
@@ -152,6 +152,7 @@ class Impostor:
         self.run = toys(directory / "run", nodes=("cpu0",), programs=toy.programs(1, ("cpu0",)))
         self.router = router.Router(self.run, socket, "token")
         self.node = sockets.dealer(self.context, endpoint)
+        self.launcher = sockets.dealer(self.context, endpoint)
 
     def close(self) -> None:
         """Close the sockets."""
@@ -234,14 +235,13 @@ class Garble:
 
 
 def test_a_node_that_does_not_answer_is_named(
-    tmp_path: Path, impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+    impostor: Impostor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HANDLING_SECONDS_MAX", 0.05)
     monkeypatch.setattr(limits, "SOCKET_SECONDS_MAX", 0.02)
     impostor.node.send(wire.control_frame("hello", "cpu0", "token"))
     impostor.node.send(wire.control_frame("ready"))
-    launcher = sockets.dealer(impostor.context, f"ipc://{tmp_path}/s")
-    launcher.send(wire.control_frame("hello", "launcher", "token"))
+    impostor.launcher.send(wire.control_frame("hello", "launcher", "token"))
     impostor.router.run()
     assert impostor.router.status == plan.STUCK
     assert impostor.router.detail.startswith("cpu0 has not handled delivery 1")
