@@ -24,13 +24,18 @@ import typer
 from rich.console import Console
 
 from broker.chaos import load_rules
+from explorer import explain as explainer
+from explorer import explore as exploration
+from explorer import minimize as minimizer
 from explorer import outcome as codes
-from explorer import session
+from explorer import schedule_file, session
 from explorer.outcome import Outcome
+from explorer.replay_file import replay_file
 from nodes.kernel.variant import RELEASES, Kernel, preset
 from protocol.errors import PeerError, UserError
 from report import catalogue as pages
-from report import machine, words
+from report import exploration as explored
+from report import interleaving, machine, minimizing, words
 from report.directory import new_run, point_latest, saved_run
 from report.progress import Progress
 from report.terminal import print_outcome
@@ -45,6 +50,10 @@ DRAWN_SEED_END: Final = 1 << 32
 """A drawn seed is short enough to be typed."""
 SECONDS: Final = 30.0
 """How long ``stress`` feeds the endless workload, if nothing else is said."""
+SHRINK_SECONDS: Final = 60.0
+"""How long ``minimize`` may take."""
+MINIMIZED: Final = f"min{schedule_file.SUFFIX}"
+"""The file that ``minimize`` writes into a run's directory."""
 OPERATIONS: Final = 2000
 """The same on the simulator, which has no clock."""
 PROGRAM: Final = "launch.py"
@@ -66,6 +75,15 @@ app = typer.Typer(
 
 class Interrupted(Exception):  # noqa: N818 - reads as what happened
     """Ctrl-C, where there is no outcome to print."""
+
+
+class Form(StrEnum):
+    """How an explanation is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    mermaid = "mermaid"
+    json = "json"
 
 
 class On(StrEnum):
@@ -173,6 +191,43 @@ def repro(
 
 
 @app.command()
+def explore(
+    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race.")],
+    kernel: Annotated[
+        str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
+    ] = "",
+    strategy: Annotated[
+        str, typer.Option(metavar="NAME", help=f"One of {', '.join(exploration.STRATEGIES)}.")
+    ] = "portfolio",
+    schedules: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Run for so long.")] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a violation.")
+    ] = False,
+    recipe: Annotated[
+        bool, typer.Option("--recipe/--no-recipe", help="With the race's chaos rules, or without.")
+    ] = False,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Run many schedules of one race in the simulator."""
+    spec = catalogue.find(race).run(kernel, seed_from(seed))
+    spec = spec if recipe else replace(spec, chaos=None)
+    options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")
+    say(f"exploring {spec.name} with {strategy}, seed {spec.seed:#x}")
+    with Progress(stderr(), explored.explore_line) as progress:
+        found = exploration.explore(spec, options, progress)
+    if found.finding is not None:
+        record(found, out)
+    if as_json:
+        print_json(explored.exploration_dict(found))
+    else:
+        explored.print_exploration(stdout(), found)
+    return found.exit_code
+
+
+@app.command()
 def replay(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or its schedule.")],
     on: OnOption = On.simulator,
@@ -180,12 +235,13 @@ def replay(
     as_json: JsonOption = False,
 ) -> int:
     """Run a recorded schedule again, delivery by delivery."""
-    recorded = saved_run(source)
+    recorded = run_or_schedule(source)
     directory = new_run(f"replay-{recorded.resolve().name}", out)
     say(f"replaying {recorded} on {on.value} in {directory}")
     try:
         with damage_of(recorded), interrupts(directory):
-            outcome = session.replay(recorded, on.value, directory)
+            again = replay_file if recorded.is_file() else session.replay
+            outcome = again(recorded, on.value, directory)
     except UserError:
         with suppress(OSError):  # it holds something: then that is worth keeping
             directory.rmdir()
@@ -194,6 +250,64 @@ def replay(
     if out is None:
         point_latest(directory)
     return finish(outcome, as_json)
+
+
+@app.command()
+def minimize(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A run, or a schedule file.")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="End after so long.")] = SHRINK_SECONDS,
+    search: Annotated[int, typer.Option(min=0, help="Runs that look for a shorter one.")] = 300,
+    out: Annotated[Path | None, typer.Option("--out", help="The schedule file to write.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Find the shortest schedule with the same violation, and write it to a file."""
+    file = schedule_target(source, out)
+    with Progress(stderr(), minimizing.minimize_line) as progress, damage_of(source):
+        loaded = schedule_file.load(run_or_schedule(source))
+        found = minimizer.minimize(
+            loaded, lambda update: progress(minimizing.update_dict(update)), seconds, search
+        )
+    text = schedule_file.schedule_text(found.case, found.target)
+    schedule_file.write(file, text)
+    if as_json:
+        print_json(minimizing.minimized_dict(found, str(file)))
+    else:
+        typer.echo(minimizing.minimized_text(found, str(file)))
+    return codes.INTERRUPTED if found.interrupted else codes.VIOLATED
+
+
+@app.command()
+def explain(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file, or a run.")],
+    form: Annotated[Form, typer.Option("--format", help="How it is written.")] = Form.terminal,
+    as_json: JsonOption = False,
+) -> int:
+    """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
+    with damage_of(source):
+        loaded = schedule_file.load(run_or_schedule(source))
+    if loaded.diverged:
+        say(f"{source} no longer fits to the letter, same violation found: {loaded.diverged}")
+    explanation = explainer.explain(loaded)
+    if as_json or form is Form.json:
+        print_json(interleaving.as_dict(explanation))
+    else:
+        typer.echo(interleaving.written(explanation, form.value).rstrip("\n"))
+    return codes.VIOLATED
+
+
+def run_or_schedule(source: Path) -> Path:
+    """A schedule file as it is, anything else as a saved run.  Raises ``UserError``."""
+    return source if schedule_file.is_schedule_file(source) else saved_run(source)
+
+
+def schedule_target(source: Path, out: Path | None) -> Path:
+    """The file that a minimised schedule goes to: beside or in what it came from."""
+    if out is not None:
+        return out
+    if schedule_file.is_schedule_file(source):
+        stem = source.name.removesuffix(schedule_file.SUFFIX)
+        return source.with_name(f"{stem}-{MINIMIZED}")
+    return saved_run(source) / MINIMIZED
 
 
 @app.command()
@@ -299,6 +413,15 @@ def perform(
             outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on)
     machine.save_summary(outcome)
     return finish(outcome, as_json)
+
+
+def record(found: exploration.Exploration, out: Path | None) -> None:
+    """Put the schedule that an exploration found into a run's directory."""
+    directory = new_run(found.spec.name, out)
+    with interrupts(directory):
+        machine.save_summary(exploration.record(found, directory))
+    if out is None:
+        point_latest(directory)
 
 
 @contextmanager

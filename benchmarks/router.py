@@ -234,7 +234,7 @@ def profiled_main(run: Plan, directory: str, result: str) -> None:
     prepare_child()
     context: zmq.Context[sockets.Socket] = zmq.Context()
     meter, socket = Meter(), sockets.router(context, router.endpoint(directory))
-    here = router.Router(run, MeteredSocket(socket, meter), TOKEN)  # type: ignore[arg-type]
+    here = router.Router(run, MeteredSocket(socket, meter), TOKEN)  # type: ignore[arg-type]  # as far as Router uses it
     for name, holder, attribute in (
         ("exchange: take", here.dispatcher, "take"),
         ("exchange: release", here.exchange, "release"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
@@ -63,6 +63,8 @@ class Fault:
     kind: FaultKind
     after: int = 0
     rule: str = ""
+    missed: bool = True
+    """For a dropped reply in a record: somebody still waited for it, so it was sent again."""
 
 
 class Chaos(Protocol):
@@ -87,7 +89,15 @@ class Chaos(Protocol):
 class Exchange:
     """Messages that were sent and not yet delivered."""
 
-    def __init__(self, feeder: Feeder, chaos: Chaos | None = None) -> None:
+    def __init__(
+        self, feeder: Feeder, chaos: Chaos | None = None, recorded: bool = False
+    ) -> None:
+        """``recorded``: a record says the order, and ``chaos`` says exactly what was lost.
+
+        Between processes a stream that many feed has the order in which their sends reached the
+        broker, which is not that of the deliveries that caused them; only the record knows it.
+        """
+        self._recorded = recorded
         self.feeder, self.chaos = feeder, chaos
         self.number = 0
         """The number of the last delivery."""
@@ -131,10 +141,13 @@ class Exchange:
 
     def _submit(self, envelope: Envelope) -> None:
         self.counts.sent += 1
+        if self._recorded and envelope.stream:
+            envelope = msgspec.structs.replace(envelope, stream="")
         if not envelope.id.endswith(REPLY_MARK):
             self.requests[envelope.id] = envelope
         if self.chaos is not None:
-            fault = None if envelope.id in self._lost else self.chaos.fault(envelope)
+            spared = not self._recorded and envelope.id in self._lost
+            fault = None if spared else self.chaos.fault(envelope)
             if fault is not None and not self._apply(envelope, fault):
                 return
         self._enqueue(envelope)
@@ -149,7 +162,8 @@ class Exchange:
         if fault.kind == "drop":
             self.counts.dropped += 1
             if envelope.id.endswith(REPLY_MARK):
-                self._lose_reply(envelope, fault.after)
+                if fault.missed:
+                    self._lose_reply(envelope, fault.after)
                 return False
             # A lost request keeps its place: what follows on its channel may not overtake it.
             self.counts.retransmitted += 1
@@ -254,6 +268,21 @@ class Exchange:
         if self._blocked.get(channel) is envelope:
             del self._blocked[channel]
             self.heads.append(envelope)
+
+    def low_water(self) -> int:
+        """No message to come has a cause below this, but for ends of operations.
+
+        What is pending, and requests that may have to be repeated, name their causes; an
+        operation that is fed later names ends of others, which may lie anywhere.
+        """
+        open_ = (*self._all_pending(), *self.requests.values())
+        return min((min(e.causes) for e in open_ if e.src != BROKER), default=self.number)
+
+    def _all_pending(self) -> Iterator[Envelope]:
+        yield from self.heads
+        yield from self._blocked.values()
+        for followers in self._followers.values():
+            yield from followers or ()
 
     def unstick(self) -> bool:
         """All nodes are idle and nothing is deliverable: bring the next thing forward.

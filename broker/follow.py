@@ -33,6 +33,8 @@ class Follower:
         self.directory = directory
         self.outcome: Outcome | None = None
         """How the run ended, once that was read."""
+        self.low_water = 0
+        """No step to come has a cause below this, but for ends of operations."""
         self.skipped: list[int] = []
         """Deliveries that were never handled (at most ``DELIVERIES_IN_FLIGHT_MAX`` per node)."""
         self._broker = _Tail(journal_path(directory, BROKER))
@@ -81,6 +83,8 @@ class Follower:
             word, *fields = codec.unpack(data, JOURNAL_RECORD_BYTES_MAX)
             if word == "deliver":
                 return list(fields)
+            if word == "low":
+                self.low_water = int(fields[0])
             if word == "end":
                 self.outcome = msgspec.convert(fields[0], Outcome)
         return None

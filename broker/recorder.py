@@ -8,6 +8,7 @@ simulator.  The broker's journal holds, in the order in which they happened:
 * ``["fault", rule, kind, after, id, cause]``: what chaos did to a message that ``cause`` released
 * ``["free", ids]``: a hold was given up, because its event cannot come
 * ``["heal", n]``: after delivery ``n`` chaos did nothing more
+* ``["low", n]``: nothing delivered from here on was released by a delivery below ``n``
 * ``["stop", n, why]``: after delivery ``n`` nothing more was fed
 * ``["died", n, node, why]``: after delivery ``n`` this process was found gone
 * ``["quiet", n, waiting]``: nothing could move; who still waited for what
@@ -31,7 +32,7 @@ import msgpack
 import msgspec
 
 from broker.exchange import Chaos, Fault, FaultKind
-from broker.plan import Outcome
+from broker.plan import QUIESCENT, Outcome
 from broker.programs import Program, operation_program
 from broker.schedules import ScheduleEntry
 from nodes.journal import Journal, JournalReader, journal_path
@@ -61,6 +62,12 @@ class BrokerJournal:
     def note(self, word: str, *values: Any) -> None:
         """Any other record."""
         self._journal.append(codec.pack([word, *values]))
+
+    def end(self, outcome: Outcome) -> None:
+        """The last records of a run that ended in order."""
+        if outcome.status == QUIESCENT:
+            self.note("quiet", outcome.ending.deliveries, outcome.ending.waiting)
+        self.note("end", outcome)
 
     def watch(self, chaos: Chaos | None) -> Chaos | None:
         """The same chaos, with every fault that it applies written down."""
@@ -122,8 +129,7 @@ class Recorder:
     def close(self, outcome: Outcome | None = None) -> None:
         """Write the end, if it came to one, and the schedule; close all files."""
         if outcome is not None:
-            self.broker.note("quiet", outcome.ending.deliveries, outcome.ending.waiting)
-            self.broker.note("end", outcome)
+            self.broker.end(outcome)
         self.broker.close()
         for journal in self._nodes.values():
             journal.close()
@@ -193,11 +199,14 @@ class ReplayedFaults:
 
     def __init__(self, kinds: dict[tuple[str, int], FaultKind]) -> None:
         self.kinds = kinds
+        self.unmissed: set[tuple[str, int]] = set()
+        """Replies that were lost when another copy of them had been delivered already."""
 
     def fault(self, envelope: Envelope) -> Fault | None:
         """The recorded fault of this very message."""
-        kind = self.kinds.get((envelope.id, _cause(envelope)))
-        return None if kind is None else Fault(kind, 0, "recorded")
+        key = (envelope.id, _cause(envelope))
+        kind = self.kinds.get(key)
+        return None if kind is None else Fault(kind, 0, "recorded", key not in self.unmissed)
 
     def delivered(self, envelope: Envelope) -> Sequence[Envelope]:  # noqa: ARG002 - see Chaos
         """Nothing is ever held."""
@@ -248,10 +257,13 @@ def read_record(directory: Path) -> Record:
     """What it takes to run a recorded run again.  Raises ``UserError``."""
     record = Record()
     kinds = record.faults.kinds
+    answered: set[str] = set()
     for word, *fields in broker_records(directory):
         if word == "deliver":
             n, id_, copy, src = fields[:4]
             record.deliveries.append((n, id_, copy))
+            if id_.endswith(REPLY_MARK):
+                answered.add(id_)
             if src == BROKER and copy == 0:
                 program = operation_program(id_)
                 record.operations[program] = record.operations.get(program, 0) + 1
@@ -259,6 +271,8 @@ def read_record(directory: Path) -> Record:
             _rule, kind, _after, id_, cause = fields
             if kind == "duplicate" or (kind == "drop" and id_.endswith(REPLY_MARK)):
                 kinds[id_, cause] = kind
+            if id_ in answered:
+                record.faults.unmissed.add((id_, cause))
         elif word == "stop":
             record.stopped = True
         elif word == "end":

@@ -11,6 +11,7 @@ not asked for, a message to nobody) is counted under its reason and otherwise ig
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hmac
 import shutil
@@ -27,6 +28,7 @@ from broker.exchange import Exchange
 from broker.plan import Outcome, Plan
 from broker.programs import Feeder
 from broker.recorder import BrokerJournal
+from broker.schedules import Recorded
 from nodes import sockets
 from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
 from protocol import codec, limits, wire
@@ -61,6 +63,7 @@ def main(run: Plan, directory: str, token: str) -> None:
         text = traceback.format_exc()
         router.send(LAUNCHER, [wire.control_frame("broken", text)])
     sockets.close(context, FAREWELL_SECONDS)
+    shutil.rmtree(directory, ignore_errors=True)  # here too: the launcher may be gone by now
     if broke:
         sys.exit(EXIT_BROKEN)
 
@@ -77,7 +80,8 @@ class Router:
         self.plan, self.socket, self.token = run, socket, token.encode()
         self.journal = BrokerJournal(run.directory)
         feeder = Feeder(run.programs, run.operations_max)
-        self.exchange = Exchange(feeder, self.journal.watch(run.chaos))
+        recorded = isinstance(run.schedule, Recorded)
+        self.exchange = Exchange(feeder, self.journal.watch(run.chaos), recorded)
         self.in_flight: dispatch.InFlight = {name: deque() for name in run.nodes}
         self.dispatcher = dispatch.dispatcher(
             run.schedule, self.exchange, self.in_flight, run.deliveries_max or UNENDING
@@ -89,11 +93,11 @@ class Router:
         self.rejected: dict[str, int] = {}
         self.status = self.detail = ""
         """Why the run is over, once it is."""
-        self.lost_control = 0
-        """Control messages to peers that had gone."""
         self._death_seen = False
         """The launcher has said that a process is gone."""
         self._check_at = 0.0
+        self._low_at = limits.LOW_WATER_EVERY
+        """The delivery at which the low-water mark is noted next."""
         self._oldest: dict[str, tuple[int, float]] = {}
         """Per node the oldest delivery it has not handled, and since when that is known."""
 
@@ -130,6 +134,8 @@ class Router:
         journal, connections, choices = self.journal, self.connections, self.plan.choices
         for n, envelope in deliveries:
             journal.deliver(n, envelope)
+        if self.exchange.number >= self._low_at:
+            self._note_low_water()
         journal.flush()
         send, more = self.socket.send, zmq.SNDMORE | zmq.NOBLOCK
         try:
@@ -141,6 +147,12 @@ class Router:
         except zmq.ZMQError as error:  # nobody there, or the high-water mark
             self._lost(f"cannot deliver to {envelope.dst}: {error}")
 
+    def _note_low_water(self) -> None:
+        """Tell whoever reads the journals what no later delivery comes straight after."""
+        self._low_at = self.exchange.number + limits.LOW_WATER_EVERY
+        unhandled = (queue[0] for queue in self.in_flight.values() if queue)
+        self.journal.note("low", min((self.exchange.low_water(), *unhandled)))
+
     def send(self, name: str, frames: list[bytes]) -> None:
         """Send a control message to a peer that may never have come."""
         connection = self.connections.get(name)
@@ -149,10 +161,8 @@ class Router:
 
     def _send(self, connection: bytes, frames: list[bytes]) -> None:
         """Send a control message to a peer that may have gone."""
-        try:
+        with contextlib.suppress(zmq.ZMQError):  # it has no use for it any more
             self.socket.send_multipart([connection, *frames], zmq.NOBLOCK)
-        except zmq.ZMQError:
-            self.lost_control += 1
 
     # -- in ------------------------------------------------------------------------------
 
@@ -317,9 +327,7 @@ class Router:
         if self.status == plan.NODE_DIED:
             self._last_words()
         outcome = self._outcome()
-        if outcome.status == plan.QUIESCENT:
-            self.journal.note("quiet", outcome.ending.deliveries, outcome.ending.waiting)
-        self.journal.note("end", outcome)
+        self.journal.end(outcome)
         self.journal.close()
         for name in self.plan.nodes:
             self.send(name, [wire.control_frame("stop")])

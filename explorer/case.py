@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Final
 
 from broker.exchange import Fault, FaultKind
@@ -126,7 +126,7 @@ def thread_of(name: str) -> str:
 def switches(order: Iterable[str]) -> int:
     """How often a schedule goes from one thread's messages to another's."""
     threads = [thread_of(name) for name in order]
-    return sum(a != b for a, b in zip(threads, threads[1:], strict=False))
+    return sum(a != b for a, b in pairwise(threads))
 
 
 class NamedFaults:

@@ -1,19 +1,21 @@
 """Playing a case: its deliveries where they can be had, and a fixed policy where they cannot.
 
-*Lenient*: of all that is deliverable, whatever comes first in the wished order is next, and what
-the order does not name comes only when nothing else can move, first in the thread that moved
-last.  *Strict*: the order to the letter, and ``ReplayDivergence`` where that is impossible.
+*Lenient*: of all that is deliverable, whatever comes first in the wished order is next.  What the
+order does not name comes only when nothing else can move, first in the thread that moved last
+(lazy), or in its thread's turn, on the way to what the order names next there (eager).  *Strict*:
+the order to the letter, and ``ReplayDivergence`` where that is impossible.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from broker.exchange import Exchange, FaultKind
 from broker.programs import Feeder
-from explorer.case import Case, Names, NamedFaults, Target, switches, target_of
+from explorer.case import Case, NamedFaults, Names, Target, switches, target_of, thread_of
 from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.footprint import Footprint
@@ -71,6 +73,8 @@ class How:
     stop: bool = True
     """End at the target's first violation."""
     strict: bool = False
+    eager: bool = False
+    """What the order does not name moves in its thread's turn, not last."""
     keep: bool = False
     """Keep every delivery with what it touched."""
     hold: Hold | None = None
@@ -95,10 +99,13 @@ class Player:
         self.oracle = Oracle(case.spec.world, case.spec.sometimes)
         self.kinds = case.kinds()
         self.rank = {name: at for at, name in enumerate(case.order)}
+        self._turns = _turns(case.order) if how.eager else {}
         self.order: list[str] = []
         self.choices: dict[str, int] = {}
         self.moments: list[Moment] = []
         self.found: Violation | None = None
+        self.observer: Callable[[Envelope, Handled], object] | None = None
+        """Sees every delivery, as an observer of the simulator does."""
         self._random = None if how.seed is None else random.Random(how.seed)
         self._held = how.hold is not None
         for driver in self.drivers.values():
@@ -128,9 +135,13 @@ class Player:
         envelope = exchange.take(index)
         name = self.names.of(envelope)
         self.order.append(name)
+        if self._turns:
+            self._advance(name)
         handled = self._deliver(self.drivers[envelope.dst], envelope, name)
         self.names.see(handled.messages)
         exchange.release(exchange.number, handled.messages)
+        if self.observer is not None:
+            self.observer(envelope, handled)
         self._judge(
             self.oracle.see(
                 handled.n, envelope.id, envelope.src, envelope.dst, envelope.kind, envelope.causes,
@@ -203,9 +214,23 @@ class Player:
         for index, envelope in enumerate(heads):
             name = of(envelope)
             at = rank.get(name)
+            if at is None and self._turns:
+                at = self._turn(name)
             if at is not None and at < best_rank and name != held:
                 best, best_rank = index, at
         return best if best >= 0 else self._unnamed(heads, held)
+
+    def _turn(self, name: str) -> int | None:
+        """The rank of what the order names next in this message's thread."""
+        turns = self._turns.get(thread_of(name))
+        return turns[0] if turns else None
+
+    def _advance(self, name: str) -> None:
+        """A thread has come to ``name``: what the order names before that is its past."""
+        at = self.rank.get(name)
+        turns = self._turns.get(thread_of(name))
+        while at is not None and turns and turns[0] <= at:
+            turns.popleft()
 
     def _unnamed(self, heads: list[Envelope], held: str) -> int:
         """Nothing that the order names can move: a draw, or the thread that moved last."""
@@ -217,6 +242,14 @@ class Player:
             return ordered[int(self._random.random() * len(ordered))]
         current = operation_of(self.order[-1]) if self.order else ""
         return min(free, key=lambda i: _patience(heads[i], current))
+
+
+def _turns(order: Sequence[str]) -> dict[str, deque[int]]:
+    """The ranks that an order gives each thread, ascending."""
+    turns: dict[str, deque[int]] = {}
+    for at, name in enumerate(order):
+        turns.setdefault(thread_of(name), deque()).append(at)
+    return turns
 
 
 def _patience(envelope: Envelope, current: str) -> tuple[bool, int, str, int]:
@@ -247,11 +280,6 @@ def attempt(case: Case, how: How) -> Played | None:
     except EmulatorError:
         return None
     return played if played.found is not None else None
-
-
-def choices_of(played: Played, known: Mapping[str, int]) -> dict[str, int]:
-    """The choices of a case that a run really made."""
-    return {identity: way for identity, way in played.choices.items() if identity in known}
 
 
 def faults_of(case: Case, played: Played) -> dict[tuple[str, int], FaultKind]:

@@ -29,6 +29,7 @@ from oracle.trace import step_of
 from protocol.codec import pack
 from protocol.envelope import Envelope, Handled
 from protocol.errors import ReplayDivergence
+from protocol.limits import LOW_WATER_EVERY
 from protocol.records import OpEnd
 from protocol.trace import Ending, TraceStep
 from scenarios.spec import RunSpec
@@ -46,6 +47,7 @@ class Watch:
     def __init__(self, spec: RunSpec) -> None:
         self.oracle = Oracle(spec.world, spec.sometimes)
         self.operations: dict[str, OperationCount] = {}
+        self._forgotten = 0
 
     def step(self, step: TraceStep) -> None:
         """The next step of the trace."""
@@ -54,11 +56,23 @@ class Watch:
             if type(record) is OpEnd:
                 self._count(record)
 
+    def forget_before(self, low_water: int) -> None:
+        """No step to come has a cause below this, but for ends of operations."""
+        if low_water > self._forgotten:
+            self._forgotten = low_water
+            self.oracle.forget_before(low_water)
+
     def _count(self, record: OpEnd) -> None:
         count = self.operations.setdefault(record.kind, OperationCount())
         count.done += 1
         if record.result < 0:
             count.errors[-record.result] = count.errors.get(-record.result, 0) + 1
+
+    def rest_of(self, follower: Follower) -> None:
+        """All further steps of a run that grows no more."""
+        for step in follower.rest():
+            self.step(step)
+            self.forget_before(follower.low_water)
 
     def broke(self, rule: str) -> bool:
         """Whether ``rule`` has been broken (``any``: some rule)."""
@@ -98,11 +112,14 @@ def _simulate(
 
     def observe(envelope: Envelope, handled: Handled) -> None:
         watch.step(step_of(envelope, handled))
+        if handled.n % LOW_WATER_EVERY == 0:
+            watch.forget_before(exchange.low_water())
         if recorder is not None:
             recorder.observe(envelope, handled)
 
     watched = chaos if recorder is None else recorder.watch(chaos)
-    exchange = Exchange(Feeder(programs, spec.operations_max), watched)
+    recorded = isinstance(schedule, Recorded)
+    exchange = Exchange(Feeder(programs, spec.operations_max), watched, recorded)
     simulator = Simulator(build_all(spec.world, spec.seed), exchange, schedule, observe)
     status: Status = "finished"
     detail = ""
@@ -174,8 +191,7 @@ def _follow(
         try:
             with Supervisor(plan) as run:
                 result = live.watch_until_end(run, follower)
-            for step in follower.rest():
-                live.watch.step(step)
+            live.watch.rest_of(follower)
         except KeyboardInterrupt:
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
@@ -199,6 +215,7 @@ class _Live:
         while (result := run.wait(FOLLOW_SECONDS)) is None:
             for step in follower.poll():
                 self.watch.step(step)
+            self.watch.forget_before(follower.low_water)
             now = time.monotonic()
             self._stop_if_due(run, now - began)
             if self.progress is not None and now - told >= PROGRESS_SECONDS:
@@ -271,8 +288,7 @@ def check(source: Path) -> Outcome:
     spec = RunSpec.load(source)
     watch = Watch(spec)
     with closing(Follower(source, spec.world.nodes())) as follower:
-        for step in follower.rest():
-            watch.step(step)
+        watch.rest_of(follower)
         result = follower.outcome
     if result is None:
         detail = "the record ends before the run did"

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from nodes.driver import Handler, Port
-from nodes.kernel import madvise, memory, migrate, mmap, mprotect
+from nodes.kernel import fork, madvise, memory, migrate, mmap, mprotect, mremap, truncate
 from nodes.kernel.errno import EAGAIN
+from nodes.kernel.exec import exec_mmap
 from nodes.node import Node
 from nodes.translation import TranslationCache, data_access, walk_page_table
 from nodes.world import MEMORY, World
@@ -17,7 +18,7 @@ from protocol.limits import FAULT_RETRIES_MAX
 from protocol.messages import processor as p
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import CpumaskSet, Flag
+from protocol.messages.memory import CpumaskSet, Flag, Vma
 from protocol.records import FaultRetry, OpBegin, OpEnd
 
 R = TypeVar("R", bound=Message)
@@ -145,14 +146,26 @@ class Processor(Node):
         return -EAGAIN
 
 
+def _wanted(o: op.Mmap) -> Vma:
+    """The VMA that an mmap asks for."""
+    return Vma(o.address, o.address + o.length, o.read, o.write, o.file, o.offset, o.shared)
+
+
 SystemCall = Callable[["Cpu", Any], Coroutine[Any, Any, int]]
 
 SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
-    op.Mmap: lambda c, o: mmap.mmap_region(c, o.mm, o.address, o.length, o.read, o.write),
+    op.Mmap: lambda c, o: mmap.mmap_region(c, o.mm, _wanted(o)),
     op.Munmap: lambda c, o: mmap.do_munmap(c, o.mm, o.address, o.length),
     op.Brk: lambda c, o: mmap.do_brk(c, o.mm, o.address),
     op.Mprotect: lambda c, o: mprotect.do_mprotect(c, o.mm, o.address, o.length, o.read, o.write),
     op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
+    op.Mremap: lambda c, o: mremap.do_mremap(
+        c, o.mm, o.address, o.length, o.new_address, o.new_length
+    ),
+    op.Fork: lambda c, o: fork.dup_mmap(c, o.mm, o.child),
+    op.Execve: lambda c, o: exec_mmap(c, o.mm),
+    op.Exit: lambda c, o: mmap.exit_mmap(c, o.mm),
+    op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }

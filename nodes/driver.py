@@ -81,6 +81,10 @@ class Port:
         """Send to many and wait for every reply, in the order given."""
         return await self.settle([self.post(dst, message) for dst, message in requests])
 
+    def tell(self, dst: str, message: Request[Any], stream: str = "") -> None:
+        """Send a request and never look at its reply."""
+        self._driver.send(dst, message, stream)
+
     def reply(self, request: str, message: Message) -> None:
         """Answer a request whose handler returned None."""
         self._driver.answer(request, message)
@@ -88,6 +92,7 @@ class Port:
     @types.coroutine
     def park(self, *on: str) -> Generator[Any, Any, None]:
         """Sleep inside this node until ``wake`` is called with the same words."""
+        self.touch(("park", *on))
         yield [on]
 
     def wake(self, *on: str) -> None:
@@ -134,6 +139,8 @@ class Driver:
         """Decides choices that are not given, instead of the seed (search and replay)."""
         self.touched: list[tuple[ObjectKey, str]] | None = None
         """Objects accessed by this handling, if somebody asked (a list), else None."""
+        self.tracked = False
+        """The node itself notes what its coroutines access (``footprint.track``)."""
 
     # -- the broker's side ----------------------------------------------------------------
 
@@ -165,7 +172,8 @@ class Driver:
         handler = self.handlers.get(type(body))  # type: ignore[arg-type]  # bytes: None below
         if handler is None or not isinstance(body, Message):
             raise EmulatorError(f"{self.name} does not handle {envelope.kind} ({request})")
-        self._declare(body)
+        if self.touched is not None and not self.tracked:
+            self.touched.append((body.object_key(), body.ACCESS))
         self.current, self.path, self.sends, self.chosen = None, request, 0, 0
         result = handler(body, envelope)
         if isinstance(result, Message):
@@ -173,14 +181,12 @@ class Driver:
         elif result is not None:
             self.ready.append((Task(result, envelope), None))
 
-    def _declare(self, body: Message) -> None:
-        if self.touched is not None:
-            self.touched.append((body.object_key(), body.ACCESS))
-
     def _take_reply(self, envelope: Envelope) -> None:
         request, body = envelope.id[: -len(REPLY_MARK)], envelope.body
         if self.touched is not None:
-            self.touched.append(((), "write"))  # a resumed coroutine may touch anything here
+            # A resumed coroutine may touch anything here, unless what it touches is tracked.
+            asker = ("task", request.rpartition(".")[0]) if self.tracked else ()
+            self.touched.append((asker, "write"))
         task = self.waiting.pop(request, None)
         if task is not None:
             self.ready.append((task, body))
@@ -195,6 +201,8 @@ class Driver:
     def _step(self, task: Task, value: Any) -> None:
         self.current = task
         self.path, self.sends, self.chosen = task.path, task.sends, task.choices
+        if self.touched is not None:
+            self.touched.append((("task", task.path), "write"))
         try:
             waits_for = task.coroutine.send(value)
         except StopIteration as stop:
@@ -217,6 +225,8 @@ class Driver:
 
     def wake(self, on: Park) -> None:
         """Make the sleepers on ``on`` ready, in the order in which they went to sleep."""
+        if self.touched is not None:
+            self.touched.append((("park", *on), "write" if on in self.parked else "read"))
         for task in self.parked.pop(on, ()):
             self.ready.append((task, None))
 

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 from nodes.driver import Handler, Port
 from nodes.node import Node
-from nodes.translation import TranslationCache, data_access, walk_page_table
+from nodes.translation import Entry, TranslationCache, data_access, walk_page_table
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
 from protocol.limits import FAULT_RETRIES_MAX
 from protocol.messages import iommu as i
 from protocol.messages.base import Ack, Message
-from protocol.messages.memory import Word
+from protocol.messages.device import InvalidateRequest
+from protocol.messages.memory import Flag, Word
 from protocol.messages.processor import PageRequest, Tlbi
-from protocol.records import FaultRetry
+from protocol.records import FaultRetry, PermissionFault
 
 
 class Iommu(Node):
@@ -31,12 +32,36 @@ class Iommu(Node):
         return {
             i.DmaAccess: self.dma,
             i.IotlbInvalidate: self.invalidate,
+            i.AtsTranslate: self.ats_translate,
+            i.PriRequest: self.pri_request,
+            i.AtcInvalidate: self.atc_invalidate,
             Tlbi: self.tlbi,
         }
 
     async def invalidate(self, message: i.IotlbInvalidate, _: Envelope) -> Ack:
         """A command and its sync: complete once no access through an old entry is left."""
         await self.iotlb.invalidate(message.pasid, message.start, message.end)
+        return Ack()
+
+    async def ats_translate(self, message: i.AtsTranslate, _: Envelope) -> i.Translation:
+        """A translation request: from the IOTLB, or a walk."""
+        entry = None
+        if message.pasid in self.unit.mms:
+            entry = await self._translate(message.pasid, message.address, message.write)
+        return i.Translation(0, "") if entry is None else i.Translation(entry.pte, entry.fill)
+
+    async def pri_request(self, message: i.PriRequest, _: Envelope) -> Flag:
+        """A page request of a device goes to the workqueue."""
+        if message.pasid not in self.unit.mms:
+            return Flag(False)
+        request = PageRequest(message.pasid, message.address, message.write)
+        return await self.port.call(self.unit.iopf_cpu, request)
+
+    async def atc_invalidate(self, message: i.AtcInvalidate, _: Envelope) -> Ack:
+        """Pass the command on to every device and wait for all of them."""
+        request = InvalidateRequest(message.pasid, message.start, message.end)
+        posted = [self.port.post(name, request, f"{name}.atc") for name in self.unit.devices]
+        await self.port.settle(posted)
         return Ack()
 
     async def tlbi(self, message: Tlbi, _: Envelope) -> Ack:
@@ -69,19 +94,23 @@ class Iommu(Node):
         return i.DmaDone(False, 0)
 
     async def _try(self, message: i.DmaAccess) -> Message | None:
-        """One attempt through the IOTLB or a walk; None is a fault.
+        """One attempt; None is a fault."""
+        entry = await self._translate(message.pasid, message.address, message.write)
+        if entry is None:
+            return None
+        return await data_access(self.iotlb, entry, message.address, message.write, message.value)
+
+    async def _translate(self, pasid: str, address: int, write: bool) -> Entry | None:
+        """Through the IOTLB or a walk; None is a fault.
 
         A unit that does not refetch faults on an entry that is too weak, as often as it is
         asked, until somebody invalidates the entry (SMMU); others walk again.
         """
-        entry = self.iotlb.lookup(message.pasid, message.address)
-        if entry is not None and not ptes.permits(entry.pte, message.write):
+        entry = self.iotlb.lookup(pasid, address)
+        if entry is not None and not ptes.permits(entry.pte, write):
             if not self.world.kernel.refetch_on_perm_fault:
+                self.port.emit(PermissionFault("iotlb", entry.fill, write))
                 return None
             self.iotlb.evict(entry)
             entry = None
-        if entry is None:
-            entry = await walk_page_table(self.iotlb, message.pasid, message.address, message.write)
-        if entry is None:
-            return None
-        return await data_access(self.iotlb, entry, message.address, message.write, message.value)
+        return entry or await walk_page_table(self.iotlb, pasid, address, write)

@@ -93,12 +93,15 @@ class Kvm(Node):
         return Ack()
 
     def in_progress(self, message: k.InProgress, _: Envelope) -> Count:
-        """Move the count; a second range is added to the first (``kvm_mmu_invalidate_begin``)."""
+        """Move the count; a second range is added to the first (``kvm_mmu_invalidate_begin``).
+
+        Or it replaces the first, if the kernel does not add ranges.
+        """
         self.mmu_invalidate_in_progress += message.delta
         count = self.mmu_invalidate_in_progress
         if message.delta > 0:
             low, high = self.invalidate_range
-            alone = count == 1
+            alone = count == 1 or self.world.kernel.kvm_second_range == "replaces"
             self.invalidate_range = (
                 message.start if alone else min(low, message.start),
                 message.end if alone else max(high, message.end),

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 import msgspec
 
 from nodes.driver import Handler, Port
+from nodes.inode import Files
 from nodes.locks import LockWord
-from nodes.node import Node
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
 from protocol.errors import EmulatorError
+from protocol.messages import filemap as fm
 from protocol.messages import memory as m
 from protocol.messages.base import Ack, Message
 from protocol.records import (
@@ -43,6 +44,8 @@ class Frame(msgspec.Struct):
     level: int = -1
     """-1: not a page-table page."""
     rmap: list[tuple[str, int]] = []
+    anon: bool = False
+    """``PageAnon``."""
 
 
 class MmStruct(msgspec.Struct):
@@ -55,7 +58,7 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Node):
+class Memory(Files):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
@@ -89,6 +92,9 @@ class Memory(Node):
             m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
             m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
+            m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
+            fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
+            **self.file_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -233,6 +239,14 @@ class Memory(Node):
         """Release the rmap lock."""
         return self._release(("anon_vma", message.mm))
 
+    def i_mmap_lock(self, message: fm.ImmapLock, envelope: Envelope) -> Ack | None:
+        """Grant a file's rmap lock, now or in turn."""
+        return self._acquire(("i_mmap_rwsem", message.file), envelope.id, message.write)
+
+    def i_mmap_unlock(self, message: fm.ImmapUnlock, _: Envelope) -> Ack:
+        """Release a file's rmap lock."""
+        return self._release(("i_mmap_rwsem", message.file))
+
     # -- frames --------------------------------------------------------------------------
 
     def frame_alloc(self, message: m.FrameAlloc, _: Envelope) -> m.FrameNumber:
@@ -243,8 +257,9 @@ class Memory(Node):
         number = self.free.pop()
         table = message.use == "table"
         self.frames[number] = Frame(
-            1, {}, message.mm, message.address, message.level if table else -1, []
-        )
+            1, {}, message.mm, message.address, message.level if table else -1, [],
+            message.use == "anon",
+        )  # fmt: skip
         self.port.touch(("word", number))
         self.port.touch(("page", number))
         self.port.emit(FrameAllocated(number, message.use))
@@ -291,6 +306,16 @@ class Memory(Node):
         self.frames[message.frame].rmap.remove((message.mm, message.address))
         return Ack()
 
+    def rmap_move(self, message: m.RmapMove, _: Envelope) -> Ack:
+        """A mapping of a frame has another address."""
+        rmap = self.frames[message.frame].rmap
+        rmap[rmap.index((message.mm, message.old))] = (message.mm, message.new)
+        return Ack()
+
+    def page_anon(self, message: m.PageAnon, _: Envelope) -> m.Flag:
+        """Whether it was allocated as anonymous memory."""
+        return m.Flag(self.frames[message.frame].anon)
+
     def rmap_walk(self, message: m.RmapWalk, _: Envelope) -> m.Mappings:
         """Mappings of a frame."""
         return m.Mappings(tuple(self.frames[message.frame].rmap))
@@ -313,9 +338,9 @@ class Memory(Node):
         kept = []
         for vma in mm.vmas:
             if vma.start < min(vma.end, message.start):
-                kept.append(m.Vma(vma.start, min(vma.end, message.start), vma.read, vma.write))
+                kept.append(vma.part(vma.start, min(vma.end, message.start)))
             if max(vma.start, message.end) < vma.end:
-                kept.append(m.Vma(max(vma.start, message.end), vma.end, vma.read, vma.write))
+                kept.append(vma.part(max(vma.start, message.end), vma.end))
         mm.vmas = merge([*kept, *message.vmas])
         return Ack()
 
@@ -354,12 +379,12 @@ class Memory(Node):
 
 
 def merge(vmas: list[m.Vma]) -> list[m.Vma]:
-    """Sorted by address, adjacent VMAs with equal rights made one (``vma_merge``)."""
+    """Sorted by address, adjacent VMAs that can be one made one (``vma_merge``)."""
     merged: list[m.Vma] = []
     for vma in sorted(vmas, key=lambda v: v.start):
         last = merged[-1] if merged else None
-        if last and (last.end, last.read, last.write) == (vma.start, vma.read, vma.write):
-            merged[-1] = m.Vma(last.start, vma.end, vma.read, vma.write)
+        if last and vma.continues(last):
+            merged[-1] = msgspec.structs.replace(last, end=vma.end)
         else:
             merged.append(vma)
     return merged

@@ -21,6 +21,9 @@ from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk
 from protocol.ranges import covers, page_of
 from protocol.records import Evict, Fill, InvalidateBegin, InvalidateDone, Use, WalkDiscarded
 
+PAGES_TOUCHED_MAX = 16
+"""An invalidation of more pages than this is said to touch the whole tag."""
+
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """A cached translation of one page; ``fill`` is its name."""
@@ -45,23 +48,44 @@ class TranslationCache:
 
     def __init__(self, cache: str, world: World, port: Port) -> None:
         self.cache, self.world, self.port = cache, world, port
+        self.evicts = world.evict_one_in > 0 or world.tlb_entries < _pages(cache, world)
+        """Whether it may ever drop an entry of its own accord."""
         self.entries: dict[tuple[str, int], Entry] = {}
         self.walks: list[Walk] = []
         self.in_flight: list[Entry] = []
         """Entries with an access that has not been answered, once for each access."""
 
+    def touch(self, tag: str, address: int, access: str = "write") -> None:
+        """Say that what the cache knows of a page was accessed: entry, walks, accesses."""
+        self.port.touch((self.cache, tag, page_of(address)), access)
+
+    def _touch_range(self, tag: str, start: int, end: int) -> None:
+        if end - start > PAGES_TOUCHED_MAX * PAGE_SIZE:
+            self.port.touch((self.cache, tag))
+            return
+        for address in range(page_of(start), end, PAGE_SIZE):
+            self.touch(tag, address)
+
+    def _touch_order(self) -> None:
+        """Which entry is the oldest, and how many there are, decides evictions only."""
+        if self.evicts:
+            self.port.touch(("order", self.cache))
+
     def lookup(self, tag: str, address: int) -> Entry | None:
         """The entry for the page of ``address``, whatever it permits."""
+        self.touch(tag, address, "read")
         return self.entries.get((tag, page_of(address)))
 
     def begin_walk(self, tag: str, address: int) -> Walk:
         """Start a walk; ``end_walk`` must follow."""
+        self.touch(tag, address)
         walk = Walk(tag, page_of(address))
         self.walks.append(walk)
         return walk
 
     def end_walk(self, walk: Walk) -> None:
         """The walk has no load outstanding any more."""
+        self.touch(walk.tag, walk.address)
         self.walks.remove(walk)
         if walk.stale:
             self.port.emit(WalkDiscarded(self.cache, walk.tag, walk.address))
@@ -73,6 +97,8 @@ class TranslationCache:
         ``source`` says what it was made from; ``load`` is the load that found that, if the
         source is not itself a load.
         """
+        self.touch(walk.tag, walk.address)
+        self._touch_order()
         self.walks.remove(walk)
         key = (walk.tag, walk.address)
         replaced = self.entries.pop(key, None)
@@ -93,16 +119,20 @@ class TranslationCache:
 
     def evict(self, entry: Entry) -> None:
         """Drop one entry of the holder's own accord."""
+        self.touch(entry.tag, entry.address)
         if self.entries.get((entry.tag, entry.address)) is entry:
+            self._touch_order()
             del self.entries[entry.tag, entry.address]
             self.port.emit(Evict(self.cache, entry.fill))
 
     async def access(self, entry: Entry, dst: str, message: Request[Any]) -> Message:
         """Send an access that goes through ``entry`` and wait for its answer."""
+        self.touch(entry.tag, entry.address)
         self.in_flight.append(entry)
         request = self.port.post(dst, message)
         self.port.emit(Use(entry.fill, request))
         (reply,) = await self.port.settle((request,))
+        self.touch(entry.tag, entry.address)
         self.in_flight.remove(entry)
         self.port.wake("drain", self.cache)
         return reply
@@ -116,7 +146,10 @@ class TranslationCache:
                                             [Required: no acknowledgement yet]
         access answered                     acknowledgement; the frame may be freed
         """
+        self._touch_range(tag, start, end)
         hit = [k for k, e in self.entries.items() if e.tag == tag and covers(start, end, k[1])]
+        if hit:
+            self._touch_order()
         fills = tuple(self.entries.pop(key).fill for key in hit)
         self.port.emit(InvalidateBegin(self.cache, tag, start, end, fills))
         overlapped = [w for w in self.walks if w.tag == tag and covers(start, end, w.address)]
@@ -125,7 +158,16 @@ class TranslationCache:
         using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
         while any(w in self.walks for w in overlapped) or any(e in self.in_flight for e in using):
             await self.port.park("drain", self.cache)
+            self._touch_range(tag, start, end)
         self.port.emit(InvalidateDone(self.cache, tag, start, end, fills))
+
+
+def _pages(cache: str, world: World) -> int:
+    """How many pages can have an entry."""
+    if cache == "gtlb":
+        return sum(slot.pages for vm in world.vms for slot in vm.slots)
+    mapped: int = world.entries**world.levels
+    return len(world.mms) * mapped
 
 
 def table_index(world: World, level: int, address: int) -> int:
@@ -149,6 +191,7 @@ async def walk_page_table(
         table, level = world.pgd(mm), world.levels - 1
         while level > 0 and not walk.stale:
             upper = await port.call(MEMORY, PteLoad(table, table_index(world, level, address)))
+            cache.touch(mm, address, "read")  # whether the walk is stale
             if not ptes.hw_present(upper.pte):
                 break
             table, level = ptes.frame_of(upper.pte), level - 1

@@ -30,6 +30,8 @@ class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[str, ...]
     mms: tuple[str, ...]
     iopf_cpu: str
+    ats: bool = False
+    """Its devices have translation caches of their own (ATC), filled by translation requests."""
 
 
 class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,10 @@ from protocol import pte as ptes
 SHADOW = frozenset({"spte", "gtlb", "vmcs"})
 """Caches of agents that have a table of their own (catalogue 1)."""
 
-REVOKING = frozenset({"Munmap", "Mprotect", "Brk", "MadviseDontneed", "Mmap"})
+REVOKING = frozenset({
+    "Munmap", "Mprotect", "Brk", "MadviseDontneed", "Mmap", "Mremap", "Truncate", "Fork", "Execve",
+    "Exit",
+})  # fmt: skip
 """Operations that promise revocation by their return."""
 
 OPERATION_ENDED = "operation ended"
@@ -64,6 +67,10 @@ class Obligations:
         for change in changes:
             self._pass(change, Deadline("S4", event, row, change.new, agents), row)
 
+    def due(self, change: Change, deadline: Deadline, row: Row) -> None:
+        """A deadline that another rule has found."""
+        self._pass(change, deadline, row)
+
     def _pass_all(self, changes: list[Change], event: Event, row: Row) -> None:
         for change in changes:
             self._pass(change, Deadline("O", event, row, change.new), row)
@@ -85,7 +92,8 @@ class Obligations:
 
     def _judge(self, fill: Cached, change: Change, deadline: Deadline) -> None:
         if deadline.agents is not None and (
-            fill.agent not in deadline.agents or fill.cache not in SHADOW
+            fill.agent not in deadline.agents
+            or (deadline.rule == "S4" and fill.cache not in SHADOW)
         ):
             return
         key = (deadline.rule, fill.agent, fill.cache)

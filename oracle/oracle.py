@@ -12,7 +12,11 @@ from typing import Any
 from nodes.world import MEMORY, World
 from oracle import statistics as stats
 from oracle.brackets import Brackets
+from oracle.coherence import Coherence
+from oracle.denied import StaleDenials
 from oracle.liveness import LOCKS, Deadlocks, FaultProgress
+from oracle.measures import Measures
+from oracle.moves import PTL_RELEASED, PTL_UNLOCK, Moves
 from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
 from oracle.safety import Safety, foreign_walk
@@ -47,10 +51,14 @@ class Oracle:
         self._index = self.order.index
         self._memory = self._index[MEMORY]
         self.obligations = Obligations(self.state, self._found)
+        self.moves = Moves(world, self.obligations)
         self.safety = Safety(self.state, self._found)
         self.brackets = Brackets(self._found)
         self.progress = FaultProgress(world, self._index, self.state, self._found)
         self.deadlocks = Deadlocks(self._found)
+        self.coherence = Coherence(self._found)
+        self.denied = StaleDenials(self.state, self._found)
+        self.measures = Measures(self.statistics, self._found)
         self.sometimes = Sometimes(conditions, self.state, self._memory)
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
         self._mm_of = {vm.name: vm.mm for vm in world.vms}
@@ -71,6 +79,7 @@ class Oracle:
             r.NotifierCall: self._notifier_call, r.FaultRetry: self._fault_retry,
             r.WalkDiscarded: self._walk_discarded, r.ApicTrapped: self._apic_trapped,
             r.OutOfMemory: self._out_of_memory, r.Coverage: self._coverage,
+            r.PermissionFault: self._permission_fault,
         }  # fmt: skip
 
     # -- the caller's side ---------------------------------------------------------------------
@@ -101,10 +110,13 @@ class Oracle:
         self.statistics.deliveries += 1
         if kind in LOCKS and operation_of(message) in self.state.ops:
             self.deadlocks.lock(kind, message, src, dst)
+        if kind == PTL_UNLOCK:
+            released = Event(PTL_RELEASED, n, dst, message)
+            self.moves.unlocked(operation_of(message), released, row)
         if self.sometimes.began and at == self._memory:
             self.sometimes.memory_step(operation_of(message), row)
         if not records:
-            return _NOTHING
+            return self._take() if self._found else _NOTHING
         self._n, self._id, self._node, self._at, self._row = n, message, dst, at, row
         self._op_id = operation_of(message)
         handlers = self._handlers
@@ -183,13 +195,15 @@ class Oracle:
         page.history.append((self._n, new))
         if ptes.takes_away(old, new):
             self._taken_away(Change(self._id, page, old, new, self._op(), self._n, self._row))
-        elif page.changes and not ptes.hw_present(old) and ptes.hw_present(new):
-            change, op = page.changes[-1], self._op()
-            if change.op is op:
-                self._published(change, new)
+        elif not ptes.hw_present(old) and ptes.hw_present(new):
+            op = self._op()
+            self.moves.put(op, record.mm, record.address, new)
+            if page.changes and page.changes[-1].op is op:
+                self._published(page.changes[-1], new)
 
     def _taken_away(self, change: Change) -> None:
         self.state.add_change(change)
+        self.moves.took(change)
         stats.change_held(self.state, change)
         if ptes.hw_present(change.new):
             self._published(change, change.new)
@@ -202,6 +216,7 @@ class Oracle:
         if ptes.frame_of(change.old) == ptes.frame_of(new):
             change.new = new
         else:
+            self.coherence.replaced(change, new)
             self.obligations.published(change, new, self._event("new entry published"), self._row)
 
     def _pte_read(self, record: r.PteRead) -> None:
@@ -240,6 +255,7 @@ class Oracle:
             stats.bump(self.statistics.accesses, fill.cache)
             what = "frame written" if record.write else "frame read"
             self.safety.accessed(fill, record, self._event(what), self._row)
+            self.coherence.accessed(fill, record, self._op_id, self._event(what))
 
     def _out_of_memory(self, _: r.OutOfMemory) -> None:
         self.statistics.out_of_memory += 1
@@ -261,7 +277,7 @@ class Oracle:
 
     def _source(self, record: r.Fill) -> Read | None:
         """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
-        if record.cache == "gtlb":
+        if record.cache in ("gtlb", "atc"):
             parent = self.state.fills.get(record.source)
             if parent is not None:
                 return parent.read
@@ -294,6 +310,7 @@ class Oracle:
     def _invalidate_begin(self, record: r.InvalidateBegin) -> None:
         if record.fills:
             self._op().caches.add(record.cache)
+        self.measures.invalidated(record, self._op(), self._event("invalidated"))
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         for name in record.fills:
@@ -304,6 +321,10 @@ class Oracle:
         if fill is not None:
             fill.uses += 1
             self.state.op(operation_of(record.access)).uses[record.access] = fill
+            self.coherence.issued(fill, record.access, self._row)
+
+    def _permission_fault(self, record: r.PermissionFault) -> None:
+        self.denied.faulted(record, self._event("permission fault"), self._row[self._memory])
 
     def _walk_discarded(self, _: r.WalkDiscarded) -> None:
         self.statistics.walks_discarded += 1
@@ -361,6 +382,7 @@ class Oracle:
             self.state.end_op(previous)
 
     def _op_end(self, record: r.OpEnd) -> None:
+        self.order.keep(self._n)
         op = self.state.op(record.op or self._op_id)
         self.obligations.op_ended(op, record.kind, self._event(OPERATION_ENDED), self._row)
         stats.op_ended(self.statistics, op)
@@ -369,9 +391,13 @@ class Oracle:
             self.sometimes.op_ended(op, self._n)
         self.progress.ended(op.id)
         self.deadlocks.ended(op.id)
+        self.coherence.ended(op, self._n)
+        self.measures.ended(op.id)
+        self.moves.ended(op.id)
         self.state.end_op(op)
 
     def _notifier_call(self, record: r.NotifierCall) -> None:
+        self.measures.notifier_call(record, record.op or self._op_id)
         mark = CALLBACK_MARKS.get(record.callback)
         if mark is not None and record.phase == "begin" and self.sometimes.open:
             self.sometimes.mark(self.state.op(record.op or self._op_id), mark, self._row)

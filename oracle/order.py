@@ -26,6 +26,7 @@ class Order:
         self.last: list[Row] = [(0,) * len(nodes) for _ in nodes]
         """The row of each node's last delivery."""
         self._rows: dict[int, Row] = {}
+        self._kept: dict[int, Row] = {}
 
     def deliver(self, n: int, index: int, causes: Sequence[int]) -> Row:
         """The row of delivery ``n`` to node ``index``.
@@ -35,7 +36,7 @@ class Order:
         row = list(self.last[index])
         rows = self._rows
         for cause in causes:
-            other = rows.get(cause)
+            other = rows.get(cause) or self._kept.get(cause)
             if other is None:
                 raise EmulatorError(f"delivery {n}: its cause {cause} is not in the trace")
             for at, known in enumerate(other):  # several times faster than map(max, ...)
@@ -45,8 +46,12 @@ class Order:
         self.last[index] = rows[n] = found = tuple(row)
         return found
 
+    def keep(self, n: int) -> None:
+        """Never forget delivery ``n``: operations that are fed later may come after it."""
+        self._kept[n] = self._rows[n]
+
     def forget_before(self, n: int) -> None:
-        """Promise that no delivery to come has a cause below ``n``."""
+        """Promise that no delivery to come has a cause below ``n``, but for those kept."""
         gone = []
         for number in self._rows:
             if number >= n:

@@ -5,6 +5,7 @@ Accesses without a translation are the kernel's own: it holds a reference to wha
 
 from __future__ import annotations
 
+from oracle.isolation import isolation_broken
 from oracle.obligations import OPERATION_ENDED, describe_change
 from oracle.order import Row
 from oracle.state import Cached, Change, State
@@ -28,7 +29,9 @@ class Safety:
         revoked = _revoked_by(fill, record.write, row)
         if revoked is not None and "S3" not in fill.reported:
             fill.reported.add("S3")
-            self.found.append(_after_revocation(fill, revoked, record, event))
+            late = _after_revocation(fill, revoked, record, event)
+            shared = isolation_broken(self.state, late) if record.write else None
+            self.found += [late, *([shared] if shared is not None else [])]
 
     def _after_free(
         self, fill: Cached, freed: Event | None, record: Access, event: Event

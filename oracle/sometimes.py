@@ -30,7 +30,7 @@ Mark = Literal[
 secondary flushed (``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a frame freed or
 copied, ``invalidate_range_end`` called, its end."""
 
-CACHES = ("tlb", "iotlb", "spte", "gtlb", "vmcs")
+CACHES = ("tlb", "iotlb", "atc", "spte", "gtlb", "vmcs")
 OPERATIONS = tuple(kind.__name__ for kind in Operation.__subclasses__())
 
 CALLBACK_MARKS: dict[str, Mark] = {

@@ -5,7 +5,8 @@ Memory is bounded by what is live.  What is kept beyond that, and for how long:
 - a *read* until its operation ends: only that operation can fill from it;
 - a closed *fill* until memory has heard of the closing (whatever changes later happens after
   it), no operation in flight changed its page since the read and before that, no access through
-  it is out, and, for ``spte``, every operation of that moment has ended (it may have loaded it);
+  it is out, and, for one of ``PARENTS``, every operation of that moment has ended (it may have
+  loaded it);
 - a *change* until its operation has ended and no older fill or read is left that it concerns.
 """
 
@@ -18,6 +19,9 @@ from oracle.order import Row
 from oracle.violation import Event
 from protocol.limits import ORACLE_PAGE_HISTORY, ORACLE_SWEEP_MIN
 from protocol.pte import SPECIAL, frame_of, hw_present, takes_away
+
+PARENTS = frozenset({"spte", "iotlb"})
+"""Caches from whose translations others are filled: a guest TLB, a device's ATC."""
 
 
 class Op:
@@ -293,7 +297,7 @@ class State:
 def _fill_needed(fill: Cached, page: Page, memory_row: Row, oldest: int) -> bool:
     if not fill.gone or fill.uses or memory_row[fill.index] < fill.closed:
         return True
-    if fill.cache == "spte" and oldest < fill.retired:
+    if fill.cache in PARENTS and oldest < fill.retired:
         return True
     return any(
         not c.op.ended and c.n > fill.read.n and not fill.closed_before(c.row) for c in page.changes
@@ -306,7 +310,7 @@ def _change_needed(change: Change, page: Page) -> bool:
     return any(
         f.read.n < change.n
         and takes_away(f.pte, change.new)
-        and (f.cache == "spte" or not f.closed_before(change.row))
+        and (f.cache in PARENTS or not f.closed_before(change.row))
         for f in page.fills
     )
 

@@ -22,6 +22,12 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
     """By cache: accesses that went through it."""
     retries: dict[str, int] = {}
     """By the kernel's reason."""
+    secondary_invalidations: dict[str, int] = {}
+    """Invalidations of an IOTLB, by the kind of operation (measure P2)."""
+    secondary_repeated: dict[str, int] = {}
+    """Of these, those that repeat one of the same operation with no change between them."""
+    zapped: dict[str, int] = {}
+    """Shadow entries zapped, by the event of the bracket (measure P3)."""
     walks_discarded: int = 0
     apic_trapped: int = 0
     apic_untrapped: int = 0

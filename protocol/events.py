@@ -19,3 +19,5 @@ class MmuNotifierEvent(StrEnum):
     RELEASE = "RELEASE"
     MIGRATE = "MIGRATE"
     EXCLUSIVE = "EXCLUSIVE"
+    PROTECTION_UPGRADE = "PROTECTION_UPGRADE"
+    """A right was added (proposed in May 2023, never merged)."""

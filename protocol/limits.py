@@ -23,6 +23,15 @@ REPEAT_DISTANCE_MAX: Final = 1024
 FAULT_RETRIES_MAX: Final = 64
 """Retries of one faulting access before the agent gives up and the operation fails."""
 
+STALE_DENIALS_MAX: Final = 8
+"""Faults on one cached entry that the page table no longer justifies, before rule L6 speaks.  The
+processor that adds the right flushes under the PTL, for which the next page request must wait, so
+a good kernel comes to one for each access in flight."""
+
+ZAPS_PER_UPGRADE_MAX: Final = 0
+"""Shadow entries that may be zapped because a right was added: a shadow MMU adds rights lazily, at
+its own write fault (measure P3)."""
+
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 ULONG_MAX: Final = (1 << 64) - 1
@@ -64,8 +73,15 @@ ORACLE_PAGE_HISTORY: Final = 4
 ORACLE_SWEEP_MIN: Final = 512
 """Closed fills and changes that the oracle keeps before it looks which of them it still needs."""
 
+ORACLE_REPLACED_KEPT: Final = 32
+"""Pages with a replaced frame for which the oracle follows the order of stores (rule S7)."""
+
 ORACLE_OPERATIONS_KEPT: Final = 16
 """Finished operations of a node that a ``between`` condition still looks at."""
 
 ORACLE_VIOLATIONS_KEPT: Final = 10_000
 """Violations that the oracle keeps with all they say (about 2 KiB each); the rest is counted."""
+
+LOW_WATER_EVERY: Final = 8192
+"""Deliveries between two notes of what may be forgotten; a clock of the oracle is about 250
+bytes, so that is 2 MiB."""

@@ -128,6 +128,14 @@ class Use(Record, frozen=True):
     access: str
 
 
+class PermissionFault(Record, frozen=True):
+    """The holder faulted on a cached translation that is too weak, and keeps it."""
+
+    cache: str
+    fill: str
+    write: bool
+
+
 class WalkDiscarded(Record, frozen=True):
     """A walk overlapped an invalidation, so its result was thrown away."""
 

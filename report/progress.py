@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from rich.status import Status
 
 from report import words
 
+Line = Callable[[Mapping[str, Any]], str]
 PLAIN_SECONDS: Final = 5.0
 """Between two plain lines."""
 
@@ -18,8 +19,10 @@ PLAIN_SECONDS: Final = 5.0
 class Progress:
     """Give it to whoever runs as ``progress``; use as a context manager."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, line: Line | None = None) -> None:
+        """``line`` makes the words of a state; ``progress_line`` if it is not given."""
         self._console = console
+        self._line = line or progress_line
         self._status: Status | None = None
         self._said = 0.0
 
@@ -41,12 +44,12 @@ class Progress:
     def __call__(self, state: Mapping[str, Any]) -> None:
         """Show where the run is."""
         if self._status is not None:
-            self._status.update(progress_line(state))
+            self._status.update(self._line(state))
             return
         now = float(state.get("seconds", 0.0))
         if now - self._said >= PLAIN_SECONDS:
             self._said = now
-            self._console.print(progress_line(state), highlight=False, markup=False)
+            self._console.print(self._line(state), highlight=False, markup=False)
 
 
 def progress_line(state: Mapping[str, Any]) -> str:

@@ -61,6 +61,10 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
             fields.append((name, Address))
         elif name == "length":
             fields.append(("pages", Pages))
+        elif name == "new_length":
+            fields.append(("new_pages", Pages))
+        elif name in ("new_address", "file", "child") and field.required:
+            fields.append((name, field.type))
         elif name in ("read", "write") and _has_prot(kind):
             fields += [("prot", Prot, "rw")] if name == "read" else []
         elif name != "mm":
@@ -95,6 +99,8 @@ def _operation(kind: type[Operation], checked: Any, mm: str, where: str) -> Oper
             values[name] = checked.mm or mm
         elif name == "length":
             values[name] = checked.pages * PAGE_SIZE
+        elif name == "new_length":
+            values[name] = checked.new_pages * PAGE_SIZE
         elif name in ("read", "write") and _has_prot(kind):
             values[name] = _RIGHTS[checked.prot][name == "write"]
         else:
@@ -113,6 +119,8 @@ def step_to(step: Step) -> Table:
         value = getattr(operation, name)
         if name == "length":
             table["pages"] = value // PAGE_SIZE
+        elif name == "new_length":
+            table["new_pages"] = value // PAGE_SIZE
         elif name in ("read", "write") and _has_prot(kind):
             table["prot"] = _PROT[getattr(operation, "read"), getattr(operation, "write")]  # noqa: B009
         else:
@@ -165,9 +173,11 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
     name = op_name(type(operation))
     if not fits:
         raise UserError(f"{where}.op", f"{node} cannot do {name!r}", "an operation of that node")
-    mm = getattr(operation, "mm", world.mms[0])
-    if mm not in world.mms:
-        raise UserError(f"{where}.mm", f"unknown mm {mm!r}", f"one of {', '.join(world.mms)}")
+    for key in ("mm", "child"):
+        mm = getattr(operation, key, world.mms[0])
+        if mm not in world.mms:
+            known = ", ".join(world.mms)
+            raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
     if end > world.address_end():
         raise UserError(

@@ -41,6 +41,7 @@ class UnitTable(TomlTable, frozen=True):
     devices: tuple[str, ...]
     mms: tuple[str, ...]
     iopf_cpu: str
+    ats: bool = False
 
 
 class WorldTable(TomlTable, frozen=True):
@@ -70,7 +71,7 @@ def world_from(value: Any, kernel: Kernel, where: str) -> World:
     }  # fmt: skip
     world = World(
         kernel=kernel,
-        units=tuple(Unit(u.name, u.devices, u.mms, u.iopf_cpu) for u in units),
+        units=tuple(Unit(u.name, u.devices, u.mms, u.iopf_cpu, u.ats) for u in units),
         vms=tuple(_vm(vm, f"{where}.vms[{index}]") for index, vm in enumerate(vms)),
         **sizes,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from nodes.kernel.context import Processor
 from nodes.kernel.variant import Kernel
-from protocol.messages.iommu import IotlbInvalidate
+from protocol.messages.iommu import AtcInvalidate, IotlbInvalidate
 
 
 def command_queue(unit: str) -> str:
@@ -24,9 +24,41 @@ async def invalidate_secondary_tlbs(
 ) -> None:
     """``arm_smmu_mm_arch_invalidate_secondary_tlbs`` (v6.6), ``..._invalidate_range`` before.
 
-    Queues the command and its sync, and waits for the sync.  May be called under the PTL.
+    Queues commands and their sync, and waits for the sync.  May be called under the PTL.
+
+    cpu0                                unit                device, through its ATC
+    clear pte
+    IOTLB command, sync                 drops its entry
+    ATC command, sync                                       drops its entry
+                                        [Required: in this order, or the device asks in between
+                                        and is given the unit's old entry]
     """
+    steps = [_tlb_inv_range_asid, _atc_inv_domain]
+    if cpu.world.kernel.ats_order == "atc_first":
+        steps.reverse()
+    for step in steps:
+        await step(cpu, unit, mm, start, end)
+
+
+async def _tlb_inv_range_asid(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
+    """``arm_smmu_tlb_inv_range_asid``.
+
+    A unit that sees the CPUs' broadcasts needs no command for them (``ARM_SMMU_FEAT_BTM``).
+    """
+    if cpu.world.kernel.btm and cpu.world.kernel.btm_skips_cmd:
+        return
     await cpu.port.call(unit, IotlbInvalidate(mm, start, end), command_queue(unit))
+
+
+async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
+    """``arm_smmu_atc_inv_domain``; nothing to do if no device has ATS enabled."""
+    if not next(u for u in cpu.world.units if u.name == unit).ats:
+        return
+    command = AtcInvalidate(mm, start, end)
+    if cpu.world.kernel.ats_wait:
+        await cpu.port.call(unit, command, command_queue(unit))
+    else:
+        cpu.port.tell(unit, command, command_queue(unit))
 
 
 def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:

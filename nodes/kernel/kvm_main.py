@@ -145,15 +145,25 @@ async def kvm_mmu_notifier_invalidate_range_end(
     kernel = cpu.world.kernel
     if not kernel.kvm_lockless_skip or await _slots_in(cpu, vm, start, end):
         await cpu.port.call(vm, MmuLock(True))
-        await cpu.port.call(vm, SeqBump())
-        await cpu.port.call(vm, InProgress(-1, start, end))
+        await _invalidate_end(cpu, vm, start, end)
         await cpu.port.call(vm, MmuUnlock())
     if kernel.kvm_lockless_skip:
         await cpu.port.call(vm, ActiveInvalidate(-1))
 
 
+async def _invalidate_end(cpu: Processor, vm: str, start: int, end: int) -> None:
+    """``kvm_mmu_invalidate_end``, under mmu_lock."""
+    count_first = cpu.world.kernel.kvm_end_order == "count_first"
+    if not count_first:
+        await cpu.port.call(vm, SeqBump())
+    await cpu.port.call(vm, InProgress(-1, start, end))
+    if count_first:
+        await cpu.port.call(vm, SeqBump())
+
+
 def mmu_invalidate_retry(kernel: Kernel, sampled: int, now: Seq, hva: int) -> bool:
     """``mmu_invalidate_retry_hva`` (v5.12), ``mmu_notifier_retry`` before; under mmu_lock."""
-    if now.in_progress and (not kernel.kvm_retry_hva or now.start <= hva < now.end):
+    in_range = not kernel.kvm_retry_hva or now.start <= hva < now.end
+    if "count" in kernel.kvm_retry and now.in_progress and in_range:
         return True
-    return now.seq != sampled
+    return "seq" in kernel.kvm_retry and now.seq != sampled

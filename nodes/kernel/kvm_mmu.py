@@ -15,6 +15,7 @@ from protocol.messages.kvm import (
     MmuLock,
     MmuUnlock,
     RetryWait,
+    Seq,
     SeqRead,
     SpteSet,
 )
@@ -53,13 +54,13 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
         return -EFAULT
     hva = gfn_to_hva_memslot(slot, gfn)
     mm = kvm_main.vm_named(cpu.world, vm).mm
-    sampled = await cpu.port.call(vm, SeqRead())
+    kernel = cpu.world.kernel
+    early = await cpu.port.call(vm, SeqRead()) if kernel.kvm_seq_sample == "before" else None
     page = await gup.get_user_page(cpu, mm, hva, write)
     if isinstance(page, int):
         return page
-    kernel = cpu.world.kernel
-    await cpu.port.call(vm, MmuLock(not kernel.kvm_retry_hva))
-    now = await cpu.port.call(vm, SeqRead())
+    sampled = early or await cpu.port.call(vm, SeqRead())
+    now = await _lock_and_read(cpu, vm)
     retry = kvm_main.mmu_invalidate_retry(kernel, sampled.seq, now, hva)
     if not retry:
         rights = ptes.flags_of(page.pte) & (ptes.PRESENT | ptes.WRITE)
@@ -72,3 +73,17 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
     if now.in_progress:
         await cpu.port.call(vm, RetryWait())
     return RET_PF_RETRY
+
+
+async def _lock_and_read(cpu: Processor, vm: str) -> Seq:
+    """Take mmu_lock and read the counters that the decision to retry rests on.
+
+    cpu0 (invalidate)                   vcpu0 (page fault)
+                                        mmu_lock; read seq and count; install
+    mmu_lock                            [Required: all three under one hold of the lock]
+    """
+    kernel = cpu.world.kernel
+    early = kernel.kvm_retry_check == "before_mmu_lock"
+    now = await cpu.port.call(vm, SeqRead()) if early else None
+    await cpu.port.call(vm, MmuLock(not kernel.kvm_retry_hva))
+    return now or await cpu.port.call(vm, SeqRead())

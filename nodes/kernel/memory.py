@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
+from nodes.kernel import do_fault, gup, mmu_gather, mmu_notifier, pgtable, tlb
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EFAULT, ENOMEM
 from nodes.kernel.mmu_gather import MmuGather
@@ -18,8 +18,11 @@ from protocol.messages.memory import (
     AnonVmaUnlock,
     FolioWait,
     FrameAlloc,
+    FrameCopy,
     MmapLock,
     MmapUnlock,
+    PageAnon,
+    PageGet,
     PagePut,
     PteGetAndClear,
     PteLoad,
@@ -29,6 +32,7 @@ from protocol.messages.memory import (
     PtlUnlock,
     RmapAdd,
     RmapRemove,
+    RmapWalk,
     Vma,
     VmaFind,
 )
@@ -87,6 +91,10 @@ async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) ->
 async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
     """``handle_pte_fault``: nothing there, not writable, or nothing left to do."""
     if not ptes.pte_present(fault.pte):
+        if fault.vma.file:
+            return await do_fault.do_fault(
+                cpu, fault.mm, fault.vma, fault.address, fault.table, fault.write
+            )
         return await do_anonymous_page(cpu, fault)
     if fault.write and not fault.pte & ptes.WRITE:
         return await do_wp_page(cpu, fault)
@@ -102,15 +110,19 @@ async def migration_entry_wait(cpu: Processor, fault: VmFault) -> int:
 
 async def _mark_accessed(cpu: Processor, fault: VmFault) -> int:
     """The end of ``handle_pte_fault``: somebody else has done it, or a spurious fault."""
+    changed = False
     await cpu.mem(PtlLock(fault.table))
     now = await _load(cpu, fault)
     if now == fault.pte:
         new = now | ptes.ACCESSED | (ptes.DIRTY if fault.write else 0)
-        if not await pgtable.ptep_set_access_flags(
+        changed = await pgtable.ptep_set_access_flags(
             cpu, fault.mm, fault.address, fault.table, now, new
-        ):
+        )
+        if not changed:
             await tlb.flush_tlb_fix_spurious_fault(cpu, fault.mm, fault.address)
     await cpu.mem(PtlUnlock(fault.table))
+    if changed:
+        await notify_upgrade(cpu, fault)
     return 0
 
 
@@ -151,12 +163,28 @@ async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
     if await _load(cpu, fault) != fault.pte:
         await cpu.mem(PtlUnlock(fault.table))
         return 0
-    if fault.pte & ptes.SPECIAL:
+    if not await _wp_can_reuse(cpu, fault):
+        if not fault.pte & ptes.SPECIAL:
+            await cpu.mem(PageGet(ptes.frame_of(fault.pte)))
         await cpu.mem(PtlUnlock(fault.table))
         return await wp_page_copy(cpu, fault)
     await wp_page_reuse(cpu, fault)
     await cpu.mem(PtlUnlock(fault.table))
+    await notify_upgrade(cpu, fault)
     return 0
+
+
+async def _wp_can_reuse(cpu: Processor, fault: VmFault) -> bool:
+    """Whether the page need not be copied: of a shared mapping, or anonymous and mapped once.
+
+    (``reuse_swap_page`` to v5.16; ``wp_can_reuse_anon_folio`` also looks at references.)
+    """
+    if fault.pte & ptes.SPECIAL:
+        return False
+    frame = ptes.frame_of(fault.pte)
+    if fault.vma.file and not (await cpu.mem(PageAnon(frame))).value:
+        return fault.vma.shared
+    return len((await cpu.mem(RmapWalk(frame))).places) == 1
 
 
 async def wp_page_reuse(cpu: Processor, fault: VmFault) -> None:
@@ -165,17 +193,37 @@ async def wp_page_reuse(cpu: Processor, fault: VmFault) -> None:
     await pgtable.ptep_set_access_flags(cpu, fault.mm, fault.address, fault.table, fault.pte, new)
 
 
+async def notify_upgrade(cpu: Processor, fault: VmFault) -> None:
+    """A bracket back to back once the PTL is dropped (proposed in May 2023, never merged).
+
+    It does not surround the change, so nothing may be concluded from being inside it; a
+    shared-table secondary is flushed by the ``invalidate_range`` of its end.
+    """
+    if not cpu.world.kernel.upgrade_notify.startswith("generic_after_ptl"):
+        return
+    range_ = MmuNotifierRange(
+        fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_UPGRADE
+    )
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+
+
 async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
-    """``wp_page_copy``: a new frame in place of a shared one.
+    """``wp_page_copy``: a new frame in place of a shared one (the caller took a reference).
 
     cpu0 (COW)                          device, through its IOTLB
     clear pte; flush CPUs and secondaries
                                         [Required: no old translation from here on]
     publish the new frame               reads the new frame, never the old one after it
     """
+    source = ptes.frame_of(fault.pte)
+    counted = not fault.pte & ptes.SPECIAL
     frame = (await cpu.mem(FrameAlloc("anon"))).frame
     if frame < 0:
+        await gup.put_page(cpu, source)
         return -ENOMEM
+    if counted:
+        await cpu.mem(FrameCopy(source, frame))
     range_ = MmuNotifierRange(
         fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.CLEAR
     )
@@ -185,11 +233,13 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
     if not raced:
         await pgtable.ptep_clear_flush_notify(cpu, fault.mm, fault.address, fault.table)
         await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
+        if counted:
+            await cpu.mem(RmapRemove(source, fault.mm, fault.address))
         await _set(cpu, fault, ptes.make(frame, ANON_FLAGS | fault.write_flags))
     await cpu.mem(PtlUnlock(fault.table))
-    await mmu_notifier.invalidate_range_end(cpu, range_, only_end=True)
-    if raced:
-        await cpu.mem(PagePut(frame))
+    await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.cow_range_only_end)
+    await gup.put_page(cpu, frame if raced else source)
+    await gup.put_page(cpu, source)
     return 0
 
 
@@ -249,7 +299,9 @@ async def _zap_entry(
     """Clear one entry; True if the batch is full."""
     old = (await cpu.mem(PteGetAndClear(table, index))).pte
     if not ptes.pte_present(old):
-        return False  # a migration entry holds no reference
+        if ptes.is_migration(old):  # it holds no reference
+            await cpu.mem(RmapRemove(ptes.frame_of(old), gather.mm, address))
+        return False
     gather.adjust_range(address)
     if old & ptes.SPECIAL:
         return False

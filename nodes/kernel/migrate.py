@@ -32,8 +32,6 @@ from protocol.messages.memory import (
 from protocol.ranges import page_align
 from protocol.records import Coverage
 
-Place = tuple[str, int]
-"""Where a migration entry was put: (mm, address)."""
 _KEPT = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
 """What a migration entry remembers of the entry it replaces."""
 
@@ -77,29 +75,32 @@ async def unmap_and_move(cpu: Processor, old: int) -> int:
     if new < 0:
         return -ENOMEM
     await cpu.sleep(MEMORY, FolioLock(old))
-    places = await try_to_migrate(cpu, old)
-    moved = (await cpu.mem(PageFreeze(old, 1))).value and bool(places)
+    replaced = await try_to_migrate(cpu, old)
+    moved = (await cpu.mem(PageFreeze(old, 1))).value and replaced
     if moved:
         await cpu.mem(FrameCopy(old, new))
     else:
         cpu.port.emit(Coverage("migrate_busy"))
-    await remove_migration_ptes(cpu, places, old, new if moved else old)
+    await remove_migration_ptes(cpu, old, new if moved else old)
     await cpu.mem(FolioUnlock(old))
     # The copy's own reference goes; each mapping of it took one.
     await gup.put_page(cpu, new)
     return 0 if moved else -EAGAIN
 
 
-async def try_to_migrate(cpu: Processor, old: int) -> list[Place]:
-    """``try_to_migrate``: a migration entry in place of every mapping, under the rmap lock."""
-    places: list[Place] = []
+async def try_to_migrate(cpu: Processor, old: int) -> bool:
+    """``try_to_migrate``: a migration entry in place of every mapping, under the rmap lock.
+
+    Whether there was any.  The rmap goes on listing them, so that whoever moves or copies such
+    an entry (mremap, fork) leads ``remove_migration_ptes`` to it.
+    """
+    replaced = False
     mappings = (await cpu.mem(RmapWalk(old))).places
     for mm, address in mappings:
         await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        if await try_to_migrate_one(cpu, mm, address, old):
-            places.append((mm, address))
+        replaced |= await try_to_migrate_one(cpu, mm, address, old)
         await cpu.mem(AnonVmaUnlock(mm))
-    return places
+    return replaced
 
 
 async def try_to_migrate_one(cpu: Processor, mm: str, address: int, old: int) -> bool:
@@ -116,7 +117,6 @@ async def try_to_migrate_one(cpu: Processor, mm: str, address: int, old: int) ->
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
             migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
             await cpu.mem(PteSet(table, index, migration))
-            await cpu.mem(RmapRemove(old, mm, address))
             await gup.put_page(cpu, old)
             replaced = True
         await cpu.mem(PtlUnlock(table))
@@ -124,22 +124,39 @@ async def try_to_migrate_one(cpu: Processor, mm: str, address: int, old: int) ->
     return replaced
 
 
-async def remove_migration_ptes(cpu: Processor, places: list[Place], old: int, to: int) -> None:
-    """``remove_migration_ptes``: map ``to`` where the migration entries of ``old`` still are."""
-    for mm, address in places:
-        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        table = await pgtable.find_leaf_table(cpu, mm, address)
-        if table >= 0:
-            await cpu.mem(PtlLock(table))
-            index = pgtable.pte_index(cpu, address)
-            pte = (await cpu.mem(PteLoad(table, index))).pte
-            if ptes.is_migration(pte) and ptes.frame_of(pte) == old:
-                await gup.get_page(cpu, to)
-                await cpu.mem(RmapAdd(to, mm, address))
-                rights = await _page_prot(cpu, mm, address)
-                await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
-            await cpu.mem(PtlUnlock(table))
-        await cpu.mem(AnonVmaUnlock(mm))
+async def remove_migration_ptes(cpu: Processor, old: int, to: int) -> None:
+    """``remove_migration_ptes``: map ``to`` wherever a migration entry of ``old`` is.
+
+    An entry that mremap moves meanwhile, or that fork copies, is met again behind: the kernel's
+    walk is over VMAs, and a copy comes after its original in it.
+    """
+    found = True
+    while found:
+        found = False
+        for mm, address in (await cpu.mem(RmapWalk(old))).places:
+            await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
+            found |= await remove_migration_pte(cpu, mm, address, old, to)
+            await cpu.mem(AnonVmaUnlock(mm))
+
+
+async def remove_migration_pte(cpu: Processor, mm: str, address: int, old: int, to: int) -> bool:
+    """``remove_migration_pte``: whether the walk must be done again: found, or gone elsewhere."""
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table < 0:
+        return True
+    await cpu.mem(PtlLock(table))
+    index = pgtable.pte_index(cpu, address)
+    pte = (await cpu.mem(PteLoad(table, index))).pte
+    waits = ptes.is_migration(pte) and ptes.frame_of(pte) == old
+    if waits:
+        await gup.get_page(cpu, to)
+        if to != old:
+            await cpu.mem(RmapRemove(old, mm, address))
+            await cpu.mem(RmapAdd(to, mm, address))
+        rights = await _page_prot(cpu, mm, address)
+        await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
+    await cpu.mem(PtlUnlock(table))
+    return waits or not ptes.pte_present(pte)
 
 
 async def _page_prot(cpu: Processor, mm: str, address: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import memory, mmu_gather
+from nodes.kernel import filemap, memory, mmu_gather
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EINVAL, ENOMEM
 from nodes.world import MEMORY
@@ -21,34 +21,44 @@ from protocol.messages.memory import (
 from protocol.ranges import page_align
 
 
-def _bad_range(cpu: Processor, address: int, length: int) -> bool:
+def bad_range(cpu: Processor, address: int, length: int) -> bool:
     """Not page-aligned, empty, or beyond what the page table maps."""
     end = address + page_align(length)
     return bool(address % PAGE_SIZE) or length <= 0 or end > cpu.world.address_end()
 
 
-async def mmap_region(
-    cpu: Processor, mm: str, address: int, length: int, read: bool, write: bool
-) -> int:
-    """``mmap(MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS)``: the address, or -errno.
+async def mmap_region(cpu: Processor, mm: str, wanted: Vma) -> int:
+    """``mmap(MAP_FIXED)`` of anonymous private memory or of a file: the address, or -errno.
 
     Whatever was mapped there is unmapped first, under the same mmap_lock (``mmap_region``).
     """
-    if _bad_range(cpu, address, length):
+    address, length = wanted.start, wanted.end - wanted.start
+    if bad_range(cpu, address, length) or wanted.offset % PAGE_SIZE:
         return -EINVAL
     end = address + page_align(length)
     await cpu.sleep(MEMORY, MmapLock(mm, True))
-    found = await cpu.mem(VmaFind(mm, address, end))
-    if found.vmas:
-        await _unmap_region(cpu, mm, address, end, found)
-    await cpu.mem(VmaReplace(mm, address, end, (Vma(address, end, read, write),)))
+    await do_munmap_locked(cpu, mm, address, end)
+    await vma_link(cpu, mm, wanted.part(address, end))
     await cpu.mem(MmapUnlock(mm))
     return address
 
 
+async def vma_link(cpu: Processor, mm: str, vma: Vma) -> None:
+    """``vma_link``: into the mm, and into the rmap of its file; mmap_lock held for write."""
+    await cpu.mem(VmaReplace(mm, vma.start, vma.end, (vma,)))
+    await filemap.vma_link_file(cpu, mm, vma)
+
+
+async def do_munmap_locked(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``do_vmi_munmap``: unmap what there is in [start, end); mmap_lock held for write."""
+    found = await cpu.mem(VmaFind(mm, start, end))
+    if found.vmas:
+        await _unmap_region(cpu, mm, start, end, found)
+
+
 async def do_munmap(cpu: Processor, mm: str, address: int, length: int) -> int:
     """``munmap``: ``__do_munmap``; downgrades mmap_lock to read once the VMAs are out (v4.20)."""
-    if _bad_range(cpu, address, length):
+    if bad_range(cpu, address, length):
         return -EINVAL
     end = address + page_align(length)
     await cpu.sleep(MEMORY, MmapLock(mm, True))
@@ -71,8 +81,22 @@ async def _unmap_region(
         await cpu.mem(MmapDowngrade(mm))
     gather = await mmu_gather.tlb_gather_mmu(cpu, mm)
     await memory.unmap_vmas(cpu, gather, start, end)
+    for vma in found.vmas:
+        await filemap.unlink_file_vma(cpu, mm, vma, start, end)
     await memory.free_pgtables(cpu, gather, start, end, floor, ceiling)
     await mmu_gather.tlb_finish_mmu(cpu, gather)
+
+
+async def exit_mmap(cpu: Processor, mm: str) -> int:
+    """``exit_mmap``: unmap everything that the last thread leaves behind.
+
+    Subscribers hear of it as of any unmap; ``mmu_notifier_release`` is not called.
+    """
+    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    await do_munmap_locked(cpu, mm, 0, cpu.world.address_end())
+    await cpu.mem(BrkStore(mm, 0))
+    await cpu.mem(MmapUnlock(mm))
+    return 0
 
 
 async def do_brk(cpu: Processor, mm: str, address: int) -> int:

@@ -49,13 +49,23 @@ async def _call_one(
     cpu: Processor, callback: str, driver: str, node: str, range_: MmuNotifierRange
 ) -> None:
     function = subscriber_ops(driver, cpu.world.kernel).get(callback)
-    if function is None:
+    if function is None or _filtered(cpu.world.kernel, callback, range_.event):
         return
     mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
     op = cpu.port.operation
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "begin", op))
     await function(cpu, node, mm, start, end)
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end", op))
+
+
+def _filtered(kernel: Kernel, callback: str, event: MmuNotifierEvent) -> bool:
+    """A shadow MMU that looks at the event has nothing to drop when a right was added."""
+    shadow = callback in ("invalidate_range_start", "invalidate_range_end")
+    return (
+        shadow
+        and event is MmuNotifierEvent.PROTECTION_UPGRADE
+        and kernel.upgrade_notify == "generic_after_ptl+event_filter"
+    )
 
 
 async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EINVAL, ENOMEM
@@ -41,8 +43,9 @@ async def do_mprotect(
         start, stop = max(vma.start, address), min(vma.end, end)
         covered += stop - start
         if (vma.read, vma.write) != (read, write):
-            await cpu.mem(VmaReplace(mm, start, stop, (Vma(start, stop, read, write),)))
-            await change_protection(cpu, mm, start, stop, Vma(start, stop, read, write))
+            changed = msgspec.structs.replace(vma.part(start, stop), read=read, write=write)
+            await cpu.mem(VmaReplace(mm, start, stop, (changed,)))
+            await change_protection(cpu, mm, start, stop, changed)
     await cpu.mem(MmapUnlock(mm))
     return 0 if covered == end - address else -ENOMEM
 

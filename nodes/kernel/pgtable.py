@@ -19,6 +19,7 @@ from protocol.messages.memory import (
     PtlLock,
     PtlUnlock,
 )
+from protocol.records import Coverage
 
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
 Visit = Callable[[int, int, int, int], Awaitable[None]]
@@ -132,6 +133,28 @@ async def ptep_set_access_flags(
     changed = old != new
     if changed:
         await cpu.mem(PteSet(table, pte_index(cpu, address), new))
-        if cpu.world.kernel.upgrade_needs_flush:
-            await tlb.flush_tlb_page(cpu, mm, address)
+        if not old & ptes.WRITE and new & ptes.WRITE:
+            cpu.port.emit(Coverage("write_upgrade"))
+        await _flush_upgrade(cpu, mm, address)
     return changed
+
+
+async def _flush_upgrade(cpu: Processor, mm: str, address: int) -> None:
+    """The flush of ``ptep_set_access_flags``, and the call beside it where there is one.
+
+    device, through its IOTLB           cpu0 (write fault)
+    holds the entry without write
+                                        entry = writable; flush the CPUs
+                                        [Required: the unit loses the entry as well, if it
+                                        faults on a weak entry instead of walking again]
+    """
+    kernel = cpu.world.kernel
+    if not kernel.upgrade_needs_flush:
+        return
+    if kernel.upgrade_tlbi_scope == "local":
+        await tlb.local_flush_tlb_page(cpu, mm, address)
+    else:
+        await tlb.flush_tlb_page(cpu, mm, address)
+    if kernel.upgrade_notify == "arch_beside_flush" and not kernel.arch_secondary_flush:
+        # The RFC of June 2023: only this flush calls the secondaries.
+        await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)

@@ -19,12 +19,16 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
     """
+    await _flush_cpus(cpu, mm, start, end)
+    if cpu.world.kernel.arch_secondary_flush:
+        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
+
+
+async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
     if cpu.world.kernel.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
         await _flush_tlb_multi(cpu, mm, start, end)
-    if cpu.world.kernel.arch_secondary_flush:
-        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -32,9 +36,21 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
     await flush_tlb_range(cpu, mm, address, address + PAGE_SIZE)
 
 
+async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
+    """``local_flush_tlb_page`` (arm64, cb1fa2e99955): TLBI and DSB of this processor alone.
+
+    The secondaries are called all the same: nobody repairs a spurious fault for them.
+    """
+    await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
+    if cpu.world.kernel.arch_secondary_flush:
+        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, address, address + PAGE_SIZE)
+
+
 async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
     """``flush_tlb_mm``: everything of the mm, encoded (0, ULONG_MAX)."""
-    await flush_tlb_range(cpu, mm, 0, ULONG_MAX)
+    await _flush_cpus(cpu, mm, 0, ULONG_MAX)
+    if cpu.world.kernel.flush_mm_notifies:
+        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
 async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:

@@ -26,6 +26,13 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5)."""
     clear_flush_calls_ir: bool
     """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5)."""
+    ats_order: Literal["iotlb_first", "atc_first"]
+    """What an SVA driver invalidates first: the unit's IOTLB, or the TLBs of its devices."""
+    ats_wait: bool
+    """It waits until the devices have said that they are done."""
+    cow_range_only_end: bool
+    """``wp_page_copy`` ends its bracket with ``..._range_only_end`` (v4.15 to v6.5): what
+    ``invalidate_range`` has to say was said under the PTL."""
     arch_secondary_flush: bool
     """The architecture's TLB flush calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
     nested_encoding: Literal["neg1_neg1", "zero_neg1"]
@@ -36,17 +43,50 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``change_protection`` flushes through an ``mmu_gather`` (v5.19)."""
     upgrade_needs_flush: bool
     """``ptep_set_access_flags`` flushes the TLB when it grants more (arm64)."""
+    upgrade_tlbi_scope: Literal["broadcast", "local"]
+    """That flush reaches every observer, or only the processor that does it: the others repair
+    their own spurious fault (arm64, cb1fa2e99955)."""
+    upgrade_notify: Literal[
+        "none", "generic_after_ptl", "generic_after_ptl+event_filter", "arch_beside_flush"
+    ]
+    """Who hears of a right that was added: nobody (to v6.5); every subscriber, from a bracket
+    after the PTL (a patch of May 2023, never merged), from which a shadow MMU may filter the
+    event out; or who shares the table, under the PTL, beside the flush (v6.6)."""
     refetch_on_perm_fault: bool
     """The IOMMU walks again when an entry is too weak, instead of faulting on it (x86)."""
     broadcast_tlbi: bool
     """The CPU flush is TLBI and DSB (arm64) rather than IPIs (x86)."""
     btm: bool
     """The IOMMU takes part in broadcast TLB maintenance."""
+    btm_skips_cmd: bool
+    """Its driver queues no command for what it sees broadcast (``ARM_SMMU_FEAT_BTM``)."""
+    mremap_cpu_flush: Literal["at_end", "dirty_under_old_ptl", "under_both_ptl"]
+    """When ``move_ptes`` flushes: once after all tables (to v4.8); dirty entries under the old
+    PTL when the new one is free already, others after all tables (v4.9); all of them before
+    either PTL is free (v4.19)."""
+    mremap_sec_flush: Literal["at_end", "beside_cpu_flush"]
+    """``move_ptes`` leaves secondary TLBs to ``invalidate_range_end`` (to v6.5), or they are
+    flushed wherever the CPUs are (v6.6)."""
+    fork_cpu_flush: bool
+    """``dup_mmap`` calls ``flush_tlb_mm`` of the parent when all is copied (all releases)."""
+    flush_mm_notifies: bool
+    """``flush_tlb_mm``, too, calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
     apic_gen: Literal[1, 2, 3]
     """APIC-access page: reload requested from range_start (1, v4.15), from invalidate_range
     (2, v5.8), or from the zap, with a retrying reload (3, v6.5)."""
+    kvm_retry: Literal["none", "count", "seq", "count+seq"]
+    """What makes a page fault that looked its page up start over: an invalidation in progress,
+    ``mmu_invalidate_seq`` having moved, either (v2.6.28), or nothing."""
     kvm_retry_hva: bool
     """``mmu_notifier_retry_hva``: only faults inside the range retry (v5.12)."""
+    kvm_seq_sample: Literal["before", "after"]
+    """When the page fault reads ``mmu_invalidate_seq``: before its lookup, or after it."""
+    kvm_retry_check: Literal["under_mmu_lock", "before_mmu_lock"]
+    """Where the page fault decides that it need not start over."""
+    kvm_end_order: Literal["seq_first", "count_first"]
+    """What ``invalidate_range_end`` changes first."""
+    kvm_second_range: Literal["added", "replaces"]
+    """What a second bracket does to the range in progress (``kvm_mmu_invalidate_range_add``)."""
     kvm_lockless_skip: bool
     """Invalidations that touch no memslot take no mmu_lock; ``mn_active_invalidate_count``
     holds off memslot updates (v5.15)."""
@@ -58,12 +98,32 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (self.arch_secondary_flush, self.gather_calls_ir, "gather_calls_ir"),
             (self.arch_secondary_flush, self.clear_flush_calls_ir, "clear_flush_calls_ir"),
             (self.arch_secondary_flush, self.apic_gen == 2, "apic_gen = 2"),
+            (self.arch_secondary_flush, self.cow_range_only_end, "cow_range_only_end"),
+            (self.arch_secondary_flush, self.mremap_sec_flush == "at_end", "mremap_sec_flush"),
         ):
             if left and right:
                 raise UserError(
                     where, f"arch_secondary_flush contradicts {why}",
                     "invalidate_range does not exist beside the arch hook",
                 )  # fmt: skip
+        if self.arch_secondary_flush and self.upgrade_notify != "arch_beside_flush":
+            raise UserError(
+                where, f"arch_secondary_flush contradicts upgrade_notify = {self.upgrade_notify}",
+                "arch_beside_flush: the flush itself calls the secondaries",
+            )  # fmt: skip
+        if self.upgrade_tlbi_scope == "local" and not self.upgrade_needs_flush:
+            raise UserError(
+                where, "upgrade_tlbi_scope = local without upgrade_needs_flush", "broadcast"
+            )
+        if self.kvm_retry_hva and "count" not in self.kvm_retry:
+            raise UserError(
+                where, f"kvm_retry_hva contradicts kvm_retry = {self.kvm_retry}",
+                "the range belongs to the count",
+            )  # fmt: skip
+        if self.flush_mm_notifies and not self.arch_secondary_flush:
+            raise UserError(
+                where, "flush_mm_notifies without arch_secondary_flush", "the hook of v6.6"
+            )
         if self.btm and not self.broadcast_tlbi:
             raise UserError(where, "btm without broadcast_tlbi", "broadcast_tlbi = true")
         return self
@@ -73,15 +133,28 @@ _V4_15: dict[str, object] = {
     "end_calls_ir": True,
     "gather_calls_ir": True,
     "clear_flush_calls_ir": True,
+    "ats_order": "iotlb_first",
+    "ats_wait": True,
+    "cow_range_only_end": True,
     "arch_secondary_flush": False,
+    "upgrade_notify": "none",
     "nested_encoding": "neg1_neg1",
     "munmap_downgrades": False,
+    "mremap_cpu_flush": "dirty_under_old_ptl",
+    "mremap_sec_flush": "at_end",
+    "fork_cpu_flush": True,
+    "flush_mm_notifies": False,
     "change_protection_gathers": False,
     "apic_gen": 1,
+    "kvm_retry": "count+seq",
     "kvm_retry_hva": False,
+    "kvm_seq_sample": "before",
+    "kvm_retry_check": "under_mmu_lock",
+    "kvm_end_order": "seq_first",
+    "kvm_second_range": "added",
     "kvm_lockless_skip": False,
 }
-_V5_7 = _V4_15 | {"munmap_downgrades": True}
+_V5_7 = _V4_15 | {"munmap_downgrades": True, "mremap_cpu_flush": "under_both_ptl"}
 _V5_8 = _V5_7 | {"apic_gen": 2}
 _V6_2 = _V5_8 | {
     "change_protection_gathers": True,
@@ -93,7 +166,11 @@ _V6_6 = _V6_5 | {
     "end_calls_ir": False,
     "gather_calls_ir": False,
     "clear_flush_calls_ir": False,
+    "cow_range_only_end": False,
     "arch_secondary_flush": True,
+    "mremap_sec_flush": "beside_cpu_flush",
+    "flush_mm_notifies": True,
+    "upgrade_notify": "arch_beside_flush",
     "nested_encoding": "zero_neg1",
 }
 _RELEASES: dict[str, dict[str, object]] = {
@@ -106,9 +183,11 @@ _RELEASES: dict[str, dict[str, object]] = {
 }
 _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
-            "broadcast_tlbi": False, "btm": False},
+            "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": False, "btm": False,
+            "btm_skips_cmd": False},
     "arm64": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
-              "broadcast_tlbi": True, "btm": False},
+              "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
+              "btm_skips_cmd": True},
 }  # fmt: skip
 
 RELEASES = tuple(_RELEASES)

@@ -5,7 +5,17 @@ the fields that complete it), how (read, write), and which reply it gets; ``docs
 generated from that.
 """
 
-from protocol.messages import iommu, kvm, memory, processor, program
+from protocol.messages import device, filemap, iommu, kvm, memory, processor, program
 from protocol.messages.base import Message, kinds
 
-__all__ = ["Message", "iommu", "kinds", "kvm", "memory", "processor", "program"]
+__all__ = [
+    "Message",
+    "device",
+    "filemap",
+    "iommu",
+    "kinds",
+    "kvm",
+    "memory",
+    "processor",
+    "program",
+]

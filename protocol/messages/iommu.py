@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from protocol.messages.base import Ack, Message, Request
+from protocol.messages.memory import Flag
 
 
 class DmaDone(Message, frozen=True):
@@ -22,6 +23,39 @@ class DmaAccess(Request[DmaDone], frozen=True):
     write: bool
     value: int
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
+
+
+class Translation(Message, frozen=True):
+    """A translation completion: the entry (0: page request needed) and the name of its fill."""
+
+    pte: int
+    fill: str
+
+
+class AtsTranslate(Request[Translation], frozen=True):
+    """A device's translation request (PCIe ATS); the answer may be cached in its ATC."""
+
+    pasid: str
+    address: int
+    write: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
+
+
+class PriRequest(Request[Flag], frozen=True):
+    """A device's page request (PCIe PRI) and its response: whether to try again."""
+
+    pasid: str
+    address: int
+    write: bool
+
+
+class AtcInvalidate(Request[Ack], frozen=True):
+    """``CMDQ_OP_ATC_INV`` and its sync: answered once every device of the unit has answered."""
+
+    pasid: str
+    start: int
+    end: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("atc", "pasid")
 
 
 class IotlbInvalidate(Request[Ack], frozen=True):

@@ -14,12 +14,36 @@ from protocol.messages.base import Ack, Message, Request
 
 
 class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """``struct vm_area_struct``: [start, end) in bytes and its rights."""
+    """``struct vm_area_struct``: [start, end) in bytes, its rights, and the file it maps."""
 
     start: int
     end: int
     read: bool
     write: bool
+    file: str = ""
+    """Empty: anonymous memory."""
+    offset: int = 0
+    """Byte of the file at ``start`` (``vm_pgoff``)."""
+    shared: bool = False
+    """``VM_SHARED``: stores reach the file."""
+
+    def part(self, start: int, end: int) -> Vma:
+        """The part [start, end) of it, with what it maps there."""
+        offset = self.offset + start - self.start if self.file else 0
+        return Vma(start, end, self.read, self.write, self.file, offset, self.shared)
+
+    def at(self, address: int) -> Vma:
+        """The same memory, mapped at ``address`` instead."""
+        end = address + self.end - self.start
+        return Vma(address, end, self.read, self.write, self.file, self.offset, self.shared)
+
+    def continues(self, before: Vma) -> bool:
+        """Whether this and the VMA ``before`` can be one (``can_vma_merge_after``)."""
+        follows = before.end == self.start and (
+            not self.file or before.offset + before.end - before.start == self.offset
+        )
+        same = (before.read, before.write, before.file, before.shared)
+        return follows and same == (self.read, self.write, self.file, self.shared)
 
 
 # ---- replies -------------------------------------------------------------------------------
@@ -249,7 +273,7 @@ class FrameAlloc(Request[FrameNumber], frozen=True):
     """``alloc_page(__GFP_ZERO)``: a zeroed frame with one reference, last freed first."""
 
     use: str
-    """``anon`` or ``table``."""
+    """``anon``, ``file`` or ``table``."""
     mm: str = ""
     address: int = 0
     """For a table: the first address that it maps."""
@@ -304,6 +328,24 @@ class RmapRemove(Request[Ack], frozen=True):
     mm: str
     address: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+
+
+class RmapMove(Request[Ack], frozen=True):
+    """The mapping of a frame moved within the mm, under both PTLs (``move_ptes``)."""
+
+    frame: int
+    mm: str
+    old: int
+    new: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+
+
+class PageAnon(Request[Flag], frozen=True):
+    """``PageAnon``: whether the page belongs to processes and not to a file."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+    ACCESS: ClassVar[str] = "read"
 
 
 class RmapWalk(Request[Mappings], frozen=True):

@@ -20,13 +20,53 @@ class Operation(Request[OpDone], frozen=True):
 
 
 class Mmap(Operation, frozen=True):
-    """``mmap(MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS)`` of [address, address + length)."""
+    """``mmap(MAP_FIXED)`` of [address, address + length): anonymous and private, or a file."""
 
     mm: str
     address: int
     length: int
     read: bool
     write: bool
+    file: str = ""
+    offset: int = 0
+    shared: bool = False
+    """``MAP_SHARED``; only of a file."""
+
+
+class Mremap(Operation, frozen=True):
+    """``mremap(MREMAP_MAYMOVE | MREMAP_FIXED)``; in place if the addresses are equal."""
+
+    mm: str
+    address: int
+    length: int
+    new_address: int
+    new_length: int
+
+
+class Fork(Operation, frozen=True):
+    """``fork``: ``child``, an mm in which nothing is mapped, becomes a copy of ``mm``."""
+
+    mm: str
+    child: str
+
+
+class Execve(Operation, frozen=True):
+    """``execve`` in the process of ``mm``: nothing is mapped in it afterwards."""
+
+    mm: str
+
+
+class Exit(Operation, frozen=True):
+    """``exit_group`` of the process of ``mm``: nothing is mapped in it afterwards."""
+
+    mm: str
+
+
+class Truncate(Operation, frozen=True):
+    """``ftruncate``: the file has ``size`` bytes from now on."""
+
+    file: str
+    size: int
 
 
 class Munmap(Operation, frozen=True):

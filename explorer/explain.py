@@ -1,0 +1,367 @@
+"""Why a schedule fails: the interleaving, the orders that decide it, what was owed, what cures it.
+
+Nothing here is a template of a known race.  Orders are found by reversing every immediate race of
+the run and playing what comes of it; the deciding swap by turning a passing run into the failing
+one, one adjacent pair at a time; the cure by playing the same schedule on every other kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from explorer.case import Case, Target
+from explorer.lenient import How, Moment, Played, play
+from explorer.races import Order
+from explorer.reduce import with_world
+from explorer.schedule_file import Loaded
+from explorer.timeline import Row, setup_of, timeline
+from nodes.kernel.variant import Kernel
+from oracle.violation import Violation
+from protocol.errors import EmulatorError, UserError
+from protocol.messages.base import Message
+
+COMPLETIONS: Final = 8
+"""Ways to go on that are tried before an order counts as necessary, or a switch as a cure."""
+PASSING_TRIES: Final = 200
+_IDENTITY: Final = ("release", "arch")
+"""Fields of a kernel that are names, not switches."""
+INVALIDATES: Final = {
+    "tlb": ("FlushTlbIpi", "Tlbi"),
+    "iotlb": ("IotlbInvalidate", "Tlbi"),
+    "spte": ("SpteClear",),
+    "gtlb": ("KvmRequest",),
+    "vmcs": ("KvmRequest",),
+}
+"""Cache -> messages that end a translation in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A delivery of a run, as people need to find it."""
+
+    n: int
+    name: str
+    kind: str
+    src: str
+    dst: str
+    operation: str
+    operation_kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ordering:
+    """``early`` before ``late``: without it the violation does not happen."""
+
+    early: Spot
+    late: Spot
+    runs: int
+    """Completions that were run with the two the other way round; none had the violation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Two neighbours: as here the run fails, the other way round it passes."""
+
+    first: Spot
+    second: Spot
+    runs: int
+    """Runs that the search took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """A kernel switch at another value, under this very schedule."""
+
+    switch: str
+    value: Any
+    usual: Any
+    safe: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """The invalidations that did come, around the window in which one was owed."""
+
+    kinds: tuple[str, ...]
+    before_fill: tuple[Spot, ...]
+    """Too early: the translation was cached after them."""
+    in_time: tuple[Spot, ...]
+    too_late: tuple[Spot, ...]
+
+
+@dataclass(slots=True)
+class Explanation:
+    """All four parts."""
+
+    case: Case
+    target: Target
+    violation: Violation
+    rows: list[Row]
+    setup: list[str]
+    deliveries: int
+    switches: int
+    orderings: list[Ordering]
+    races: int
+    """Immediate races that were reversed."""
+    swap: Swap | None
+    missed: Missed
+    cures: list[Cure]
+    contradictory: int
+    """Other values that the kernel's remaining switches rule out."""
+
+
+def explain(loaded: Loaded, tick: Callable[[str], None] = lambda _: None) -> Explanation:
+    """Explain the violation of a case (best: a minimised one).  Raises ``UserError``."""
+    case, target = replace(loaded.case, order=loaded.played.order), loaded.target
+    failing = play(case, How(target, keep=True))
+    violation = failing.found
+    if violation is None:
+        raise UserError("schedule", f"does not violate {target.text()}", "a schedule that does")
+    case = replace(case, order=failing.order)
+    tick("orders")
+    order = Order(failing.moments)
+    races = _races(order, failing.moments)
+    orderings, passing = _necessary(case, target, order, races)
+    tick("the deciding swap")
+    swap = _deciding_swap(case, target, failing, passing)
+    tick("kernels")
+    cures, contradictory = _cures(case, target)
+    rows = timeline(case, violation, failing.moments)
+    return Explanation(
+        case, target, violation, rows, setup_of(case, rows), *failing.cost, orderings, len(races),
+        swap, _missed(case, target, violation), cures, contradictory,
+    )  # fmt: skip
+
+
+def spot_of(moment: Moment, case: Case) -> Spot:
+    """A delivery for people."""
+    e = moment.envelope
+    operation = e.id.partition(".")[0].rstrip("~")
+    kind = case.kinds().get(operation, "")
+    return Spot(moment.n, moment.name, e.kind, e.src, e.dst, operation, kind)
+
+
+# ---- necessary orders --------------------------------------------------------------------------
+
+
+def _races(order: Order, moments: Sequence[Moment]) -> list[tuple[int, int]]:
+    """Immediate races between different threads."""
+    return [
+        (race.first, race.second)
+        for race in order.races()
+        if moments[race.first].envelope.id.partition("/")[0]
+        != moments[race.second].envelope.id.partition("/")[0]
+    ]
+
+
+def _necessary(
+    case: Case, target: Target, order: Order, races: Sequence[tuple[int, int]]
+) -> tuple[list[Ordering], Played | None]:
+    """The races that decide, and a passing run that was met on the way."""
+    found: list[Ordering] = []
+    passing: Played | None = None
+    for first, second in races:
+        early, late = order.moments[first], order.moments[second]
+        other = replace(case, order=order.reversed_order(first, second))
+        passed: list[Played] = []
+        for played in _completions(other, target, (early.name, late.name)):
+            if played.found is not None:
+                passed.clear()
+                break
+            passed.append(played)
+        if passed:
+            passing = passed[0]  # of the last one: it has most in common with the failing run
+            found.append(Ordering(spot_of(early, case), spot_of(late, case), len(passed)))
+    return found, passing
+
+
+def _completions(case: Case, target: Target, hold: tuple[str, str]) -> Iterator[Played]:
+    """Runs in which ``hold`` was kept: as ordered, eagerly, then drawn."""
+    plans = [How(target, hold=hold), How(target, hold=hold, eager=True)]
+    plans += [How(target, hold=hold, seed=seed) for seed in range(COMPLETIONS - len(plans))]
+    for how in plans:
+        cut = case if how.seed is None else replace(case, order=_until(case.order, hold[0]))
+        try:
+            played = play(cut, how)
+        except EmulatorError:
+            continue
+        if _kept(played, hold):
+            yield played
+
+
+def _until(order: Sequence[str], name: str) -> tuple[str, ...]:
+    """The order up to a name; what follows is free."""
+    return tuple(order[: order.index(name) + 1]) if name in order else tuple(order)
+
+
+def _kept(played: Played, hold: tuple[str, str]) -> bool:
+    """Whether the late one came and the early one, if at all, after it."""
+    early, late = hold
+    if late not in played.order:
+        return False
+    return early not in played.order or played.order.index(late) < played.order.index(early)
+
+
+# ---- the deciding swap -------------------------------------------------------------------------
+
+
+def _deciding_swap(
+    case: Case, target: Target, failing: Played, passing: Played | None
+) -> Swap | None:
+    """One adjacent pair whose order decides, on a way from a passing run to the failing one."""
+    passing = passing or _passing(case, target)
+    return None if passing is None else _Path(case, target, failing, passing).search()
+
+
+def _passing(case: Case, target: Target) -> Played | None:
+    """Some run of the same programs without the violation."""
+    for seed in range(PASSING_TRIES):
+        played = play(replace(case, order=()), How(target, seed=seed))
+        if played.found is None:
+            return played
+    return None
+
+
+class _Path:
+    """The way from a passing run to a failing one: each step puts one delivery in its place.
+
+    Hermit's schedule search does the same for threads: bisect over the steps, then over the
+    places that the deciding delivery passes on its way.
+    """
+
+    def __init__(self, case: Case, target: Target, failing: Played, passing: Played) -> None:
+        self.case, self.target = case, target
+        self.failing, self.passing = failing, passing
+        self.runs = 0
+
+    def search(self) -> Swap | None:
+        """The swap; None if even the two ends do not differ when played from here."""
+        last = len(self.failing.order)
+        if self._fails(self._step(0)) or not self._fails(self._step(last)):
+            return None
+        at = _bisect(0, last, lambda k: self._fails(self._step(k)))
+        return self._within(at - 1)
+
+    def _step(self, count: int) -> tuple[str, ...]:
+        """The failing run's first ``count``, then the passing run's rest."""
+        head = self.failing.order[:count]
+        placed = set(head)
+        return (*head, *(name for name in self.passing.order if name not in placed))
+
+    def _within(self, count: int) -> Swap | None:
+        """``failing[count]`` moves to its place: over whom does it decide?"""
+        head, moved = self.failing.order[:count], self.failing.order[count]
+        base = self._step(count)[count:]
+        rest = tuple(name for name in base if name != moved)
+        last = base.index(moved) if moved in base else len(rest)
+
+        def at(back: int) -> tuple[str, ...]:
+            place = last - back
+            return (*head, *rest[:place], moved, *rest[place:])
+
+        if self._fails(at(0)) or last == 0:
+            return None
+        back = _bisect(0, last, lambda k: self._fails(at(k)))
+        return self._swap(moved, rest[last - back], at(back))
+
+    def _swap(self, first: str, second: str, order: tuple[str, ...]) -> Swap | None:
+        played = play(replace(self.case, order=order), How(self.target, stop=False, keep=True))
+        there = {moment.name: moment for moment in played.moments}
+        if first not in there or second not in there:
+            return None
+        one, two = (spot_of(there[name], self.case) for name in (first, second))
+        return Swap(one, two, self.runs)
+
+    def _fails(self, order: tuple[str, ...]) -> bool:
+        self.runs += 1
+        try:
+            return play(replace(self.case, order=order), How(self.target)).found is not None
+        except EmulatorError:
+            return False
+
+
+def _bisect(passes: int, fails: int, failing: Callable[[int], bool]) -> int:
+    """Some k with ``failing(k)`` and not ``failing(k - 1)``; the ends are as their names say."""
+    while fails - passes > 1:
+        middle = (passes + fails) // 2
+        if failing(middle):
+            fails = middle
+        else:
+            passes = middle
+    return fails
+
+
+# ---- what was owed, and what cures it ----------------------------------------------------------
+
+
+def _missed(case: Case, target: Target, violation: Violation) -> Missed:
+    """The invalidations of the agent's cache by when they came."""
+    kinds = INVALIDATES.get(violation.cache, ())
+    whole = play(case, How(target, stop=False, keep=True))
+    filled = violation.filled.n if violation.filled else 0
+    changed = violation.changed.n if violation.changed else 0
+    due = violation.deadline.n if violation.deadline else 0
+    mine = [m for m in whole.moments if _invalidates(m, kinds, violation)]
+    spots = [spot_of(moment, case) for moment in mine]
+    return Missed(
+        kinds,
+        tuple(s for s in spots if s.n < filled and s.operation_kind == target.operation),
+        tuple(s for s in spots if changed <= s.n <= due),
+        tuple(s for s in spots if s.n > due and due),
+    )
+
+
+def _invalidates(moment: Moment, kinds: Sequence[str], violation: Violation) -> bool:
+    e = moment.envelope
+    if e.kind not in kinds or not isinstance(e.body, Message):
+        return False
+    request = getattr(e.body, "request", "")
+    if request and (request == "TLB_FLUSH") != (violation.cache == "gtlb"):
+        return False
+    return e.dst == violation.agent
+
+
+def _cures(case: Case, target: Target) -> tuple[list[Cure], int]:
+    """Every switch at every other value, under this schedule; and how many contradict."""
+    cures, contradictory = [], 0
+    for switch, value in other_values(case.spec.world.kernel):
+        kernel = msgspec.structs.replace(case.spec.world.kernel, **{switch: value})
+        try:
+            kernel.validate(switch)
+        except UserError:
+            contradictory += 1
+            continue
+        cures.append(_cure(case, target, kernel, switch))
+    return cures, contradictory
+
+
+def other_values(kernel: Kernel) -> Iterator[tuple[str, Any]]:
+    """(switch, value) for every value that a switch does not have now."""
+    hints = get_type_hints(Kernel)
+    for switch in Kernel.__struct_fields__:
+        if switch in _IDENTITY:
+            continue
+        hint = hints[switch]
+        values = get_args(hint) if get_origin(hint) is Literal else (False, True)
+        usual = getattr(kernel, switch)
+        yield from ((switch, value) for value in values if value != usual)
+
+
+def _cure(case: Case, target: Target, kernel: Kernel, switch: str) -> Cure:
+    """The same schedule on another kernel: as it was, and with what is new in its turn."""
+    usual = getattr(case.spec.world.kernel, switch)
+    changed = with_world(case, msgspec.structs.replace(case.spec.world, kernel=kernel))
+    broken: list[str] = []
+    followed = len(case.order)
+    for eager in (False, True):
+        played = play(changed, How(target, stop=False, eager=eager))
+        broken += [v.rule for v in played.violations]
+        followed = min(followed, len(set(case.order) & set(played.order)))
+    rules = ", ".join(dict.fromkeys(broken))
+    detail = f"breaks {rules}" if broken else f"{followed} of {len(case.order)} deliveries kept"
+    return Cure(switch, getattr(kernel, switch), usual, not broken, detail)

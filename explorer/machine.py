@@ -1,0 +1,253 @@
+"""Nodes as tables: what a node does with a message in a state is computed once.
+
+A node's answer depends on its own state alone, so each (state, message, choices) needs to run real
+node code only the first time; after that it is a look-up.  States are compared by value
+(``frozen``), so different orders that lead to the same state share everything that follows.
+
+Node code runs on a live driver.  Suspended coroutines cannot be copied, so a driver is brought to
+a state by delivering again what first led there; nodes without coroutines are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from explorer.frozen import Frozen, clone, freeze_driver
+from nodes.driver import Driver
+from nodes.footprint import Footprint, conflict, track
+from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled, request_id
+from protocol.messages.base import Message
+from protocol.records import Evict, Fill, GuestEnter, Record, RequestPosted
+
+LIVE_DRIVERS_MAX: Final = 64
+"""Live drivers of one node that are kept in case the search comes back to their states."""
+
+Ways = tuple[int, ...]
+"""The way taken at each choice of a handling."""
+
+
+class Sent:
+    """A message, once: equal messages are the same object."""
+
+    __slots__ = ("body", "channel", "dst", "id", "kind", "path", "src", "stream", "uid")
+
+    def __init__(self, uid: int, envelope: Envelope) -> None:
+        self.uid, self.id, self.src, self.dst = uid, envelope.id, envelope.src, envelope.dst
+        self.kind, self.path, self.stream = envelope.kind, envelope.path, envelope.stream
+        self.body = envelope.body
+        self.channel = envelope.stream or (envelope.path, envelope.dst)
+
+    def envelope(self, causes: tuple[int, ...] = ()) -> Envelope:
+        """As a node gets it."""
+        return Envelope(
+            self.id, self.src, self.dst, self.kind, self.path, self.stream, self.body, 0, causes
+        )
+
+
+class Move:
+    """What a node does with a message in a state."""
+
+    __slots__ = ("choices", "done", "footprint", "private", "records", "sent", "streams", "target")
+
+    def __init__(self, target: int, footprint: int, private: bool, handled: Handled) -> None:
+        self.target, self.footprint = target, footprint
+        self.sent: tuple[Sent, ...] = ()
+        self.done: tuple[str, ...] = ()
+        """Operations that it finished."""
+        self.streams: tuple[str, ...] = ()
+        """Declared streams that it sent to: their order is shared with other nodes."""
+        self.records: tuple[Record, ...] = tuple(handled.records)
+        self.choices = tuple(handled.choices)
+        self.private = private
+        """It touched nothing but the coroutine that it resumed, and nobody saw it."""
+
+    @property
+    def ways(self) -> Ways:
+        """The way taken at each choice."""
+        return tuple(way for _, _, way in self.choices)
+
+
+class Footprints:
+    """Footprints by number, and which of them conflict."""
+
+    def __init__(self) -> None:
+        self.known: list[Footprint] = []
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._conflicts: dict[tuple[int, int], bool] = {}
+
+    def number(self, touched: Footprint) -> int:
+        """The number of a footprint."""
+        accesses = dict.fromkeys(touched)
+        lean = [a for a in accesses if a[1] == "write" or (a[0], "write") not in accesses]
+        key = tuple(sorted(lean, key=repr))
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = len(self.known)
+            self.known.append(lean)
+        return found
+
+    def conflict(self, left: int, right: int) -> bool:
+        """Whether two handlings at one node depend on their order."""
+        pair = (left, right) if left < right else (right, left)
+        found = self._conflicts.get(pair)
+        if found is None:
+            found = self._conflicts[pair] = conflict(self.known[left], self.known[right])
+        return found
+
+
+class Machine:
+    """One node: its states by number, and its moves."""
+
+    def __init__(self, make: Callable[[], Driver], tables: Tables) -> None:
+        self.make, self.tables = make, tables
+        self.moves: dict[tuple[int, int, Ways], Move] = {}
+        self.runs = 0
+        """How often node code ran."""
+        self._numbers: dict[Frozen, int] = {}
+        self._origin: list[tuple[int, Sent, Ways]] = []
+        self._copies: dict[int, tuple[object, object]] = {}
+        self._live: dict[int, Driver] = {}
+        driver = self._new()
+        self.copied = not driver.tracked
+        self._arrive(driver, (-1, _NOTHING, ()))
+
+    def move(self, state: int, message: Sent, ways: Ways = ()) -> Move:
+        """What happens; choices beyond ``ways`` take way 0."""
+        key = (state, message.uid, ways)
+        found = self.moves.get(key)
+        if found is None:
+            found = self.moves[key] = self._run(state, message, ways)
+            self.moves[state, message.uid, found.ways] = found
+        return found
+
+    def __len__(self) -> int:
+        return len(self._origin)
+
+    # -- live drivers ------------------------------------------------------------------------
+
+    def _new(self) -> Driver:
+        driver = self.make()
+        driver.chooser = _first_way
+        track(driver)
+        return driver
+
+    def _run(self, state: int, message: Sent, ways: Ways) -> Move:
+        self.runs += 1
+        driver = self._bring(state)
+        driver.touched = touched = []
+        handled = _deliver(driver, message, ways)
+        driver.touched = None
+        target = self._arrive(driver, (state, message, ways))
+        touched += _recorded(handled.records)
+        private = (
+            not handled.records
+            and not handled.choices
+            and all(key[:1] == ("task",) for key, _ in touched)
+        )
+        move = Move(target, self.tables.footprints.number(touched), private, handled)
+        self._note_sends(move, handled)
+        return move
+
+    def _note_sends(self, move: Move, handled: Handled) -> None:
+        known, sends = self.tables.message, handled.messages
+        move.sent = tuple(known(e) for e in sends if e.dst != BROKER)
+        move.done = tuple(request_id(e.id) for e in sends if e.dst == BROKER)
+        move.streams = tuple(dict.fromkeys(e.stream for e in sends if e.stream))
+        move.private &= not move.streams
+
+    def _arrive(self, driver: Driver, origin: tuple[int, Sent, Ways]) -> int:
+        frozen = freeze_driver(driver)
+        number = self._numbers.get(frozen)
+        if number is None:
+            number = self._numbers[frozen] = len(self._origin)
+            self._origin.append(origin)
+            if self.copied_now(driver):
+                self._copies[number] = (clone(vars(driver.node)), dict(driver.open))
+        self._live[number] = driver
+        if len(self._live) > LIVE_DRIVERS_MAX:
+            del self._live[next(iter(self._live))]
+        return number
+
+    def copied_now(self, driver: Driver) -> bool:
+        """Whether this state can be copied: no coroutine is suspended."""
+        return not (driver.tracked or driver.waiting or driver.parked or driver.settling)
+
+    def _bring(self, state: int) -> Driver:
+        """A driver in ``state``, which the caller may move on."""
+        driver = self._live.pop(state, None)
+        if driver is not None:
+            return driver
+        if state in self._copies:
+            fields, still_open = self._copies[state]
+            driver = self._live.pop(next(iter(self._live))) if self._live else self._new()
+            vars(driver.node).update(clone(fields))
+            driver.open = dict(still_open)  # type: ignore[call-overload]  # kept as object
+            return driver
+        steps = []
+        while self._origin[state][0] >= 0:
+            state, message, ways = self._origin[state]
+            steps.append((message, ways))
+        driver = self._new()
+        for message, ways in reversed(steps):
+            _deliver(driver, message, ways)
+        return driver
+
+
+class Tables:
+    """Messages, footprints and the machines of a world."""
+
+    def __init__(self, make: Callable[[str], Driver], nodes: tuple[str, ...]) -> None:
+        self.footprints = Footprints()
+        self._messages: dict[tuple[object, ...], Sent] = {}
+        self.machines: Mapping[str, Machine] = {
+            name: Machine(lambda name=name: make(name), self)  # type: ignore[misc]  # bound now
+            for name in nodes
+        }
+
+    def message(self, envelope: Envelope) -> Sent:
+        """The one object for this message."""
+        key = (
+            envelope.id, envelope.src, envelope.dst, envelope.kind, envelope.path,
+            envelope.stream, envelope.body,
+        )  # fmt: skip
+        found = self._messages.get(key)
+        if found is None:
+            found = self._messages[key] = Sent(len(self._messages), envelope)
+        return found
+
+
+def _first_way(_path: str, _nth: int, _name: str, _ways: int) -> int:
+    return 0
+
+
+def _deliver(driver: Driver, message: Sent, ways: Ways) -> Handled:
+    """Deliver with these choices; the driver checks names only where it is given them."""
+    if ways:
+        taken = iter(ways)
+        driver.chooser = lambda _path, _nth, _name, _ways: next(taken, 0)
+    handled = driver.deliver(0, message.envelope())
+    driver.chooser = _first_way
+    if not message.id.endswith(REPLY_MARK):
+        driver.stored.clear()  # nothing is repeated here
+    return handled
+
+
+def _recorded(records: list[Record]) -> Footprint:
+    """What the order of records at a node says beyond what their handlers touched.
+
+    A reload of the APIC-access page that was asked for ends the use of the address in the VMCS.
+    """
+    touched: Footprint = []
+    for record in records:
+        if isinstance(record, (Fill, Evict)):
+            if record.cache == "vmcs":
+                touched.append((("record", "vmcs"), "write"))
+        elif isinstance(record, RequestPosted):
+            touched.append((("record", "vmcs"), "write"))
+        elif isinstance(record, GuestEnter):
+            touched.append((("record", "vmcs"), "read"))
+    return touched
+
+
+_NOTHING: Final = Sent(-1, Envelope("", "", "", "", "", "", Message()))

@@ -1,0 +1,265 @@
+"""Schedules as files: small, self-contained text that any later version can try to play.
+
+A file holds the run (as ``run.toml`` does), what was delivered in which order, the choices of
+the hardware, and the faults that changed what there was to deliver.  Deliveries are named by
+what caused them, so a file outlives changes of the code that do not concern it; where it does
+not, replaying it says which delivery no longer fits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from broker.exchange import Chaos, Exchange, Fault, FaultKind
+from broker.recorder import read_record
+from broker.schedules import Recorded
+from explorer.case import Case, Names, Target, chosen_violation, scripted, switches, target_of
+from explorer.lenient import How, Played, Player, play
+from nodes.driver import draw
+from nodes.journal import JournalReader, journal_path
+from nodes.kernel.variant import ARCHES, RELEASES, preset
+from nodes.world import World
+from protocol import wire
+from protocol.envelope import Envelope
+from protocol.errors import EmulatorError, ReplayDivergence, UserError
+from scenarios.spec import RunSpec
+from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, toml_text
+
+FORMAT: Final = 1
+SUFFIX: Final = ".schedule.toml"
+HEAD: Final = """\
+# A schedule of the mmu_notifier emulator: python launch.py replay, minimize or explain THIS FILE
+"""
+_QUOTES: Final = "'''"
+
+
+class _FaultTable(TomlTable, frozen=True):
+    """``[[fault]]``: what became of the nth sending of a message."""
+
+    message: str
+    nth: int
+    kind: FaultKind
+
+
+class _FileTable(TomlTable, frozen=True):
+    """The keys of a schedule file."""
+
+    format: int
+    run: Table
+    order: str
+    choices: dict[str, int] = {}
+    fault: list[_FaultTable] = []
+    target: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A case and the violation that it is about; ``played`` is its replay."""
+
+    case: Case
+    target: Target
+    played: Played
+    diverged: str = ""
+    """Where it no longer fits, if the replay was not exact but found the same violation."""
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def schedule_text(case: Case, target: Target | None = None) -> str:
+    """The file of a case; ``target`` says which violation it is about."""
+    faults = [
+        {"message": name, "nth": nth, "kind": kind}
+        for (name, nth), kind in sorted(case.faults.items())
+    ]
+    about = "" if target is None else f"# {target.text()}\n"
+    size = f"# {len(case.order)} deliveries, {switches(case.order)} switches between threads\n"
+    head: Table = {"format": FORMAT}
+    if target is not None:
+        head["target"] = msgspec.to_builtins(target)
+    body: Table = {
+        "choices": dict(sorted(case.choices.items())) or None,
+        "fault": faults or None,
+        "run": parse_toml(case.spec.to_toml(Path()), "run"),
+    }
+    order = "\n".join(("", *case.order, ""))
+    rest = toml_text({key: value for key, value in body.items() if value is not None})
+    return f"{HEAD}{about}{size}{_inline(head)}order = {_QUOTES}{order}{_QUOTES}\n\n{rest}"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a schedule file.  Raises ``UserError``."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(str(path), f"cannot be written: {error.strerror}", "a new file") from None
+
+
+def _inline(head: Table) -> str:
+    """Keys of the top table, tables among them on one line."""
+    target = head.pop("target", None)
+    text = toml_text(head)
+    if target is None:
+        return text
+    pairs = ", ".join(f'{key} = "{value}"' for key, value in target.items())
+    return f"{text}target = {{ {pairs} }}\n"
+
+
+def is_schedule_file(source: Path) -> bool:
+    """Whether this is a schedule file and not a run."""
+    return source.is_file() and source.name.endswith(SUFFIX)
+
+
+def read_case(path: Path) -> tuple[Case, Target | None]:
+    """The case in a schedule file.  Raises ``UserError``: file, key, what was expected."""
+    where = str(path)
+    table = convert(read_toml(path), _FileTable, where)
+    if table.format != FORMAT:
+        raise UserError(f"{where}: format", f"is {table.format}", str(FORMAT))
+    run = _with_new_switches(table.run, f"{where}: run.world.kernel")
+    spec = RunSpec.from_table(run, f"{where}: run", path.parent)
+    order = tuple(table.order.split())
+    repeated = [name for name, count in Counter(order).items() if count > 1]
+    if repeated:
+        raise UserError(f"{where}: order", f"{repeated[0]} is there twice", "each delivery once")
+    faults = {(fault.message, fault.nth): fault.kind for fault in table.fault}
+    target = convert(table.target, Target, f"{where}: target") if table.target else None
+    return Case(scripted(spec), order, table.choices, faults), target
+
+
+def _with_new_switches(run: Table, where: str) -> Table:
+    """The run, with switches that kernels did not have yet as the kernel's release has them."""
+    world = dict(run.get("world", {}))
+    kernel = dict(world.get("kernel", {}))
+    release, arch = str(kernel.get("release")), str(kernel.get("arch"))
+    if release in RELEASES and arch in ARCHES:
+        usual: Table = msgspec.to_builtins(preset(release, arch, None, where))
+        world["kernel"] = usual | kernel
+    return {**run, "world": world}
+
+
+# ---- from what was recorded --------------------------------------------------------------------
+
+
+def load(source: Path) -> Loaded:
+    """The case of a run's directory or a schedule file, played once.
+
+    A schedule file that no longer fits to the letter is played leniently.  Raises ``UserError``
+    if it violates nothing, ``ReplayDivergence`` if it does not fit and that does not help.
+    """
+    if is_schedule_file(source):
+        return _load_file(source)
+    case, played = case_of_run(source)
+    return Loaded(case, _target(case, played, str(source)), played)
+
+
+def _load_file(source: Path) -> Loaded:
+    case, target = read_case(source)
+    try:
+        played = play(case, How(target, strict=True, stop=False))
+    except ReplayDivergence as error:
+        played = play(case, How(target, eager=True))
+        if played.found is None:
+            raise
+        return Loaded(replace(case, order=played.order), _known(target), played, str(error))
+    if target is None or played.found is None:
+        target = _target(case, played, str(source))
+    return Loaded(case, target, played)
+
+
+def _known(target: Target | None) -> Target:
+    if target is None:
+        raise EmulatorError("a run found a target without having one")
+    return target
+
+
+def _target(case: Case, played: Played, where: str) -> Target:
+    violation = chosen_violation(case.spec, played.violations)
+    if violation is None:
+        raise UserError(where, "violates nothing", "a schedule with a violation")
+    return target_of(violation, case.spec.world, case.kinds())
+
+
+def case_of_run(directory: Path) -> tuple[Case, Played]:
+    """A recorded run as a case, and its replay.  Raises ``UserError``, ``ReplayDivergence``."""
+    spec = RunSpec.load(directory)
+    record = read_record(directory)
+    case = Case(scripted(spec, record.operations))
+    player = _Exact(case, Recorded(record.deliveries), recorded_choices(directory, spec.world))
+    faults = _Noted(player.names, record.faults)
+    player.exchange.chaos = faults
+    played = player.run()
+    return replace(case, order=played.order, choices=played.choices, faults=faults.kinds), played
+
+
+def recorded_choices(directory: Path, world: World) -> dict[int, list[tuple[str, int, int]]]:
+    """The choices that the nodes' journals have, by delivery.  Raises ``UserError``."""
+    found = {}
+    for node in world.nodes():
+        path = journal_path(directory, node)
+        if not path.exists():
+            continue
+        reader = JournalReader(path)
+        try:
+            while (bytes_ := reader.next()) is not None:
+                record = wire.read_journal_record(bytes_)
+                if record.choices:
+                    found[record.n] = list(record.choices)
+        finally:
+            reader.close()
+    return found
+
+
+class _Noted:
+    """The faults of a record, noted by name as they happen."""
+
+    def __init__(self, names: Names, faults: Chaos) -> None:
+        self.faults, self.names = faults, names
+        self.kinds: dict[tuple[str, int], FaultKind] = {}
+        self._seen: dict[str, int] = {}
+        self.delivered, self.hold = faults.delivered, faults.hold
+        self.give_up, self.heal = faults.give_up, faults.heal
+
+    def fault(self, envelope: Envelope) -> Fault | None:
+        """The recorded one."""
+        name = self.names.by_id(envelope.id)
+        count = self._seen.get(name, 0)
+        self._seen[name] = count + 1
+        fault = self.faults.fault(envelope)
+        if fault is not None:
+            self.kinds[name, count] = fault.kind
+        return fault
+
+
+class _Exact(Player):
+    """Plays a record by the messages' own ids, with its choices."""
+
+    def __init__(
+        self, case: Case, recorded: Recorded, choices: Mapping[int, list[tuple[str, int, int]]]
+    ) -> None:
+        super().__init__(case, How(deliveries_max=len(recorded.entries) + 1))
+        self.exchange = Exchange(self.exchange.feeder, ordered_streams=False)
+        self._recorded, self._given = recorded, choices
+        self._at = (0, 0)
+
+    def _pick(self, heads: list[Envelope]) -> int:
+        return self._recorded.pick(heads)
+
+    def _choose(self, path: str, nth: int, name: str, ways: int) -> int:
+        number, count = self._at
+        count = count + 1 if number == self.exchange.number else 0
+        self._at = (self.exchange.number, count)
+        given: Any = self._given.get(self.exchange.number, ())
+        if count < len(given):
+            way: int = given[count][2]
+        else:
+            way = draw(self.case.spec.seed, f"{path}/{nth}/{name}") % ways
+        if way != ways - 1:
+            self.choices[self.names.choice(path, nth, name)] = way
+        return way

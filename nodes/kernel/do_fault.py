@@ -1,0 +1,67 @@
+"""mm/memory.c: faults on file mappings, from ``do_fault`` down."""
+
+from __future__ import annotations
+
+from nodes.kernel import filemap, gup, pgtable
+from nodes.kernel.context import Processor
+from nodes.kernel.errno import ENOMEM
+from protocol import pte as ptes
+from protocol.messages.memory import (
+    FrameAlloc,
+    FrameCopy,
+    PteLoad,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+    RmapAdd,
+    Vma,
+)
+
+FILE_FLAGS = ptes.PRESENT | ptes.ACCESSED
+
+
+async def do_fault(
+    cpu: Processor, mm: str, vma: Vma, address: int, table: int, write: bool
+) -> int:  # fmt: skip
+    """``do_fault``: 0 (retry the access) or -errno; under mmap_lock for read.
+
+    The page stays locked until the entry is set, so a truncation that has unmapped the file
+    either finds the entry or makes this fault look the page up again.
+    """
+    frame = await filemap.filemap_fault(cpu, vma.file, vma.offset + address - vma.start)
+    if frame < 0:
+        return frame
+    if not write:
+        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, FILE_FLAGS))
+    elif vma.shared:
+        dirty = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
+        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, dirty))
+    else:
+        result = await do_cow_fault(cpu, mm, address, table, frame)
+    await filemap.unlock_and_put(cpu, frame)
+    return result
+
+
+async def do_cow_fault(cpu: Processor, mm: str, address: int, table: int, source: int) -> int:
+    """``do_cow_fault``: the first access to a private mapping is a write: a copy."""
+    frame = (await cpu.mem(FrameAlloc("anon"))).frame
+    if frame < 0:
+        return -ENOMEM
+    await cpu.mem(FrameCopy(source, frame))
+    flags = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
+    result = await finish_fault(cpu, mm, address, table, ptes.make(frame, flags))
+    await gup.put_page(cpu, frame)
+    return result
+
+
+async def finish_fault(cpu: Processor, mm: str, address: int, table: int, pte: int) -> int:
+    """``finish_fault``: map the page unless another thread has done it; the map takes a ref."""
+    index = pgtable.pte_index(cpu, address)
+    frame = ptes.frame_of(pte)
+    await cpu.mem(PtlLock(table))
+    if (await cpu.mem(PteLoad(table, index))).pte == ptes.NONE:
+        await gup.get_page(cpu, frame)
+        await cpu.mem(RmapAdd(frame, mm, address))
+        await cpu.mem(PteSet(table, index, pte))
+    await cpu.mem(PtlUnlock(table))
+    return 0

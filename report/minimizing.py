@@ -1,0 +1,74 @@
+"""What a minimisation says: on the way, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from explorer.minimize import Minimized, Size, Update
+from report import words
+
+
+def minimize_line(state: Mapping[str, Any]) -> str:
+    """``12.3 s: operations: 9 operations, 210 deliveries (53 tries)``."""
+    seconds = words.seconds(float(state.get("seconds", 0.0)))
+    return (
+        f"{seconds}: {state.get('phase', 'starting')}: {state.get('operations', 0):,} operations, "
+        f"{state.get('deliveries', 0):,} deliveries ({state.get('tries', 0):,} tries)"
+    )
+
+
+def update_dict(update: Update) -> dict[str, Any]:
+    """An update as a state for the progress line."""
+    return {
+        "seconds": update.seconds,
+        "phase": update.phase,
+        "tries": update.tries,
+        "operations": update.size.operations,
+        "deliveries": update.size.deliveries,
+    }
+
+
+def minimized_text(found: Minimized, file: str) -> str:
+    """The result for people."""
+    how = "interrupted; the best so far" if found.interrupted else found.proof.detail
+    shortest = "shortest for these operations in this world" if found.proof.shortest else ""
+    lines = [
+        f"MINIMIZED: {found.target.text()}",
+        f"  from       {size_text(found.before)}",
+        f"  to         {size_text(found.after)}",
+        f"  tries      {words.number(found.tries)} in {words.seconds(found.seconds)}",
+        f"  shortest?  {shortest or 'not proved'}: {how}",
+        f"  schedule   {file}",
+        f"  explain    {words.command('explain', file)}",
+    ]
+    return "\n".join(lines)
+
+
+def size_text(size: Size) -> str:
+    """``4 operations, 4 nodes, 131 deliveries, 2 switches``."""
+    faults = f", {words.many(size.faults, 'fault')}" if size.faults else ""
+    return (
+        f"{words.many(size.operations, 'operation')}, {words.many(size.nodes, 'node')}{faults}, "
+        f"{words.many(size.deliveries, 'delivery', 'deliveries')}, "
+        f"{words.many(size.switches, 'switch', 'switches')}"
+    )
+
+
+def minimized_dict(found: Minimized, file: str) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "target": found.target.text(),
+        "before": _size_dict(found.before),
+        "after": _size_dict(found.after),
+        "tries": found.tries,
+        "seconds": found.seconds,
+        "interrupted": found.interrupted,
+        "shortest": found.proof.shortest,
+        "search": {"runs": found.proof.runs, "detail": found.proof.detail},
+        "schedule": file,
+    }
+
+
+def _size_dict(size: Size) -> dict[str, int]:
+    return {name: getattr(size, name) for name in size.__dataclass_fields__}

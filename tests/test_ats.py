@@ -1,0 +1,29 @@
+"""Devices with a translation cache of their own: nothing is flagged, whatever is late."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from broker.chaos_config import load_rules
+from explorer.session import simulate
+from nodes.kernel.variant import preset
+from scenarios.runs import mixed_run
+
+OPERATIONS = 400
+
+
+@pytest.mark.parametrize("chaos", ["calm", "late-acks"])
+@pytest.mark.parametrize(("release", "arch"), [("v6.6", "x86"), ("v6.6", "arm64"), ("v6.2", "x86")])
+def test_a_correct_kernel_is_not_flagged(release: str, arch: str, chaos: str) -> None:
+    rules = load_rules(chaos)
+    run = mixed_run(preset(release, arch), seed=11, chaos=rules, operations_max=OPERATIONS)
+    units = tuple(msgspec.structs.replace(unit, ats=True) for unit in run.world.units)
+    world = msgspec.structs.replace(run.world, units=units)
+    outcome = simulate(replace(run, world=world))
+    assert outcome.status == "finished"
+    assert not outcome.verdict.violations
+    assert outcome.verdict.how.statistics["invalidated"]["atc"] > 0
+    assert outcome.verdict.how.statistics["accesses"]["atc"] > 0

@@ -1,0 +1,31 @@
+"""What invalidations cost: measures P2 (said twice) and P3 (zapped for nothing)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from explorer.session import simulate
+from scenarios.catalogue import find
+
+
+def statistics(race: str, kernel: str) -> dict[str, Any]:
+    return simulate(find(race).run(kernel, seed=1)).verdict.how.statistics
+
+
+@pytest.mark.parametrize(
+    ("kernel", "repeated"),
+    [("always-notify", True), ("v4.15", False), ("v6.2-arm64", False), ("v6.6", False)],
+)
+def test_a_copy_on_write_tells_secondaries_once(kernel: str, repeated: bool) -> None:
+    measured = statistics("E07", kernel)
+    assert measured["secondary_invalidations"]["Touch"] >= 2
+    assert bool(measured["secondary_repeated"].get("Touch")) is repeated
+
+
+@pytest.mark.parametrize(
+    ("kernel", "zapped"), [("generic-after-ptl", 2), ("event-filter", 0), ("v6.6-arm64", 0)]
+)
+def test_an_added_right_zaps_no_shadow_entry(kernel: str, zapped: int) -> None:
+    assert statistics("E03", kernel)["zapped"].get("PROTECTION_UPGRADE", 0) == zapped
