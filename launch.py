@@ -255,6 +255,7 @@ def replay(
 @app.command()
 def minimize(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A run, or a schedule file.")],
+    rule: Annotated[str, typer.Option(help="The violation of this rule, if there are many.")] = "",
     seconds: Annotated[float, typer.Option(min=0.1, help="End after so long.")] = SHRINK_SECONDS,
     search: Annotated[int, typer.Option(min=0, help="Runs that look for a shorter one.")] = 300,
     out: Annotated[Path | None, typer.Option("--out", help="The schedule file to write.")] = None,
@@ -263,7 +264,7 @@ def minimize(
     """Find the shortest schedule with the same violation, and write it to a file."""
     file = schedule_target(source, out)
     with Progress(stderr(), minimizing.minimize_line) as progress, damage_of(source):
-        loaded = schedule_file.load(run_or_schedule(source))
+        loaded = schedule_file.load(run_or_schedule(source), rule)
         found = minimizer.minimize(
             loaded, lambda update: progress(minimizing.update_dict(update)), seconds, search
         )

@@ -114,8 +114,11 @@ class Exchange:
         """Requests without a delivered reply, by id: who waits for what, and what to repeat."""
         self._lost: set[str] = set()
         """Replies that were dropped once and not delivered since: the next one gets through."""
-        self._doubled: dict[str, int] = {}
-        """Messages to repeat once they are delivered, and how many deliveries after that."""
+        self._doubled: dict[tuple[str, tuple[int, ...]], int] = {}
+        """Messages to repeat once they are delivered, and how many deliveries after that.
+
+        By id and causes: a reply may be sent twice, and whether the first has been delivered when
+        the second comes depends on the speed of nodes, which a record does not have."""
 
     def start(self) -> None:
         """Make the first operations pending."""
@@ -143,8 +146,12 @@ class Exchange:
         self.counts.sent += 1
         if self._recorded and envelope.stream:
             envelope = msgspec.structs.replace(envelope, stream="")
-        if not envelope.id.endswith(REPLY_MARK):
+        if envelope.id[-1] != REPLY_MARK:
             self.requests[envelope.id] = envelope
+        elif self.chaos is None:  # nothing is repeated, so it is the only one of its channel
+            self.pending += 1
+            self.heads.append(envelope)
+            return
         if self.chaos is not None:
             spared = not self._recorded and envelope.id in self._lost
             fault = None if spared else self.chaos.fault(envelope)
@@ -157,7 +164,7 @@ class Exchange:
         if fault.kind == "duplicate":
             # Made when the original is delivered: a copy is outside all order, so if it went
             # first, what it carries would have overtaken its own channel.
-            self._doubled.setdefault(envelope.id, fault.after)
+            self._doubled[envelope.id, envelope.causes] = fault.after
             return True
         if fault.kind == "drop":
             self.counts.dropped += 1
@@ -224,19 +231,22 @@ class Exchange:
         self.number = self.number + 1 if number is None else number
         self.pending -= 1
         self.counts.delivered += 1
-        self._advance(envelope)
-        if envelope.id.endswith(REPLY_MARK):
+        chaos = self.chaos
+        if envelope.id[-1] == REPLY_MARK:
             self.requests.pop(envelope.id[:-1], None)
-        if self._later and self._later[0][0] <= self.number:
-            self._release_due()
-        if self.chaos is not None:
-            self._after_delivery(envelope, self.chaos)
+            if chaos is None:
+                return envelope
+        self._advance(envelope)
+        if chaos is not None:
+            if self._later and self._later[0][0] <= self.number:
+                self._release_due()
+            self._after_delivery(envelope, chaos)
         return envelope
 
     def _after_delivery(self, envelope: Envelope, chaos: Chaos) -> None:
         if envelope.copy == 0:
             self._lost.discard(envelope.id)
-            after = self._doubled.pop(envelope.id, None)
+            after = self._doubled.pop((envelope.id, envelope.causes), None)
             if after is not None:
                 self.counts.duplicated += 1
                 self._repeat(envelope, after)
@@ -245,11 +255,10 @@ class Exchange:
 
     def _advance(self, envelope: Envelope) -> None:
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
-        followers = self._followers[channel]
-        if not followers:
-            del self._followers[channel]
-            return
-        self._lead(channel, followers.popleft())
+        followers = self._followers.pop(channel)
+        if followers:
+            self._followers[channel] = followers
+            self._lead(channel, followers.popleft())
 
     def _lead(self, channel: Channel, envelope: Envelope) -> None:
         """``envelope`` is now the first of its channel."""

@@ -74,7 +74,8 @@ class Footprints:
     def __init__(self) -> None:
         self.known: list[Footprint] = []
         self._numbers: dict[tuple[object, ...], int] = {}
-        self._conflicts: dict[tuple[int, int], bool] = {}
+        self.rows: list[dict[int, bool]] = []
+        """Footprint -> (other footprint -> whether they conflict), as far as it was asked."""
 
     def number(self, touched: Footprint) -> int:
         """The number of a footprint."""
@@ -85,14 +86,15 @@ class Footprints:
         if found is None:
             found = self._numbers[key] = len(self.known)
             self.known.append(lean)
+            self.rows.append({})
         return found
 
     def conflict(self, left: int, right: int) -> bool:
         """Whether two handlings at one node depend on their order."""
-        pair = (left, right) if left < right else (right, left)
-        found = self._conflicts.get(pair)
+        found = self.rows[left].get(right)
         if found is None:
-            found = self._conflicts[pair] = conflict(self.known[left], self.known[right])
+            found = conflict(self.known[left], self.known[right])
+            self.rows[left][right] = self.rows[right][left] = found
         return found
 
 

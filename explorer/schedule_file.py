@@ -147,20 +147,24 @@ def _with_new_switches(run: Table, where: str) -> Table:
 # ---- from what was recorded --------------------------------------------------------------------
 
 
-def load(source: Path) -> Loaded:
+def load(source: Path, rule: str = "") -> Loaded:
     """The case of a run's directory or a schedule file, played once.
 
-    A schedule file that no longer fits to the letter is played leniently.  Raises ``UserError``
-    if it violates nothing, ``ReplayDivergence`` if it does not fit and that does not help.
+    It is about the violation that its scenario expects, else the first; with ``rule`` the first
+    by that rule.  A schedule file that no longer fits to the letter is played leniently.  Raises
+    ``UserError`` if it violates nothing, ``ReplayDivergence`` if it does not fit and that does
+    not help.
     """
     if is_schedule_file(source):
-        return _load_file(source)
+        return _load_file(source, rule)
     case, played = case_of_run(source)
-    return Loaded(case, _target(case, played, str(source)), played)
+    return Loaded(case, _target(case, played, str(source), rule), played)
 
 
-def _load_file(source: Path) -> Loaded:
+def _load_file(source: Path, rule: str) -> Loaded:
     case, target = read_case(source)
+    if rule and target is not None and target.rule != rule:
+        target = None
     try:
         played = play(case, How(target, strict=True, stop=False))
     except ReplayDivergence as error:
@@ -169,7 +173,7 @@ def _load_file(source: Path) -> Loaded:
             raise
         return Loaded(replace(case, order=played.order), _known(target), played, str(error))
     if target is None or played.found is None:
-        target = _target(case, played, str(source))
+        target = _target(case, played, str(source), rule)
     return Loaded(case, target, played)
 
 
@@ -179,10 +183,13 @@ def _known(target: Target | None) -> Target:
     return target
 
 
-def _target(case: Case, played: Played, where: str) -> Target:
-    violation = chosen_violation(case.spec, played.violations)
+def _target(case: Case, played: Played, where: str, rule: str) -> Target:
+    meant = [v for v in played.violations if rule in ("", v.rule)]
+    violation = chosen_violation(case.spec, meant)
     if violation is None:
-        raise UserError(where, "violates nothing", "a schedule with a violation")
+        broken = ", ".join(dict.fromkeys(v.rule for v in played.violations))
+        problem = f"does not violate {rule}" if rule and broken else "violates nothing"
+        raise UserError(where, problem, broken or "a schedule with a violation")
     return target_of(violation, case.spec.world, case.kinds())
 
 
@@ -244,7 +251,7 @@ class _Exact(Player):
         self, case: Case, recorded: Recorded, choices: Mapping[int, list[tuple[str, int, int]]]
     ) -> None:
         super().__init__(case, How(deliveries_max=len(recorded.entries) + 1))
-        self.exchange = Exchange(self.exchange.feeder, ordered_streams=False)
+        self.exchange = Exchange(self.exchange.feeder, recorded=True)
         self._recorded, self._given = recorded, choices
         self._at = (0, 0)
 

@@ -31,6 +31,10 @@ Park = tuple[str, ...]
 """What a coroutine sleeps on inside its node; the first part is a word for people."""
 
 
+_REPLY_KINDS: dict[str, str] = {}
+"""Kind of a request -> kind of its reply: one string for each, hashed once."""
+
+
 class Task:
     """A coroutine that handles one request; ``path`` is that request's id."""
 
@@ -150,13 +154,13 @@ class Driver:
         """Handle delivery ``n``; ``choices`` are given in search and replay."""
         self.handled = handled = Handled(n)
         self.given = choices
-        if envelope.id.endswith(REPLY_MARK):
+        if envelope.id[-1] == REPLY_MARK:
             self._take_reply(envelope)
         else:
             self._take_request(envelope)
-        while self.ready:
-            task, value = self.ready.popleft()
-            self._step(task, value)
+        ready = self.ready
+        while ready:
+            self._step(*ready.popleft())
         return handled
 
     def _take_request(self, envelope: Envelope) -> None:
@@ -170,7 +174,7 @@ class Driver:
         self.open[request] = (envelope.src, envelope.kind)
         body = envelope.body
         handler = self.handlers.get(type(body))  # type: ignore[arg-type]  # bytes: None below
-        if handler is None or not isinstance(body, Message):
+        if handler is None:
             raise EmulatorError(f"{self.name} does not handle {envelope.kind} ({request})")
         if self.touched is not None and not self.tracked:
             self.touched.append((body.object_key(), body.ACCESS))
@@ -182,7 +186,7 @@ class Driver:
             self.ready.append((Task(result, envelope), None))
 
     def _take_reply(self, envelope: Envelope) -> None:
-        request, body = envelope.id[: -len(REPLY_MARK)], envelope.body
+        request, body = envelope.id[:-1], envelope.body  # without REPLY_MARK
         if self.touched is not None:
             # A resumed coroutine may touch anything here, unless what it touches is tracked.
             asker = ("task", request.rpartition(".")[0]) if self.tracked else ()
@@ -244,13 +248,13 @@ class Driver:
     def answer(self, request: str, message: Message) -> None:
         """Append the reply to ``request`` and keep it for repetitions."""
         src, kind = self.open.pop(request)
-        reply = Envelope(
-            request + REPLY_MARK, self.name, src, kind + REPLY_MARK, request, "", message
-        )
+        reply_kind = _REPLY_KINDS.get(kind) or _REPLY_KINDS.setdefault(kind, kind + REPLY_MARK)
+        reply = Envelope(request + REPLY_MARK, self.name, src, reply_kind, request, "", message)
         self.handled.messages.append(reply)
-        self.stored[request] = reply
-        if len(self.stored) > STORED_REPLIES_MAX:
-            del self.stored[next(iter(self.stored))]
+        stored = self.stored
+        stored[request] = reply
+        if len(stored) > STORED_REPLIES_MAX:
+            del stored[next(iter(stored))]
 
     # -- choices --------------------------------------------------------------------------
 

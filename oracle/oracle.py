@@ -108,17 +108,18 @@ class Oracle:
             raise EmulatorError(f"delivery {n} went to {dst}, which is not in this world")
         row = self.order.deliver(n, at, causes)
         self.statistics.deliveries += 1
-        if kind in LOCKS and operation_of(message) in self.state.ops:
+        op_id = operation_of(message)
+        if kind in LOCKS and op_id in self.state.ops:
             self.deadlocks.lock(kind, message, src, dst)
         if kind == PTL_UNLOCK:
             released = Event(PTL_RELEASED, n, dst, message)
-            self.moves.unlocked(operation_of(message), released, row)
-        if self.sometimes.began and at == self._memory:
-            self.sometimes.memory_step(operation_of(message), row)
+            self.moves.unlocked(op_id, released, row)
+        if at == self._memory and self.sometimes.began:
+            self.sometimes.memory_step(op_id, row)
         if not records:
             return self._take() if self._found else _NOTHING
         self._n, self._id, self._node, self._at, self._row = n, message, dst, at, row
-        self._op_id = operation_of(message)
+        self._op_id = op_id
         handlers = self._handlers
         for record in records:
             handler = handlers.get(type(record))

@@ -7,7 +7,6 @@ shared between coroutines, so an id does not move when unrelated deliveries swap
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -45,18 +44,17 @@ class Envelope(msgspec.Struct, gc=False, array_like=True):
     @property
     def is_reply(self) -> bool:
         """Whether this answers a request."""
-        return self.id.endswith(REPLY_MARK)
+        return self.id[-1] == REPLY_MARK
 
 
-@dataclass(slots=True)
-class Handled:
+class Handled(msgspec.Struct, gc=False):
     """A node's answer to delivery ``n``: what it sent, chose and recorded, in order."""
 
     n: int
-    messages: list[Envelope] = field(default_factory=list)
-    choices: list[tuple[str, int, int]] = field(default_factory=list)
+    messages: list[Envelope] = []
+    choices: list[tuple[str, int, int]] = []
     """(name, how many there were, which one was taken)."""
-    records: list[Record] = field(default_factory=list)
+    records: list[Record] = []
 
 
 def reply_id(request: str) -> str:

@@ -177,7 +177,9 @@ def spot(where: Spot) -> str:
         return f"the start of {where.dst}'s {operation_text(where.kind)}"
     who = where.dst if answer else where.src
     what = function_text(where.kind.rstrip(REPLY_MARK), where.operation_kind)
-    return f"the end of {who}'s {what}" if answer else f"{who}'s {what}"
+    program = where.operation.rpartition("/")[0]
+    doing = f" for {where.operation_kind} {where.operation}" if program != who else ""
+    return f"{'the end of ' if answer else ''}{who}'s {what}{doing}"
 
 
 def _swap(explanation: Explanation, width: int) -> list[str]:

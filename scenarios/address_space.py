@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from protocol.limits import PAGE_SIZE
 
 V = TypeVar("V")
+
+ADDRESS_END: Final = 1 << 48
+"""The end of every address space here."""
 
 
 class AreaMap(Generic[V]):

@@ -1,20 +1,21 @@
 """What the calls of a log do to the address space, and what becomes of every line.
 
-Executed are brk, mmap, munmap, mprotect and madvise(MADV_DONTNEED) of the first process and its
-threads.  Everything else is counted by name under the reason why it is not; lines executed and
-lines counted add up to the lines of the log.
+Executed are brk, mmap, munmap, mprotect, mremap, madvise(MADV_DONTNEED), fork, execve and
+exit_group of all processes and their threads.  Everything else is counted by name under the reason
+why it is not; lines executed and lines counted add up to the lines of the log.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from protocol.errors import UserError
 from protocol.limits import PAGE_SIZE
 from protocol.ranges import page_align, page_of
-from scenarios.address_space import AreaMap
+from scenarios.address_space import ADDRESS_END, AreaMap
+from scenarios.log_processes import Processes, borrows, starts_child
 from scenarios.strace_log import Call, Log, integer, rights
 
 NOT_BUILT: Final = "not built yet"
@@ -25,12 +26,14 @@ NEVER_RETURNED: Final = "never returned"
 SECOND_HALF: Final = "second half of an unfinished call"
 
 _NOT_BUILT: Final = frozenset({
-    "execve", "execveat", "exit_group", "fork", "vfork", "clone", "clone3", "mremap", "mbind",
-    "msync", "mlock", "mlock2", "munlock", "mlockall", "munlockall", "remap_file_pages", "shmat",
-    "shmdt", "process_madvise", "move_pages", "migrate_pages", "set_mempolicy", "pkey_mprotect",
-    "userfaultfd", "mseal", "madvise",
+    "mbind", "msync", "mlock", "mlock2", "munlock", "mlockall", "munlockall", "remap_file_pages",
+    "shmat", "shmdt", "process_madvise", "move_pages", "migrate_pages", "set_mempolicy",
+    "pkey_mprotect", "userfaultfd", "mseal", "madvise",
 })  # fmt: skip
-_CLONES: Final = frozenset({"clone", "clone3", "fork", "vfork"})
+_EXECUTED: Final = frozenset({"brk", "mmap", "munmap", "mprotect", "mremap"})
+_NEXT_PROGRAM: Final = frozenset({"execve", "execveat"})
+
+Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Effect:
     """One executed call: ``start`` and ``end`` in bytes, page-aligned; for brk, 0 and the end."""
 
     kind: str
-    """``brk``, ``mmap``, ``munmap``, ``mprotect``, ``dontneed``, or ``clone`` (no operation)."""
+    """``brk``, ``mmap``, ``munmap``, ``mprotect``, ``mremap``, ``dontneed``, ``fork``, ``execve``,
+    ``exit``, or ``clone`` (no operation)."""
     thread: int
     start: int
     end: int
@@ -46,7 +50,18 @@ class Effect:
     read: bool = False
     write: bool = False
     child: int = 0
-    """For ``clone``: the thread that was started."""
+    """For ``clone`` and ``fork``: the thread that was started."""
+    process: int = 0
+    """In which process; for ``execve`` the one that runs the new program."""
+    other: int = 0
+    """For ``fork`` the new process; for ``execve`` the thread that waited for it (vfork), or 0."""
+    file: str = ""
+    offset: int = 0
+    shared: bool = False
+    to: Range = (0, 0)
+    """For ``mremap``: the new range."""
+    image: tuple[Range, ...] = ()
+    """For ``execve``: ranges that the program protects but never maps; mapped at first."""
 
 
 @dataclass(slots=True)
@@ -59,9 +74,11 @@ class Account:
     set_aside: dict[str, Counter[str]] = field(default_factory=dict)
     """Lines that do not run: reason -> call name -> lines."""
     file_mappings: int = 0
-    """Of the executed mmaps, those of files: they run as anonymous private ones."""
-    image: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges that the program protects but the log never maps: its image; mapped at first."""
+    """Of the executed mmaps, those of files."""
+    image: list[Range] = field(default_factory=list)
+    """Ranges that a program protects but the log never maps: its image; mapped at first."""
+    prelude: list[Range] = field(default_factory=list)
+    """Those of them that are there before the log begins."""
 
     def put(self, reason: str, name: str, lines: int = 1) -> None:
         """Count lines that do not run."""
@@ -83,59 +100,59 @@ class Account:
 
 def effects_of(log: Log) -> tuple[list[Effect], Account]:
     """The calls that run, in order, and the account of all lines.  Raises ``UserError``."""
-    account = Account(lines=log.lines)
-    mine = _threads(log)
+    account, processes = Account(lines=log.lines), Processes()
     effects: list[Effect] = []
-    for pid, name in log.events:
-        account.put(NO_EFFECT if pid in mine else OTHER_PROCESS, name)
-    for pid, name in log.never_returned:
-        account.put(NEVER_RETURNED if pid in mine else OTHER_PROCESS, name)
     for call in log.calls:
         if call.lines == 2:
             account.put(SECOND_HALF, call.name)
-        effect = _effect(call, log, account) if call.pid in mine else None
-        if effect is not None:
-            effects.append(effect)
-        elif call.pid not in mine:
+        process = processes.process(call.pid)
+        if process is None:
             account.put(OTHER_PROCESS, call.name)
-    account.image = _image(effects)
-    return effects, account
+        else:
+            effects += _effect(call, log, account, processes, process)
+    for pid, name in log.events:
+        account.put(NO_EFFECT if pid in processes.of else OTHER_PROCESS, name)
+    for pid, name in log.never_returned:
+        account.put(NEVER_RETURNED if pid in processes.of else OTHER_PROCESS, name)
+    return _with_images(effects, account), account
 
 
-def _threads(log: Log) -> frozenset[int]:
-    """The threads of the first process; a child that does not share the mm is another one."""
-    first = min(log.calls, key=lambda call: call.start).pid
-    others: set[int] = set()
-    parent = {c.result: c for c in log.calls if c.name in _CLONES and c.result and not c.failed}
-    for pid in {call.pid for call in log.calls} | {pid for pid, _ in log.events}:
-        at, seen = pid, {0}
-        while at in parent and at not in seen:
-            seen.add(at)
-            if not _shares_mm(parent[at]):
-                others.add(pid)
-            at = parent[at].pid
-    pids = {c.pid for c in log.calls} | {pid for pid, _ in (*log.events, *log.never_returned)}
-    return frozenset(pids - others) | {first}
-
-
-def _shares_mm(call: Call) -> bool:
-    flags = ",".join(call.args)
-    return "CLONE_VM" in flags and "CLONE_VFORK" not in flags
-
-
-def _effect(call: Call, log: Log, account: Account) -> Effect | None:
-    """The call's effect; None after counting it if it does not run."""
-    if call.name in _CLONES and call.result and not call.failed and _shares_mm(call):
-        account.put(NO_EFFECT, f"{call.name} (thread)")
-        return Effect("clone", call.pid, 0, 0, call.order, child=call.result)
+def _effect(
+    call: Call, log: Log, account: Account, processes: Processes, process: int
+) -> list[Effect]:
+    """The call's effect; nothing after counting it if it does not run."""
+    if starts_child(call):
+        return [_started(call, account, processes, process)]
     reason, name = _why_not(call)
+    if not reason and name == "exit_group" and call.pid in processes.borrowers:
+        reason, name = NO_EFFECT, f"{name} (in a borrowed mm)"
     if reason:
         account.put(reason, name)
-        return None
-    effect = _memory_effect(call, log.where)
+        return []
     account.executed[name] += 1
-    account.file_mappings += call.name == "mmap" and "MAP_ANONYMOUS" not in call.args[3]
-    return effect
+    if name in _NEXT_PROGRAM:
+        process, waited = processes.executed(call)
+        return [Effect("execve", call.pid, 0, 0, call.order, process=process, other=waited)]
+    if name == "exit_group":
+        return [Effect("exit", call.pid, 0, 0, call.order, process=process)]
+    effect = replace(_memory_effect(call, log.where), process=process)
+    if effect.kind == "mmap":
+        file, offset, shared = processes.file_of(call, effect.end - effect.start, log)
+        account.file_mappings += bool(file)
+        effect = replace(effect, file=file, offset=offset, shared=shared)
+    return [effect]
+
+
+def _started(call: Call, account: Account, processes: Processes, process: int) -> Effect:
+    """A clone: a thread, a process that borrows the mm, or one with a copy of it."""
+    child = call.result or 0
+    other = processes.started(call)
+    if other != process:
+        account.executed[call.name] += 1
+        return Effect("fork", call.pid, 0, 0, call.order, child=child, process=process, other=other)
+    why = "borrows the mm" if borrows(call) else "thread"
+    account.put(NO_EFFECT, f"{call.name} ({why})")
+    return Effect("clone", call.pid, 0, 0, call.order, child=child, process=process)
 
 
 def _why_not(call: Call) -> tuple[str, str]:
@@ -144,7 +161,9 @@ def _why_not(call: Call) -> tuple[str, str]:
     name = f"madvise({advice})" if advice else call.name
     if call.failed:
         return FAILED, name
-    if call.name in ("brk", "mmap", "munmap", "mprotect") or advice == "MADV_DONTNEED":
+    if call.name in _NEXT_PROGRAM or call.name == "exit_group":
+        return "", name
+    if call.name in _EXECUTED or advice == "MADV_DONTNEED":
         return (NEVER_RETURNED, name) if call.result is None else ("", name)
     return (NOT_BUILT if call.name in _NOT_BUILT else NO_EFFECT), name
 
@@ -165,33 +184,73 @@ def _memory_effect(call: Call, where: str) -> Effect:
         return Effect("mmap", call.pid, start, end, line, *rights(call, 2, where))
     if call.name == "mprotect":
         return Effect("mprotect", call.pid, start, end, line, *rights(call, 2, where))
+    if call.name == "mremap":
+        to = (result, result + page_align(integer(call, 2, where)))
+        return Effect("mremap", call.pid, start, end, line, to=to)
     return Effect("munmap" if call.name == "munmap" else "dontneed", call.pid, start, end, line)
 
 
-def _image(effects: list[Effect]) -> list[tuple[int, int]]:
-    """Ranges that mprotect found mapped although nothing in the log mapped them."""
-    known: AreaMap[bool] = AreaMap()
-    image: list[tuple[int, int]] = []
-    heap = 0
-    for effect in effects:
-        if effect.kind == "brk":
-            if heap and effect.end > heap:
-                known.put(heap, page_align(effect.end), True)
-            heap = max(heap, page_align(effect.end))
-        elif effect.kind == "mmap":
-            known.put(effect.start, effect.end, True)
-        elif effect.kind == "mprotect":
-            for start, end in known.holes(effect.start, effect.end):
-                known.put(start, end, True)
-                image.append((start, end))
-    return image
+@dataclass(slots=True)
+class _Known:
+    """What the log has mapped in a process."""
+
+    areas: AreaMap[bool] = field(default_factory=AreaMap)
+    heap: int = 0
+    program: int = -1
+    """Index of the ``execve`` that began its program; -1: none in the log."""
+
+    def copy(self) -> _Known:
+        areas: AreaMap[bool] = AreaMap()
+        for start, end, value in self.areas.overlapping(0, ADDRESS_END):
+            areas.put(start, end, value)
+        return _Known(areas, self.heap, self.program)
 
 
-def bounds(effects: list[Effect], account: Account) -> tuple[int, int]:
-    """The part of the address space that the log uses: [lowest, highest) in bytes."""
-    spans = [(e.start, e.end) for e in effects if e.kind not in ("clone", "brk")]
-    spans += [(e.end - PAGE_SIZE, page_align(e.end)) for e in effects if e.kind == "brk"]
-    spans += account.image
+def _with_images(effects: list[Effect], account: Account) -> list[Effect]:
+    """Find ranges that mprotect finds mapped although nothing in the log mapped them."""
+    known: dict[int, _Known] = {}
+    images: dict[int, list[Range]] = {}
+    for index, effect in enumerate(effects):
+        mine = known.setdefault(effect.process, _Known())
+        if effect.kind == "fork":
+            known[effect.other] = mine.copy()
+        elif effect.kind == "execve":
+            known[effect.process] = _Known(program=index)
+        else:
+            images.setdefault(mine.program, []).extend(_learn(mine, effect))
+    account.prelude = images.pop(-1, [])
+    account.image = account.prelude + [r for ranges in images.values() for r in ranges]
+    for index, ranges in images.items():
+        effects[index] = replace(effects[index], image=tuple(ranges))
+    return effects
+
+
+def _learn(known: _Known, effect: Effect) -> list[Range]:
+    """Note what a call maps; what it must have found mapped."""
+    if effect.kind == "brk":
+        end = page_align(effect.end)
+        if known.heap and end > known.heap:
+            known.areas.put(known.heap, end, True)
+        known.heap = max(known.heap, end)
+    elif effect.kind == "mmap":
+        known.areas.put(effect.start, effect.end, True)
+    elif effect.kind == "mremap":
+        known.areas.put(*effect.to, True)
+    elif effect.kind == "mprotect":
+        holes = known.areas.holes(effect.start, effect.end)
+        for start, end in holes:
+            known.areas.put(start, end, True)
+        return holes
+    return []
+
+
+def bounds(effects: list[Effect], account: Account) -> Range:
+    """The part of the address space that the first process uses: [lowest, highest) in bytes."""
+    mine = [e for e in effects if e.process == 0]
+    spans = [(e.start, e.end) for e in mine if e.end > e.start and e.kind != "brk"]
+    spans += [(e.end - PAGE_SIZE, page_align(e.end)) for e in mine if e.kind == "brk"]
+    spans += [e.to for e in mine if e.kind == "mremap"]
+    spans += account.prelude + [r for e in mine for r in e.image]
     if not spans:
         return PAGE_SIZE, 2 * PAGE_SIZE
     return page_of(min(s for s, _ in spans)), max(e for _, e in spans)

@@ -26,8 +26,9 @@ from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages import program as ops
 from protocol.messages.kvm import Memslot
 from protocol.ranges import page_align
-from scenarios.address_space import AreaMap, PageSet, nth_page
+from scenarios.address_space import ADDRESS_END, nth_page
 from scenarios.log_effects import Effect
+from scenarios.log_space import Space
 from scenarios.tables import TomlTable
 
 DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
@@ -53,30 +54,22 @@ class TouchOptions(TomlTable, frozen=True):
     """Of those: the device or the guest uses the page again while the call runs."""
 
 
-Rights = tuple[bool, bool]
-
-
 class LogPrograms:
     """Builds the programs of one log.  All draws are by (seed, line, what)."""
 
     def __init__(self, world: World, seed: int, options: TouchOptions) -> None:
         self.world, self.seed, self.options = world, seed, options
-        self.mm = world.mms[0]
+        self.spaces = {0: Space(world.mms[0])}
+        self.space = self.spaces[0]
+        """That of the call at hand."""
         self.slots = world.vms[0].slots if world.vms else ()
         self.steps: dict[str, list[Step]] = {}
         self.nodes: dict[str, str] = {}
-        self.areas: AreaMap[Rights] = AreaMap()
-        self.last: AreaMap[str] = AreaMap()
-        """The last call on each range: its operation id."""
-        self.used = PageSet()
-        """Pages that somebody wrote and that are still mapped readable."""
-        self.brk = 0
-        self.last_brk = ""
         self.holds = 0
         """Invalidations before which the secondaries were made to hold a page."""
         self.names: dict[int, str] = {}
         self.waits_for: dict[int, str] = {}
-        """A thread that was just started -> the last operation of the one that started it."""
+        """A thread -> an operation of another one that its next call comes after."""
 
     # -- putting steps in ----------------------------------------------------------------------
 
@@ -95,7 +88,7 @@ class LogPrograms:
         return self._draw(line, what + "?") % 100 < percent
 
     def _last_calls(self, start: int, end: int) -> list[str]:
-        return [name for _, _, name in self.last.overlapping(start, end)]
+        return [name for _, _, name in self.space.last.overlapping(start, end)]
 
     def _thread(self, pid: int) -> str:
         """The program of a thread; CPUs are dealt out in turn."""
@@ -103,6 +96,8 @@ class LogPrograms:
             name = f"thread{len(self.names)}"
             self.nodes[name] = self.world.cpus[len(self.names) % len(self.world.cpus)]
             self.names[pid] = name
+        if self.names[pid] not in self.space.threads:
+            self.space.threads.append(self.names[pid])
         return self.names[pid]
 
     # -- the log -------------------------------------------------------------------------------
@@ -112,30 +107,61 @@ class LogPrograms:
         thread = self._thread(pid)
         for start, end in image:
             self._map(thread, start, end, True, True)
+        self._map_apic(thread)
+
+    def _map_apic(self, thread: str) -> None:
         for slot in self.slots:
             if slot.apic:
                 length = slot.pages * PAGE_SIZE
-                mmap = self._emit(thread, ops.Mmap(self.mm, slot.hva, length, True, True))
-                self.last.put(slot.hva, slot.hva + length, mmap)
+                mmap = self._emit(thread, ops.Mmap(self.space.mm, slot.hva, length, True, True))
+                self.space.last.put(slot.hva, slot.hva + length, mmap)
 
     def _map(self, thread: str, start: int, end: int, read: bool, write: bool) -> None:
-        operation = ops.Mmap(self.mm, start, end - start, read, write)
+        operation = ops.Mmap(self.space.mm, start, end - start, read, write)
         done = self._emit(thread, operation, self._last_calls(start, end))
-        self.last.put(start, end, done)
-        self.areas.put(start, end, (read, write))
-        self.used.remove(start, end)
+        self.space.last.put(start, end, done)
+        self.space.areas.put(start, end, (read, write))
+        self.space.used.remove(start, end)
 
     def add(self, effect: Effect) -> None:
         """One call of the log, and the touches around it."""
+        if effect.process not in self.spaces:
+            self.spaces[effect.process] = Space(self.world.mms[effect.process])
+        self.space = self.spaces[effect.process]
         thread = self._thread(effect.thread)
         if effect.kind == "clone":
             self.waits_for[effect.child] = self._latest(thread)
             return
         first = self.waits_for.pop(effect.thread, "")
+        if effect.kind in ("fork", "execve", "exit"):
+            self._whole(thread, effect, first)
+            return
         start, end = self._range(effect)
         waits = [first, *self._hold(effect, start, end)]
         self._call(thread, effect, start, end, waits)
         self._use(thread, effect.line, start, end)
+
+    def _whole(self, thread: str, effect: Effect, first: str) -> None:
+        """A call on the whole mm: after all that its threads did, before all that they will do."""
+        waits = [first, *map(self._latest, self.space.threads)]
+        waits += self._hold(effect, 0, ADDRESS_END)
+        mm = self.space.mm
+        if effect.kind == "fork":
+            child = self.world.mms[effect.other]
+            done = self._emit(thread, ops.Fork(mm, child), waits)
+            self.spaces[effect.other] = self.space.copy(child, done)
+            self.waits_for[effect.child] = done
+            self.space.all_after(done)
+            return
+        execs = effect.kind == "execve"
+        done = self._emit(thread, ops.Execve(mm) if execs else ops.Exit(mm), waits)
+        self.space.clear(done)
+        if effect.other:
+            self.waits_for[effect.other] = done
+        for start, end in effect.image:
+            self._map(thread, start, end, True, True)
+        if execs and effect.process == 0:
+            self._map_apic(thread)
 
     def _latest(self, program: str) -> str:
         steps = self.steps.get(program)
@@ -146,71 +172,61 @@ class LogPrograms:
         if effect.kind != "brk":
             return effect.start, effect.end
         new = page_align(effect.end)
-        return (min(self.brk, new), max(self.brk, new)) if self.brk else (new, new)
+        return (
+            (min(self.space.brk, new), max(self.space.brk, new)) if self.space.brk else (new, new)
+        )
 
     def _call(self, thread: str, effect: Effect, start: int, end: int, waits: list[str]) -> None:
         waits += self._last_calls(start, end) if start < end else []
+        waits += self._last_calls(*effect.to) if effect.kind == "mremap" else []
         if effect.kind == "brk":
-            waits.append(self.last_brk)
+            waits.append(self.space.last_brk)
         done = self._emit(thread, self._operation(effect, start, end), waits)
         if start < end:
-            self.last.put(start, end, done)
+            self.space.last.put(start, end, done)
+        if effect.kind == "mremap":
+            self.space.last.put(*effect.to, done)
         if effect.kind == "brk":
-            self.last_brk = done
-        self._apply(effect, start, end)
+            self.space.last_brk = done
+        self.space.apply(effect, start, end)
 
     def _operation(self, effect: Effect, start: int, end: int) -> ops.Operation:
         length = end - start
         if effect.kind == "brk":
             # The first one says where the heap begins; asking changes nothing.
-            asks = self.brk and not effect.start
-            return ops.Brk(self.mm, 0 if asks else page_align(effect.end))
+            asks = self.space.brk and not effect.start
+            return ops.Brk(self.space.mm, 0 if asks else page_align(effect.end))
         if effect.kind == "mmap":
-            return ops.Mmap(self.mm, start, length, effect.read, effect.write)
+            return ops.Mmap(
+                self.space.mm, start, length, effect.read, effect.write, effect.file,
+                effect.offset, effect.shared,
+            )  # fmt: skip
+        if effect.kind == "mremap":
+            to, to_end = effect.to
+            return ops.Mremap(self.space.mm, start, length, to, to_end - to)
         if effect.kind == "mprotect":
-            return ops.Mprotect(self.mm, start, length, effect.read, effect.write)
+            return ops.Mprotect(self.space.mm, start, length, effect.read, effect.write)
         if effect.kind == "munmap":
-            return ops.Munmap(self.mm, start, length)
-        return ops.MadviseDontneed(self.mm, start, length)
-
-    def _apply(self, effect: Effect, start: int, end: int) -> None:
-        """What is mapped after the call."""
-        if effect.kind == "brk":
-            grows = bool(self.brk) and page_align(effect.end) > self.brk
-            self.brk = page_align(effect.end)
-            if grows:
-                self.areas.put(start, end, (True, True))
-                return
-        if start == end:
-            return
-        readable = effect.kind == "mprotect" and effect.read
-        if not readable:
-            self.used.remove(start, end)
-        if effect.kind in ("brk", "munmap"):
-            self.areas.remove(start, end)
-        elif effect.kind == "mmap":
-            self.areas.put(start, end, (effect.read, effect.write))
-        elif effect.kind == "mprotect":
-            for part_start, part_end, _ in list(self.areas.overlapping(start, end)):
-                self.areas.put(part_start, part_end, (effect.read, effect.write))
+            return ops.Munmap(self.space.mm, start, length)
+        return ops.MadviseDontneed(self.space.mm, start, length)
 
     # -- touches -------------------------------------------------------------------------------
 
     def _takes_away(self, effect: Effect, start: int, end: int) -> bool:
         """Whether the call can take a right away that a cached entry may hold."""
         if effect.kind == "brk":
-            return bool(self.brk) and page_align(effect.end) < self.brk
+            return bool(self.space.brk) and page_align(effect.end) < self.space.brk
         if effect.kind == "mprotect":
             return any(
                 (read and not effect.read) or (write and not effect.write)
-                for _, _, (read, write) in self.areas.overlapping(start, end)
+                for _, _, (read, write) in self.space.areas.overlapping(start, end)
             )
         return start < end
 
     def _hold(self, effect: Effect, start: int, end: int) -> list[str]:
         """Let the secondaries fill entries that the call will invalidate: what to wait for."""
         line = effect.line
-        if not self._takes_away(effect, start, end):
+        if effect.process or not self._takes_away(effect, start, end):
             return []
         page = self._live_page(start, end, self._draw(line, "page"))
         if page is None or not self._happens(line, "held", self.options.held):
@@ -224,17 +240,17 @@ class LogPrograms:
 
     def _live_page(self, start: int, end: int, number: int) -> int | None:
         """A page of [start, end) that may be read; a used one where there is one."""
-        used = self.used.inside(start, end)
+        used = self.space.used.inside(start, end)
         if used:
             return used[number % len(used)]
-        parts = [(s, e) for s, e, (read, _) in self.areas.overlapping(start, end) if read]
+        parts = [(s, e) for s, e, (read, _) in self.space.areas.overlapping(start, end) if read]
         if not parts:
             return None
         return nth_page(*parts[number % len(parts)], number >> 8)
 
     def _writes(self, page: int, line: int, what: str) -> bool:
         """Whether this access writes: three in four, where the page may be written."""
-        rights = self.areas.at(page)
+        rights = self.space.areas.at(page)
         return rights is not None and rights[1] and self._draw(line, what + "/write") % 4 > 0
 
     def _use(self, thread: str, line: int, start: int, end: int) -> None:
@@ -244,11 +260,13 @@ class LogPrograms:
             page = self._some_page(start, end, self._draw(line, "touch"))
             if page is not None:
                 self._touch(thread, page, line)
+        if self.space is not self.spaces[0]:
+            return  # the device and the guest are the first process's
         for what, percent, access in (
             ("device", options.device, self._dma),
             ("guest", options.guest, self._guest),
         ):
-            page = self.used.pick(self._draw(line, what))
+            page = self.space.used.pick(self._draw(line, what))
             if page is not None and self._happens(line, what, percent):
                 access(page, line, what)
         if self._happens(line, "apic", options.apic):
@@ -259,21 +277,21 @@ class LogPrograms:
     def _some_page(self, start: int, end: int, number: int) -> int | None:
         """A live page of the range that was just changed, else any used page."""
         page = self._live_page(start, end, number) if start < end else None
-        return page if page is not None else self.used.pick(number)
+        return page if page is not None else self.space.used.pick(number)
 
     def _touch(self, thread: str, page: int, line: int) -> None:
         write = self._writes(page, line, "touch")
-        operation = ops.Touch(self.mm, page + 8 * (line % 64), write, line)
+        operation = ops.Touch(self.space.mm, page + 8 * (line % 64), write, line)
         self._emit(thread, operation, self._last_calls(page, page + PAGE_SIZE))
         self._note_use(page, write)
 
     def _note_use(self, page: int, write: bool) -> None:
         if write:
-            self.used.add(page)
+            self.space.used.add(page)
 
     def _dma(self, page: int, line: int, what: str) -> str:
         write = self._writes(page, line, f"dma/{what}")
-        operation = ops.Dma(self.mm, page + 8 * (line % 64), write, line)
+        operation = ops.Dma(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
         return self._emit(DEVICE, operation, self._last_calls(page, page + PAGE_SIZE))
 
@@ -310,7 +328,7 @@ class LogPrograms:
     def _migrate(self, line: int) -> None:
         """A used page that device and guest hold, or one in four times the APIC page."""
         slot = self._apic_slot()
-        page = self.used.pick(self._draw(line, "migrate"))
+        page = self.space.used.pick(self._draw(line, "migrate"))
         waits: list[str] = []
         if slot is not None and (page is None or self._draw(line, "migrate/apic") % 4 == 0):
             page = slot.hva
@@ -319,7 +337,7 @@ class LogPrograms:
             waits = [self._dma(page, line, "migrate"), self._guest(page, line, "migrate")]
         if page is not None:
             waits += self._last_calls(page, page + PAGE_SIZE)
-            self._emit(DAEMON, ops.MigratePages(self.mm, page, PAGE_SIZE), waits)
+            self._emit(DAEMON, ops.MigratePages(self.space.mm, page, PAGE_SIZE), waits)
 
     # -- done ----------------------------------------------------------------------------------
 

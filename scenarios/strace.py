@@ -46,17 +46,24 @@ class StraceLog:
         return effects_of(read_log(self.path))[1]
 
     def world(self, kernel: Kernel) -> World:
-        """The world that the log runs in: 2 CPUs, one SVA device, one guest.
+        """The world that the log runs in: 2 CPUs, an mm per process, one SVA device, one guest.
+
+        Device and guest are the first process's.
 
         The guest's memory is the part of the address space that the log uses (guest address 0
         is its lowest page); its APIC page lies beyond.
         """
-        low, high = bounds(*effects_of(read_log(self.path)))
+        effects, account = effects_of(read_log(self.path))
+        low, high = bounds(effects, account)
+        processes = 1 + max(
+            (max(e.process, e.other * (e.kind == "fork")) for e in effects), default=0
+        )
         pages = (high - low) // PAGE_SIZE
         apic = Memslot(pages + 1, 1, high + PAGE_SIZE, True)
         slots = (Memslot(0, pages, low), apic)
         return World(
             kernel=kernel,
+            mms=tuple(f"mm{number}" for number in range(processes)),
             units=(Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),),
             vms=(Vm("kvm0", (GUEST,), "mm0", slots),),
             levels=4,
@@ -81,7 +88,7 @@ class StraceLog:
         effects, account = effects_of(read_log(self.path))
         build = LogPrograms(world, seed, self.options)
         if effects:
-            build.prelude(effects[0].thread, account.image)
+            build.prelude(effects[0].thread, account.prelude)
         for effect in effects:
             build.add(effect)
         return build

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,18 +14,27 @@ from hypothesis import strategies as st
 
 from broker.chaos import ChaosRules
 from broker.chaos_config import parse_rules
+from broker.dispatch import InFlight, dispatcher
 from broker.exchange import Exchange
 from broker.follow import Follower, compare_runs
 from broker.plan import QUIESCENT, Outcome
 from broker.programs import Feeder
-from broker.recorder import Recorder, broker_records, read_record, read_schedule
-from broker.schedules import RandomWalk, Recorded, Schedule
+from broker.recorder import (
+    Recorder,
+    ReplayedFaults,
+    broker_records,
+    read_record,
+    read_schedule,
+)
+from broker.router import ending as ending_of
+from broker.schedules import Arrival, RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
 from nodes.journal import Journal, JournalReader, journal_path
 from nodes.world import World
 from protocol import codec, wire
 from protocol.envelope import Envelope, Handled
 from protocol.errors import PeerError, UserError
+from protocol.messages.base import Ack
 from protocol.messages.memory import PteLoad
 from protocol.records import OpEnd
 from protocol.trace import Ending
@@ -37,6 +49,14 @@ LOSSY = {
     ],
 }
 
+HEAVY = {
+    "schema": 1,
+    "rule": [
+        {"name": "lose", "fault": "drop", "probability": 0.3, "after": {"min": 1, "max": 60}},
+        {"name": "twice", "fault": "duplicate", "probability": 0.4, "after": {"min": 1, "max": 60}},
+    ],
+}
+
 
 def chaos(seed: int = 3) -> ChaosRules:
     """Rules that lose, repeat and delay."""
@@ -48,19 +68,47 @@ def simulate(
     schedule: Schedule,
     rules: ChaosRules | None = None,
     count: int = 5,
+    each: int = 1,
     replay: Path | None = None,
 ) -> Ending:
     """A recorded run of toy programs in the simulator; ``replay`` has what to run again."""
     directory.mkdir(exist_ok=True)
     recorder = Recorder(directory, toy.NODES)
-    programs = toy.programs(count)
+    programs = toy.programs(count, each=each)
     exchange = Exchange(Feeder(programs), recorder.watch(rules))
     if replay is not None:
         record = read_record(replay)
-        exchange = Exchange(Feeder(record.programs(programs)), record.faults)
+        exchange = Exchange(Feeder(record.programs(programs)), record.faults, recorded=True)
     world = codec.convert(codec.unpack(toy.world()), World)
     drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
     ending = Simulator(drivers, exchange, schedule, recorder.observe).run()
+    recorder.close(Outcome(QUIESCENT, ending, exchange.counts.as_dict()))
+    assert exchange.counts.balance(exchange.pending) == 0
+    return ending
+
+
+def pipelined(directory: Path, seed: int, rules: ChaosRules, schedule: Schedule) -> Ending:
+    """A recorded run as processes make it, in this process: handlings come back in any order."""
+    directory.mkdir()
+    recorder = Recorder(directory, toy.NODES)
+    recorded = isinstance(schedule, Recorded)
+    exchange = Exchange(Feeder(toy.programs(12, each=2)), recorder.watch(rules), recorded)
+    in_flight: InFlight = {name: deque() for name in toy.NODES}
+    world = codec.convert(codec.unpack(toy.world()), World)
+    drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
+    handled: dict[str, deque[Handled]] = {name: deque() for name in toy.NODES}
+    dispatch, chance = dispatcher(schedule, exchange, in_flight, 1 << 62), random.Random(seed)
+    exchange.start()
+    while not dispatch.status:
+        for n, envelope in dispatch.take():
+            handled[envelope.dst].append(drivers[envelope.dst].deliver(n, envelope))
+            recorder.observe(envelope, handled[envelope.dst][-1])
+        back = [name for name in toy.NODES if handled[name]]
+        if back:
+            name = chance.choice(back)
+            exchange.release(in_flight[name].popleft(), handled[name].popleft().messages)
+    assert dispatch.status == QUIESCENT, dispatch.detail
+    ending = ending_of(exchange)
     recorder.close(Outcome(QUIESCENT, ending, exchange.counts.as_dict()))
     assert exchange.counts.balance(exchange.pending) == 0
     return ending
@@ -228,6 +276,22 @@ def test_a_run_under_loss_repeats_from_its_record(tmp_path: Path, seed: int) -> 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_what_came_back_in_any_order_repeats_one_by_one(tmp_path: Path, seed: int) -> None:
+    rules = ChaosRules(parse_rules(HEAVY, "test"), seed)
+    first = pipelined(tmp_path / "a", seed, rules, Arrival())
+    record = read_record(tmp_path / "a")
+    again = simulate(
+        tmp_path / "b", Recorded(record.deliveries), count=12, each=2, replay=tmp_path / "a"
+    )
+    assert again == first
+    assert compare_runs(tmp_path / "a", tmp_path / "b") is None
+    faults: Any = record.faults
+    third = pipelined(tmp_path / "c", seed + 1, faults, Recorded(record.deliveries))
+    assert third == first
+    assert compare_runs(tmp_path / "a", tmp_path / "c") is None
+
+
 def test_the_schedule_file_says_what_the_journal_says(tmp_path: Path) -> None:
     simulate(tmp_path, RandomWalk(1), chaos())
     listed = read_schedule(tmp_path)
@@ -278,3 +342,30 @@ def test_what_chaos_did_is_in_the_journal(tmp_path: Path) -> None:
 def test_a_missing_run_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"broker\.journal"):
         read_schedule(tmp_path)
+
+
+def test_a_record_says_the_order_of_a_stream_that_many_feed() -> None:
+    def command(sender: str) -> Envelope:
+        request = f"{sender}/0.0"
+        return Envelope(request, sender, "iommu0", "IotlbInvalidate", f"{sender}/0", "q", Ack())
+
+    for recorded in (False, True):
+        exchange = Exchange(Feeder(()), recorded=recorded)
+        exchange.release(1, [command("cpu0"), command("cpu1")])
+        assert [e.src for e in exchange.heads] == (["cpu0", "cpu1"] if recorded else ["cpu0"])
+
+
+def test_a_reply_that_nobody_missed_is_not_sent_again_on_replay() -> None:
+    for missed in (False, True):
+        faults = ReplayedFaults({("cpu0/0.0~", 2): "drop"})
+        if not missed:
+            faults.unmissed.add(("cpu0/0.0~", 2))
+        exchange = Exchange(Feeder(()), faults, recorded=True)
+        exchange.release(
+            1, [Envelope("cpu0/0.0", "cpu0", "memory", "PtlLock", "cpu0/0", "", Ack())]
+        )
+        exchange.take(0)
+        reply = Envelope("cpu0/0.0~", "memory", "cpu0", "PtlLock~", "cpu0/0.0", "", Ack())
+        exchange.release(2, [reply])
+        assert [(e.id, e.copy) for e in exchange.heads] == ([("cpu0/0.0", 1)] if missed else [])
+        assert exchange.counts.balance(exchange.pending) == 0

@@ -19,7 +19,29 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
     """
-    await _flush_cpus(cpu, mm, start, end)
+    early = cpu.world.kernel.secondary_before_dsb == "page_and_range"
+    await _flush(cpu, mm, start, end, early)
+
+
+async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool) -> None:
+    """The CPUs and, from v6.6, the secondaries; these after the DSB, or between it and the TLBI.
+
+    cpu0 (``flush_tlb_page``, arm64)    unit with BTM           device, through its ATC
+    TLBI                                (on its way)
+    secondaries                                                 drops its entry
+                                                                asks the unit again
+    DSB                                 drops its entry         [Required: it got a new one]
+    """
+    if before_dsb:
+        posted = await _tlbi(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, start, end)
+        await cpu.port.settle(posted)
+    else:
+        await _flush_cpus(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, start, end)
+
+
+async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> None:
     if cpu.world.kernel.arch_secondary_flush:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
 
@@ -32,8 +54,9 @@ async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
-    """``flush_tlb_page``."""
-    await flush_tlb_range(cpu, mm, address, address + PAGE_SIZE)
+    """``flush_tlb_page``; arm64 calls the secondaries in its ``flush_tlb_page_nosync`` (v6.6)."""
+    early = cpu.world.kernel.secondary_before_dsb != "no"
+    await _flush(cpu, mm, address, address + PAGE_SIZE, early)
 
 
 async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -42,8 +65,7 @@ async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
     The secondaries are called all the same: nobody repairs a spurious fault for them.
     """
     await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
-    if cpu.world.kernel.arch_secondary_flush:
-        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, address, address + PAGE_SIZE)
+    await _flush_secondaries(cpu, mm, address, address + PAGE_SIZE)
 
 
 async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
@@ -64,18 +86,27 @@ async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> Non
 
 
 async def _tlbi_dsb(cpu: Processor, mm: str, start: int, end: int) -> None:
+    posted = await _tlbi(cpu, mm, start, end)
+    await cpu.port.settle(posted)  # dsb(ish): every observer has completed
+
+
+async def _tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
+    """Broadcast; what a DSB has to wait for."""
     world = cpu.world
     observers = [name for name in world.processors() if name != cpu.name]
     if world.kernel.btm:
         observers += [unit.name for unit in world.units if mm in unit.mms]
     posted = [cpu.port.post(name, Tlbi(mm, start, end)) for name in observers]
     await cpu.flush_tlb_local(mm, start, end)
-    await cpu.port.settle(posted)  # dsb(ish): every observer has completed
+    return posted
 
 
 async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) -> None:
-    """``flush_tlb_fix_spurious_fault``: this processor only; nothing on x86."""
-    if cpu.world.kernel.broadcast_tlbi:
+    """``flush_tlb_fix_spurious_fault``: this processor only, and no secondary.
+
+    Nothing on x86, nor on arm64 while an upgrade is broadcast (to cb1fa2e99955).
+    """
+    if cpu.world.kernel.upgrade_tlbi_scope == "local":
         await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
 
 

@@ -43,6 +43,9 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``change_protection`` flushes through an ``mmu_gather`` (v5.19)."""
     upgrade_needs_flush: bool
     """``ptep_set_access_flags`` flushes the TLB when it grants more (arm64)."""
+    secondary_before_dsb: Literal["no", "page", "page_and_range"]
+    """Which arm64 flushes call the secondaries between their TLBI and its completion: those of
+    one page (v6.6), those of a range as well (v6.9)."""
     upgrade_tlbi_scope: Literal["broadcast", "local"]
     """That flush reaches every observer, or only the processor that does it: the others repair
     their own spurious fault (arm64, cb1fa2e99955)."""
@@ -124,6 +127,11 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(
                 where, "flush_mm_notifies without arch_secondary_flush", "the hook of v6.6"
             )
+        if self.secondary_before_dsb != "no" and not self.broadcast_tlbi:
+            raise UserError(
+                where, f"secondary_before_dsb = {self.secondary_before_dsb} without broadcast_tlbi",
+                "no: a flush by IPIs has no DSB",
+            )  # fmt: skip
         if self.btm and not self.broadcast_tlbi:
             raise UserError(where, "btm without broadcast_tlbi", "broadcast_tlbi = true")
         return self
@@ -184,10 +192,10 @@ _RELEASES: dict[str, dict[str, object]] = {
 _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": False, "btm": False,
-            "btm_skips_cmd": False},
+            "btm_skips_cmd": False, "secondary_before_dsb": "no"},
     "arm64": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
               "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
-              "btm_skips_cmd": True},
+              "btm_skips_cmd": True, "secondary_before_dsb": "page"},
 }  # fmt: skip
 
 RELEASES = tuple(_RELEASES)

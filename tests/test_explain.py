@@ -1,0 +1,136 @@
+"""Explanations: what decides, what was owed, what cures it, in every form."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from explorer.explain import Explanation, other_values
+from explorer.lenient import How, play
+from explorer.races import Order
+from explorer.reduce import with_world
+from explorer.shortest import look_for_shorter
+from nodes.kernel.variant import Kernel, preset
+from report import interleaving
+from report.machine import as_json
+from report.steps import text_of
+from tests.minimal import EXAMPLES, differences, explained
+
+
+@pytest.fixture(params=EXAMPLES, ids="-".join)
+def explanation(request: pytest.FixtureRequest) -> Explanation:
+    """The explanation of a race of the catalogue."""
+    return explained(*request.param)
+
+
+def position(explanation: Explanation, party: str, text: str) -> int:
+    """The first row of a party that begins so."""
+    return next(
+        at
+        for at, row in enumerate(explanation.rows)
+        if row.party == party and text_of(row).startswith(text)
+    )
+
+
+def test_the_examples_are_up_to_date() -> None:
+    assert differences() == []
+
+
+def test_it_fits_a_screen(explanation: Explanation) -> None:
+    for text in (interleaving.terminal(explanation), interleaving.markdown(explanation)):
+        assert len(text.splitlines()) <= interleaving.LINES_MAX
+    widths = map(len, interleaving.markdown(explanation).splitlines())
+    assert max(widths) <= interleaving.MARKDOWN_WIDTH
+
+
+def test_the_reload_comes_before_the_change_and_is_never_asked_for_again() -> None:
+    explanation = explained(*EXAMPLES[0])
+    places = [
+        position(explanation, "cpu0", "invalidate_range_start"),
+        position(explanation, "vcpu0", "VMCS"),
+        position(explanation, "cpu0", "ptep_get_and_clear"),
+        position(explanation, "cpu0", "invalidate_range_end"),
+    ]
+    assert places == sorted(places)
+    assert explanation.missed.before_fill
+    assert explanation.missed.in_time == ()
+    safe = {(cure.switch, cure.value) for cure in explanation.cures if cure.safe}
+    assert {("apic_gen", 2), ("apic_gen", 3)} <= safe
+
+
+def test_the_frame_is_free_before_the_secondary_is_told() -> None:
+    explanation = explained(*EXAMPLES[1])
+    freed = position(explanation, "cpu0", "put_page")
+    assert "freed" in text_of(explanation.rows[freed])
+    assert freed < position(explanation, "iommu0", "store to frame")
+    assert explanation.missed.in_time == ()
+    assert explanation.missed.too_late
+    safe = {(cure.switch, cure.value) for cure in explanation.cures if cure.safe}
+    assert ("gather_calls_ir", True) in safe
+
+
+def test_the_swap_decides(explanation: Explanation) -> None:
+    swap = explanation.swap
+    assert swap is not None
+    assert swap.first.name != swap.second.name
+    hold = (swap.first.name, swap.second.name)
+    failing = play(explanation.case, How(explanation.target))
+    assert failing.found is not None
+    assert hold[0] in failing.order
+
+
+def test_necessary_orders_were_as_they_say(explanation: Explanation) -> None:
+    assert explanation.orderings
+    order = explanation.case.order
+    for ordering in explanation.orderings:
+        assert order.index(ordering.early.name) < order.index(ordering.late.name)
+        hold = (ordering.early.name, ordering.late.name)
+        assert play(explanation.case, How(explanation.target, hold=hold)).found is None
+
+
+def test_cures_are_cures(explanation: Explanation) -> None:
+    world = explanation.case.spec.world
+    assert any(cure.safe for cure in explanation.cures)
+    for cure in explanation.cures:
+        kernel = msgspec.structs.replace(world.kernel, **{cure.switch: cure.value})
+        changed = with_world(explanation.case, msgspec.structs.replace(world, kernel=kernel))
+        played = play(changed, How(explanation.target, stop=False))
+        assert not (cure.safe and played.violations), cure
+
+
+def test_every_switch_is_tried() -> None:
+    kernel = preset("v6.6")
+    tried = {switch for switch, _ in other_values(kernel)}
+    assert tried == set(Kernel.__struct_fields__) - {"release", "arch"}
+    assert all(getattr(kernel, switch) != value for switch, value in other_values(kernel))
+
+
+def test_other_forms(explanation: Explanation) -> None:
+    diagram = interleaving.mermaid(explanation)
+    assert diagram.startswith("sequenceDiagram\n")
+    assert ";" not in diagram
+    built = json.loads(as_json(interleaving.as_dict(explanation)))
+    assert built["violation"]["rule"] == explanation.target.rule
+    assert len(built["rows"]) == len(explanation.rows)
+
+
+def test_reversing_a_race_puts_the_second_first() -> None:
+    case = explained(*EXAMPLES[1]).case
+    order = Order(play(case, How(keep=True, stop=False)).moments)
+    races = order.races()
+    assert races
+    for race in races[:20]:
+        names = order.reversed_order(race.first, race.second)
+        first, second = (order.moments[at].name for at in (race.first, race.second))
+        assert names.index(second) + 1 == names.index(first)
+        assert sorted(names) == sorted(moment.name for moment in order.moments)
+
+
+def test_a_search_that_hits_its_bound_claims_nothing() -> None:
+    explanation = explained(*EXAMPLES[1])
+    cost = (explanation.deliveries, explanation.switches)
+    search = look_for_shorter(explanation.case, explanation.target, cost, 5, 60.0)
+    assert not search.proof.shortest
+    assert search.proof.runs <= 5
