@@ -38,6 +38,7 @@ from report import exploration as explored
 from report import interleaving, machine, minimizing, words
 from report.directory import new_run, point_latest, saved_run
 from report.progress import Progress
+from report.schedules import minimized_file, run_or_schedule
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -52,8 +53,6 @@ SECONDS: Final = 30.0
 """How long ``stress`` feeds the endless workload, if nothing else is said."""
 SHRINK_SECONDS: Final = 60.0
 """How long ``minimize`` may take."""
-MINIMIZED: Final = f"min{schedule_file.SUFFIX}"
-"""The file that ``minimize`` writes into a run's directory."""
 OPERATIONS: Final = 2000
 """The same on the simulator, which has no clock."""
 PROGRAM: Final = "launch.py"
@@ -75,15 +74,6 @@ app = typer.Typer(
 
 class Interrupted(Exception):  # noqa: N818 - reads as what happened
     """Ctrl-C, where there is no outcome to print."""
-
-
-class Form(StrEnum):
-    """How an explanation is written."""
-
-    terminal = "terminal"
-    markdown = "markdown"
-    mermaid = "mermaid"
-    json = "json"
 
 
 class On(StrEnum):
@@ -262,14 +252,13 @@ def minimize(
     as_json: JsonOption = False,
 ) -> int:
     """Find the shortest schedule with the same violation, and write it to a file."""
-    file = schedule_target(source, out)
+    file = minimized_file(source, out)
     with Progress(stderr(), minimizing.minimize_line) as progress, damage_of(source):
         loaded = schedule_file.load(run_or_schedule(source), rule)
         found = minimizer.minimize(
             loaded, lambda update: progress(minimizing.update_dict(update)), seconds, search
         )
-    text = schedule_file.schedule_text(found.case, found.target)
-    schedule_file.write(file, text)
+    schedule_file.write(file, schedule_file.schedule_text(found.case, found.target))
     if as_json:
         print_json(minimizing.minimized_dict(found, str(file)))
     else:
@@ -280,7 +269,9 @@ def minimize(
 @app.command()
 def explain(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file, or a run.")],
-    form: Annotated[Form, typer.Option("--format", help="How it is written.")] = Form.terminal,
+    form: Annotated[
+        interleaving.Form, typer.Option("--format", help="How it is written.")
+    ] = interleaving.Form.terminal,
     as_json: JsonOption = False,
 ) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
@@ -289,26 +280,11 @@ def explain(
     if loaded.diverged:
         say(f"{source} no longer fits to the letter, same violation found: {loaded.diverged}")
     explanation = explainer.explain(loaded)
-    if as_json or form is Form.json:
+    if as_json or form is interleaving.Form.json:
         print_json(interleaving.as_dict(explanation))
     else:
-        typer.echo(interleaving.written(explanation, form.value).rstrip("\n"))
+        typer.echo(interleaving.written(explanation, form).rstrip("\n"))
     return codes.VIOLATED
-
-
-def run_or_schedule(source: Path) -> Path:
-    """A schedule file as it is, anything else as a saved run.  Raises ``UserError``."""
-    return source if schedule_file.is_schedule_file(source) else saved_run(source)
-
-
-def schedule_target(source: Path, out: Path | None) -> Path:
-    """The file that a minimised schedule goes to: beside or in what it came from."""
-    if out is not None:
-        return out
-    if schedule_file.is_schedule_file(source):
-        stem = source.name.removesuffix(schedule_file.SUFFIX)
-        return source.with_name(f"{stem}-{MINIMIZED}")
-    return saved_run(source) / MINIMIZED
 
 
 @app.command()

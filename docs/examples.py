@@ -36,9 +36,10 @@ PAGE: Final = """\
 # {race} on {kernel}: {title}
 
 Found with `python launch.py repro {race} --kernel {kernel} --on simulator --seed {seed}`, which
-took {before}; cut down by `python launch.py minimize` to
-{after}; explained by `python launch.py explain`, which prints it
-as follows (`--format markdown`).  `>` marks the events that the violation is made of.
+took {before}; cut down by `python launch.py minimize`
+to {after}; explained by
+`python launch.py explain --format markdown`, which prints what follows.  `>` marks the events
+that the violation is made of.
 
 {explanation}
 The same as a sequence diagram (`--format mermaid`):

@@ -83,6 +83,8 @@ class Names:
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._sent: dict[tuple[str, str, str], int] = {}
+        self._on_their_way: dict[str, str] = {}
+        """Names of first copies, by id: asked for again and again while they wait."""
 
     def see(self, messages: Iterable[Envelope]) -> None:
         """Messages were sent by one handling."""
@@ -104,7 +106,10 @@ class Names:
 
     def of(self, envelope: Envelope) -> str:
         """The name of a message on its way; repetitions are numbered."""
-        name = self.by_id(envelope.id)
+        id_ = envelope.id
+        name = self._on_their_way.get(id_)
+        if name is None:
+            name = self._on_their_way[id_] = self.by_id(id_)
         return f"{name}{COPY_MARK}{envelope.copy}" if envelope.copy else name
 
     def choice(self, path: str, nth: int, choice: str) -> str:

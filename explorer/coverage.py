@@ -9,7 +9,8 @@ whatever order the deliveries came.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import Final
 
 from explorer.statistics import unseen_mass
 from nodes.footprint import Footprint
@@ -17,9 +18,10 @@ from oracle.statistics import Statistics
 from protocol.envelope import Envelope, Handled
 from protocol.messages.base import ObjectKey
 
-_WHOLE = frozenset({(), ("task",)})
-"""Begins of keys that stand for the whole node: a resumed coroutine may touch anything there."""
-_MASK = (1 << 64) - 1
+_TASK: Final = "task"
+"""Label of a key that stands for a resumed coroutine, which may touch anything in its node."""
+_WRITE: Final = "write"
+_MASK: Final = (1 << 64) - 1
 
 
 class _Object:
@@ -39,14 +41,11 @@ class _Object:
             mine += sum([part.before(writes) for part in self.below.values()])
         return mine
 
-    def read_all(self, event: int) -> None:
-        """A read of all of it."""
-        self.reads += event
-
     def write_all(self, event: int) -> None:
         """A write of all of it: what came before its parts came before this."""
         self.write, self.reads = event, 0
-        self.below.clear()
+        if self.below:
+            self.below.clear()
 
 
 class Signature:
@@ -63,23 +62,26 @@ class Signature:
         if node is None:
             node = self._nodes[envelope.dst] = _Object()
         touched = self._footprint
-        if not touched or any(key[:1] in _WHOLE for key, _ in touched):
-            event = hash((envelope.id, envelope.copy, node.before(True), *handled.choices))
+        what: Hashable = envelope.id
+        if envelope.copy or handled.choices:
+            what = (envelope.id, envelope.copy, *handled.choices)
+        first = touched[0][0] if touched else ()
+        if not first or any(key[0] == _TASK for key, _ in touched):
+            event = hash((what, node.before(True)))
             node.write_all(event)
         else:
-            event = self._in_parts(node, envelope, handled)
+            event = self._in_parts(node, what)
         touched.clear()
         self._sum = (self._sum + event) & _MASK
 
-    def _in_parts(self, node: _Object, envelope: Envelope, handled: Handled) -> int:
-        before, accesses = [], []
-        for key, how in self._footprint:
-            part, above = _find(node, key, how == "write")
-            before.append(above + part.before(how == "write"))
-            accesses.append(part.write_all if how == "write" else part.read_all)
-        event = hash((envelope.id, envelope.copy, *before, *handled.choices))
-        for access in accesses:
-            access(event)
+    def _in_parts(self, node: _Object, what: Hashable) -> int:
+        found = [(_find(node, key, how == _WRITE), how == _WRITE) for key, how in self._footprint]
+        event = hash((what, *[above + part.before(writes) for (part, above), writes in found]))
+        for (part, _), writes in found:
+            if writes:
+                part.write_all(event)
+            else:
+                part.reads += event
         return event
 
     @property

@@ -118,7 +118,6 @@ class Minimizer:
             for phase in (self._programs, self._operations, self._faults, self._nodes):
                 phase()
             self._ranges()
-            self._operations()
             self._schedule()
             proof = self._shortest(search_runs)
         except (KeyboardInterrupt, _TimeUp):
@@ -201,11 +200,11 @@ class Minimizer:
             self.case, self.played = best
 
     def _fewer_operations(self, backwards: bool) -> None:
-        count = 0
-        while count != len(self.case.operations()):
+        while True:
             count = len(self.case.operations())
             self._ddmin_operations(backwards)
-            self._one_less_and_one_late()
+            if len(self.case.operations()) == count and not self._one_less_and_one_late():
+                return
 
     def _ddmin_operations(self, backwards: bool) -> None:
         base = self.case

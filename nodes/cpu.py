@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from nodes.driver import Handler, Port
-from nodes.kernel import fork, madvise, memory, migrate, mmap, mprotect, mremap, truncate
+from nodes.kernel import fork, kvm_main, madvise, memory, migrate, mmap, mprotect, mremap, truncate
 from nodes.kernel.errno import EAGAIN
 from nodes.kernel.exec import exec_mmap
 from nodes.node import Node
@@ -14,10 +14,11 @@ from nodes.translation import TranslationCache, data_access, walk_page_table
 from nodes.world import MEMORY, World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX
+from protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT
 from protocol.messages import processor as p
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message, Request
+from protocol.messages.kvm import Memslot
 from protocol.messages.memory import CpumaskSet, Flag, Vma
 from protocol.records import FaultRetry, OpBegin, OpEnd
 
@@ -167,6 +168,9 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Exit: lambda c, o: mmap.exit_mmap(c, o.mm),
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
+    op.KvmAddMemslot: lambda c, o: kvm_main.kvm_vm_ioctl_set_memory_region(
+        c, o.vm, Memslot(o.gfn, o.length >> PAGE_SHIFT, o.address)
+    ),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }
 

@@ -172,8 +172,8 @@ class Driver:
             self.handled.messages.append(msgspec.structs.replace(stored, causes=(), blocked=False))
             return
         self.open[request] = (envelope.src, envelope.kind)
-        body = envelope.body
-        handler = self.handlers.get(type(body))  # type: ignore[arg-type]  # bytes: None below
+        body: Any = envelope.body
+        handler = self.handlers.get(type(body))  # none for bytes
         if handler is None:
             raise EmulatorError(f"{self.name} does not handle {envelope.kind} ({request})")
         if self.touched is not None and not self.tracked:
@@ -187,14 +187,13 @@ class Driver:
 
     def _take_reply(self, envelope: Envelope) -> None:
         request, body = envelope.id[:-1], envelope.body  # without REPLY_MARK
-        if self.touched is not None:
-            # A resumed coroutine may touch anything here, unless what it touches is tracked.
-            asker = ("task", request.rpartition(".")[0]) if self.tracked else ()
-            self.touched.append((asker, "write"))
+        if self.touched is not None and not self.tracked:
+            self.touched.append(((), "write"))  # a resumed coroutine may touch anything here
         task = self.waiting.pop(request, None)
         if task is not None:
             self.ready.append((task, body))
         elif request in self.posted and isinstance(body, Message):
+            self.port.touch(("posted", request))
             self.posted[request] = body
             for settling in [t for t, wanted in self.settling.items() if request in wanted]:
                 self._settle(settling, self.settling[settling])
@@ -221,6 +220,8 @@ class Driver:
             self.parked.setdefault(waits_for[0], deque()).append(task)
 
     def _settle(self, task: Task, wanted: tuple[str, ...]) -> None:
+        for request in wanted:
+            self.port.touch(("posted", request), "read")
         if any(self.posted[request] is None for request in wanted):
             self.settling[task] = wanted
             return

@@ -51,11 +51,13 @@ class Kvm(Node):
         # mn_invalidate_lock (each access is one message, so it needs no word):
         self.mn_active_invalidate_count = 0
         self.retry_waiters: list[str] = []
+        self.slot_waiters: list[tuple[str, k.Memslot]] = []
+        """``mn_memslots_update_rcuwait``: slots that wait until no bracket is open."""
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """One function for each message of ``protocol.messages.kvm``."""
         return {
-            k.MemslotsLoad: self.memslots_load,
+            k.MemslotsLoad: self.memslots_load, k.MemslotAdd: self.memslot_add,
             k.MmuLock: self.lock, k.MmuUnlock: self.unlock,
             k.SeqRead: self.seq_read, k.SeqBump: self.seq_bump,
             k.InProgress: self.in_progress, k.ActiveInvalidate: self.active_invalidate,
@@ -67,6 +69,14 @@ class Kvm(Node):
     def memslots_load(self, _message: k.MemslotsLoad, _: Envelope) -> k.Memslots:
         """The memslots."""
         return k.Memslots(self.slots)
+
+    def memslot_add(self, message: k.MemslotAdd, envelope: Envelope) -> Ack | None:
+        """Install a slot, or keep it until no bracket is open."""
+        if message.wait and self.mn_active_invalidate_count:
+            self.slot_waiters.append((envelope.id, message.slot))
+            return None
+        self.slots = (*self.slots, message.slot)
+        return Ack()
 
     def lock(self, message: k.MmuLock, envelope: Envelope) -> Ack | None:
         """Grant mmu_lock, now or in turn."""
@@ -120,6 +130,11 @@ class Kvm(Node):
     def active_invalidate(self, message: k.ActiveInvalidate, _: Envelope) -> Count:
         """Move the count of notifier brackets that are open, under or above mmu_lock."""
         self.mn_active_invalidate_count += message.delta
+        if self.mn_active_invalidate_count == 0:
+            waiters, self.slot_waiters = self.slot_waiters, []
+            for request, slot in waiters:
+                self.slots = (*self.slots, slot)
+                self.port.reply(request, Ack())
         return Count(self.mn_active_invalidate_count)
 
     def retry_wait(self, _message: k.RetryWait, envelope: Envelope) -> Ack | None:

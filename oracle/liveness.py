@@ -96,6 +96,7 @@ LOCKS = {
     "MmapLock~": ("MmapLock", True), "MmapUnlock": ("MmapLock", False),
     "FolioLock~": ("FolioLock", True), "FolioUnlock": ("FolioLock", False),
     "AnonVmaLock~": ("AnonVmaLock", True), "AnonVmaUnlock": ("AnonVmaLock", False),
+    "ImmapLock~": ("ImmapLock", True), "ImmapUnlock": ("ImmapLock", False),
     "MmuLock~": ("MmuLock", True), "MmuUnlock": ("MmuLock", False),
 }  # fmt: skip
 """Deliveries that mean a lock of that kind was taken (True) or given back."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,16 @@ from protocol.envelope import BROKER, REPLY_MARK
 from report import words
 from report.steps import function_text, operation_text, text_of
 from report.violation import RULES
+
+
+class Form(StrEnum):
+    """How an explanation is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    mermaid = "mermaid"
+    json = "json"
+
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100
@@ -45,9 +56,11 @@ def markdown(explanation: Explanation) -> str:
     return "\n".join([*head, "", *fenced, "", *rest]) + "\n"
 
 
-def written(explanation: Explanation, form: str) -> str:
-    """As ``terminal``, ``markdown`` or ``mermaid``."""
-    return {"terminal": terminal, "markdown": markdown, "mermaid": mermaid}[form](explanation)
+def written(explanation: Explanation, form: Form) -> str:
+    """The explanation in a form for people."""
+    if form is Form.mermaid:
+        return mermaid(explanation)
+    return markdown(explanation) if form is Form.markdown else terminal(explanation)
 
 
 def _lines(explanation: Explanation, width: int) -> list[str]:

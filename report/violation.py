@@ -19,8 +19,10 @@ RULER: Final = "=" * 66
 RULES: Final = {
     "O": "missed-invalidation",
     "S1": "use-after-free",
+    "S2": "secondary-flushed-late",
     "S3": "access-after-revocation",
     "S4": "stale-shadow",
+    "S6": "write-seen-by-child",
     "S8": "walk-through-freed-table",
     "S10": "unpaired-invalidation",
     "L1": "no-progress",

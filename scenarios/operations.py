@@ -63,7 +63,7 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
             fields.append(("pages", Pages))
         elif name == "new_length":
             fields.append(("new_pages", Pages))
-        elif name in ("new_address", "file", "child") and field.required:
+        elif name in ("new_address", "file", "child", "vm", "gfn") and field.required:
             fields.append((name, field.type))
         elif name in ("read", "write") and _has_prot(kind):
             fields += [("prot", Prot, "rw")] if name == "read" else []
@@ -178,6 +178,9 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         if mm not in world.mms:
             known = ", ".join(world.mms)
             raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
+    if isinstance(operation, ops.KvmAddMemslot) and operation.vm not in (v.name for v in world.vms):
+        known = ", ".join(vm.name for vm in world.vms)
+        raise UserError(f"{where}.vm", f"unknown VM {operation.vm!r}", f"one of {known}")
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
     if end > world.address_end():
         raise UserError(

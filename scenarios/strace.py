@@ -87,7 +87,7 @@ class StraceLog:
     def _build(self, world: World, seed: int) -> LogPrograms:
         effects, account = effects_of(read_log(self.path))
         build = LogPrograms(world, seed, self.options)
-        if effects:
+        if effects and effects[0].kind != "execve":
             build.prelude(effects[0].thread, account.prelude)
         for effect in effects:
             build.add(effect)

@@ -65,6 +65,7 @@ def test_one_at_a_time_is_what_the_simulator_does(tmp_path: Path) -> None:
 
 def test_a_run_under_loss_replays_on_both_brokers(tmp_path: Path) -> None:
     first = finish(toys(tmp_path / "a", count=20, chaos=chaos()))
+    assert first.sound, first.detail
     assert balanced(first)
     assert first.chaos["rules"]
     record = read_record(tmp_path / "a")
@@ -72,6 +73,7 @@ def test_a_run_under_loss_replays_on_both_brokers(tmp_path: Path) -> None:
     again = finish(
         toys(tmp_path / "b", count=20, chaos=record.faults, schedule=Recorded(record.deliveries))
     )
+    assert again.sound, again.detail
     assert again.ending == first.ending
     assert compare_runs(tmp_path / "a", tmp_path / "b") is None
     assert steps_of(toys(tmp_path / "a")) == steps_of(toys(tmp_path / "b"))

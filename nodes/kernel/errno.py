@@ -7,4 +7,5 @@ from typing import Final
 EAGAIN: Final = 11
 ENOMEM: Final = 12
 EFAULT: Final = 14
+EEXIST: Final = 17
 EINVAL: Final = 22

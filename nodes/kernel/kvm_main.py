@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodes.kernel.context import Processor
+from nodes.kernel.errno import EEXIST
 from nodes.kernel.variant import Kernel
 from nodes.world import Vm, World
 from protocol.limits import PAGE_SHIFT, PAGE_SIZE
@@ -13,6 +14,7 @@ from protocol.messages.kvm import (
     ActiveInvalidate,
     InProgress,
     Memslot,
+    MemslotAdd,
     MemslotsLoad,
     MmuLock,
     MmuUnlock,
@@ -72,6 +74,21 @@ async def _slots_in(cpu: Processor, vm: str, start: int, end: int) -> list[Memsl
     return [s for s in slots if s.hva < end and start < s.hva + s.pages * PAGE_SIZE]
 
 
+async def kvm_vm_ioctl_set_memory_region(cpu: Processor, vm: str, slot: Memslot) -> int:
+    """``kvm_set_memory_region`` for a new slot: 0, or -EEXIST if guest frames overlap.
+
+    cpu0 (invalidate)                   cpu1 (KVM_SET_USER_MEMORY_REGION)
+    start: no slot, so no count++
+                                        install a slot  [Required: not before the end]
+    end: a slot, so count--
+    """
+    slots = (await cpu.port.call(vm, MemslotsLoad())).slots
+    if any(s.gfn < slot.gfn + slot.pages and slot.gfn < s.gfn + s.pages for s in slots):
+        return -EEXIST
+    await cpu.sleep(vm, MemslotAdd(slot, cpu.world.kernel.kvm_memslots_wait))
+    return 0
+
+
 async def kvm_mmu_notifier_invalidate_range_start(
     cpu: Processor, vm: str, _mm: str, start: int, end: int
 ) -> None:
@@ -84,9 +101,9 @@ async def kvm_mmu_notifier_invalidate_range_start(
                                         lock  [Required: sees in_progress or a moved seq]
     """
     kernel = cpu.world.kernel
-    slots = await _slots_in(cpu, vm, start, end)
     if kernel.kvm_lockless_skip:
         await cpu.port.call(vm, ActiveInvalidate(1))
+    slots = await _slots_in(cpu, vm, start, end)
     if slots or not kernel.kvm_lockless_skip:
         await cpu.port.call(vm, MmuLock(True))
         await cpu.port.call(vm, InProgress(1, start, end))

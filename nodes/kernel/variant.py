@@ -93,6 +93,8 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kvm_lockless_skip: bool
     """Invalidations that touch no memslot take no mmu_lock; ``mn_active_invalidate_count``
     holds off memslot updates (v5.15)."""
+    kvm_memslots_wait: bool
+    """A new set of memslots waits until no notifier bracket is open (v5.15)."""
 
     def validate(self, where: str) -> Kernel:
         """Itself, or ``UserError`` naming the switches that contradict each other."""
@@ -161,6 +163,7 @@ _V4_15: dict[str, object] = {
     "kvm_end_order": "seq_first",
     "kvm_second_range": "added",
     "kvm_lockless_skip": False,
+    "kvm_memslots_wait": False,
 }
 _V5_7 = _V4_15 | {"munmap_downgrades": True, "mremap_cpu_flush": "under_both_ptl"}
 _V5_8 = _V5_7 | {"apic_gen": 2}
@@ -168,6 +171,7 @@ _V6_2 = _V5_8 | {
     "change_protection_gathers": True,
     "kvm_retry_hva": True,
     "kvm_lockless_skip": True,
+    "kvm_memslots_wait": True,
 }
 _V6_5 = _V6_2 | {"apic_gen": 3}
 _V6_6 = _V6_5 | {

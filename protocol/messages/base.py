@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import msgspec
@@ -31,10 +33,23 @@ class Message(
 
     def object_key(self) -> ObjectKey:
         """The declared object of this very message."""
-        if not self.OBJECT:
-            return ()
-        label, *fields = self.OBJECT
-        return (label, *(getattr(self, field) for field in fields))
+        key = _KEYS.get(type(self)) or _KEYS.setdefault(type(self), _key_maker(self.OBJECT))
+        return key(self)
+
+
+_KEYS: dict[type[Message], Callable[[Message], ObjectKey]] = {}
+"""How the key of a class is made; explorations ask for it at every delivery."""
+
+
+def _key_maker(declared: tuple[str, ...]) -> Callable[[Message], ObjectKey]:
+    label: ObjectKey = declared[:1]
+    fields = declared[1:]
+    if not fields:
+        return lambda _: label
+    get: Callable[[Message], Any] = attrgetter(*fields)
+    if len(fields) == 1:
+        return lambda message: (*label, get(message))
+    return lambda message: (*label, *get(message))
 
 
 class Request(Message, Generic[R], frozen=True):

@@ -55,6 +55,17 @@ class MemslotsLoad(Request[Memslots], frozen=True):
     ACCESS: ClassVar[str] = "read"
 
 
+class MemslotAdd(Request[Ack], frozen=True):
+    """``kvm_swap_active_memslots`` with one slot more, under mn_invalidate_lock.
+
+    With ``wait`` it is done, and answered, once ``mn_active_invalidate_count`` is zero.
+    """
+
+    slot: Memslot
+    wait: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ()
+
+
 class MmuLock(Request[Ack], frozen=True):
     """``KVM_MMU_LOCK`` (write), or ``read_lock(&kvm->mmu_lock)``; granted in order."""
 

@@ -128,6 +128,15 @@ class Dma(Operation, frozen=True):
     value: int = 0
 
 
+class KvmAddMemslot(Operation, frozen=True):
+    """``KVM_SET_USER_MEMORY_REGION``: guest frames from ``gfn`` are at [address, + length)."""
+
+    vm: str
+    gfn: int
+    address: int
+    length: int
+
+
 class GuestTouch(Operation, frozen=True):
     """A guest load or store to a guest-physical address."""
 
