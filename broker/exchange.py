@@ -146,13 +146,15 @@ class Exchange:
         self.counts.sent += 1
         if self._recorded and envelope.stream:
             envelope = msgspec.structs.replace(envelope, stream="")
-        if envelope.id[-1] != REPLY_MARK:
+        request = envelope.id[-1] != REPLY_MARK
+        if request:
             self.requests[envelope.id] = envelope
-        elif self.chaos is None:  # nothing is repeated, so it is the only one of its channel
-            self.pending += 1
-            self.heads.append(envelope)
-            return
-        if self.chaos is not None:
+        if self.chaos is None:
+            if not request:  # nothing is repeated, so it is the only one of its channel
+                self.pending += 1
+                self.heads.append(envelope)
+                return
+        else:
             spared = not self._recorded and envelope.id in self._lost
             fault = None if spared else self.chaos.fault(envelope)
             if fault is not None and not self._apply(envelope, fault):
@@ -236,7 +238,11 @@ class Exchange:
             self.requests.pop(envelope.id[:-1], None)
             if chaos is None:
                 return envelope
-        self._advance(envelope)
+        channel: Channel = envelope.stream or (envelope.path, envelope.dst)
+        followers = self._followers.pop(channel)
+        if followers:
+            self._followers[channel] = followers
+            self._lead(channel, followers.popleft())
         if chaos is not None:
             if self._later and self._later[0][0] <= self.number:
                 self._release_due()
@@ -252,13 +258,6 @@ class Exchange:
                 self._repeat(envelope, after)
         for freed in chaos.delivered(envelope):
             self._unblock(freed)
-
-    def _advance(self, envelope: Envelope) -> None:
-        channel: Channel = envelope.stream or (envelope.path, envelope.dst)
-        followers = self._followers.pop(channel)
-        if followers:
-            self._followers[channel] = followers
-            self._lead(channel, followers.popleft())
 
     def _lead(self, channel: Channel, envelope: Envelope) -> None:
         """``envelope`` is now the first of its channel."""

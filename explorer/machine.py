@@ -16,7 +16,7 @@ from typing import Final
 from explorer.frozen import Frozen, clone, freeze_driver
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
-from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled, request_id
+from protocol.envelope import BROKER, Envelope, Handled, request_id
 from protocol.messages.base import Message
 from protocol.records import Evict, Fill, GuestEnter, Record, RequestPosted
 
@@ -230,8 +230,8 @@ def _deliver(driver: Driver, message: Sent, ways: Ways) -> Handled:
         driver.chooser = lambda _path, _nth, _name, _ways: next(taken, 0)
     handled = driver.deliver(0, message.envelope())
     driver.chooser = _first_way
-    if not message.id.endswith(REPLY_MARK):
-        driver.stored.clear()  # nothing is repeated here
+    # Nothing is repeated here; and a state may be one from before a request that was answered.
+    driver.stored.clear()
     return handled
 
 

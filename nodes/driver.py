@@ -171,7 +171,6 @@ class Driver:
         if stored is not None:
             self.handled.messages.append(msgspec.structs.replace(stored, causes=(), blocked=False))
             return
-        self.open[request] = (envelope.src, envelope.kind)
         body: Any = envelope.body
         handler = self.handlers.get(type(body))  # none for bytes
         if handler is None:
@@ -181,8 +180,10 @@ class Driver:
         self.current, self.path, self.sends, self.chosen = None, request, 0, 0
         result = handler(body, envelope)
         if isinstance(result, Message):
-            self.answer(request, result)
-        elif result is not None:
+            self._reply(request, envelope.src, envelope.kind, result)
+            return
+        self.open[request] = (envelope.src, envelope.kind)
+        if result is not None:
             self.ready.append((Task(result, envelope), None))
 
     def _take_reply(self, envelope: Envelope) -> None:
@@ -247,8 +248,12 @@ class Driver:
         return request
 
     def answer(self, request: str, message: Message) -> None:
-        """Append the reply to ``request`` and keep it for repetitions."""
+        """Answer an open ``request``."""
         src, kind = self.open.pop(request)
+        self._reply(request, src, kind, message)
+
+    def _reply(self, request: str, src: str, kind: str, message: Message) -> None:
+        """Append the reply to ``request`` and keep it for repetitions."""
         reply_kind = _REPLY_KINDS.get(kind) or _REPLY_KINDS.setdefault(kind, kind + REPLY_MARK)
         reply = Envelope(request + REPLY_MARK, self.name, src, reply_kind, request, "", message)
         self.handled.messages.append(reply)

@@ -108,18 +108,14 @@ class Oracle:
             raise EmulatorError(f"delivery {n} went to {dst}, which is not in this world")
         row = self.order.deliver(n, at, causes)
         self.statistics.deliveries += 1
-        op_id = operation_of(message)
-        if kind in LOCKS and op_id in self.state.ops:
-            self.deadlocks.lock(kind, message, src, dst)
-        if kind == PTL_UNLOCK:
-            released = Event(PTL_RELEASED, n, dst, message)
-            self.moves.unlocked(op_id, released, row)
+        if kind in LOCKS:
+            self._lock_moved(n, message, src, dst, kind, row)
         if at == self._memory and self.sometimes.began:
-            self.sometimes.memory_step(op_id, row)
+            self.sometimes.memory_step(operation_of(message), row)
         if not records:
             return self._take() if self._found else _NOTHING
         self._n, self._id, self._node, self._at, self._row = n, message, dst, at, row
-        self._op_id = op_id
+        self._op_id = operation_of(message)
         handlers = self._handlers
         for record in records:
             handler = handlers.get(type(record))
@@ -128,6 +124,13 @@ class Oracle:
         if self.state.sweep_due():
             self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
+
+    def _lock_moved(self, n: int, message: str, src: str, dst: str, kind: str, row: Row) -> None:
+        op_id = operation_of(message)
+        if op_id in self.state.ops:
+            self.deadlocks.lock(kind, message, src, dst)
+        if kind == PTL_UNLOCK:
+            self.moves.unlocked(op_id, Event(PTL_RELEASED, n, dst, message), row)
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.

@@ -1,4 +1,4 @@
-"""Random programs of several processes: moves, forks, files, truncation, beside device and guest."""
+"""Random programs of several processes: moves, forks, files, beside a device and a guest."""
 
 from __future__ import annotations
 
