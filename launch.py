@@ -31,7 +31,7 @@ from explorer import outcome as codes
 from explorer import schedule_file, session
 from explorer.outcome import Outcome
 from explorer.replay_file import replay_file
-from nodes.kernel.variant import RELEASES, Kernel, preset
+from nodes.kernel.variant import RELEASES, Kernel
 from protocol.errors import PeerError, UserError
 from report import catalogue as pages
 from report import exploration as explored
@@ -42,8 +42,9 @@ from report.schedules import minimized_file, run_or_schedule
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
-from scenarios.runs import mixed_run, strace_run
+from scenarios.runs import workload_run
 from scenarios.spec import RunSpec
+from scenarios.world_file import WorldFile, load_world
 
 SEED_MAX: Final = (1 << 63) - 1
 """The largest integer that TOML promises to hold."""
@@ -112,11 +113,14 @@ def stress(
         str, typer.Option(metavar="mixed|FILE.strace", help="What runs; FILE is an strace log.")
     ] = "mixed",
     kernel: Annotated[
-        str, typer.Option(metavar="RELEASE", help=f"One of {', '.join(RELEASES)}.")
-    ] = "v6.6",
-    arch: Annotated[str, typer.Option(metavar="ARCH", help="x86 or arm64.")] = "x86",
+        str, typer.Option(metavar="RELEASE", help=f"One of {', '.join(RELEASES)}; else v6.6.")
+    ] = "",
+    arch: Annotated[str, typer.Option(metavar="ARCH", help="x86 or arm64; else x86.")] = "",
     switches: Annotated[
         list[str] | None, typer.Option("--set", metavar="SWITCH=VALUE", help="Differ in a switch.")
+    ] = None,
+    world: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML: nodes, sizes, kernel, mix.")
     ] = None,
     chaos: Annotated[
         str | None, typer.Option(help="Chaos rules: FILE.toml, or a name in broker/configs.")
@@ -135,8 +139,10 @@ def stress(
 ) -> int:
     """Run a workload under chaos until a time, an operation count or a violation."""
     check_bounds(on, seconds, operations, stop_on)
-    variant = kernel_from(kernel, arch, switches or [])
-    spec = workload_run(workload, variant, seed_from(seed), chaos, operations)
+    file = load_world(world)
+    variant = kernel_from(file, kernel, arch, switches or [])
+    rules = load_rules(chaos) if chaos else None
+    spec = workload_run(workload, variant, seed_from(seed), rules, operations, file)
     spec, seconds = bounded(spec, on, seconds)
     return perform(spec, on, out, as_json, seconds, stop_on)
 
@@ -312,16 +318,16 @@ def seed_from(text: str | None) -> int:
     return seed
 
 
-def kernel_from(release: str, arch: str, settings: list[str]) -> Kernel:
-    """The kernel of the options.  Raises ``UserError`` that names the option."""
-    preset(release, arch)
+def kernel_from(file: WorldFile, release: str, arch: str, settings: list[str]) -> Kernel:
+    """The kernel of the options and the file.  Raises ``UserError`` that names the option."""
+    file.kernel_of(release, arch)
     overrides: dict[str, object] = {}
     for setting in settings:
         switch, equals, value = setting.partition("=")
         if not equals or switch in ("release", "arch"):
             raise UserError("--set", f"is {setting!r}", "SWITCH=VALUE of a switch")
         overrides[switch.strip()] = switch_value(value.strip())
-    return preset(release, arch, overrides, "--set")
+    return file.kernel_of(release, arch, overrides)
 
 
 def switch_value(text: str) -> Any:
@@ -333,19 +339,6 @@ def switch_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def workload_run(
-    name: str, kernel: Kernel, seed: int, chaos: str | None, operations: int | None
-) -> RunSpec:
-    """The run of a workload by its name or file.  Raises ``UserError``."""
-    rules = load_rules(chaos) if chaos else None
-    if name == "mixed":
-        return mixed_run(kernel, seed, chaos=rules, operations_max=operations)
-    if not Path(name).is_file():
-        raise UserError("--workload", f"no workload {name!r}", "mixed, or the file of a log")
-    spec = strace_run(Path(name), kernel, seed, chaos=rules)
-    return replace(spec, operations_max=operations)
 
 
 def check_bounds(on: On, seconds: float | None, operations: int | None, stop_on: str) -> None:

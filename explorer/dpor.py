@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from broker.exchange import Channel
-from explorer.machine import Footprints, Move, Sent, Ways
+from explorer.machine import Move, Sent, Ways
 from explorer.world_state import Config, Model
 
 Sleepers = dict[Sent, tuple[Move, ...]]
@@ -74,7 +74,8 @@ class Path:
     """The current execution."""
 
     events: list[Event] = field(default_factory=list)
-    at_node: dict[str, list[Event]] = field(default_factory=dict)
+    at_node: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Node -> footprint -> mask of the events there that have it."""
     on_channel: dict[Channel, list[Event]] = field(default_factory=dict)
     on_stream: dict[str, list[Event]] = field(default_factory=dict)
     releases: dict[Sent, int] = field(default_factory=dict)
@@ -86,7 +87,8 @@ class Path:
         """One more delivery."""
         message = event.message
         self.events.append(event)
-        self.at_node.setdefault(message.dst, []).append(event)
+        masks = self.at_node.setdefault(message.dst, {})
+        masks[event.footprint] = masks.get(event.footprint, 0) | event.bit
         self.on_channel.setdefault(message.channel, []).append(event)
         for stream in event.move.streams:
             self.on_stream.setdefault(stream, []).append(event)
@@ -95,7 +97,7 @@ class Path:
         """Take the last one back, with what it released."""
         event = self.events.pop()
         message = event.message
-        self.at_node[message.dst].pop()
+        self.at_node[message.dst][event.footprint] ^= event.bit
         self.on_channel[message.channel].pop()
         for stream in event.move.streams:
             self.on_stream[stream].pop()
@@ -116,7 +118,6 @@ class Dpor:
 
     def __init__(self, model: Model, visit: Visit, stop: Callable[[Tally], bool]) -> None:
         self.model, self.visit, self.stop = model, visit, stop
-        self.footprints: Footprints = model.tables.footprints
         self.tally = Tally()
         self.path = Path()
         self.points: list[Point] = []
@@ -199,31 +200,27 @@ class Dpor:
         channel = self.path.on_channel.get(message.channel)
         if channel:
             known |= channel[-1].past
+        # Only the latest of those that depend on one another race with this one.
+        while before := before & ~known:
+            other = self.path.events[before.bit_length() - 1]
+            self._reverse(other, event)
+            known |= other.past
         event.past |= known
-        for other in before:
-            event.past |= other.past
-            known |= other.past & ~other.bit
-        for other in before:
-            if not known & other.bit:
-                self._reverse(other, event)
         self.path.append(event)
         return event
 
-    def _dependent(self, event: Event) -> list[Event]:
-        """Earlier events that a delivery depends on by what was touched, or by a stream."""
+    def _dependent(self, event: Event) -> int:
+        """Mask of earlier events that it depends on by what was touched, or by a stream."""
         if event.move.private:
-            return []
-        row, footprint = self.footprints.rows[event.footprint], event.footprint
-        before = []
-        for other in self.path.at_node.get(event.message.dst, ()):
-            hit = row.get(other.footprint)
-            if hit is None:
-                hit = self.footprints.conflict(footprint, other.footprint)
-            if hit:
-                before.append(other)
+            return 0
+        node, mask = event.message.dst, 0
+        masks = self.path.at_node.get(node, {})
+        for footprint in self.model.tables.machines[node].footprints.rivals(event.footprint):
+            mask |= masks.get(footprint, 0)
         for stream in event.move.streams:
-            before += [e for e in self.path.on_stream.get(stream, ()) if e not in before]
-        return before
+            for other in self.path.on_stream.get(stream, ()):
+                mask |= other.bit
+        return mask
 
     def _release(self, event: Event) -> None:
         """What it sent happens after it; what it fed, after all that it comes after."""
@@ -269,10 +266,11 @@ class Dpor:
         }
 
     def _depend(self, message: Sent, move: Move, event: Event) -> bool:
-        if message.dst == event.message.dst and self.footprints.conflict(
-            move.footprint, event.footprint
-        ):
-            return True
+        node = message.dst
+        if node == event.message.dst:
+            footprints = self.model.tables.machines[node].footprints
+            if footprints.conflict(move.footprint, event.footprint):
+                return True
         return any(stream in event.move.streams for stream in move.streams)
 
 

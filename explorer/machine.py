@@ -69,13 +69,14 @@ class Move:
 
 
 class Footprints:
-    """Footprints by number, and which of them conflict."""
+    """The footprints of one node by number, and which of them conflict."""
 
     def __init__(self) -> None:
         self.known: list[Footprint] = []
         self._numbers: dict[tuple[object, ...], int] = {}
-        self.rows: list[dict[int, bool]] = []
-        """Footprint -> (other footprint -> whether they conflict), as far as it was asked."""
+        self._rivals: list[list[int]] = []
+        self._compared: list[int] = []
+        """How many of ``known`` each was compared with."""
 
     def number(self, touched: Footprint) -> int:
         """The number of a footprint."""
@@ -86,16 +87,23 @@ class Footprints:
         if found is None:
             found = self._numbers[key] = len(self.known)
             self.known.append(lean)
-            self.rows.append({})
+            self._rivals.append([])
+            self._compared.append(0)
         return found
 
+    def rivals(self, footprint: int) -> list[int]:
+        """Every known footprint that conflicts with this one."""
+        rivals, known = self._rivals[footprint], self.known
+        compared = self._compared[footprint]
+        if compared < len(known):
+            mine = known[footprint]
+            rivals += [n for n in range(compared, len(known)) if conflict(mine, known[n])]
+            self._compared[footprint] = len(known)
+        return rivals
+
     def conflict(self, left: int, right: int) -> bool:
-        """Whether two handlings at one node depend on their order."""
-        found = self.rows[left].get(right)
-        if found is None:
-            found = conflict(self.known[left], self.known[right])
-            self.rows[left][right] = self.rows[right][left] = found
-        return found
+        """Whether two handlings depend on their order."""
+        return right in self.rivals(left)
 
 
 class Machine:
@@ -104,6 +112,7 @@ class Machine:
     def __init__(self, make: Callable[[], Driver], tables: Tables) -> None:
         self.make, self.tables = make, tables
         self.moves: dict[tuple[int, int, Ways], Move] = {}
+        self.footprints = Footprints()
         self.runs = 0
         """How often node code ran."""
         self._numbers: dict[Frozen, int] = {}
@@ -147,7 +156,7 @@ class Machine:
             and not handled.choices
             and all(key[:1] == ("task",) for key, _ in touched)
         )
-        move = Move(target, self.tables.footprints.number(touched), private, handled)
+        move = Move(target, self.footprints.number(touched), private, handled)
         self._note_sends(move, handled)
         return move
 
@@ -197,10 +206,9 @@ class Machine:
 
 
 class Tables:
-    """Messages, footprints and the machines of a world."""
+    """Messages and the machines of a world."""
 
     def __init__(self, make: Callable[[str], Driver], nodes: tuple[str, ...]) -> None:
-        self.footprints = Footprints()
         self._messages: dict[tuple[object, ...], Sent] = {}
         self.machines: Mapping[str, Machine] = {
             name: Machine(lambda name=name: make(name), self)  # type: ignore[misc]  # bound now

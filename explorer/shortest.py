@@ -3,7 +3,8 @@
 From a complete run every race is reversed, from the runs that come of it again, until no new
 trace appears (every trace of a finite program is reached so) or a bound is hit.  If none of all
 traces has the violation after fewer deliveries, the schedule is shortest *for these operations in
-this world*; if a bound was hit, that is said and nothing is claimed.
+this world, with the choices and losses as they were*, as far as footprints tell all that two
+handlings share; if a bound was hit, that is said and nothing is claimed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def look_for_shorter(
     """Search until a run costs less than ``cost``, all traces were run, or a bound is hit."""
     ends, runs = time.monotonic() + seconds_max, 0
     seen: set[bytes] = set()
+    asked: set[tuple[str, ...]] = {case.order}
     queue: deque[Case] = deque([case])
     while queue:
         if runs >= runs_max or time.monotonic() > ends:
@@ -62,7 +64,10 @@ def look_for_shorter(
             better = _better(candidate, target, cost, order, whole)
             if better is not None:
                 return Search(better, Proof(False, runs, "a shorter one was found"))
-        queue += _reversals(case, order)
+        for reversal in _reversals(case, order):
+            if reversal.order not in asked:
+                asked.add(reversal.order)
+                queue.append(reversal)
     return Search(None, Proof(True, runs, f"all {len(seen)} traces were run, none is shorter"))
 
 

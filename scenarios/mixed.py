@@ -48,12 +48,23 @@ class Mix(TomlTable, frozen=True):
     migrate: Weight = 10
 
 
-class MixedOptions(TomlTable, frozen=True):
-    """Sizes and mix of the workload."""
+class Counts(TomlTable, frozen=True):
+    """How many nodes of each kind; devices and vCPUs are shared out evenly."""
 
     cpus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2
+    iommus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
     devices: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
+    """Behind all IOMMUs together; without any there is no IOMMU either."""
+    ats: bool = False
+    """Devices have translation caches of their own."""
+    vms: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
     vcpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
+    """Of all VMs together; without any there is no VM either."""
+
+
+class MixedOptions(Counts, frozen=True):
+    """Nodes, sizes and mix of the workload."""
+
     slots: Count = 6
     pages: Count = 4
     """Pages of a slot."""
@@ -276,15 +287,19 @@ class Mixed:
     def world(self, kernel: Kernel) -> World:
         """A world for it: four levels of 512 entries and few frames."""
         options = self.options
-        cpus = tuple(f"cpu{n}" for n in range(options.cpus))
-        devices = tuple(f"device{n}" for n in range(options.devices))
-        vcpus = tuple(f"vcpu{n}" for n in range(options.vcpus))
+        cpus = cpu_names(options.cpus)
         slots = Arena(options).memslots()
         return World(
             kernel=kernel,
             cpus=cpus,
-            units=(Unit("iommu0", devices, ("mm0",), cpus[-1]),) if devices else (),
-            vms=(Vm("kvm0", vcpus, "mm0", slots),) if vcpus else (),
+            units=tuple(
+                Unit(f"iommu{n}", devices, ("mm0",), cpus[-1], options.ats)
+                for n, devices in enumerate(_shared_out("device", options.devices, options.iommus))
+            ),
+            vms=tuple(
+                Vm(f"kvm{n}", vcpus, "mm0", slots)
+                for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
+            ),
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
@@ -322,3 +337,14 @@ class Mixed:
     def save_files(self, directory: Path) -> Mixed:  # noqa: ARG002
         """It reads nothing."""
         return self
+
+
+def cpu_names(count: int) -> tuple[str, ...]:
+    """``cpu0``, ``cpu1``, ..."""
+    return tuple(f"cpu{n}" for n in range(count))
+
+
+def _shared_out(name: str, count: int, among: int) -> list[tuple[str, ...]]:
+    """``name0``, ``name1``, ... in turn to each of so many; who gets nothing is left out."""
+    names = [f"{name}{n}" for n in range(count)]
+    return [tuple(names[n::among]) for n in range(min(among, count))]

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from broker.chaos import ChaosConfig
 from nodes.kernel.variant import Kernel
 from oracle.sometimes import workload_conditions
+from protocol.errors import UserError
 from scenarios.log_programs import TouchOptions
 from scenarios.mixed import Mixed, MixedOptions
 from scenarios.spec import RunSpec
 from scenarios.strace import StraceLog
+from scenarios.world_file import WorldFile
+
+
+def workload_run(
+    name: str,
+    kernel: Kernel,
+    seed: int,
+    chaos: ChaosConfig | None = None,
+    operations_max: int | None = None,
+    file: WorldFile | None = None,
+) -> RunSpec:
+    """The run of a workload by its name or log, in the world of ``file``.
+
+    Raises ``UserError``.
+    """
+    file = file or WorldFile()
+    if name == "mixed":
+        spec = mixed_run(kernel, seed, file.options(), chaos, operations_max)
+        return replace(spec, world=file.resize(spec.world))
+    if not Path(name).is_file():
+        raise UserError("--workload", f"no workload {name!r}", "mixed, or the file of a log")
+    spec = strace_run(Path(name), kernel, seed, chaos=chaos)
+    return replace(spec, world=file.log_world(spec.world), operations_max=operations_max)
 
 
 def strace_run(

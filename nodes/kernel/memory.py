@@ -256,7 +256,7 @@ async def unmap_vmas(cpu: Processor, gather: MmuGather, start: int, end: int) ->
 
 async def zap_page_range_single(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``zap_page_range_single``: gather, bracket, zap, finish."""
-    gather = await mmu_gather.tlb_gather_mmu(cpu, mm)
+    gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
     range_ = MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     await unmap_page_range(cpu, gather, start, end)

@@ -79,7 +79,7 @@ async def _unmap_region(
     await cpu.mem(VmaReplace(mm, start, end, ()))
     if downgrade:
         await cpu.mem(MmapDowngrade(mm))
-    gather = await mmu_gather.tlb_gather_mmu(cpu, mm)
+    gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
     await memory.unmap_vmas(cpu, gather, start, end)
     for vma in found.vmas:
         await filemap.unlink_file_vma(cpu, mm, vma, start, end)

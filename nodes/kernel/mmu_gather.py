@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from nodes.kernel import mmu_notifier, tlb
 from nodes.kernel.context import Processor
+from nodes.kernel.variant import Kernel
 from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import PagePut, TlbFlushPending
 from protocol.records import Coverage
@@ -17,10 +18,12 @@ from protocol.records import Coverage
 class MmuGather:
     """``struct mmu_gather``."""
 
-    __slots__ = ("end", "freed_tables", "fullmm", "mm", "pages", "start", "tables")
+    __slots__ = ("asked", "end", "freed_tables", "fullmm", "mm", "pages", "start", "tables")
 
-    def __init__(self, mm: str) -> None:
+    def __init__(self, mm: str, start: int, end: int) -> None:
         self.mm = mm
+        self.asked = (start, end)
+        """What it was begun for; it may find less."""
         self.fullmm = False
         self.freed_tables = False
         self.pages: list[int] = []
@@ -44,10 +47,10 @@ class MmuGather:
         self._reset_range()
 
 
-async def tlb_gather_mmu(cpu: Processor, mm: str) -> MmuGather:
-    """``tlb_gather_mmu``: raises the mm's count of gathers in flight."""
+async def tlb_gather_mmu(cpu: Processor, mm: str, start: int, end: int) -> MmuGather:
+    """``tlb_gather_mmu``: raises the mm's count of gathers in flight (v4.13)."""
     await cpu.mem(TlbFlushPending(mm, 1))
-    return MmuGather(mm)
+    return MmuGather(mm, start, end)
 
 
 def tlb_remove_page(cpu: Processor, gather: MmuGather, frame: int) -> bool:
@@ -107,6 +110,19 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
         await cpu.mem(PagePut(table))
 
 
+def _cover_nested(gather: MmuGather, kernel: Kernel) -> None:
+    """What the flush must cover because of the others (99baac21e458, v4.13; 7a30df49f63a, v5.2)."""
+    if kernel.nested_encoding == "own_range_only":
+        return
+    if kernel.nested_encoding == "exact":
+        start, end = gather.asked
+        gather.adjust_range(start, end - start)
+        return
+    gather.fullmm = True
+    gather.reset()
+    gather.freed_tables = True
+
+
 async def tlb_finish_mmu(cpu: Processor, gather: MmuGather) -> None:
     """``tlb_finish_mmu``: the last flush; nested gathers flush the whole mm.
 
@@ -116,8 +132,6 @@ async def tlb_finish_mmu(cpu: Processor, gather: MmuGather) -> None:
     """
     if (await cpu.mem(TlbFlushPending(gather.mm, 0))).value > 1:
         cpu.port.emit(Coverage("nested_gather"))
-        gather.fullmm = True
-        gather.reset()
-        gather.freed_tables = True
+        _cover_nested(gather, cpu.world.kernel)
     await tlb_flush_mmu(cpu, gather)
     await cpu.mem(TlbFlushPending(gather.mm, -1))

@@ -57,12 +57,12 @@ async def change_protection(cpu: Processor, mm: str, start: int, end: int, vma: 
     is flushed.  Either way the CPU flush comes after ``invalidate_range_end``.
     """
     if cpu.world.kernel.change_protection_gathers:
-        gather = await mmu_gather.tlb_gather_mmu(cpu, mm)
+        gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
         await _change_range(cpu, gather, start, end, vma)
         await mmu_gather.tlb_finish_mmu(cpu, gather)
         return
     await cpu.mem(TlbFlushPending(mm, 1))
-    changed = MmuGather(mm)
+    changed = MmuGather(mm, start, end)
     await _change_range(cpu, changed, start, end, vma)
     if changed.end:
         await tlb.flush_tlb_range(cpu, mm, start, end)

@@ -35,8 +35,10 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``invalidate_range`` has to say was said under the PTL."""
     arch_secondary_flush: bool
     """The architecture's TLB flush calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
-    nested_encoding: Literal["neg1_neg1", "zero_neg1"]
-    """The range that a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``)."""
+    nested_encoding: Literal["exact", "neg1_neg1", "zero_neg1", "own_range_only"]
+    """What a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``): all that it was asked to
+    unmap (v4.13); the whole mm, of which ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch
+    hook (0, ~0) (v6.6); or only what it has unmapped itself (to v4.12)."""
     munmap_downgrades: bool
     """``munmap`` downgrades mmap_lock to read before it unmaps (v4.20)."""
     change_protection_gathers: bool
@@ -148,7 +150,7 @@ _V4_15: dict[str, object] = {
     "cow_range_only_end": True,
     "arch_secondary_flush": False,
     "upgrade_notify": "none",
-    "nested_encoding": "neg1_neg1",
+    "nested_encoding": "exact",
     "munmap_downgrades": False,
     "mremap_cpu_flush": "dirty_under_old_ptl",
     "mremap_sec_flush": "at_end",
@@ -165,7 +167,11 @@ _V4_15: dict[str, object] = {
     "kvm_lockless_skip": False,
     "kvm_memslots_wait": False,
 }
-_V5_7 = _V4_15 | {"munmap_downgrades": True, "mremap_cpu_flush": "under_both_ptl"}
+_V5_7 = _V4_15 | {
+    "munmap_downgrades": True,
+    "mremap_cpu_flush": "under_both_ptl",
+    "nested_encoding": "neg1_neg1",
+}
 _V5_8 = _V5_7 | {"apic_gen": 2}
 _V6_2 = _V5_8 | {
     "change_protection_gathers": True,

@@ -1,0 +1,155 @@
+"""Exhaustive search in small scopes: every execution that can differ, or how far it came.
+
+``explore_dpor`` runs one execution of every trace; ``explore_stateful`` visits every state once
+and finds a shortest counterexample.  Both search the programs as given with the hardware's choices
+on, and no fault.  The clock is the caller's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from explorer.dpor import Dpor, Event, Tally
+from explorer.judge import Counterexample, Judge, counterexample
+from explorer.machine import Sent
+from explorer.world_state import Config, Model, model_of
+from oracle.oracle import Oracle
+from oracle.verdict import Verdict, combine
+from scenarios.spec import RunSpec
+
+PROBES: Final = 32
+"""Random executions from which what is left is estimated."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bounds of a search."""
+
+    executions_max: int | None = None
+    """Complete executions, or for a stateful search states."""
+    expired: Callable[[], bool] = _never
+    """Asked now and then; True ends the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exhaustion:
+    """How an exhaustive search came out."""
+
+    engine: Literal["dpor", "stateful"]
+    violation: Counterexample | None
+    """The first counterexample; of a stateful search a shortest one."""
+    exhaustive: bool
+    """Everything was searched: without a violation it holds in this scope."""
+    executions: int
+    """Complete executions, one per trace; for a stateful search terminal states."""
+    blocked: int
+    """Executions cut off because they would have repeated a trace."""
+    deliveries: int
+    states: int
+    """Distinct global states (stateful), else of all nodes together."""
+    judged: int
+    """Executions that the oracle saw."""
+    estimate: float | None
+    """Executions in all, if not exhaustive: the mean of random probes, an order of magnitude."""
+    verdict: Verdict
+    """Of everything that was run."""
+
+
+class _Verdicts:
+    """Adds up, and keeps the first violation."""
+
+    def __init__(self, go_on: bool) -> None:
+        self.go_on = go_on
+        self.first: Counterexample | None = None
+        self._kept: dict[tuple[object, ...], Verdict] = {}
+
+    def add(self, verdict: Verdict, found: Callable[[], Counterexample]) -> bool:
+        """One more; True if the search should end."""
+        key = (verdict.outcome, verdict.reasons, verdict.how.met)
+        self._kept.setdefault(key, verdict)
+        if verdict.outcome != "violated":
+            return False
+        self.first = self.first or found()
+        return not self.go_on
+
+    def total(self, exhaustive: bool) -> Verdict:
+        """Of all, each different outcome counted once."""
+        return combine(self._kept.values(), exhaustive)
+
+
+def explore_dpor(spec: RunSpec, budget: Budget, go_on: bool = False) -> Exhaustion:
+    """Run one execution of every trace of ``spec`` (its chaos left out).
+
+    Ends with the first violation unless told to ``go_on``.  Raises ``UserError`` for programs
+    that an exhaustive search cannot take.
+    """
+    model = model_of(spec)
+    return search_dpor(model, lambda: Oracle(spec.world, spec.sometimes), budget, go_on)
+
+
+def search_dpor(
+    model: Model, oracle: Callable[[], Oracle], budget: Budget, go_on: bool = False
+) -> Exhaustion:
+    """The same for a model."""
+    judge, verdicts = Judge(model, oracle), _Verdicts(go_on)
+
+    def visit(events: list[Event], config: Config) -> bool:
+        complete = model.complete(config)
+        over = False
+        for verdict, order in judge.trace(events, complete):
+            over |= verdicts.add(verdict, lambda o=order, v=verdict: counterexample(o, v))
+        return over or search.tally.executions == budget.executions_max
+
+    search = Dpor(model, visit, lambda _: budget.expired())
+    exhaustive = search.run()
+    tally = search.tally
+    estimate = None if exhaustive or verdicts.first else _estimate(model, tally)
+    return Exhaustion(
+        "dpor", verdicts.first, exhaustive, tally.executions, tally.blocked, tally.deliveries,
+        sum(map(len, model.machines)), judge.judged, estimate, verdicts.total(exhaustive),
+    )  # fmt: skip
+
+
+# ---- how much is left ----------------------------------------------------------------------------
+
+
+def _estimate(model: Model, tally: Tally) -> float:
+    """Executions in all: what random probes say, and never less than were run."""
+    return max(probe_estimate(model, PROBES), float(tally.executions))
+
+
+def probe_estimate(model: Model, probes: int) -> float:
+    """Knuth's estimate of a tree's leaves (*Estimating the efficiency of backtrack programs*, 1975).
+
+    Each probe is one random execution; a branch is counted where one of its races asks for one.
+    Branches that only later executions ask for are not seen, and those that sleep sets cut are,
+    so this is an order of magnitude.
+    """
+    return sum(_Probe(model, seed).leaves() for seed in range(probes)) / probes
+
+
+class _Probe(Dpor):
+    """One random execution of the search."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        super().__init__(model, lambda _events, _config: True, lambda _: False)
+        self._draws = random.Random(seed)
+
+    def _first(self, config: Config, awake: list[Sent]) -> Sent:
+        chosen = super()._first(config, awake)
+        return chosen if self.model.move(config, chosen).private else self._draws.choice(awake)
+
+    def leaves(self) -> float:
+        """The product of the branches along the execution."""
+        self.run()
+        product = 1.0
+        for point in self.points:
+            product *= max(1, len(point.todo)) * (1 + len(point.queue))
+        return product

@@ -1,0 +1,180 @@
+"""The file of ``stress --world``: which nodes there are, how large, under which kernel.
+
+::
+
+    schema = 1
+
+    [kernel]                     # what --kernel, --arch and --set say; those win
+    release = "v6.6"
+    arch = "arm64"
+    set = { btm = true }
+
+    [nodes]                      # how many of each
+    cpus = 4
+    devices = 2
+    ats = true
+
+    [sizes]                      # nodes.world.World
+    frames = 512
+
+    [mixed]                      # scenarios.mixed.MixedOptions
+    slots = 8
+    mix = { touch = 40, munmap = 20 }
+
+Every key may be left out but ``schema``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from nodes.kernel.variant import Kernel, preset
+from nodes.world import World
+from protocol.errors import UserError
+from scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
+from scenarios.tables import Table, TomlTable, convert, read_toml
+
+SCHEMA: Final = 1
+RELEASE: Final = "v6.6"
+ARCH: Final = "x86"
+"""The kernel where neither the file nor the command line names one."""
+FRAMES_MAX: Final = 1 << 20
+
+Switches = dict[str, object]
+
+
+class KernelTable(TomlTable, frozen=True):
+    """``[kernel]``: a preset and what differs from it."""
+
+    release: str = RELEASE
+    arch: str = ARCH
+    set: dict[str, Any] = {}
+
+
+class SizeTable(TomlTable, frozen=True):
+    """``[sizes]``: what is left out is as the workload has it (see ``nodes.world.World``)."""
+
+    levels: Annotated[int, msgspec.Meta(ge=1, le=5)] | None = None
+    entries: Annotated[int, msgspec.Meta(ge=2, le=512)] | None = None
+    frames: Annotated[int, msgspec.Meta(ge=16, le=FRAMES_MAX)] | None = None
+    gather_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    tlb_entries: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    evict_one_in: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+
+
+class _WorldFileTable(TomlTable, frozen=True):
+    """The keys of the file."""
+
+    schema: int
+    kernel: KernelTable = KernelTable()
+    nodes: Table = {}
+    sizes: SizeTable = SizeTable()
+    mixed: Table = {}
+
+
+@dataclass(frozen=True, slots=True)
+class WorldFile:
+    """What a file says.  ``where`` is its path, for errors; without a file nothing is said."""
+
+    where: str = "--world"
+    kernel: KernelTable = field(default_factory=KernelTable)
+    nodes: Table | None = None
+    sizes: SizeTable = field(default_factory=SizeTable)
+    mixed: Table | None = None
+
+    def kernel_of(
+        self, release: str = "", arch: str = "", switches: Switches | None = None
+    ) -> Kernel:
+        """The kernel: what is given here, else what the file says, else v6.6 on x86.
+
+        Raises ``UserError`` that names the option.
+        """
+        table = self.kernel
+        named = (release or table.release, arch or table.arch)
+        preset(*named)
+        where = "--set" if switches else "--kernel"
+        return preset(*named, dict(table.set) | (switches or {}), where)
+
+    def options(self) -> MixedOptions:
+        """The options of the mixed workload.  Raises ``UserError``."""
+        counts = convert(self.nodes or {}, Counts, self._at("nodes"))
+        for key in self.mixed or {}:
+            if key in Counts.__struct_fields__:
+                raise UserError(self._at(f"mixed.{key}"), "is not of the workload", f"nodes.{key}")
+        options = Mixed.from_table(self.mixed or {}, self._at("mixed")).options
+        _check_counts(counts, self._at("nodes"))
+        return msgspec.structs.replace(options, **msgspec.structs.asdict(counts))
+
+    def resize(self, world: World) -> World:
+        """The world with the sizes of the file.  Raises ``UserError`` if it has no room."""
+        sizes = {k: v for k, v in msgspec.structs.asdict(self.sizes).items() if v is not None}
+        resized = msgspec.structs.replace(world, **sizes)
+        if resized.entries & (resized.entries - 1):
+            raise UserError(self._at("sizes.entries"), f"is {resized.entries}", "a power of two")
+        if resized.address_end() < world.address_end():
+            raise UserError(
+                self._at("sizes"),
+                f"levels = {resized.levels} of entries = {resized.entries} map "
+                f"{resized.shift(resized.levels)} bits",
+                f"the {world.shift(world.levels)} bits that the workload uses",
+            )
+        return resized
+
+    def log_world(self, world: World) -> World:
+        """The world of a log with the file's CPUs and sizes.  Raises ``UserError``.
+
+        The log decides its programs and what it takes beside them.
+        """
+        for key, given in (("nodes", self.nodes), ("mixed", self.mixed)):
+            for name in given or {}:
+                if (key, name) != ("nodes", "cpus"):
+                    raise UserError(
+                        self._at(f"{key}.{name}"), "a log brings its own",
+                        "[kernel], nodes.cpus and [sizes]",
+                    )  # fmt: skip
+        return self.resize(_with_cpus(world, self.options().cpus) if self.nodes else world)
+
+    def check(self) -> None:
+        """Raise ``UserError`` with the place of what no run could use."""
+        table = self.kernel
+        preset(table.release, where=self._at("kernel.release"))
+        preset(RELEASE, table.arch, where=self._at("kernel.arch"))
+        preset(table.release, table.arch, table.set, self._at("kernel.set"))
+        self.options()
+
+    def _at(self, key: str) -> str:
+        return f"{self.where}: {key}"
+
+
+def load_world(path: Path | None) -> WorldFile:
+    """What the file says; nothing without one.  Raises ``UserError`` with file and key path."""
+    if path is None:
+        return WorldFile()
+    where = str(path)
+    table = convert(read_toml(path), _WorldFileTable, where)
+    if table.schema != SCHEMA:
+        raise UserError(f"{where}: schema", f"is {table.schema}", str(SCHEMA))
+    file = WorldFile(where, table.kernel, table.nodes, table.sizes, table.mixed)
+    file.check()
+    return file
+
+
+def _with_cpus(world: World, count: int) -> World:
+    """The world with so many CPUs; the last one serves page requests."""
+    cpus = cpu_names(count)
+    units = (msgspec.structs.replace(unit, iopf_cpu=cpus[-1]) for unit in world.units)
+    return msgspec.structs.replace(world, cpus=cpus, units=tuple(units))
+
+
+def _check_counts(counts: Counts, where: str) -> None:
+    """Every IOMMU has a device and every VM a vCPU.  Raises ``UserError``."""
+    for holder, part in (("iommus", "devices"), ("vms", "vcpus")):
+        held, parts = getattr(counts, holder), getattr(counts, part)
+        if held > max(parts, 1):
+            raise UserError(
+                f"{where}.{holder}", f"is {held}, with {parts} {part}", f"at most {part}"
+            )
