@@ -89,9 +89,7 @@ class Chaos(Protocol):
 class Exchange:
     """Messages that were sent and not yet delivered."""
 
-    def __init__(
-        self, feeder: Feeder, chaos: Chaos | None = None, recorded: bool = False
-    ) -> None:
+    def __init__(self, feeder: Feeder, chaos: Chaos | None = None, recorded: bool = False) -> None:
         """``recorded``: a record says the order, and ``chaos`` says exactly what was lost.
 
         Between processes a stream that many feed has the order in which their sends reached the

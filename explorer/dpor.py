@@ -185,7 +185,7 @@ class Dpor:
         assert message is not None
         move = model.move(point.config, message, ways)
         point.moves += (move,)
-        point.queue += _other_ways(move, len(ways))
+        point.queue += other_ways(move, len(ways))
         event = self._event(message, move)
         self.tally.deliveries += 1
         config, event.released = model.step(point.config, message, move)
@@ -274,7 +274,7 @@ class Dpor:
         return any(stream in event.move.streams for stream in move.streams)
 
 
-def _other_ways(move: Move, given: int) -> list[Ways]:
+def other_ways(move: Move, given: int) -> list[Ways]:
     """The ways not taken at the choices beyond the first ``given``, deepest first."""
     taken = move.ways
     return [

@@ -10,11 +10,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from explorer.dpor import Dpor, Event, Tally
 from explorer.judge import Counterexample, Judge, counterexample
 from explorer.machine import Sent
+from explorer.oracle_state import OracleTable
+from explorer.stateful import Stateful, Step
 from explorer.world_state import Config, Model, model_of
 from oracle.oracle import Oracle
 from oracle.verdict import Verdict, combine
@@ -104,7 +107,7 @@ def search_dpor(
         complete = model.complete(config)
         over = False
         for verdict, order in judge.trace(events, complete):
-            over |= verdicts.add(verdict, lambda o=order, v=verdict: counterexample(o, v))
+            over |= verdicts.add(verdict, partial(counterexample, order, verdict))
         return over or search.tally.executions == budget.executions_max
 
     search = Dpor(model, visit, lambda _: budget.expired())
@@ -117,6 +120,45 @@ def search_dpor(
     )  # fmt: skip
 
 
+def explore_stateful(
+    spec: RunSpec, budget: Budget, go_on: bool = False, eager: bool = True
+) -> Exhaustion:
+    """Visit every state of ``spec`` (its chaos left out) once, breadth-first.
+
+    With ``eager`` off, deliveries that commute with everything are tried in every order, too, and
+    the counterexample is the shortest there is in deliveries.
+    """
+    model = model_of(spec)
+    return search_stateful(
+        model, lambda s: Oracle(spec.world, spec.sometimes if s else ()), budget, go_on, eager
+    )
+
+
+def search_stateful(
+    model: Model,
+    oracle: Callable[[bool], Oracle],
+    budget: Budget,
+    go_on: bool = False,
+    eager: bool = True,
+) -> Exhaustion:
+    """The same for a model; ``oracle`` is told whether *sometimes* conditions are wanted."""
+    judge, verdicts = Judge(model, lambda: oracle(True)), _Verdicts(go_on)
+
+    def visit(steps: list[Step], config: Config) -> bool:
+        verdict = judge.verdict(steps, model.complete(config), quiescent=not config.queues)
+        return verdicts.add(verdict, partial(counterexample, steps, verdict))
+
+    def stop(states: int) -> bool:
+        return states == budget.executions_max or budget.expired()
+
+    search = Stateful(model, OracleTable(lambda: oracle(False)), visit, stop, eager)
+    exhaustive = search.run()
+    return Exhaustion(
+        "stateful", verdicts.first, exhaustive, search.terminal, 0, search.deliveries,
+        len(search.seen), judge.judged, None, verdicts.total(exhaustive),
+    )  # fmt: skip
+
+
 # ---- how much is left ----------------------------------------------------------------------------
 
 
@@ -126,7 +168,7 @@ def _estimate(model: Model, tally: Tally) -> float:
 
 
 def probe_estimate(model: Model, probes: int) -> float:
-    """Knuth's estimate of a tree's leaves (*Estimating the efficiency of backtrack programs*, 1975).
+    """Knuth's estimate of a tree's leaves (*Math. Comp.* 29, 1975).
 
     Each probe is one random execution; a branch is counted where one of its races asks for one.
     Branches that only later executions ask for are not seen, and those that sleep sets cut are,

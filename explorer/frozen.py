@@ -132,9 +132,9 @@ def _field_names(value: Any) -> tuple[str, ...]:
 
 
 _ATOMS = (type(None), bool, int, str, bytes, float, range, types.CodeType)
-_ITERATORS = tuple(
-    type(iter(empty)) for empty in ((), [], {}, {}.values(), {}.items(), range(0), set(), "", b"")
-) + (type(iter(range(1 << 70))), enumerate, zip, reversed, map, filter)
+_EMPTY: tuple[Any, ...] = ((), [], {}, {}.values(), {}.items(), range(0), set(), "", b"")
+_BUILT_IN = (type(iter(range(1 << 70))), enumerate, zip, reversed, map, filter)
+_ITERATORS = (*(type(iter(empty)) for empty in _EMPTY), *_BUILT_IN)
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 _BY_TYPE: dict[type, Callable[[Any], Frozen]] = {
@@ -191,7 +191,7 @@ def clone(value: Any) -> Any:
     names = _field_names(value)
     if not names:
         raise EmulatorError(f"cannot copy a {kind.__name__}")
-    copied = kind.__new__(kind)
+    copied = object.__new__(kind)
     for name in names:
         setattr(copied, name, clone(getattr(value, name)))
     return copied

@@ -64,14 +64,14 @@ class Judge:
         for order in early_deadlines(events):
             yield self.verdict(order, complete), order
 
-    def verdict(self, events: Sequence[Done], complete: bool) -> Verdict:
-        """The oracle's verdict on one execution."""
+    def verdict(self, events: Sequence[Done], complete: bool, quiescent: bool = True) -> Verdict:
+        """The oracle's verdict on one execution; ``quiescent``: nothing more is deliverable."""
         self.judged += 1
         oracle = self.make()
         for step in steps_of(self.model, events):
             oracle.step(step)
         ending = Ending(len(events), _finished(events), complete, _waiting(events))
-        oracle.finish(ending)
+        oracle.finish(ending, quiescent)
         return oracle.verdict(ending)
 
 

@@ -14,6 +14,7 @@ from oracle import statistics as stats
 from oracle.brackets import Brackets
 from oracle.coherence import Coherence
 from oracle.denied import StaleDenials
+from oracle.inherited import PTL_LOCK, Inherited
 from oracle.liveness import LOCKS, Deadlocks, FaultProgress
 from oracle.measures import Measures
 from oracle.moves import PTL_RELEASED, PTL_UNLOCK, Moves
@@ -52,6 +53,7 @@ class Oracle:
         self._memory = self._index[MEMORY]
         self.obligations = Obligations(self.state, self._found)
         self.moves = Moves(world, self.obligations)
+        self.inherited = Inherited(self.state, self.obligations)
         self.safety = Safety(self.state, self._found)
         self.brackets = Brackets(self._found)
         self.progress = FaultProgress(world, self._index, self.state, self._found)
@@ -131,6 +133,8 @@ class Oracle:
             self.deadlocks.lock(kind, message, src, dst)
         if kind == PTL_UNLOCK:
             self.moves.unlocked(op_id, Event(PTL_RELEASED, n, dst, message), row)
+        elif kind == PTL_LOCK:
+            self.inherited.locked(op_id, row[self._memory])
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -389,6 +393,7 @@ class Oracle:
         self.order.keep(self._n)
         op = self.state.op(record.op or self._op_id)
         self.obligations.op_ended(op, record.kind, self._event(OPERATION_ENDED), self._row)
+        self.inherited.ended(op, self._event(OPERATION_ENDED), self._row)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:
             self.sometimes.mark(op, "op_end", self._row)

@@ -171,10 +171,22 @@ def load_all(directory: Path = DIRECTORY) -> dict[str, Race]:
 
 def find(wanted: str, races: Iterable[Race] | None = None) -> Race:
     """The race with that id or name, whatever the case.  Raises ``UserError``."""
-    known = list(load_all().values() if races is None else races)
+    if races is None:
+        return _named(wanted) or find(wanted, load_all().values())
+    known = list(races)
     for race in known:
         if wanted.lower() in (race.id.lower(), race.name.lower()):
             return race
     raise UserError(
         "scenario", f"unknown scenario {wanted!r}", f"one of {', '.join(r.id for r in known)}"
     )
+
+
+def _named(wanted: str) -> Race | None:
+    """The race whose file is called <id>-<name>, without reading all the others."""
+    for path in sorted(DIRECTORY.glob("*.toml")):
+        if wanted.lower() in path.stem.partition("-")[::2]:
+            race = load_race(path, path.name)
+            if wanted.lower() in (race.id.lower(), race.name.lower()):
+                return race
+    return None

@@ -116,6 +116,7 @@ def _cover_nested(gather: MmuGather, kernel: Kernel) -> None:
         return
     if kernel.nested_encoding == "exact":
         start, end = gather.asked
+        gather.reset()
         gather.adjust_range(start, end - start)
         return
     gather.fullmm = True

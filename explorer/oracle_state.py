@@ -1,0 +1,180 @@
+"""The oracle as a table: what it says next depends on its state and on the records alone.
+
+A stateful search tries every order, so it needs no vector clocks: a completion that does not happen
+before a deadline comes after it in some order, and that order is among those tried.  Here the
+oracle is therefore given a total order, in which every earlier delivery is known, and its state
+shrinks to what can still be judged: open translations, reads that may become translations, changes
+that one of these is older than, and the deadlines of these changes.
+
+Not part of it: what only tells or counts (statistics, *sometimes* conditions, held locks), and
+rule L1, whose memory is of delivery numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from explorer.machine import Move, Sent
+from oracle.oracle import Oracle
+from oracle.order import Order, Row
+from oracle.state import Cached, Change, Op, Page, State
+from oracle.violation import Violation
+from protocol.pte import frame_of
+
+Frozen = tuple[object, ...]
+
+
+class TotalOrder(Order):
+    """Every delivery happens after all that have a lower number."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        super().__init__(nodes)
+        self._row = [0] * len(nodes)
+
+    def deliver(self, n: int, index: int, causes: Sequence[int]) -> Row:  # noqa: ARG002 - see Order
+        """The last number at each node."""
+        self._row[index] = n
+        row = tuple(self._row)
+        self.last = [row] * len(row)
+        return row
+
+
+class OracleTable:
+    """States of the oracle by number, and what it says in them."""
+
+    def __init__(self, make: Callable[[], Oracle]) -> None:
+        self._make = make
+        self._numbers: dict[Frozen, int] = {}
+        self._origin: list[tuple[int, Sent, Move] | None] = []
+        self._next: dict[tuple[int, int, Move], tuple[int, tuple[Violation, ...]]] = {}
+        self._live: dict[int, tuple[Oracle, int]] = {}
+        self._arrive(self._new(), 0, None)
+
+    def __len__(self) -> int:
+        return len(self._origin)
+
+    def step(self, state: int, message: Sent, move: Move) -> tuple[int, tuple[Violation, ...]]:
+        """The state after a delivery, and what that broke."""
+        if not move.records:
+            return state, ()
+        key = (state, message.uid, move)
+        found = self._next.get(key)
+        if found is None:
+            found = self._next[key] = self._run(state, message, move)
+        return found
+
+    def _new(self) -> Oracle:
+        oracle = self._make()
+        oracle.order = TotalOrder(oracle.world.nodes())
+        return oracle
+
+    def _run(self, state: int, message: Sent, move: Move) -> tuple[int, tuple[Violation, ...]]:
+        oracle, n = self._live.pop(state, None) or self._again(state)
+        found = tuple(_see(oracle, n + 1, message, move))
+        return self._arrive(oracle, n + 1, (state, message, move)), found
+
+    def _again(self, state: int) -> tuple[Oracle, int]:
+        """An oracle brought to a state by what first led there."""
+        steps = []
+        while (origin := self._origin[state]) is not None:
+            state = origin[0]
+            steps.append(origin)
+        oracle = self._new()
+        for n, (_, message, move) in enumerate(reversed(steps), 1):
+            _see(oracle, n, message, move)
+        return oracle, len(steps)
+
+    def _arrive(self, oracle: Oracle, n: int, origin: tuple[int, Sent, Move] | None) -> int:
+        frozen = _freeze(oracle)
+        number = self._numbers.get(frozen)
+        if number is None:
+            number = self._numbers[frozen] = len(self._origin)
+            self._origin.append(origin)
+        self._live[number] = (oracle, n)
+        if len(self._live) > _LIVE_MAX:
+            del self._live[next(iter(self._live))]
+        return number
+
+
+_LIVE_MAX = 256
+"""Live oracles kept in case the search comes back to their states."""
+
+
+def _see(oracle: Oracle, n: int, message: Sent, move: Move) -> list[Violation]:
+    return list(oracle.see(n, message.id, message.src, message.dst, message.kind, (), move.records))
+
+
+# ---- what can still be judged --------------------------------------------------------------------
+
+
+def _freeze(oracle: Oracle) -> Frozen:
+    state = oracle.state
+    return (
+        frozenset(_op(op) for op in state.ops.values()),
+        frozenset(_page(page, state) for page in state.pages.values()),
+        frozenset(
+            (node, b.begins - b.ends, b.in_progress, b.seq)
+            for node, b in oracle.brackets.of.items()
+        ),
+        frozenset(
+            (number, tuple((c.page.mm, c.page.address, c.id) for c in frame.changes if _alive(c)))
+            for number, frame in state.frames.items()
+            if frame.changes
+        ),
+    )
+
+
+def _op(op: Op) -> Frozen:
+    uses = frozenset((access, fill.name) for access, fill in op.uses.items())
+    return (op.id, op.kind, op.tag, op.start, op.end, op.node, uses)
+
+
+def _page(page: Page, state: State) -> Frozen:
+    changes = [change for change in page.changes if _alive(change)]
+    fills = [_fill(fill, changes, state) for fill in page.fills if _open(fill)]
+    reads = [
+        (read.id, read.pte, _current(read.generation, read.pte, state), _newer(read.n, changes))
+        for read in page.reads
+    ]
+    return (
+        page.mm, page.address, page.pte, frozenset(fills), frozenset(reads),
+        tuple(map(_change, changes)), page.changes[-1].id if page.changes else "",
+    )  # fmt: skip
+
+
+def _open(fill: Cached) -> bool:
+    """Whether it can still be used, is being used, or may be the source of another."""
+    return not fill.closed or not fill.gone or fill.uses > 0 or fill.cache == "spte"
+
+
+def _fill(fill: Cached, changes: list[Change], state: State) -> Frozen:
+    return (
+        fill.name, fill.cache, fill.agent, fill.pte, fill.usable, bool(fill.closed), fill.gone,
+        fill.uses, _current(fill.read.generation, fill.read.pte, state),
+        _newer(fill.read.n, changes), frozenset(fill.reported),
+    )  # fmt: skip
+
+
+def _alive(change: Change) -> bool:
+    """Whether a deadline may still come, or something older than it may still be used."""
+    page = change.page
+    return (
+        not change.op.ended
+        or any(read.n < change.n for read in page.reads)
+        or any(fill.read.n < change.n and _open(fill) for fill in page.fills)
+    )
+
+
+def _change(change: Change) -> Frozen:
+    deadlines = frozenset((d.rule, d.new, d.agents, d.event.what) for d in change.deadlines)
+    op = "" if change.op.ended else change.op.id
+    return (change.id, change.old, change.new, op, deadlines, frozenset(change.reported))
+
+
+def _newer(n: int, changes: list[Change]) -> tuple[str, ...]:
+    return tuple(change.id for change in changes if change.n > n)
+
+
+def _current(generation: int, pte: int, state: State) -> bool:
+    """Whether the frame that an entry named has not been freed since."""
+    return state.frame(frame_of(pte)).generation == generation
