@@ -15,6 +15,7 @@ from fnmatch import translate
 from typing import Any
 
 from broker.chaos_config import (
+    GATES,
     WILDCARDS,
     ChaosConfig,
     Globs,
@@ -24,7 +25,8 @@ from broker.chaos_config import (
     load_rules,
     parse_rules,
 )
-from broker.exchange import Fault
+from broker.exchange import Fault, FaultKind
+from broker.gates import Gates
 from broker.programs import operation_program
 from nodes.driver import draw
 from protocol.envelope import BROKER, Envelope, operation_of
@@ -35,6 +37,12 @@ DRAW_END = 1 << 64
 """``draw`` gives 0 <= number < this."""
 GIVEN_UP_MAX = 100
 """Message ids of given-up holds that the report names; more are only counted."""
+
+KINDS: dict[str, FaultKind] = {
+    "delay": "delay", "drop": "drop", "duplicate": "duplicate", "hold": "hold",
+    "slow_node": "delay", "reorder": "hold",
+}  # fmt: skip
+"""What the exchange does for a fault; the rest is done by gates."""
 
 Accept = Callable[[str], object]
 
@@ -77,7 +85,10 @@ class _Pattern:
 
 @dataclass(slots=True)
 class _Held:
-    """A message that waits for ``left`` more events of its rule; ``order`` is when it began."""
+    """A message that waits for ``left`` more events of its rule; ``order`` is when it began.
+
+    The event of a ``reorder`` is a message of another channel that goes to the same node.
+    """
 
     envelope: Envelope
     left: int
@@ -99,8 +110,7 @@ class _Active:
         when = self.rule.when
         return (
             self.below > 0
-            and when.from_delivery <= deliveries
-            and (when.until_delivery is None or deliveries < when.until_delivery)
+            and when.includes(deliveries)
             and (when.hits_max is None or self.hits < when.hits_max)
         )
 
@@ -117,14 +127,26 @@ class _Active:
         number = draw(seed, f"chaos/{self.rule.name}/{message_id}/after")
         return span.min + number % (span.max - span.min + 1)
 
-    def event(self) -> list[Envelope]:
-        """The awaited event happened once more: who waited long enough."""
+    def event(self, by: Envelope | None = None) -> list[Envelope]:
+        """The awaited event happened once more: who waited long enough.
+
+        ``by``: it is an overtaking, of those whom this message can overtake.
+        """
         for held in self.held:
-            held.left -= 1
+            held.left -= by is None or _overtakes(by, held.envelope)
         freed = [held.envelope for held in self.held if held.left <= 0]
         if freed:
             self.held = deque(held for held in self.held if held.left > 0)
         return freed
+
+
+def _overtakes(envelope: Envelope, held: Envelope) -> bool:
+    """Whether it goes to the same node, on another channel."""
+    if envelope.dst != held.dst:
+        return False
+    if envelope.stream or held.stream:
+        return envelope.stream != held.stream
+    return envelope.path != held.path
 
 
 class ChaosRules:
@@ -136,7 +158,10 @@ class ChaosRules:
         self.healed = False
         self.given_up: list[tuple[str, str]] = []
         """(rule, message id) of holds whose event could not come; the first ``GIVEN_UP_MAX``."""
-        self._rules = [_Active(rule) for rule in config.rule]
+        self.gates = Gates((rule for rule in config.rule if rule.fault in GATES), seed)
+        """What stops deliveries for a while (``exchange.Gated``)."""
+        self._rules = [_Active(rule) for rule in config.rule if rule.fault not in GATES]
+        self._reorders = [a for a in self._rules if a.rule.fault == "reorder"]
         self._named = {active.rule.name: active for active in self._rules}
         self._by_kind: dict[str, tuple[_Active, ...]] = {}
         self._until_by_kind: dict[str, tuple[_Active, ...]] = {}
@@ -168,9 +193,12 @@ class ChaosRules:
     def delivered(self, envelope: Envelope) -> Sequence[Envelope]:
         """A message was delivered: the held ones that it sets free."""
         self.deliveries += 1
-        if not self._held or envelope.copy:
+        if not self._held:
             return ()
-        freed: list[Envelope] = []
+        freed = [e for a in self._reorders if a.held for e in a.event(envelope)]
+        if envelope.copy:
+            self._held -= len(freed)
+            return freed
         for active in self._waiting_for(envelope.kind):
             until = active.until
             if active.held and until and until.accepts(envelope, self._op_of(envelope)):
@@ -184,17 +212,24 @@ class ChaosRules:
         until = active.rule.until
         self._holds += 1
         self._held += 1
-        active.held.append(_Held(envelope, until.count if until else 1, self._holds))
+        left = until.count if until else active.after(self.seed, envelope.id)
+        active.held.append(_Held(envelope, left, self._holds))
 
     def give_up(self) -> Sequence[Envelope]:
-        """Nothing else can move: set the oldest held message free, and report its rule."""
-        holding = [active for active in self._rules if active.held]
+        """Nothing else can move: set the oldest held message free, and report its rule.
+
+        What only waits to be overtaken goes before what waits for an event.
+        """
+        waiting = [active for active in self._reorders if active.held]
+        holding = waiting or [active for active in self._rules if active.held]
         if not holding:
             return ()
         oldest = min(holding, key=lambda active: active.held[0].order)
         held = oldest.held.popleft()
         self._held -= 1
         oldest.gave_up += 1
+        if waiting:
+            return (held.envelope,)
         if len(self.given_up) < GIVEN_UP_MAX:
             self.given_up.append((oldest.rule.name, held.envelope.id))
         return (held.envelope,)
@@ -211,22 +246,26 @@ class ChaosRules:
     # -- what people ask -------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        """What every rule did, as plain values for the summary."""
+        """What every rule did, as plain values for the summary.
+
+        Of a gate: the messages that it stopped, how often it closed, how often it opened early.
+        """
+        rows = {
+            a.rule.name: _row(a.rule, a.matched, a.hits, a.gave_up) for a in self._rules
+        } | {
+            g.rule.name: _row(g.rule, g.stopped, g.windows, g.cut_short) for g in self.gates.gates
+        }  # fmt: skip
         return {
-            "rules": [
-                {
-                    "name": active.rule.name, "fault": active.rule.fault,
-                    "matched": active.matched, "hits": active.hits, "gave_up": active.gave_up,
-                }
-                for active in self._rules
-            ],
+            "rules": [rows[rule.name] for rule in self.config.rule],
             "unmatched": self.unmatched(),
             "given_up": [list(pair) for pair in self.given_up],
-        }  # fmt: skip
+        }
 
     def unmatched(self) -> list[str]:
         """Rules that no message ever matched: probably not what their author meant."""
-        return [active.rule.name for active in self._rules if not active.matched]
+        matched = {a.rule.name for a in self._rules if a.matched}
+        matched |= {gate.rule.name for gate in self.gates.gates if gate.stopped}
+        return [rule.name for rule in self.config.rule if rule.name not in matched]
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -252,4 +291,12 @@ class ChaosRules:
     def _hit(self, active: _Active, envelope: Envelope) -> Fault:
         active.hits += 1
         after = active.after(self.seed, envelope.id)
-        return Fault(active.rule.fault, after, active.rule.name)
+        return Fault(KINDS[active.rule.fault], after, active.rule.name)
+
+
+def _row(rule: Rule, matched: int, hits: int, gave_up: int) -> dict[str, Any]:
+    """One rule of the report."""
+    return {
+        "name": rule.name, "fault": rule.fault, "matched": matched, "hits": hits,
+        "gave_up": gave_up,
+    }  # fmt: skip

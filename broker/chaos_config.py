@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -25,7 +25,12 @@ SCHEMA = 1
 CONFIGS = Path(__file__).parent / "configs"
 """The configurations that come with the emulator; a name without a suffix means one of them."""
 
-FAULTS = ("delay", "drop", "duplicate", "hold")
+FaultName = Literal[
+    "delay", "drop", "duplicate", "reorder", "hold", "slow_node", "pause_node", "partition"
+]
+FAULTS: tuple[str, ...] = get_args(FaultName)
+GATES = frozenset({"pause_node", "partition"})
+"""Faults that stop deliveries for a while, whatever was sent when (``gates.py``)."""
 Globs = str | tuple[str, ...] | None
 """One ``fnmatch`` pattern, several of which one must fit, or no condition."""
 WILDCARDS = frozenset("*?[")
@@ -63,19 +68,32 @@ class After(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Only messages sent from one delivery to (not including) another, and only so many."""
+    """Only messages sent from one delivery to (not including) another, and only so many.
+
+    With ``every`` the same again after so many deliveries, and after as many again.
+    """
 
     from_delivery: int = 0
     until_delivery: int | None = None
+    every: int | None = None
     hits_max: int | None = None
+
+    def includes(self, deliveries: int) -> bool:
+        """Whether it is now, after so many deliveries."""
+        since, until = deliveries - self.from_delivery, self.until_delivery
+        if since < 0 or until is None:
+            return since >= 0
+        return (since % self.every if self.every else since) < until - self.from_delivery
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One rule; the first rule that hits a message decides what becomes of it."""
 
     name: str
-    fault: Literal["delay", "drop", "duplicate", "hold"]
+    fault: FaultName
     match: Match = Match()
+    between: tuple[str, str] | None = None
+    """The two parts of a partition, one pattern each."""
     probability: float = 1.0
     after: After | None = None
     until: Until | None = None
@@ -193,12 +211,14 @@ def _check_rule(rule: Rule, where: str) -> None:
     _check_until(rule, where)
     _check_when(rule.when, f"{where}.when")
     _check_match(rule.match, f"{where}.match")
+    _check_nodes(rule, where)
 
 
 def _check_after(rule: Rule, where: str) -> None:
-    if rule.fault == "hold":
+    if rule.fault == "hold" or rule.fault in GATES:
         if rule.after is not None:
-            raise UserError(f"{where}.after", "a hold has no delay", "until = { ... }")
+            instead = "until = { ... }" if rule.fault == "hold" else "when = { ... }"
+            raise UserError(f"{where}.after", f"a {rule.fault} has no delay", instead)
         return
     if rule.after is None:
         raise UserError(
@@ -214,13 +234,30 @@ def _check_after(rule: Rule, where: str) -> None:
 def _check_until(rule: Rule, where: str) -> None:
     if rule.fault != "hold":
         if rule.until is not None:
-            raise UserError(f"{where}.until", f"a {rule.fault} has no event", "after = { ... }")
+            instead = "when = { ... }" if rule.fault in GATES else "after = { ... }"
+            raise UserError(f"{where}.until", f"a {rule.fault} has no event", instead)
         return
     if rule.until is None:
         raise UserError(f"{where}.until", "is missing: not before what?", "until = { kind = ... }")
     if rule.until.count < 1:
         raise UserError(f"{where}.until.count", f"is {rule.until.count}", "1 or more")
     _check_match(rule.until, f"{where}.until")
+
+
+def _check_nodes(rule: Rule, where: str) -> None:
+    """The conditions of faults that are about nodes rather than about messages."""
+    given = [f for f in Match.__struct_fields__ if getattr(rule.match, f) is not None]
+    if rule.fault in ("slow_node", "pause_node") and given != ["dst"]:
+        raise UserError(
+            f"{where}.match", f"a {rule.fault} is about a node", "match = { dst = ... }"
+        )
+    if rule.fault == "partition" and given:
+        raise UserError(f"{where}.match", "a partition is about nodes", "between = [ ..., ... ]")
+    if (rule.fault == "partition") != (rule.between is not None):
+        problem = "is missing" if rule.between is None else f"a {rule.fault} has no two parts"
+        raise UserError(f"{where}.between", problem, "for a partition: two patterns of nodes")
+    if rule.fault in GATES and rule.when.until_delivery is None:
+        raise UserError(f"{where}.when.until_delivery", "is missing: it must end", "a delivery")
 
 
 def _check_when(when: When, where: str) -> None:
@@ -231,6 +268,10 @@ def _check_when(when: When, where: str) -> None:
             f"{where}.until_delivery", f"is {when.until_delivery}",
             f"more than from_delivery, {when.from_delivery}",
         )  # fmt: skip
+    if when.every is not None and when.every <= (when.until_delivery or 0) - when.from_delivery:
+        raise UserError(f"{where}.every", f"is {when.every}", "more than the window is long")
+    if when.every is not None and (when.until_delivery is None or when.every < 1):
+        raise UserError(f"{where}.every", "repeats no window", "until_delivery = ...")
     if when.hits_max is not None and when.hits_max < 1:
         raise UserError(f"{where}.hits_max", f"is {when.hits_max}", "1 or more")
 
@@ -266,6 +307,9 @@ def check_names(
     """Refuse names (not patterns) of nodes or programs that a run does not have: ``UserError``."""
     nodes, programs = list(nodes), list(programs)
     for index, rule in enumerate(config.rule):
+        place = f"{_top(where)}rule[{index}]"
+        for position, part in enumerate(rule.between or ()):
+            _check_known(part, nodes, f"{place}.between[{position}]", "node")
         for key, match in (("match", rule.match), ("until", rule.until or Match())):
             place = f"{_top(where)}rule[{index}].{key}"
             _check_known(match.src, [*nodes, "broker"], f"{place}.src", "node")

@@ -74,6 +74,8 @@ class Pipelined:
         if len(heads) > 1:
             heads.sort(key=_released, reverse=True)
         for index in range(len(heads) - 1, -1, -1):
+            if index >= len(heads):
+                continue  # a gate has closed: fewer are deliverable now
             queue = in_flight[heads[index].dst]
             if len(queue) < DELIVERIES_IN_FLIGHT_MAX and exchange.number < self.last:
                 envelope = take(index)

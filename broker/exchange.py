@@ -14,7 +14,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -86,6 +86,34 @@ class Chaos(Protocol):
         """No more faults from now on: set every held message free."""
 
 
+class Gatekeeper(Protocol):
+    """What stops deliveries for a while (``gates.py``); numbers are of the last delivery."""
+
+    def moved(self, number: int) -> bool:
+        """Whether a gate has closed or opened by now."""
+
+    def shut(self, envelope: Envelope, again: bool = False) -> bool:
+        """Whether the message must wait; ``again``: it was stopped before."""
+
+    def opens(self) -> int:
+        """The number after which the first closed gate opens; huge if all are open."""
+
+    def cut_short(self, number: int) -> None:
+        """Open that gate now."""
+
+    def heal(self, number: int) -> None:
+        """Open all, for good."""
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A chaos with gates."""
+
+    @property
+    def gates(self) -> Gatekeeper:
+        """The gates."""
+
+
 class Exchange:
     """Messages that were sent and not yet delivered."""
 
@@ -97,6 +125,9 @@ class Exchange:
         """
         self._recorded = recorded
         self.feeder, self.chaos = feeder, chaos
+        self._gates = chaos.gates if isinstance(chaos, Gated) else None
+        self._gated: list[Envelope] = []
+        """Firsts of their channels that a closed gate stops."""
         self.number = 0
         """The number of the last delivery."""
         self.heads: list[Envelope] = []
@@ -120,6 +151,8 @@ class Exchange:
 
     def start(self) -> None:
         """Make the first operations pending."""
+        if self._gates is not None:
+            self._gates.moved(0)
         for envelope in self.feeder.start():
             self._submit(envelope)
 
@@ -245,6 +278,8 @@ class Exchange:
             if self._later and self._later[0][0] <= self.number:
                 self._release_due()
             self._after_delivery(envelope, chaos)
+            if self._gates is not None and self._gates.moved(self.number):
+                self._sort_by_gates(self._gates)
         return envelope
 
     def _after_delivery(self, envelope: Envelope, chaos: Chaos) -> None:
@@ -262,7 +297,27 @@ class Exchange:
         if envelope.blocked:
             self._blocked[channel] = envelope
         else:
+            self._offer(envelope)
+
+    def _offer(self, envelope: Envelope) -> None:
+        """It may be delivered, as far as its channel and its own faults go."""
+        if self._gates is not None and self._gates.shut(envelope):
+            self._gated.append(envelope)
+        else:
             self.heads.append(envelope)
+
+    def _sort_by_gates(self, gates: Gatekeeper) -> None:
+        """Gates have closed or opened: what is deliverable now."""
+        before, self._gated = self._gated, []
+        opened: list[Envelope] = []
+        for envelope in before:
+            (self._gated if gates.shut(envelope, again=True) else opened).append(envelope)
+        stopped = [envelope for envelope in self.heads if gates.shut(envelope)]
+        if stopped:
+            gone = set(map(id, stopped))
+            self.heads[:] = [envelope for envelope in self.heads if id(envelope) not in gone]
+        self._gated += stopped
+        self.heads += opened
 
     def _release_due(self) -> None:
         while self._later and self._later[0][0] <= self.number:
@@ -273,7 +328,7 @@ class Exchange:
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
         if self._blocked.get(channel) is envelope:
             del self._blocked[channel]
-            self.heads.append(envelope)
+            self._offer(envelope)
 
     def low_water(self) -> int:
         """No message to come has a cause below this, but for ends of operations.
@@ -286,6 +341,7 @@ class Exchange:
 
     def _all_pending(self) -> Iterator[Envelope]:
         yield from self.heads
+        yield from self._gated
         yield from self._blocked.values()
         for followers in self._followers.values():
             yield from followers or ()
@@ -293,9 +349,15 @@ class Exchange:
     def unstick(self) -> bool:
         """All nodes are idle and nothing is deliverable: bring the next thing forward.
 
-        First whatever is only delayed, then a hold whose event can no longer come.  False means
-        quiescence: nothing can ever move again.
+        First whatever is only delayed or stopped by a gate, whichever is due first, then a hold
+        whose event can no longer come.  False means quiescence: nothing can ever move again.
         """
+        gates = self._gates
+        due = self._later[0][0] if self._later else None
+        if gates is not None and self._gated and (due is None or gates.opens() <= due):
+            gates.cut_short(self.number)
+            self._sort_by_gates(gates)
+            return True
         if self._later:
             self._unblock(heapq.heappop(self._later)[2])
             return True
@@ -308,6 +370,9 @@ class Exchange:
 
     def heal(self) -> None:
         """The chaos phase is over: everything kept back moves again, in its channel's order."""
+        if self._gates is not None:
+            self._gates.heal(self.number)
+            self._sort_by_gates(self._gates)
         while self._later:
             self._unblock(heapq.heappop(self._later)[2])
         self._doubled = dict.fromkeys(self._doubled, 0)

@@ -7,6 +7,7 @@ simulator.  The broker's journal holds, in the order in which they happened:
 * ``["deliver", n, id, copy, src, dst, kind, causes]``: delivery ``n``; numbers only rise
 * ``["fault", rule, kind, after, id, cause]``: what chaos did to a message that ``cause`` released
 * ``["free", ids]``: a hold was given up, because its event cannot come
+* ``["closed", n, rule]``, ``["opened", n, rule]``: after delivery ``n`` a gate did
 * ``["heal", n]``: after delivery ``n`` chaos did nothing more
 * ``["low", n]``: nothing delivered from here on was released by a delivery below ``n``
 * ``["stop", n, why]``: after delivery ``n`` nothing more was fed
@@ -31,7 +32,8 @@ from typing import Any
 import msgpack
 import msgspec
 
-from broker.exchange import Chaos, Fault, FaultKind
+from broker.exchange import Chaos, Fault, FaultKind, Gatekeeper
+from broker.gates import Gates
 from broker.plan import QUIESCENT, Outcome
 from broker.programs import Program, operation_program
 from broker.schedules import ScheduleEntry
@@ -73,6 +75,10 @@ class BrokerJournal:
         """The same chaos, with every fault that it applies written down."""
         return None if chaos is None else WatchedChaos(chaos, self)
 
+    def gate(self, n: int, rule: str, closed: bool) -> None:
+        """After delivery ``n`` a gate closed or opened."""
+        self.note("closed" if closed else "opened", n, rule)
+
 
 class WatchedChaos:
     """A ``Chaos`` that writes down what another one does."""
@@ -80,6 +86,9 @@ class WatchedChaos:
     def __init__(self, chaos: Chaos, journal: BrokerJournal) -> None:
         self.chaos, self._journal = chaos, journal
         self.delivered, self.hold, self.heal = chaos.delivered, chaos.hold, chaos.heal
+        self.gates: Gatekeeper = getattr(chaos, "gates", None) or Gates((), 0)
+        if isinstance(self.gates, Gates):
+            self.gates.note = journal.gate
 
     def fault(self, envelope: Envelope) -> Fault | None:
         """The other's fault, written down."""

@@ -133,9 +133,11 @@ def _field_names(value: Any) -> tuple[str, ...]:
 
 _ATOMS = (type(None), bool, int, str, bytes, float, range, types.CodeType)
 _EMPTY: tuple[Any, ...] = ((), [], {}, {}.values(), {}.items(), range(0), set(), "", b"")
-_BUILT_IN = (type(iter(range(1 << 70))), enumerate, zip, reversed, map, filter)
-_ITERATORS = (*(type(iter(empty)) for empty in _EMPTY), *_BUILT_IN)
-_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_BUILT_IN: tuple[type, ...] = (type(iter(range(1 << 70))), enumerate, zip, reversed, map, filter)
+_ITERATORS: tuple[type, ...] = (*(type(iter(empty)) for empty in _EMPTY), *_BUILT_IN)
+_FUNCTIONS = (
+    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodDescriptorType,
+)
 
 _BY_TYPE: dict[type, Callable[[Any], Frozen]] = {
     **dict.fromkeys(_ATOMS, _same),

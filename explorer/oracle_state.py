@@ -35,6 +35,7 @@ class TotalOrder(Order):
         """The last number at each node."""
         self._row[index] = n
         row = tuple(self._row)
+        self._rows = {n: row}
         self.last = [row] * len(row)
         return row
 
@@ -69,7 +70,7 @@ class OracleTable:
         return oracle
 
     def _run(self, state: int, message: Sent, move: Move) -> tuple[int, tuple[Violation, ...]]:
-        oracle, n = self._live.pop(state, None) or self._again(state)
+        oracle, n = self._live.pop(state) if state in self._live else self._again(state)
         found = tuple(_see(oracle, n + 1, message, move))
         return self._arrive(oracle, n + 1, (state, message, move)), found
 

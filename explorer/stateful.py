@@ -104,13 +104,12 @@ class Stateful:
         config, _ = self.model.step(reached.config, message, move)
         oracle, broken = self.oracle.step(reached.oracle, message, move)
         key = (config.nodes, frozenset(config.queues.values()), config.done, oracle)
-        if key in self.seen and not broken:
-            return False
-        self.seen.add(key)
         last = Step(reached.last, message, move)
         if broken and self.visit(path_of(last), config):
             return True
-        following.append(Reached(config, oracle, last))
+        if key not in self.seen:
+            self.seen.add(key)
+            following.append(Reached(config, oracle, last))
         return False
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from nodes.driver import Handler, Port
 from nodes.node import Node
+from nodes.pwc import PWC, PagingStructureCache
 from nodes.translation import Entry, TranslationCache, data_access, walk_page_table
 from nodes.world import World
 from protocol import pte as ptes
@@ -16,7 +17,7 @@ from protocol.messages.base import Ack, Message
 from protocol.messages.device import InvalidateRequest
 from protocol.messages.memory import Flag, Word
 from protocol.messages.processor import PageRequest, Tlbi
-from protocol.records import FaultRetry, PermissionFault
+from protocol.records import FaultRetry, InvalidateBegin, InvalidateDone, PermissionFault
 
 
 class Iommu(Node):
@@ -26,6 +27,7 @@ class Iommu(Node):
         super().__init__(name, world, port)
         self.iotlb = TranslationCache("iotlb", world, port)
         self.unit = next(unit for unit in world.units if unit.name == name)
+        self.pwc = PagingStructureCache(world, port) if self.unit.pwc else None
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """Accesses of devices, commands of the driver, and with BTM the CPUs' broadcasts."""
@@ -40,8 +42,18 @@ class Iommu(Node):
 
     async def invalidate(self, message: i.IotlbInvalidate, _: Envelope) -> Ack:
         """A command and its sync: complete once no access through an old entry is left."""
-        await self.iotlb.invalidate(message.pasid, message.start, message.end)
+        await self._invalidate(message.pasid, message.start, message.end, message.leaf)
         return Ack()
+
+    async def _invalidate(self, pasid: str, start: int, end: int, leaf: bool) -> None:
+        """Translations, and unless it is for leaves only the tables that lead to them."""
+        if self.pwc is None or leaf:
+            await self.iotlb.invalidate(pasid, start, end)
+            return
+        fills = self.pwc.drop(pasid, start, end)
+        self.port.emit(InvalidateBegin(PWC, pasid, start, end, fills))
+        await self.iotlb.invalidate(pasid, start, end)
+        self.port.emit(InvalidateDone(PWC, pasid, start, end, fills))
 
     async def ats_translate(self, message: i.AtsTranslate, _: Envelope) -> i.Translation:
         """A translation request: from the IOTLB, or a walk."""
@@ -66,7 +78,7 @@ class Iommu(Node):
 
     async def tlbi(self, message: Tlbi, _: Envelope) -> Ack:
         """Broadcast TLB maintenance, where the unit takes part in it."""
-        await self.iotlb.invalidate(message.mm, message.start, message.end)
+        await self._invalidate(message.mm, message.start, message.end, False)
         return Ack()
 
     async def dma(self, message: i.DmaAccess, _: Envelope) -> i.DmaDone:
@@ -113,4 +125,4 @@ class Iommu(Node):
                 return None
             self.iotlb.evict(entry)
             entry = None
-        return entry or await walk_page_table(self.iotlb, pasid, address, write)
+        return entry or await walk_page_table(self.iotlb, pasid, address, write, self.pwc)

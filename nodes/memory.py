@@ -29,6 +29,7 @@ from protocol.records import (
     OutOfMemory,
     PteChange,
     PteRead,
+    TableRead,
 )
 
 ZERO_PAGE = 0
@@ -79,7 +80,8 @@ class Memory(Files):
     def handlers(self) -> Mapping[type[Message], Handler]:
         """One function for each message of ``protocol.messages.memory``."""
         return {
-            m.PteLoad: self.pte_load, m.PteWalk: self.pte_walk, m.PteScan: self.pte_scan,
+            m.PteLoad: self.pte_load, m.PteWalk: self.pte_walk,
+            m.TableWalk: self.table_walk, m.PteScan: self.pte_scan,
             m.PteGetAndClear: self.pte_get_and_clear, m.PteSet: self.pte_set,
             m.PteCmpxchg: self.pte_cmpxchg,
             m.FrameRead: self.frame_read, m.FrameWrite: self.frame_write,
@@ -139,6 +141,13 @@ class Memory(Files):
         new = old | ptes.ACCESSED | (ptes.DIRTY if message.write else 0)
         self._store(message.table, message.index, new)
         return m.PteValue(new)
+
+    def table_walk(self, message: m.TableWalk, _: Envelope) -> m.PteValue:
+        """Load an upper entry for a walker that may keep it."""
+        pte = self.frames[message.table].words.get(message.index, 0)
+        if ptes.hw_present(pte):
+            self.port.emit(TableRead(ptes.frame_of(pte)))
+        return m.PteValue(pte)
 
     def pte_scan(self, message: m.PteScan, _: Envelope) -> m.PteFound:
         """The first entry that is not none in [first, last)."""

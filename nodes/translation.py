@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from nodes.driver import Port
+from nodes.pwc import PagingStructureCache
 from nodes.world import MEMORY, World
 from protocol import pte as ptes
 from protocol.limits import PAGE_SIZE
 from protocol.messages.base import Message, Request
-from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk
+from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
 from protocol.ranges import covers, page_of
 from protocol.records import Evict, Fill, InvalidateBegin, InvalidateDone, Use, WalkDiscarded
 
@@ -176,25 +177,24 @@ def table_index(world: World, level: int, address: int) -> int:
 
 
 async def walk_page_table(
-    cache: TranslationCache, mm: str, address: int, write: bool
+    cache: TranslationCache,
+    mm: str,
+    address: int,
+    write: bool,
+    pwc: PagingStructureCache | None = None,
 ) -> Entry | None:
     """Walk the mm's page table as hardware does; None means a page fault.
 
     Loads one entry per level; the leaf's load sets accessed and dirty in the same access.
-    Starts over as long as invalidations overlap it.
+    Starts over as long as invalidations overlap it.  With a ``pwc`` it begins at the nearest
+    table that it knows.
     """
     world, port = cache.world, cache.port
     if address >= world.address_end():
         return None
     while True:
         walk = cache.begin_walk(mm, address)
-        table, level = world.pgd(mm), world.levels - 1
-        while level > 0 and not walk.stale:
-            upper = await port.call(MEMORY, PteLoad(table, table_index(world, level, address)))
-            cache.touch(mm, address, "read")  # whether the walk is stale
-            if not ptes.hw_present(upper.pte):
-                break
-            table, level = ptes.frame_of(upper.pte), level - 1
+        table, level = await _leaf_table(cache, walk, address, pwc)
         if level == 0 and not walk.stale:
             source = port.upcoming
             leaf = PteWalk(table, table_index(world, 0, address), write)
@@ -205,6 +205,32 @@ async def walk_page_table(
         cache.end_walk(walk)
         if not stale:
             return None
+
+
+async def _leaf_table(
+    cache: TranslationCache, walk: Walk, address: int, pwc: PagingStructureCache | None
+) -> tuple[int, int]:
+    """How far down the walk gets: a table and its level, 0 unless an upper entry is none."""
+    world, port, mm = cache.world, cache.port, walk.tag
+    table, level = world.pgd(mm), world.levels - 1
+    known = pwc.lookup(mm, address) if pwc is not None else None
+    if known is not None:
+        table, level = known.table, known.level
+    while level > 0 and not walk.stale:
+        index, source = table_index(world, level, address), port.upcoming
+        if pwc is not None:
+            pwc.use(known)
+        load = PteLoad(table, index) if pwc is None else TableWalk(table, index)
+        upper = await port.call(MEMORY, load)
+        cache.touch(mm, address, "read")  # whether the walk is stale
+        if not ptes.hw_present(upper.pte):
+            return table, level
+        table, level = ptes.frame_of(upper.pte), level - 1
+        if pwc is not None and not walk.stale:
+            known = pwc.fill(mm, address, level, table, source)
+    if pwc is not None and level == 0 and not walk.stale:
+        pwc.use(known)
+    return table, level
 
 
 def word_of(address: int) -> int:

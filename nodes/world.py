@@ -32,6 +32,8 @@ class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     iopf_cpu: str
     ats: bool = False
     """Its devices have translation caches of their own (ATC), filled by translation requests."""
+    pwc: bool = False
+    """Its walker keeps upper entries (a paging-structure cache)."""
 
 
 class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

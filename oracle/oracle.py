@@ -24,6 +24,7 @@ from oracle.safety import Safety, foreign_walk
 from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
 from oracle.state import Cached, Change, Op, Read, State, usable_read
 from oracle.statistics import Statistics
+from oracle.tables import Tables
 from oracle.verdict import How, Verdict, decide
 from oracle.violation import Event, Violation
 from protocol import pte as ptes
@@ -54,6 +55,7 @@ class Oracle:
         self.obligations = Obligations(self.state, self._found)
         self.moves = Moves(world, self.obligations)
         self.inherited = Inherited(self.state, self.obligations)
+        self.tables = Tables(self.state, self._found)
         self.safety = Safety(self.state, self._found)
         self.brackets = Brackets(self._found)
         self.progress = FaultProgress(world, self._index, self.state, self._found)
@@ -81,7 +83,8 @@ class Oracle:
             r.NotifierCall: self._notifier_call, r.FaultRetry: self._fault_retry,
             r.WalkDiscarded: self._walk_discarded, r.ApicTrapped: self._apic_trapped,
             r.OutOfMemory: self._out_of_memory, r.Coverage: self._coverage,
-            r.PermissionFault: self._permission_fault,
+            r.PermissionFault: self._permission_fault, r.TableRead: self._table_read,
+            r.TableCached: self._table_cached, r.TableUse: self.tables.used,
         }  # fmt: skip
 
     # -- the caller's side ---------------------------------------------------------------------
@@ -114,6 +117,8 @@ class Oracle:
             self._lock_moved(n, message, src, dst, kind, row)
         if at == self._memory and self.sometimes.began:
             self.sometimes.memory_step(operation_of(message), row)
+        if message in self.tables.uses and at == self._memory:
+            self.tables.reached(Event("walk", n, dst, message))
         if not records:
             return self._take() if self._found else _NOTHING
         self._n, self._id, self._node, self._at, self._row = n, message, dst, at, row
@@ -244,6 +249,7 @@ class Oracle:
         frame.generation += 1
         frame.freed = event
         stats.frame_freed(frame)
+        self.tables.freed(record.frame, event, self._row)
         changes, frame.changes = frame.changes, []
         self.obligations.frame_freed(changes, event, self._row)
         if self.sometimes.open:
@@ -311,6 +317,13 @@ class Oracle:
         fill = self.state.fills.get(name)
         if fill is not None:
             self.state.close(fill, self._n, gone=True)
+        self.tables.closed(name, self._n)
+
+    def _table_read(self, record: r.TableRead) -> None:
+        self.tables.read(record, self._event("table found"))
+
+    def _table_cached(self, record: r.TableCached) -> None:
+        self.tables.cached(record, self._event("upper entry kept"), self._at)
 
     def _evict(self, record: r.Evict) -> None:
         self._close(record.fill)
@@ -403,6 +416,7 @@ class Oracle:
         self.coherence.ended(op, self._n)
         self.measures.ended(op.id)
         self.moves.ended(op.id)
+        self.tables.ended(op.id)
         self.state.end_op(op)
 
     def _notifier_call(self, record: r.NotifierCall) -> None:

@@ -39,6 +39,12 @@ class PteRead(Record, frozen=True):
     pte: int
 
 
+class TableRead(Record, frozen=True):
+    """An upper entry was read by a walker that may keep it; it leads to ``table``."""
+
+    table: int
+
+
 class FrameAllocated(Record, frozen=True):
     """A frame left the pool, zeroed, with one reference."""
 
@@ -134,6 +140,26 @@ class PermissionFault(Record, frozen=True):
     cache: str
     fill: str
     write: bool
+
+
+class TableCached(Record, frozen=True):
+    """A walker keeps an upper entry, by the name ``fill``: the table at ``level`` that maps the
+    span from ``address``.  ``source`` is the id of the load that found it.
+    """
+
+    tag: str
+    address: int
+    level: int
+    table: int
+    fill: str
+    source: str
+
+
+class TableUse(Record, frozen=True):
+    """A load goes out through a kept upper entry; ``access`` is its message id."""
+
+    fill: str
+    access: str
 
 
 class WalkDiscarded(Record, frozen=True):

@@ -42,6 +42,7 @@ class UnitTable(TomlTable, frozen=True):
     mms: tuple[str, ...]
     iopf_cpu: str
     ats: bool = False
+    pwc: bool = False
 
 
 class WorldTable(TomlTable, frozen=True):
@@ -71,7 +72,7 @@ def world_from(value: Any, kernel: Kernel, where: str) -> World:
     }  # fmt: skip
     world = World(
         kernel=kernel,
-        units=tuple(Unit(u.name, u.devices, u.mms, u.iopf_cpu, u.ats) for u in units),
+        units=tuple(Unit(u.name, u.devices, u.mms, u.iopf_cpu, u.ats, u.pwc) for u in units),
         vms=tuple(_vm(vm, f"{where}.vms[{index}]") for index, vm in enumerate(vms)),
         **sizes,
     )

@@ -47,7 +47,8 @@ async def _tlb_inv_range_asid(cpu: Processor, unit: str, mm: str, start: int, en
     """
     if cpu.world.kernel.btm and cpu.world.kernel.btm_skips_cmd:
         return
-    await cpu.port.call(unit, IotlbInvalidate(mm, start, end), command_queue(unit))
+    leaf = cpu.world.kernel.sec_inv_scope == "leaf_only"
+    await cpu.port.call(unit, IotlbInvalidate(mm, start, end, leaf), command_queue(unit))
 
 
 async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:

@@ -26,6 +26,8 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5)."""
     clear_flush_calls_ir: bool
     """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5)."""
+    sec_inv_scope: Literal["all_levels", "leaf_only"]
+    """What an SVA driver's command reaches: entries of every level (all releases), or leaves."""
     ats_order: Literal["iotlb_first", "atc_first"]
     """What an SVA driver invalidates first: the unit's IOTLB, or the TLBs of its devices."""
     ats_wait: bool
@@ -145,6 +147,7 @@ _V4_15: dict[str, object] = {
     "end_calls_ir": True,
     "gather_calls_ir": True,
     "clear_flush_calls_ir": True,
+    "sec_inv_scope": "all_levels",
     "ats_order": "iotlb_first",
     "ats_wait": True,
     "cow_range_only_end": True,

@@ -62,10 +62,11 @@ class IotlbInvalidate(Request[Ack], frozen=True):
     """An invalidation command and its sync: answered once complete.
 
     (0, ULONG_MAX) is everything of the PASID.  Commands of one unit are a stream: they arrive
-    in the order in which they were queued.
+    in the order in which they were queued.  ``leaf``: entries that lead to tables may stay.
     """
 
     pasid: str
     start: int
     end: int
+    leaf: bool = False
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")

@@ -136,6 +136,15 @@ class PteWalk(Request[PteValue], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
 
 
+class TableWalk(Request[PteValue], frozen=True):
+    """A hardware walker loads an upper entry, which it may keep (paging-structure cache)."""
+
+    table: int
+    index: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "table", "index")
+    ACCESS: ClassVar[str] = "read"
+
+
 class PteScan(Request[PteFound], frozen=True):
     """Find the next entry that is not none in [first, last) of a table, under its PTL."""
 

@@ -1,0 +1,89 @@
+"""Stateful search: the same verdicts and final states as source-DPOR, by other means."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.programs import Program, Step
+from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
+from explorer.oracle_state import OracleTable
+from explorer.stateful import Stateful
+from explorer.world_state import Model
+from nodes.kernel.variant import preset
+from nodes.world import Unit, World
+from oracle.oracle import Oracle
+from scenarios.spec import RunSpec
+from scenarios.workloads import Script
+from tests.search_toy import WORLD, naive, toy
+from tests.test_dpor import TOYS
+from tests.worlds import MM, op, page
+
+
+def finals_of(model: Model, eager: bool) -> set[tuple[object, ...]]:
+    """Final states by stateful search."""
+    finals: set[tuple[object, ...]] = set()
+    table = OracleTable(lambda: Oracle(WORLD))
+    search = Stateful(
+        model, table, lambda _, c: finals.add((c.nodes, c.done)) or False, lambda _: False, eager
+    )
+    assert search.run()
+    assert search.terminal == len(finals)
+    return finals
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("eager", [True, False])
+def test_final_states_equal_naive_enumeration(name: str, eager: bool) -> None:
+    model = toy(*TOYS[name])
+    assert finals_of(model, eager) == naive(model).finals
+
+
+def unmapped_under_dma(**switches: object) -> RunSpec:
+    """Two pages are unmapped, a batch for each, while a device uses the first."""
+    world = World(
+        kernel=preset("v6.2", "x86", switches), cpus=("cpu0",), gather_batch=1,
+        units=(Unit("iommu0", ("device0",), (MM,), "cpu0"),),
+    )  # fmt: skip
+    cpu = [
+        Step(op.Mmap(MM, 0, page(2), True, True)),
+        Step(op.Touch(MM, 0, True, 1)),
+        Step(op.Touch(MM, page(1), True, 1)),
+        Step(op.Munmap(MM, 0, page(2)), ("device0/0",)),
+    ]
+    device = [Step(op.Dma(MM, 0, True, 2), ("cpu0/2",)), Step(op.Dma(MM, 0, True, 3))]
+    programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
+    return RunSpec("t", world, 0, Script(programs))
+
+
+def rules(result: Exhaustion) -> set[str]:
+    """What was broken in any execution."""
+    return {violation.rule for violation in result.verdict.violations}
+
+
+@pytest.mark.parametrize("switches", [{}, {"gather_calls_ir": False}])
+def test_both_engines_agree(switches: dict[str, object]) -> None:
+    spec = unmapped_under_dma(**switches)
+    traces = explore_dpor(spec, Budget(), go_on=True)
+    states = explore_stateful(spec, Budget(), go_on=True)
+    assert traces.exhaustive
+    assert states.exhaustive
+    assert traces.verdict.outcome == states.verdict.outcome
+    assert rules(traces) == rules(states)
+    assert traces.verdict.outcome == ("violated" if switches else "held")
+
+
+def test_the_first_counterexample_is_a_shortest_one() -> None:
+    spec = unmapped_under_dma(gather_calls_ir=False)
+    shortest = explore_stateful(spec, Budget(), eager=False).violation
+    other = explore_dpor(spec, Budget()).violation
+    assert shortest is not None
+    assert other is not None
+    assert len(shortest.entries) <= len(other.entries)
+    assert not explore_stateful(spec, Budget()).exhaustive
+
+
+def test_bounds_are_admitted() -> None:
+    result = explore_stateful(unmapped_under_dma(), Budget(executions_max=10))
+    assert not result.exhaustive
+    assert result.violation is None
+    assert result.verdict.outcome == "inconclusive"
