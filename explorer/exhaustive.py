@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from explorer.dpor import Dpor, Event, Tally
 from explorer.judge import Counterexample, Judge, counterexample
 from explorer.machine import Sent
@@ -71,20 +73,28 @@ class _Verdicts:
     def __init__(self, go_on: bool) -> None:
         self.go_on = go_on
         self.first: Counterexample | None = None
+        self.schedules = self.entered = 0
         self._kept: dict[tuple[object, ...], Verdict] = {}
 
     def add(self, verdict: Verdict, found: Callable[[], Counterexample]) -> bool:
         """One more; True if the search should end."""
-        key = (verdict.outcome, verdict.reasons, verdict.how.met)
+        broken = tuple(violation.identity() for violation in verdict.violations)
+        key = (verdict.outcome, verdict.reasons, verdict.how.met, broken)
+        self.entered += verdict.how.entered
+        self.schedules += 1
         self._kept.setdefault(key, verdict)
         if verdict.outcome != "violated":
             return False
         self.first = self.first or found()
         return not self.go_on
 
-    def total(self, exhaustive: bool) -> Verdict:
-        """Of all, each different outcome counted once."""
-        return combine(self._kept.values(), exhaustive)
+    def total(self, exhaustive: bool, deliveries: int) -> Verdict:
+        """Of all; verdicts that say the same are kept once."""
+        verdict = combine(self._kept.values(), exhaustive)
+        how = replace(
+            verdict.how, schedules=self.schedules, entered=self.entered, deliveries=deliveries
+        )
+        return replace(verdict, how=how)
 
 
 def explore_dpor(spec: RunSpec, budget: Budget, go_on: bool = False) -> Exhaustion:
@@ -116,7 +126,7 @@ def search_dpor(
     estimate = None if exhaustive or verdicts.first else _estimate(model, tally)
     return Exhaustion(
         "dpor", verdicts.first, exhaustive, tally.executions, tally.blocked, tally.deliveries,
-        sum(map(len, model.machines)), judge.judged, estimate, verdicts.total(exhaustive),
+        sum(map(len, model.machines)), judge.judged, estimate, verdicts.total(exhaustive, tally.deliveries),
     )  # fmt: skip
 
 
@@ -155,7 +165,7 @@ def search_stateful(
     exhaustive = search.run()
     return Exhaustion(
         "stateful", verdicts.first, exhaustive, search.terminal, 0, search.deliveries,
-        len(search.seen), judge.judged, None, verdicts.total(exhaustive),
+        len(search.seen), judge.judged, None, verdicts.total(exhaustive, search.deliveries),
     )  # fmt: skip
 
 

@@ -136,7 +136,10 @@ _EMPTY: tuple[Any, ...] = ((), [], {}, {}.values(), {}.items(), range(0), set(),
 _BUILT_IN: tuple[type, ...] = (type(iter(range(1 << 70))), enumerate, zip, reversed, map, filter)
 _ITERATORS: tuple[type, ...] = (*(type(iter(empty)) for empty in _EMPTY), *_BUILT_IN)
 _FUNCTIONS = (
-    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodDescriptorType,
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
 )
 
 _BY_TYPE: dict[type, Callable[[Any], Frozen]] = {

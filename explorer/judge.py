@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from broker.schedules import ScheduleEntry
 from explorer.machine import Move, Sent
@@ -19,10 +19,9 @@ from explorer.world_state import Model
 from oracle.oracle import Oracle
 from oracle.verdict import Verdict
 from protocol import records as r
+from protocol.pte import hw_present
 from protocol.trace import Ending, TraceStep
 
-CLOSING: Final = (r.InvalidateDone, r.Evict, r.RequestPosted)
-DEADLINES: Final = (r.FrameFreed, r.FrameCopied, r.OpEnd, r.PteChange)
 Choices = list[tuple[str, int, int]]
 
 
@@ -107,9 +106,9 @@ def early_deadlines(events: Sequence[Placed]) -> Iterator[list[Placed]]:
     """The same trace in orders in which a deadline precedes closings that it need not follow."""
     closings = 0
     for at, event in enumerate(events):
-        if closings & ~event.past and _has(event, DEADLINES):
+        if closings & ~event.past and any(map(_deadline, event.move.records)):
             yield _early(events, at)
-        if _has(event, CLOSING):
+        if any(map(_closes, event.move.records)):
             closings |= 1 << at
 
 
@@ -120,14 +119,20 @@ def _early(events: Sequence[Placed], at: int) -> list[Placed]:
     return first + [e for n, e in enumerate(events) if not past >> n & 1]
 
 
-def _has(event: Done, kinds: tuple[type[r.Record], ...]) -> bool:
-    """Whether it recorded one of these; the end of KVM's own bracket is a deadline, too."""
-    for record in event.move.records:
-        if isinstance(record, kinds):
-            return True
-        if isinstance(record, r.Invalidation) and not record.begin and kinds is DEADLINES:
-            return True
-    return False
+def _closes(record: r.Record) -> bool:
+    """Whether some translation can no longer be used from here on."""
+    if isinstance(record, r.InvalidateDone):
+        return bool(record.fills)
+    return isinstance(record, r.Evict) or (isinstance(record, r.RequestPosted) and record.done)
+
+
+def _deadline(record: r.Record) -> bool:
+    """Whether translations may have to be gone by now."""
+    if isinstance(record, r.PteChange):
+        return hw_present(record.new)
+    if isinstance(record, r.Invalidation):
+        return not record.begin
+    return isinstance(record, (r.FrameFreed, r.FrameCopied, r.OpEnd))
 
 
 def _finished(events: Sequence[Done]) -> int:

@@ -23,6 +23,7 @@ from protocol.messages import memory as m
 from protocol.messages.base import Ack, Message
 from protocol.records import (
     Access,
+    Coverage,
     FrameAllocated,
     FrameCopied,
     FrameFreed,
@@ -105,9 +106,20 @@ class Memory(Files):
 
     # -- words ---------------------------------------------------------------------------
 
+    def frame(self, number: int) -> Frame:
+        """The frame of that number.
+
+        An entry that somebody overwrote may name one that does not exist; the kernel says "bad
+        page map" (mm/memory.c ``print_bad_pte``) and goes on.
+        """
+        if number < len(self.frames):
+            return self.frames[number]
+        self.port.emit(Coverage("bad_page"))
+        return Frame()
+
     def _store(self, table: int, index: int, new: int) -> int:
         """Store an entry, record the change, and return the old one."""
-        frame = self.frames[table]
+        frame = self.frame(table)
         old = frame.words.get(index, 0)
         if new == old:
             return old
@@ -121,20 +133,20 @@ class Memory(Files):
         return old
 
     def _note_read(self, table: int, index: int, pte: int) -> None:
-        frame = self.frames[table]
+        frame = self.frame(table)
         if frame.level == 0 and pte:
             address = frame.address + (index << self.world.shift(0))
             self.port.emit(PteRead(frame.mm, address, pte))
 
     def pte_load(self, message: m.PteLoad, _: Envelope) -> m.PteValue:
         """Load an entry."""
-        pte = self.frames[message.table].words.get(message.index, 0)
+        pte = self.frame(message.table).words.get(message.index, 0)
         self._note_read(message.table, message.index, pte)
         return m.PteValue(pte)
 
     def pte_walk(self, message: m.PteWalk, _: Envelope) -> m.PteValue:
         """Load a leaf for a hardware walker, setting A (and D) if the access is permitted."""
-        old = self.frames[message.table].words.get(message.index, 0)
+        old = self.frame(message.table).words.get(message.index, 0)
         self._note_read(message.table, message.index, old)
         if not ptes.permits(old, message.write):
             return m.PteValue(old)
@@ -144,14 +156,14 @@ class Memory(Files):
 
     def table_walk(self, message: m.TableWalk, _: Envelope) -> m.PteValue:
         """Load an upper entry for a walker that may keep it."""
-        pte = self.frames[message.table].words.get(message.index, 0)
+        pte = self.frame(message.table).words.get(message.index, 0)
         if ptes.hw_present(pte):
             self.port.emit(TableRead(ptes.frame_of(pte)))
         return m.PteValue(pte)
 
     def pte_scan(self, message: m.PteScan, _: Envelope) -> m.PteFound:
         """The first entry that is not none in [first, last)."""
-        words = self.frames[message.table].words
+        words = self.frame(message.table).words
         index = min((i for i in words if message.first <= i < message.last), default=-1)
         return m.PteFound(index, words.get(index, 0))
 
@@ -166,20 +178,20 @@ class Memory(Files):
 
     def pte_cmpxchg(self, message: m.PteCmpxchg, _: Envelope) -> m.PteValue:
         """Store an entry if it is still the one expected."""
-        found = self.frames[message.table].words.get(message.index, 0)
+        found = self.frame(message.table).words.get(message.index, 0)
         if found == message.old:
             self._store(message.table, message.index, message.new)
         return m.PteValue(found)
 
     def frame_read(self, message: m.FrameRead, _: Envelope) -> m.Word:
         """Load data."""
-        value = self.frames[message.frame].words.get(message.word, 0)
+        value = self.frame(message.frame).words.get(message.word, 0)
         self.port.emit(Access(message.frame, message.word, False, value))
         return m.Word(value)
 
     def frame_write(self, message: m.FrameWrite, _: Envelope) -> Ack:
         """Store data."""
-        self.frames[message.frame].words[message.word] = message.value
+        self.frame(message.frame).words[message.word] = message.value
         self.port.emit(Access(message.frame, message.word, True, message.value))
         return Ack()
 
@@ -276,16 +288,17 @@ class Memory(Files):
 
     def page_get(self, message: m.PageGet, _: Envelope) -> m.Count:
         """Take a reference unless none is left."""
-        frame = self.frames[message.frame]
+        frame = self.frame(message.frame)
         if frame.refs > 0:
             frame.refs += 1
         return m.Count(frame.refs)
 
     def page_put(self, message: m.PagePut, _: Envelope) -> m.Count:
         """Drop a reference; free the frame with the last one."""
-        frame = self.frames[message.frame]
-        if frame.refs <= 0:
-            raise EmulatorError(f"frame {message.frame:#x} has no reference to drop")
+        frame = self.frame(message.frame)
+        if frame.refs <= 0:  # "Bad page state" (mm/page_alloc.c)
+            self.port.emit(Coverage("bad_page"))
+            return m.Count(0)
         frame.refs -= 1
         if frame.refs == 0:
             frame.level = -1
@@ -297,37 +310,42 @@ class Memory(Files):
 
     def page_freeze(self, message: m.PageFreeze, _: Envelope) -> m.Flag:
         """Whether exactly the expected references are held."""
-        return m.Flag(self.frames[message.frame].refs == message.expected)
+        return m.Flag(self.frame(message.frame).refs == message.expected)
 
     def frame_copy(self, message: m.FrameCopy, _: Envelope) -> Ack:
         """Copy a page."""
-        self.frames[message.target].words = dict(self.frames[message.source].words)
+        self.frame(message.target).words = dict(self.frame(message.source).words)
         self.port.emit(FrameCopied(message.source, message.target))
         return Ack()
 
     def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
         """Note a mapping of a frame."""
-        self.frames[message.frame].rmap.append((message.mm, message.address))
+        self.frame(message.frame).rmap.append((message.mm, message.address))
         return Ack()
 
     def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:
         """Forget a mapping of a frame."""
-        self.frames[message.frame].rmap.remove((message.mm, message.address))
+        rmap, place = self.frame(message.frame).rmap, (message.mm, message.address)
+        if place in rmap:
+            rmap.remove(place)
+        else:  # the mapcount underflows
+            self.port.emit(Coverage("bad_page"))
         return Ack()
 
     def rmap_move(self, message: m.RmapMove, _: Envelope) -> Ack:
         """A mapping of a frame has another address."""
-        rmap = self.frames[message.frame].rmap
-        rmap[rmap.index((message.mm, message.old))] = (message.mm, message.new)
+        rmap, place = self.frame(message.frame).rmap, (message.mm, message.old)
+        if place in rmap:
+            rmap[rmap.index(place)] = (message.mm, message.new)
         return Ack()
 
     def page_anon(self, message: m.PageAnon, _: Envelope) -> m.Flag:
         """Whether it was allocated as anonymous memory."""
-        return m.Flag(self.frames[message.frame].anon)
+        return m.Flag(self.frame(message.frame).anon)
 
     def rmap_walk(self, message: m.RmapWalk, _: Envelope) -> m.Mappings:
         """Mappings of a frame."""
-        return m.Mappings(tuple(self.frames[message.frame].rmap))
+        return m.Mappings(tuple(self.frame(message.frame).rmap))
 
     # -- the mm --------------------------------------------------------------------------
 

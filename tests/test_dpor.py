@@ -100,7 +100,9 @@ def touches(cpus: int = 2) -> RunSpec:
         for at in range(1, cpus)
     ]
     last = Step(op.Touch(MM, 0, True, 2))
-    return RunSpec("t", small_world(), 0, Script((Program("cpu0", "cpu0", [*first, last]), *others)))
+    return RunSpec(
+        "t", small_world(), 0, Script((Program("cpu0", "cpu0", [*first, last]), *others))
+    )
 
 
 def test_touches_reach_the_same_states_as_random_runs() -> None:
