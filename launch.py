@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from broker.chaos import load_rules
+from explorer import exhaustion as exhaustive
 from explorer import explain as explainer
 from explorer import explore as exploration
 from explorer import minimize as minimizer
@@ -34,11 +34,13 @@ from explorer.replay_file import replay_file
 from nodes.kernel.variant import RELEASES, Kernel
 from protocol.errors import PeerError, UserError
 from report import catalogue as pages
+from report import exhaustion as exhausted
 from report import exploration as explored
 from report import interleaving, machine, minimizing, words
 from report.directory import new_run, point_latest, saved_run
 from report.progress import Progress
 from report.schedules import minimized_file, run_or_schedule
+from report.screen import say, stderr, stdout
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -57,8 +59,6 @@ SHRINK_SECONDS: Final = 60.0
 OPERATIONS: Final = 2000
 """The same on the simulator, which has no clock."""
 PROGRAM: Final = "launch.py"
-WIDTH: Final = 120
-"""Columns of output that goes to no terminal."""
 INTEGER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]+")
 
 app = typer.Typer(
@@ -75,6 +75,9 @@ app = typer.Typer(
 
 class Interrupted(Exception):  # noqa: N818 - reads as what happened
     """Ctrl-C, where there is no outcome to print."""
+
+
+STRATEGIES: Final = (*exploration.STRATEGIES, *exhaustive.ENGINES)
 
 
 class On(StrEnum):
@@ -193,7 +196,7 @@ def explore(
         str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
     ] = "",
     strategy: Annotated[
-        str, typer.Option(metavar="NAME", help=f"One of {', '.join(exploration.STRATEGIES)}.")
+        str, typer.Option(metavar="NAME", help=f"One of {', '.join(STRATEGIES)}.")
     ] = "portfolio",
     schedules: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Run for so long.")] = None,
@@ -209,6 +212,8 @@ def explore(
 ) -> int:
     """Run many schedules of one race in the simulator."""
     spec = catalogue.find(race).run(kernel, seed_from(seed))
+    if strategy in exhaustive.ENGINES:
+        return search(spec, strategy, exhaustive.Limits(schedules, seconds), out, as_json)
     spec = spec if recipe else replace(spec, chaos=None)
     options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")
     say(f"exploring {spec.name} with {strategy}, seed {spec.seed:#x}")
@@ -385,6 +390,26 @@ def perform(
     return finish(outcome, as_json)
 
 
+def search(
+    spec: RunSpec, engine: str, limits: exhaustive.Limits, out: Path | None, as_json: bool
+) -> int:
+    """Search one race exhaustively, or as far as the limits go; the exit status."""
+    say(f"searching {spec.name} with {engine}")
+    found = exhaustive.search(spec, engine, limits)
+    outcome = None
+    if found.violation is not None:
+        directory = new_run(spec.name, out)
+        outcome = exhaustive.record(spec, found.violation, directory)
+        machine.save_summary(outcome)
+        if out is None:
+            point_latest(directory)
+    if as_json:
+        print_json(exhausted.exhaustion_dict(spec, found, outcome))
+    else:
+        exhausted.print_exhaustion(stdout(), spec, found, outcome)
+    return exhausted.exit_code(found)
+
+
 def record(found: exploration.Exploration, out: Path | None) -> None:
     """Put the schedule that an exploration found into a run's directory."""
     directory = new_run(found.spec.name, out)
@@ -425,26 +450,6 @@ def print_json(value: dict[str, Any]) -> int:
     """One object on stdout."""
     typer.echo(machine.as_json(value))
     return codes.HELD
-
-
-def stdout() -> Console:
-    """Where results go; as wide as people read if it is no terminal."""
-    return console(sys.stdout)
-
-
-def stderr() -> Console:
-    """Where all else goes."""
-    return console(sys.stderr)
-
-
-def console(file: TextIO) -> Console:
-    """A console on a stream that may be no terminal."""
-    return Console(file=file, width=None if file.isatty() else WIDTH)
-
-
-def say(line: str) -> None:
-    """A line about what is going on."""
-    stderr().print(words.plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 # ---- errors ------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from protocol import codec, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
 from protocol.errors import UserError
 from protocol.limits import JOURNAL_RECORD_BYTES_MAX
+from protocol.wire import Choices
 
 SCHEDULE_FILE = "schedule"
 SCHEDULE_HEADER = "# mmu-notifier-emulator schedule 1: number, copy, message id\n"
@@ -287,6 +288,18 @@ def read_record(directory: Path) -> Record:
         elif word == "end":
             record.outcome = msgspec.convert(fields[0], Outcome)
     return record
+
+
+def read_choices(directory: Path, nodes: Iterable[str]) -> dict[int, Choices]:
+    """What hardware chose in a recorded run, by delivery.  Raises ``UserError``."""
+    choices: dict[int, Choices] = {}
+    for name in nodes:
+        with contextlib.closing(JournalReader(journal_path(directory, name))) as reader:
+            while (data := reader.next()) is not None:
+                record = wire.read_journal_record(data)
+                if record.choices:
+                    choices[record.n] = record.choices
+    return choices
 
 
 def write_schedule(directory: Path) -> None:

@@ -9,6 +9,7 @@ from broker.schedules import Schedule
 from nodes.driver import Driver
 from protocol.envelope import Envelope, Handled
 from protocol.trace import Ending
+from protocol.wire import Choices
 
 Observer = Callable[[Envelope, Handled], bool | None]
 """Sees every delivery with its outcome, in order; returning True ends the feeding."""
@@ -23,14 +24,18 @@ class Simulator:
         exchange: Exchange,
         schedule: Schedule,
         observer: Observer | None = None,
+        choices: Mapping[int, Choices] | None = None,
     ) -> None:
         self.drivers, self.exchange, self.schedule = drivers, exchange, schedule
         self.observer = observer
+        self.choices = choices or {}
+        """Choices that the handling of a delivery must take, by its number."""
 
     def run(self, deliveries_max: int | None = None) -> Ending:
         """Deliver until nothing can move; ``deliveries_max`` bounds a run that never ends."""
         exchange, drivers, observer = self.exchange, self.drivers, self.observer
         heads, pick, take = exchange.heads, self.schedule.pick, exchange.take
+        given = self.choices.get
         exchange.start()
         last = deliveries_max or 1 << 62
         while exchange.number < last:
@@ -42,7 +47,9 @@ class Simulator:
             if index < 0:
                 break
             envelope = take(index)
-            handled = drivers[envelope.dst].deliver(exchange.number, envelope)
+            handled = drivers[envelope.dst].deliver(
+                exchange.number, envelope, given(exchange.number)
+            )
             exchange.release(exchange.number, handled.messages)
             if observer is not None and observer(envelope, handled):
                 exchange.feeder.stop()

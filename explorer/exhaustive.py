@@ -124,9 +124,10 @@ def search_dpor(
     exhaustive = search.run()
     tally = search.tally
     estimate = None if exhaustive or verdicts.first else _estimate(model, tally)
+    total = verdicts.total(exhaustive, tally.deliveries)
     return Exhaustion(
         "dpor", verdicts.first, exhaustive, tally.executions, tally.blocked, tally.deliveries,
-        sum(map(len, model.machines)), judge.judged, estimate, verdicts.total(exhaustive, tally.deliveries),
+        sum(map(len, model.machines)), judge.judged, estimate, total,
     )  # fmt: skip
 
 

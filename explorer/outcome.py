@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from explorer.latency import Latency
 from oracle.verdict import Verdict
 from oracle.violation import Violation
 from protocol.trace import Ending
@@ -53,6 +54,8 @@ class Outcome:
     """Lines of a log that were not executed, by name."""
     seconds: float
     run_dir: Path | None = None
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    """What an invalidation took, by cache."""
 
     @property
     def violations(self) -> tuple[Violation, ...]:

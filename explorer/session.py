@@ -7,7 +7,7 @@ from the journals of processes while they run, or from a saved run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,11 @@ from broker.exchange import Chaos, Exchange
 from broker.follow import Follower, compare_runs
 from broker.plan import Plan
 from broker.programs import Feeder, Program
-from broker.recorder import Recorder, read_record
+from broker.recorder import Recorder, read_choices, read_record
 from broker.schedules import RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
 from broker.supervisor import Supervisor
+from explorer.latency import Latencies
 from explorer.outcome import OperationCount, Outcome, Status
 from nodes.build import build_all
 from oracle.oracle import Oracle
@@ -30,8 +31,9 @@ from protocol.codec import pack
 from protocol.envelope import Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.limits import LOW_WATER_EVERY
-from protocol.records import OpEnd
+from protocol.records import InvalidateBegin, OpEnd
 from protocol.trace import Ending, TraceStep
+from protocol.wire import Choices
 from scenarios.spec import RunSpec
 from scenarios.strace import StraceLog
 
@@ -47,14 +49,18 @@ class Watch:
     def __init__(self, spec: RunSpec) -> None:
         self.oracle = Oracle(spec.world, spec.sometimes)
         self.operations: dict[str, OperationCount] = {}
+        self.latencies = Latencies()
         self._forgotten = 0
 
     def step(self, step: TraceStep) -> None:
         """The next step of the trace."""
         self.oracle.step(step)
+        self.latencies.step(step)
         for record in step.records:
             if type(record) is OpEnd:
                 self._count(record)
+            elif type(record) is InvalidateBegin:
+                self.latencies.began(step, record)
 
     def forget_before(self, low_water: int) -> None:
         """No step to come has a cause below this, but for ends of operations."""
@@ -87,15 +93,17 @@ def simulate(
     run_dir: Path | None = None,
     schedule: Schedule | None = None,
     deliveries_max: int | None = None,
+    choices: Mapping[int, Choices] | None = None,
 ) -> Outcome:
     """Run ``spec`` in this process; the random walk unless another schedule is given.
+
+    ``choices`` are what hardware chooses in a delivery, where that is not left to the seed.
 
     With ``run_dir`` (which must exist) the run's files are written as processes write them.
     """
     chaos = ChaosRules(spec.chaos, spec.seed) if spec.chaos else None
-    return _simulate(
-        spec, spec.programs(), chaos, schedule or RandomWalk(spec.seed), run_dir, deliveries_max
-    )
+    schedule = schedule or RandomWalk(spec.seed)
+    return _simulate(spec, spec.programs(), chaos, schedule, run_dir, deliveries_max, choices)
 
 
 def _simulate(
@@ -105,6 +113,7 @@ def _simulate(
     schedule: Schedule,
     run_dir: Path | None,
     deliveries_max: int | None = None,
+    choices: Mapping[int, Choices] | None = None,
 ) -> Outcome:
     began = time.monotonic()
     watch = Watch(spec)
@@ -120,7 +129,7 @@ def _simulate(
     watched = chaos if recorder is None else recorder.watch(chaos)
     recorded = isinstance(schedule, Recorded)
     exchange = Exchange(Feeder(programs, spec.operations_max), watched, recorded)
-    simulator = Simulator(build_all(spec.world, spec.seed), exchange, schedule, observe)
+    simulator = Simulator(build_all(spec.world, spec.seed), exchange, schedule, observe, choices)
     status: Status = "finished"
     detail = ""
     try:
@@ -259,9 +268,10 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
     record = read_record(source)
     programs = record.programs(spec.programs())
     schedule = Recorded(record.deliveries)
+    choices = read_choices(source, spec.world.nodes())
     spec.save(out)
     if on == "simulator":
-        outcome = _simulate(spec, programs, record.faults, schedule, out)
+        outcome = _simulate(spec, programs, record.faults, schedule, out, choices=choices)
     else:
         plan = Plan(
             out,
@@ -272,6 +282,7 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
             spec.operations_max,
             chaos=record.faults,
             schedule=schedule,
+            choices=choices,
         )
         outcome = _follow(spec, plan)
     difference = compare_runs(source, out)
@@ -347,4 +358,5 @@ def _conclude(
         notes=_notes(spec),
         seconds=seconds,
         run_dir=run_dir,
+        latencies=watch.latencies.result(),
     )

@@ -283,6 +283,7 @@ class Memory(Files):
         )  # fmt: skip
         self.port.touch(("word", number))
         self.port.touch(("page", number))
+        self.port.touch(("rmap", number))
         self.port.emit(FrameAllocated(number, message.use))
         return m.FrameNumber(number)
 

@@ -25,6 +25,7 @@ from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
 from oracle.state import Cached, Change, Op, Read, State, usable_read
 from oracle.statistics import Statistics
 from oracle.tables import Tables
+from oracle.targeting import Targeting
 from oracle.verdict import How, Verdict, decide
 from oracle.violation import Event, Violation
 from protocol import pte as ptes
@@ -63,6 +64,9 @@ class Oracle:
         self.coherence = Coherence(self._found)
         self.denied = StaleDenials(self.state, self._found)
         self.measures = Measures(self.statistics, self._found)
+        told = () if world.kernel.btm else world.units
+        units = frozenset(unit.name for unit in told)
+        self.targeting = Targeting(units, self._found)
         self.sometimes = Sometimes(conditions, self.state, self._memory)
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
         self._mm_of = {vm.name: vm.mm for vm in world.vms}
@@ -332,6 +336,7 @@ class Oracle:
         if record.fills:
             self._op().caches.add(record.cache)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
+        self.targeting.invalidated(record, self._op(), self._event("invalidated"))
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         for name in record.fills:
@@ -417,13 +422,16 @@ class Oracle:
         self.measures.ended(op.id)
         self.moves.ended(op.id)
         self.tables.ended(op.id)
+        self.targeting.ended(op.id)
         self.state.end_op(op)
 
     def _notifier_call(self, record: r.NotifierCall) -> None:
         self.measures.notifier_call(record, record.op or self._op_id)
+        op = self.state.op(record.op or self._op_id)
+        self.targeting.notifier_call(record, op, self._event(record.callback))
         mark = CALLBACK_MARKS.get(record.callback)
         if mark is not None and record.phase == "begin" and self.sometimes.open:
-            self.sometimes.mark(self.state.op(record.op or self._op_id), mark, self._row)
+            self.sometimes.mark(op, mark, self._row)
 
     def _fault_retry(self, record: r.FaultRetry) -> None:
         stats.bump(self.statistics.retries, record.why)

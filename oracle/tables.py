@@ -73,7 +73,9 @@ class Tables:
         kept = self.uses.pop(event.id)
         frame = self.state.frame(kept.record.table)
         if frame.generation != kept.generation:
-            self._report("S8", kept, frame.freed, "a walk went through a table that was freed", event)
+            self._report(
+                "S8", kept, frame.freed, "a walk went through a table that was freed", event
+            )
 
     def closed(self, fill: str, n: int) -> None:
         """The walker dropped it in delivery ``n``."""
@@ -86,7 +88,9 @@ class Tables:
         for name, kept in list(self._kept.items()):
             if 0 < kept.closed <= row[kept.index]:
                 del self._kept[name]
-            elif kept.record.table == frame and kept.generation < self.state.frame(frame).generation:
+            elif (
+                kept.record.table == frame and kept.generation < self.state.frame(frame).generation
+            ):
                 self._report("O", kept, event, "still held when its table was freed")
 
     def ended(self, op_id: str) -> None:

@@ -32,6 +32,13 @@ ZAPS_PER_UPGRADE_MAX: Final = 0
 """Shadow entries that may be zapped because a right was added: a shadow MMU adds rights lazily, at
 its own write fault (measure P3)."""
 
+CALLBACK_COMMANDS_MAX: Final = 16
+"""Commands that one flush of a secondary may queue (rule P4): it may run under a spinlock.  A
+driver with range commands needs a few, whatever the range."""
+
+LOOP_COMMANDS_MAX: Final = 4096
+"""Commands after which a driver's loop over pages is cut off, however large its range."""
+
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 ULONG_MAX: Final = (1 << 64) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +34,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "ending": msgspec.to_builtins(ending),
         "operations": {k: operation_dict(c) for k, c in sorted(outcome.operations.items())},
+        "latency": {cache: asdict(found) for cache, found in outcome.latencies.items()},
         "counts": outcome.counts,
         "rejected": outcome.rejected,
         "chaos": outcome.chaos,

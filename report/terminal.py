@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from broker.chaos_config import GATES
 from explorer import outcome as codes
+from explorer.latency import Latency
 from explorer.outcome import OperationCount, Outcome
 from oracle.verdict import How
 from oracle.violation import Violation
@@ -138,6 +140,7 @@ def _facts(outcome: Outcome) -> Lines:
     yield from _messages(outcome)
     yield from _window(outcome.verdict.how)
     yield from _statistics(outcome.verdict.how.statistics)
+    yield from _latencies(outcome.latencies)
     yield from _chaos(outcome)
     yield from _notes(outcome.notes)
     yield from _violations(outcome.violations)
@@ -235,15 +238,35 @@ def _per_key(counts: Any) -> str:
     return words.listed((f"{key} {words.number(n)}" for key, n in sorted(counts.items())), "")
 
 
+def _latencies(latencies: Mapping[str, Latency]) -> Lines:
+    """How long invalidations took."""
+    told = words.listed(
+        f"{cache} {words.number(found.p50)}/{words.number(found.p99)}/{words.number(found.max)} "
+        f"({words.number(found.count)})"
+        for cache, found in latencies.items()
+    )
+    if latencies:
+        yield "latency", f"deliveries per invalidation, p50/p99/max: {told}"
+
+
 def _chaos(outcome: Outcome) -> Lines:
     for rule in outcome.chaos.get("rules", ()):
         if rule["matched"]:
-            gave_up = f", {words.number(rule['gave_up'])} let go unmet" if rule["gave_up"] else ""
-            hits, matched = words.number(rule["hits"]), words.number(rule["matched"])
-            yield "chaos", f"{rule['name']}: {rule['fault']}, hit {hits} of {matched}{gave_up}"
+            yield "chaos", f"{rule['name']}: {rule['fault']}, {_what_it_did(rule)}"
     unmatched = outcome.chaos.get("unmatched", ())
     if unmatched:
         yield "chaos", f"matched nothing: {words.listed(unmatched)}"
+
+
+def _what_it_did(rule: Mapping[str, Any]) -> str:
+    """Gates count windows, other rules count messages."""
+    hits, matched = words.number(rule["hits"]), words.number(rule["matched"])
+    if rule["fault"] in GATES:
+        early = f", {words.number(rule['gave_up'])} cut short" if rule["gave_up"] else ""
+        return f"closed {words.many(rule['hits'], 'time')}, stopped {matched}{early}"
+    unmet = "unmet" if rule["fault"] == "hold" else "early"
+    gave_up = f", {words.number(rule['gave_up'])} let go {unmet}" if rule["gave_up"] else ""
+    return f"hit {hits} of {matched}{gave_up}"
 
 
 def _notes(notes: Mapping[str, int]) -> Lines:

@@ -1,7 +1,7 @@
 """Tiny nodes for tests of exhaustive search, and the naive enumeration that they are checked by.
 
-``shelf`` holds words (plain handlers, one access per message); ``w0``, ``w1``, ... are workers whose
-coroutines read and write them, each a fixed list of accesses per operation.
+``shelf`` holds words (plain handlers, one access per message); ``w0``, ``w1``, ... are workers
+whose coroutines read and write them, each a fixed list of accesses per operation.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def toy(*workers: Accesses, operations: int = 1, after: Mapping[str, str] | None
         driver.node, driver.handlers = node, node.handlers()
         return driver
 
-    waits = after or {}
+    waits = {name: tuple(earlier.split()) for name, earlier in (after or {}).items()}
     programs = [
         Program(name, name, [
-            Step(Touch("mm0", 0, True, 10 * at + n + 1), tuple(waits.get(f"{name}/{n}", "").split()))
+            Step(Touch("mm0", 0, True, 10 * at + n + 1), waits.get(f"{name}/{n}", ()))
             for n in range(operations)
         ])
         for at, name in enumerate(names)
@@ -119,7 +119,7 @@ class Taken:
 
 
 def trace_of(model: Model, events: Sequence[Taken | Event]) -> frozenset[object]:
-    """What is the same for all executions of a trace: each event with those it directly depends on."""
+    """What all executions of a trace share: each event with those that it depends on."""
     found = []
     for at, event in enumerate(events):
         footprints = model.tables.machines[event.message.dst].footprints

@@ -29,7 +29,7 @@ SPLIT = {
 }  # fmt: skip
 PAUSE = {
     "name": "p", "fault": "pause_node", "match": {"dst": "b*"},
-    "when": {"from_delivery": 10, "until_delivery": 25},
+    "when": {"from_delivery": 10, "until_delivery": 16},
 }  # fmt: skip
 HOLD = {"name": "h", "fault": "hold", "until": {"kind": "PtlLock"}}
 
@@ -270,9 +270,9 @@ def test_nothing_is_delivered_to_a_paused_node_whenever_it_was_sent() -> None:
     (row,) = chaos.report()["rules"]
     assert (row["hits"], row["gave_up"]) == (1, 0)
     assert row["matched"] > 0
-    assert "b0" not in [dst for number, _, dst in taken if 10 < number <= 25]
+    assert "b0" not in [dst for number, _, dst in taken if 10 < number <= 16]
     assert "b0" in [dst for number, _, dst in taken if number <= 10]
-    assert "b0" in [dst for number, _, dst in taken if 25 < number <= 60]
+    assert "b0" in [dst for number, _, dst in taken if 16 < number <= 60]
 
 
 def test_nothing_passes_a_partition_either_way_and_then_it_heals() -> None:

@@ -15,13 +15,13 @@ from explorer.exhaustive import Budget, explore_dpor, probe_estimate
 from explorer.world_state import Model, model_of
 from nodes.build import build_all
 from oracle.oracle import Oracle
-from oracle.trace import step_of
 from protocol.errors import UserError
+from protocol.messages import program as op
 from scenarios.catalogue import load_all
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
 from tests.search_toy import Accesses, by_dpor, naive, toy
-from tests.worlds import MM, op, page, small_world
+from tests.worlds import MM, page, small_world
 
 R, W = [("r", 0)], [("w", 0)]
 TOYS: dict[str, tuple[Accesses, ...]] = {
@@ -175,10 +175,8 @@ def test_a_found_violation_replays_in_the_simulator() -> None:
         exchange = Exchange(Feeder(spec.programs()))
         oracle = Oracle(spec.world)
         schedule = Recorded(result.violation.entries)
-        Simulator(
-            build_all(spec.world, spec.seed), exchange, schedule,
-            lambda e, h, o=oracle: o.step(step_of(e, h)) and None,
-        ).run()  # fmt: skip
+        simulator = Simulator(build_all(spec.world, spec.seed), exchange, schedule, oracle.observe)
+        simulator.run()
         assert exchange.number == len(result.violation.entries)
         rules = {v.rule for v in oracle.violations}
         assert rules >= {v.rule for v in result.violation.verdict.violations if v.rule != "L3"}

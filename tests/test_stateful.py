@@ -8,24 +8,29 @@ from broker.programs import Program, Step
 from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
 from explorer.oracle_state import OracleTable
 from explorer.stateful import Stateful
-from explorer.world_state import Model
+from explorer.stateful import Step as StepTaken
+from explorer.world_state import Config, Model
 from nodes.kernel.variant import preset
 from nodes.world import Unit, World
 from oracle.oracle import Oracle
+from protocol.messages import program as op
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
 from tests.search_toy import WORLD, naive, toy
 from tests.test_dpor import TOYS
-from tests.worlds import MM, op, page
+from tests.worlds import MM, page
 
 
 def finals_of(model: Model, eager: bool) -> set[tuple[object, ...]]:
     """Final states by stateful search."""
     finals: set[tuple[object, ...]] = set()
     table = OracleTable(lambda: Oracle(WORLD))
-    search = Stateful(
-        model, table, lambda _, c: finals.add((c.nodes, c.done)) or False, lambda _: False, eager
-    )
+
+    def visit(_: list[StepTaken], config: Config) -> bool:
+        finals.add((config.nodes, config.done))
+        return False
+
+    search = Stateful(model, table, visit, lambda _: False, eager)
     assert search.run()
     assert search.terminal == len(finals)
     return finals

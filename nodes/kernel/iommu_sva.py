@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodes.kernel.context import Processor
+from nodes.kernel.decode import decode, decode_atc
 from nodes.kernel.variant import Kernel
+from protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT
 from protocol.messages.iommu import AtcInvalidate, IotlbInvalidate
 
 
@@ -47,19 +49,28 @@ async def _tlb_inv_range_asid(cpu: Processor, unit: str, mm: str, start: int, en
     """
     if cpu.world.kernel.btm and cpu.world.kernel.btm_skips_cmd:
         return
-    leaf = cpu.world.kernel.sec_inv_scope == "leaf_only"
-    await cpu.port.call(unit, IotlbInvalidate(mm, start, end, leaf), command_queue(unit))
+    kernel = cpu.world.kernel
+    leaf = kernel.sec_inv_scope == "leaf_only"
+    for first, last in decode(kernel.sva_decoder, start, end, _pages_max(cpu)):
+        await cpu.port.call(unit, IotlbInvalidate(mm, first, last, leaf), command_queue(unit))
+
+
+def _pages_max(cpu: Processor) -> int:
+    """After how many commands a loop over pages is cut off: at the end of the address space."""
+    return min(cpu.world.address_end() >> PAGE_SHIFT, LOOP_COMMANDS_MAX)
 
 
 async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
     """``arm_smmu_atc_inv_domain``; nothing to do if no device has ATS enabled."""
     if not next(u for u in cpu.world.units if u.name == unit).ats:
         return
-    command = AtcInvalidate(mm, start, end)
-    if cpu.world.kernel.ats_wait:
-        await cpu.port.call(unit, command, command_queue(unit))
-    else:
-        cpu.port.tell(unit, command, command_queue(unit))
+    kernel = cpu.world.kernel
+    for first, last in decode_atc(kernel.sva_decoder, start, end, _pages_max(cpu)):
+        command = AtcInvalidate(mm, first, last)
+        if kernel.ats_wait:
+            await cpu.port.call(unit, command, command_queue(unit))
+        else:
+            cpu.port.tell(unit, command, command_queue(unit))
 
 
 def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:

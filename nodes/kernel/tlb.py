@@ -19,8 +19,12 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
     """
-    early = cpu.world.kernel.secondary_before_dsb == "page_and_range"
-    await _flush(cpu, mm, start, end, early)
+    kernel = cpu.world.kernel
+    if kernel.broadcast_tlbi and kernel.arm64_range_start == "advanced":
+        await _flush_cpus(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, end, end)
+        return
+    await _flush(cpu, mm, start, end, kernel.secondary_before_dsb == "page_and_range")
 
 
 async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from nodes.kernel.decode import Decoder
 from protocol.errors import UserError
 
 Arch = Literal["x86", "arm64"]
@@ -26,6 +27,11 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5)."""
     clear_flush_calls_ir: bool
     """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5)."""
+    sva_decoder: Decoder
+    """How an SVA driver reads the range that it is given (``nodes.kernel.decode``)."""
+    arm64_range_start: Literal["kept", "advanced"]
+    """What ``__flush_tlb_range`` tells the secondaries after its loop over operations: the start
+    that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13)."""
     sec_inv_scope: Literal["all_levels", "leaf_only"]
     """What an SVA driver's command reaches: entries of every level (all releases), or leaves."""
     ats_order: Literal["iotlb_first", "atc_first"]
@@ -147,6 +153,8 @@ _V4_15: dict[str, object] = {
     "end_calls_ir": True,
     "gather_calls_ir": True,
     "clear_flush_calls_ir": True,
+    "sva_decoder": "exact",
+    "arm64_range_start": "kept",
     "sec_inv_scope": "all_levels",
     "ats_order": "iotlb_first",
     "ats_wait": True,

@@ -1,0 +1,45 @@
+"""An exhaustive search of one race, from its spec to a run that can be replayed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from broker.schedules import Recorded
+from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
+from explorer.judge import Counterexample
+from explorer.outcome import Outcome
+from explorer.session import simulate
+from scenarios.spec import RunSpec
+
+Engine = Callable[[RunSpec, Budget], Exhaustion]
+ENGINES: Final[dict[str, Engine]] = {"dpor": explore_dpor, "stateful": explore_stateful}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a search may go; None: to the end."""
+
+    executions: int | None = None
+    seconds: float | None = None
+
+
+def search(spec: RunSpec, engine: str, limits: Limits) -> Exhaustion:
+    """Search ``spec`` with one of ``ENGINES``; no chaos is injected."""
+    began = time.monotonic()
+    seconds = limits.seconds
+
+    def expired() -> bool:
+        return seconds is not None and time.monotonic() - began >= seconds
+
+    return ENGINES[engine](spec, Budget(limits.executions, expired))
+
+
+def record(spec: RunSpec, found: Counterexample, directory: Path) -> Outcome:
+    """Run a counterexample again, with its files in ``directory`` (which must exist)."""
+    plain = replace(spec, chaos=None).save(directory)
+    choices = {n: given for n, given in enumerate(found.choices, 1) if given}
+    return simulate(plain, directory, Recorded(found.entries), choices=choices)

@@ -1,0 +1,185 @@
+"""Swap slots, the swap cache, the LRU list and the batch markers: a part of the ``memory`` node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from nodes.driver import Handler, Port
+from protocol.envelope import Envelope
+from protocol.errors import EmulatorError
+from protocol.messages import memory as m
+from protocol.messages import swap as s
+from protocol.messages.base import Ack, Message
+from protocol.records import PageWritten
+
+
+class Slot(msgspec.Struct):
+    """A swap slot: entries that lead to it, its content, and its page in the swap cache."""
+
+    count: int = 0
+    words: dict[int, int] = {}
+    cached: int = -1
+
+
+class Swap:
+    """Answers the messages of ``protocol.messages.swap``; memory owns the frames."""
+
+    def __init__(self, memory: Any, port: Port) -> None:
+        self.memory, self.port = memory, port
+        self.slots: dict[int, Slot] = {}
+        self.next = 1
+        self.lru: list[int] = []
+        """Anonymous pages, longest unused first; may name frames that are free by now."""
+        self.batched: dict[str, int] = {}
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """By message."""
+        return {
+            s.IsolateLru: self.isolate_lru, s.PutbackLru: self.putback_lru,
+            s.FolioTrylock: self.folio_trylock, s.AddToSwap: self.add_to_swap,
+            s.SwapDuplicate: self.swap_duplicate, s.SwapFree: self.swap_free,
+            s.SwapCount: self.swap_count, s.SwapCacheGet: self.swap_cache_get,
+            s.SwapCacheDelete: self.swap_cache_delete, s.SwapCacheFreeze: self.swap_cache_freeze,
+            s.SwapWrite: self.swap_write, s.SwapRead: self.swap_read,
+            s.TlbBatchedLoad: self.batched_load, s.TlbBatchedStore: self.batched_store,
+            s.TlbBatchedCmpxchg: self.batched_cmpxchg,
+        }  # fmt: skip
+
+    # -- the LRU list ----------------------------------------------------------------------
+
+    def allocated(self, frame: int) -> None:
+        """An anonymous page: the youngest of the list."""
+        if frame in self.lru:
+            self.lru.remove(frame)
+        self.lru.append(frame)
+        self.port.touch(("lru",))
+
+    def isolate_lru(self, message: s.IsolateLru, _: Envelope) -> s.Folios:
+        """Take mapped pages off the list, with a reference each."""
+        frames = self.memory.frames
+        taken = [f for f in self.lru if frames[f].refs > 0 and frames[f].anon and frames[f].rmap]
+        taken = taken[: message.count]
+        for frame in taken:
+            self.lru.remove(frame)
+            frames[frame].refs += 1
+            self.port.touch(("page", frame))
+        self.port.touch(("rmap",), "read")
+        return s.Folios(tuple(taken))
+
+    def putback_lru(self, message: s.PutbackLru, _: Envelope) -> Ack:
+        """As the youngest."""
+        self.allocated(message.frame)
+        return Ack()
+
+    def folio_trylock(self, message: s.FolioTrylock, envelope: Envelope) -> m.Flag:
+        """Granted if nobody holds it."""
+        key = ("folio_lock", message.frame)
+        if key in self.memory.locks:
+            return m.Flag(False)
+        self.memory.folio_lock(m.FolioLock(message.frame), envelope)
+        return m.Flag(True)
+
+    # -- slots -----------------------------------------------------------------------------
+
+    def _slot(self, number: int) -> Slot:
+        if number not in self.slots:
+            raise EmulatorError(f"swap slot {number} is not in use")
+        return self.slots[number]
+
+    def add_to_swap(self, message: s.AddToSwap, _: Envelope) -> m.Count:
+        """A new slot; the cache takes a reference."""
+        number, self.next = self.next, self.next + 1
+        self.slots[number] = Slot(0, {}, message.frame)
+        self.memory.frames[message.frame].refs += 1
+        self.port.touch(("page", message.frame))
+        return m.Count(number)
+
+    def swap_duplicate(self, message: s.SwapDuplicate, _: Envelope) -> Ack:
+        """One entry more."""
+        self._slot(message.slot).count += 1
+        return Ack()
+
+    def swap_free(self, message: s.SwapFree, envelope: Envelope) -> Ack:
+        """One entry less."""
+        slot = self._slot(message.slot)
+        slot.count -= 1
+        if slot.count == 0:
+            self._uncache(message.slot, envelope)
+        return Ack()
+
+    def swap_count(self, message: s.SwapCount, _: Envelope) -> m.Count:
+        """Entries that lead to it; 0 if it is gone."""
+        return m.Count(self.slots[message.slot].count if message.slot in self.slots else 0)
+
+    def _uncache(self, number: int, envelope: Envelope) -> None:
+        """Out of the swap cache; the slot itself goes if no entry leads to it."""
+        slot = self._slot(number)
+        frame, slot.cached = slot.cached, -1
+        if slot.count == 0:
+            del self.slots[number]
+        if frame >= 0:
+            self.port.touch(("page", frame))
+            self.memory.page_put(m.PagePut(frame), envelope)
+
+    def swap_cache_get(self, message: s.SwapCacheGet, _: Envelope) -> m.FrameNumber:
+        """The page, with a reference."""
+        slot = self.slots.get(message.slot)
+        if slot is None or slot.cached < 0:
+            return m.FrameNumber(-1)
+        self.memory.frames[slot.cached].refs += 1
+        self.port.touch(("page", slot.cached))
+        return m.FrameNumber(slot.cached)
+
+    def swap_cache_delete(self, message: s.SwapCacheDelete, envelope: Envelope) -> Ack:
+        """Out of the cache, if it is still there."""
+        if message.slot in self.slots:
+            self._uncache(message.slot, envelope)
+        return Ack()
+
+    def swap_cache_freeze(self, message: s.SwapCacheFreeze, envelope: Envelope) -> m.Flag:
+        """Out of the cache if the only references are the cache's and the caller's."""
+        slot = self.slots.get(message.slot)
+        if slot is None or slot.cached != message.frame:
+            return m.Flag(True)
+        self.port.touch(("page", message.frame), "read")
+        if self.memory.frames[message.frame].refs != 2:
+            return m.Flag(False)
+        self._uncache(message.slot, envelope)
+        return m.Flag(True)
+
+    def swap_write(self, message: s.SwapWrite, _: Envelope) -> Ack:
+        """Into the slot, unless nothing leads to it any more."""
+        self.port.touch(("swap", message.slot))
+        slot = self.slots.get(message.slot)
+        if slot is not None:
+            slot.words = dict(self.memory.frames[message.frame].words)
+            self.port.emit(PageWritten(message.frame, message.slot))
+        return Ack()
+
+    def swap_read(self, message: s.SwapRead, _: Envelope) -> Ack:
+        """Out of the slot; whoever asks looks at the entry again afterwards."""
+        self.port.touch(("swap", message.slot), "read")
+        slot = self.slots.get(message.slot)
+        self.memory.frames[message.frame].words = dict(slot.words) if slot is not None else {}
+        return Ack()
+
+    # -- the marker ------------------------------------------------------------------------
+
+    def batched_load(self, message: s.TlbBatchedLoad, _: Envelope) -> m.Count:
+        """Read it."""
+        return m.Count(self.batched.get(message.mm, 0))
+
+    def batched_store(self, message: s.TlbBatchedStore, _: Envelope) -> Ack:
+        """Write it."""
+        self.batched[message.mm] = message.value
+        return Ack()
+
+    def batched_cmpxchg(self, message: s.TlbBatchedCmpxchg, _: Envelope) -> m.Count:
+        """Write it if it is the one expected."""
+        found = self.batched.get(message.mm, 0)
+        if found == message.old:
+            self.batched[message.mm] = message.new
+        return m.Count(found)

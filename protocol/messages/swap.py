@@ -1,0 +1,130 @@
+"""What the ``memory`` node answers about swap: slots, the swap cache, and the LRU list.
+
+Swap is unlimited, a slot is never used twice, and it is written and read at once, as zram is.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from protocol.messages.base import Ack, Message, Request
+from protocol.messages.memory import Count, Flag, FrameNumber
+
+
+class Folios(Message, frozen=True):
+    """Frames, each with one reference more."""
+
+    frames: tuple[int, ...]
+
+
+class IsolateLru(Request[Folios], frozen=True):
+    """``isolate_lru_folios``: up to ``count`` anonymous pages, longest unused first."""
+
+    count: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
+class PutbackLru(Request[Ack], frozen=True):
+    """``folio_putback_lru``: the page stays in memory."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
+class FolioTrylock(Request[Flag], frozen=True):
+    """``folio_trylock``."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+
+
+class AddToSwap(Request[Count], frozen=True):
+    """``add_to_swap``: a slot for the page, which is in the swap cache from now on."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap",)
+
+
+class SwapDuplicate(Request[Ack], frozen=True):
+    """``swap_duplicate``: one entry more leads to the slot."""
+
+    slot: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class SwapFree(Request[Ack], frozen=True):
+    """``free_swap_and_cache``: one entry less; with the last one the slot goes."""
+
+    slot: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class SwapCount(Request[Count], frozen=True):
+    """``swp_swapcount``: how many entries lead to the slot."""
+
+    slot: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+    ACCESS: ClassVar[str] = "read"
+
+
+class SwapCacheGet(Request[FrameNumber], frozen=True):
+    """``swap_cache_get_folio``: the page of the slot with a reference, or -1."""
+
+    slot: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class SwapCacheDelete(Request[Ack], frozen=True):
+    """``delete_from_swap_cache``: the cache's reference goes, too."""
+
+    slot: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class SwapCacheFreeze(Request[Flag], frozen=True):
+    """``__remove_mapping``: out of the swap cache if nobody else holds the page."""
+
+    slot: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class SwapWrite(Request[Ack], frozen=True):
+    """``swap_writepage``: the content of the page into the slot."""
+
+    slot: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame")
+
+
+class SwapRead(Request[Ack], frozen=True):
+    """``swap_read_folio``: the content of the slot into a page."""
+
+    slot: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame")
+
+
+class TlbBatchedLoad(Request[Count], frozen=True):
+    """``mm->tlb_flush_batched``: the marker of entries cleared and not flushed."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("tlb_flush_batched", "mm")
+    ACCESS: ClassVar[str] = "read"
+
+
+class TlbBatchedStore(Request[Ack], frozen=True):
+    """Store the marker."""
+
+    mm: str
+    value: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("tlb_flush_batched", "mm")
+
+
+class TlbBatchedCmpxchg(Request[Count], frozen=True):
+    """Store the marker if it is still ``old``; the reply is what was there."""
+
+    mm: str
+    old: int
+    new: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("tlb_flush_batched", "mm")

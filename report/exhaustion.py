@@ -1,0 +1,78 @@
+"""An exhaustive search as people and programs read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from explorer.exhaustive import Exhaustion
+from explorer.outcome import HELD, INCONCLUSIVE, VIOLATED, Outcome
+from report import words
+from report.machine import outcome_dict
+from report.terminal import STYLES, WORDS, chosen_violation, repeat_command
+from report.trail import trail_of
+from report.violation import violation_report
+from scenarios.spec import RunSpec
+
+
+def exit_code(found: Exhaustion) -> int:
+    """The exit status of the command that searched."""
+    if found.violation is not None:
+        return VIOLATED
+    return HELD if found.verdict.outcome == "held" else INCONCLUSIVE
+
+
+def headline(spec: RunSpec, found: Exhaustion) -> str:
+    """The verdict and how it was reached, on one line."""
+    word = WORDS.get(exit_code(found), "ENDED")
+    if found.violation is None:
+        word += ", exhaustive" if found.exhaustive else ", not exhaustive"
+    reasons = found.verdict.reasons
+    why = f"{', '.join(reasons)}; " if reasons else ""
+    return words.plain(f"{word}: {why}{spec.name}, {_how(found)}")
+
+
+def _how(found: Exhaustion) -> str:
+    if found.engine == "stateful":
+        return (
+            f"{words.many(found.states, 'state')} (stateful), "
+            f"{words.many(found.deliveries, 'delivery', 'deliveries')}"
+        )
+    return (
+        f"{words.many(found.executions, 'execution')} (dpor), "
+        f"{found.blocked:,} cut off as repetitions, "
+        f"{words.many(found.deliveries, 'delivery', 'deliveries')}"
+    )
+
+
+def print_exhaustion(
+    console: Console, spec: RunSpec, found: Exhaustion, outcome: Outcome | None
+) -> None:
+    """The headline, and the report of the counterexample if there is one."""
+    word = WORDS.get(exit_code(found), "ENDED")
+    _say(console, headline(spec, found), STYLES.get(word, "bold red"))
+    violation = chosen_violation(outcome) if outcome is not None else None
+    if outcome is not None and violation is not None:
+        trail = trail_of(violation, outcome.run_dir)
+        _say(console, "\n" + violation_report(violation, trail, repeat_command(outcome)))
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def exhaustion_dict(spec: RunSpec, found: Exhaustion, outcome: Outcome | None) -> dict[str, Any]:
+    """Builtins for JSON."""
+    return {
+        "exit_code": exit_code(found),
+        "name": spec.name,
+        "engine": found.engine,
+        "exhaustive": found.exhaustive,
+        "verdict": found.verdict.outcome,
+        "executions": found.executions,
+        "blocked": found.blocked,
+        "states": found.states,
+        "deliveries": found.deliveries,
+        "run": None if outcome is None else outcome_dict(outcome),
+    }

@@ -1,0 +1,60 @@
+"""Drivers that decode a range: a sound one covers what was asked, with bounded work."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodes.kernel.decode import ALL, Decoder, decode, decode_atc
+from protocol.limits import CALLBACK_COMMANDS_MAX, PAGE_SIZE, ULONG_MAX
+from protocol.ranges import covers
+
+SOUND: tuple[Decoder, ...] = ("exact", "size0_all", "off_by_one")
+PAGES = 64
+CORNERS = (0, 1, PAGE_SIZE - 1, PAGE_SIZE, ULONG_MAX - PAGE_SIZE, ULONG_MAX - 1, ULONG_MAX)
+ADDRESS = st.sampled_from(CORNERS) | st.integers(0, ULONG_MAX)
+
+
+def told(decoder: Decoder, start: int, end: int, address: int) -> bool:
+    """Whether some command holds the address."""
+    return any(covers(first, last, address) for first, last in decode(decoder, start, end, PAGES))
+
+
+@pytest.mark.parametrize("decoder", SOUND)
+@given(start=ADDRESS, end=ADDRESS, address=ADDRESS)
+def test_sound_decoders_cover_what_was_asked(
+    decoder: Decoder, start: int, end: int, address: int
+) -> None:
+    for wanted in {start, address, max(end - 1, 0)}:
+        if covers(start, end, wanted):
+            assert told(decoder, start, end, wanted)
+
+
+@pytest.mark.parametrize("decoder", SOUND)
+@given(start=ADDRESS, end=ADDRESS)
+def test_sound_decoders_have_bounded_work(decoder: Decoder, start: int, end: int) -> None:
+    for commands in (decode(decoder, start, end, PAGES), decode_atc(decoder, start, end, PAGES)):
+        assert len(list(commands)) <= CALLBACK_COMMANDS_MAX
+
+
+def test_everything_by_decoder() -> None:
+    assert [list(decode(decoder, *ALL, PAGES)) for decoder in SOUND] == [[ALL]] * 3
+    assert list(decode("round_up_overflow", *ALL, PAGES)) == []
+    assert list(decode("size0_noop", *ALL, PAGES)) == []
+    assert list(decode_atc("size0_noop", *ALL, PAGES)) == [ALL]
+    assert len(list(decode("per_page_loop", *ALL, PAGES))) == PAGES
+
+
+def test_the_end_of_the_address_space_twice_is_an_empty_range() -> None:
+    assert list(decode("exact", ULONG_MAX, ULONG_MAX, PAGES)) == []
+    assert list(decode("per_page_loop", ULONG_MAX, ULONG_MAX, PAGES)) == []
+    assert list(decode("size0_all", ULONG_MAX, ULONG_MAX, PAGES)) == [ALL]
+
+
+@pytest.mark.parametrize("decoder", ["round_up_overflow", "size0_noop", *SOUND])
+def test_small_ranges_are_right_everywhere(decoder: Decoder) -> None:
+    for page in range(3):
+        start = page * PAGE_SIZE
+        assert told(decoder, start, start + 2 * PAGE_SIZE, start + PAGE_SIZE)
+        assert not told(decoder, start, start + PAGE_SIZE, start + 8 * PAGE_SIZE)
