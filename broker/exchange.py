@@ -296,6 +296,8 @@ class Exchange:
         """``envelope`` is now the first of its channel."""
         if envelope.blocked:
             self._blocked[channel] = envelope
+        elif self._gates is None:
+            self.heads.append(envelope)
         else:
             self._offer(envelope)
 

@@ -6,7 +6,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from nodes.driver import Handler, Port
-from nodes.kernel import fork, kvm_main, madvise, memory, migrate, mmap, mprotect, mremap, truncate
+from nodes.kernel import (
+    fork,
+    kvm_main,
+    madvise,
+    memory,
+    migrate,
+    mmap,
+    mprotect,
+    mremap,
+    truncate,
+    vmscan,
+)
 from nodes.kernel.errno import EAGAIN
 from nodes.kernel.exec import exec_mmap
 from nodes.node import Node
@@ -168,6 +179,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Exit: lambda c, o: mmap.exit_mmap(c, o.mm),
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
+    op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
     op.KvmAddMemslot: lambda c, o: kvm_main.kvm_vm_ioctl_set_memory_region(
         c, o.vm, Memslot(o.gfn, o.length >> PAGE_SHIFT, o.address)
     ),

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import msgspec
 
 from nodes.driver import Handler, Port
-from nodes.inode import Files
 from nodes.locks import LockWord
+from nodes.swap import Swap
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
@@ -60,12 +60,12 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Files):
+class Memory(Swap):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)
-        self.frames = [Frame() for _ in range(world.frames)]
+        self.frames: list[Frame] = [Frame() for _ in range(world.frames)]
         self.frames[ZERO_PAGE].refs = 1
         self.locks: dict[tuple[str, str | int], LockWord] = {}
         """Lock words that are held or waited for: (label, what) -> word."""
@@ -97,7 +97,7 @@ class Memory(Files):
             m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
             fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
-            **self.file_handlers(),
+            **self.file_handlers(), **self.swap_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -284,6 +284,8 @@ class Memory(Files):
         self.port.touch(("word", number))
         self.port.touch(("page", number))
         self.port.touch(("rmap", number))
+        if message.use == "anon":
+            self.allocated(number)
         self.port.emit(FrameAllocated(number, message.use))
         return m.FrameNumber(number)
 
@@ -296,18 +298,22 @@ class Memory(Files):
 
     def page_put(self, message: m.PagePut, _: Envelope) -> m.Count:
         """Drop a reference; free the frame with the last one."""
-        frame = self.frame(message.frame)
+        return m.Count(self.put(message.frame))
+
+    def put(self, number: int) -> int:
+        """Drop a reference: how many are left; free the frame with the last one."""
+        frame = self.frame(number)
         if frame.refs <= 0:  # "Bad page state" (mm/page_alloc.c)
             self.port.emit(Coverage("bad_page"))
-            return m.Count(0)
+            return 0
         frame.refs -= 1
         if frame.refs == 0:
             frame.level = -1
-            self.free.append(message.frame)
+            self.free.append(number)
             self.port.touch(("allocator",))
-            self.port.touch(("word", message.frame))
-            self.port.emit(FrameFreed(message.frame))
-        return m.Count(frame.refs)
+            self.port.touch(("word", number))
+            self.port.emit(FrameFreed(number))
+        return frame.refs
 
     def page_freeze(self, message: m.PageFreeze, _: Envelope) -> m.Flag:
         """Whether exactly the expected references are held."""

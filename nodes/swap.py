@@ -8,6 +8,9 @@ from typing import Any
 import msgspec
 
 from nodes.driver import Handler, Port
+from nodes.inode import Files
+from nodes.locks import LockWord
+from nodes.world import World
 from protocol.envelope import Envelope
 from protocol.errors import EmulatorError
 from protocol.messages import memory as m
@@ -24,22 +27,27 @@ class Slot(msgspec.Struct):
     cached: int = -1
 
 
-class Swap:
-    """Answers the messages of ``protocol.messages.swap``; memory owns the frames."""
+class Swap(Files):
+    """Answers the messages of ``protocol.messages.swap``."""
 
-    def __init__(self, memory: Any, port: Port) -> None:
-        self.memory, self.port = memory, port
+    frames: list[Any]
+    free: list[int]
+    locks: dict[tuple[str, str | int], Any]
+
+    def __init__(self, name: str, world: World, port: Port) -> None:
+        super().__init__(name, world, port)
         self.slots: dict[int, Slot] = {}
-        self.next = 1
+        self.next_slot = 1
         self.lru: list[int] = []
         """Anonymous pages, longest unused first; may name frames that are free by now."""
         self.batched: dict[str, int] = {}
 
-    def handlers(self) -> Mapping[type[Message], Handler]:
+    def swap_handlers(self) -> Mapping[type[Message], Handler]:
         """By message."""
         return {
             s.IsolateLru: self.isolate_lru, s.PutbackLru: self.putback_lru,
             s.FolioTrylock: self.folio_trylock, s.AddToSwap: self.add_to_swap,
+            s.FreeUnrefPage: self.free_unref_page, s.FreePages: self.free_pages,
             s.SwapDuplicate: self.swap_duplicate, s.SwapFree: self.swap_free,
             s.SwapCount: self.swap_count, s.SwapCacheGet: self.swap_cache_get,
             s.SwapCacheDelete: self.swap_cache_delete, s.SwapCacheFreeze: self.swap_cache_freeze,
@@ -47,6 +55,10 @@ class Swap:
             s.TlbBatchedLoad: self.batched_load, s.TlbBatchedStore: self.batched_store,
             s.TlbBatchedCmpxchg: self.batched_cmpxchg,
         }  # fmt: skip
+
+    def put(self, number: int) -> int:
+        """Drop a reference to a frame: how many are left."""
+        raise NotImplementedError
 
     # -- the LRU list ----------------------------------------------------------------------
 
@@ -59,7 +71,7 @@ class Swap:
 
     def isolate_lru(self, message: s.IsolateLru, _: Envelope) -> s.Folios:
         """Take mapped pages off the list, with a reference each."""
-        frames = self.memory.frames
+        frames = self.frames
         taken = [f for f in self.lru if frames[f].refs > 0 and frames[f].anon and frames[f].rmap]
         taken = taken[: message.count]
         for frame in taken:
@@ -74,13 +86,22 @@ class Swap:
         self.allocated(message.frame)
         return Ack()
 
+    def free_unref_page(self, message: s.FreeUnrefPage, _: Envelope) -> Ack:
+        """Whoever isolated the page lets it go."""
+        self.put(message.frame)
+        return Ack()
+
+    def free_pages(self, _message: s.FreePages, _: Envelope) -> m.Count:
+        """The length of the free list."""
+        return m.Count(len(self.free))
+
     def folio_trylock(self, message: s.FolioTrylock, envelope: Envelope) -> m.Flag:
         """Granted if nobody holds it."""
         key = ("folio_lock", message.frame)
-        if key in self.memory.locks:
+        if key in self.locks:
             return m.Flag(False)
-        self.memory.folio_lock(m.FolioLock(message.frame), envelope)
-        return m.Flag(True)
+        word = self.locks[key] = LockWord()
+        return m.Flag(word.acquire(envelope.id, True))
 
     # -- slots -----------------------------------------------------------------------------
 
@@ -91,9 +112,9 @@ class Swap:
 
     def add_to_swap(self, message: s.AddToSwap, _: Envelope) -> m.Count:
         """A new slot; the cache takes a reference."""
-        number, self.next = self.next, self.next + 1
+        number, self.next_slot = self.next_slot, self.next_slot + 1
         self.slots[number] = Slot(0, {}, message.frame)
-        self.memory.frames[message.frame].refs += 1
+        self.frames[message.frame].refs += 1
         self.port.touch(("page", message.frame))
         return m.Count(number)
 
@@ -102,19 +123,21 @@ class Swap:
         self._slot(message.slot).count += 1
         return Ack()
 
-    def swap_free(self, message: s.SwapFree, envelope: Envelope) -> Ack:
+    def swap_free(self, message: s.SwapFree, _: Envelope) -> Ack:
         """One entry less."""
         slot = self._slot(message.slot)
         slot.count -= 1
-        if slot.count == 0:
-            self._uncache(message.slot, envelope)
+        locked = ("folio_lock", slot.cached) in self.locks
+        self.port.touch(("folio_lock", slot.cached), "read")
+        if slot.count == 0 and not locked:  # whoever has locked the page does it
+            self._uncache(message.slot)
         return Ack()
 
     def swap_count(self, message: s.SwapCount, _: Envelope) -> m.Count:
         """Entries that lead to it; 0 if it is gone."""
         return m.Count(self.slots[message.slot].count if message.slot in self.slots else 0)
 
-    def _uncache(self, number: int, envelope: Envelope) -> None:
+    def _uncache(self, number: int) -> None:
         """Out of the swap cache; the slot itself goes if no entry leads to it."""
         slot = self._slot(number)
         frame, slot.cached = slot.cached, -1
@@ -122,32 +145,32 @@ class Swap:
             del self.slots[number]
         if frame >= 0:
             self.port.touch(("page", frame))
-            self.memory.page_put(m.PagePut(frame), envelope)
+            self.put(frame)
 
     def swap_cache_get(self, message: s.SwapCacheGet, _: Envelope) -> m.FrameNumber:
         """The page, with a reference."""
         slot = self.slots.get(message.slot)
         if slot is None or slot.cached < 0:
             return m.FrameNumber(-1)
-        self.memory.frames[slot.cached].refs += 1
+        self.frames[slot.cached].refs += 1
         self.port.touch(("page", slot.cached))
         return m.FrameNumber(slot.cached)
 
-    def swap_cache_delete(self, message: s.SwapCacheDelete, envelope: Envelope) -> Ack:
+    def swap_cache_delete(self, message: s.SwapCacheDelete, _: Envelope) -> Ack:
         """Out of the cache, if it is still there."""
         if message.slot in self.slots:
-            self._uncache(message.slot, envelope)
+            self._uncache(message.slot)
         return Ack()
 
-    def swap_cache_freeze(self, message: s.SwapCacheFreeze, envelope: Envelope) -> m.Flag:
+    def swap_cache_freeze(self, message: s.SwapCacheFreeze, _: Envelope) -> m.Flag:
         """Out of the cache if the only references are the cache's and the caller's."""
         slot = self.slots.get(message.slot)
         if slot is None or slot.cached != message.frame:
             return m.Flag(True)
         self.port.touch(("page", message.frame), "read")
-        if self.memory.frames[message.frame].refs != 2:
+        if self.frames[message.frame].refs != 2:
             return m.Flag(False)
-        self._uncache(message.slot, envelope)
+        self._uncache(message.slot)
         return m.Flag(True)
 
     def swap_write(self, message: s.SwapWrite, _: Envelope) -> Ack:
@@ -155,7 +178,7 @@ class Swap:
         self.port.touch(("swap", message.slot))
         slot = self.slots.get(message.slot)
         if slot is not None:
-            slot.words = dict(self.memory.frames[message.frame].words)
+            slot.words = dict(self.frames[message.frame].words)
             self.port.emit(PageWritten(message.frame, message.slot))
         return Ack()
 
@@ -163,7 +186,7 @@ class Swap:
         """Out of the slot; whoever asks looks at the entry again afterwards."""
         self.port.touch(("swap", message.slot), "read")
         slot = self.slots.get(message.slot)
-        self.memory.frames[message.frame].words = dict(slot.words) if slot is not None else {}
+        self.frames[message.frame].words = dict(slot.words) if slot is not None else {}
         return Ack()
 
     # -- the marker ------------------------------------------------------------------------

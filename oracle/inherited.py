@@ -29,6 +29,12 @@ PTL_LOCK = "PtlLock~"
 ZAPS = frozenset({"Munmap", "MadviseDontneed", "Brk"})
 """Operations that inherit, and from each other: they flush whatever is left to flush."""
 
+RECLAIM = frozenset({"Kswapd"})
+"""Operations that leave entries cleared for others to see, without any lock of the mm."""
+
+LOOK = ZAPS | {"Mprotect", "Mremap"}
+"""Operations that inherit from reclaim: they decide by what they find in entries."""
+
 LEAVE = ZAPS | {"Truncate", "Mmap"}
 """Operations that leave entries cleared and not flushed for a while."""
 
@@ -44,7 +50,7 @@ class Inherited:
     def locked(self, op_id: str, n: int) -> None:
         """The operation got a page-table lock: what was cleared up to ``n``, it will see."""
         op = self.state.ops.get(op_id)
-        if op is not None and op.kind in ZAPS:
+        if op is not None and op.kind in LOOK:
             self._first.setdefault(op_id, n)
 
     def ended(self, op: Op, event: Event, row: Row) -> None:
@@ -70,4 +76,6 @@ class Inherited:
 
 
 def _left_by_another(change: Change, op: Op) -> bool:
-    return change.op is not op and not change.op.ended and change.op.kind in LEAVE
+    if change.op is op or change.op.ended:
+        return False
+    return change.op.kind in (RECLAIM | LEAVE if op.kind in ZAPS else RECLAIM)

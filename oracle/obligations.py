@@ -60,6 +60,13 @@ class Obligations:
         changes = [c for c in op.changes if ptes.frame_of(c.old) == source]
         self._pass_all(changes, event, row)
 
+    def page_written(self, op: Op, frame: int, event: Event, row: Row) -> None:
+        """The operation wrote a page that it had unmapped: who may still read it may stay."""
+        for change in op.changes:
+            if ptes.frame_of(change.old) == frame:
+                new = ptes.make(frame, ptes.PRESENT)
+                self._pass(change, Deadline("O", event, row, new), row)
+
     def bracket_ended(
         self, changes: list[Change], agents: frozenset[str], event: Event, row: Row
     ) -> None:

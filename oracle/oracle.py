@@ -79,7 +79,8 @@ class Oracle:
         return {
             r.PteChange: self._pte_change, r.PteRead: self._pte_read,
             r.FrameAllocated: self._frame_allocated, r.FrameFreed: self._frame_freed,
-            r.FrameCopied: self._frame_copied, r.Access: self._access, r.Use: self._use,
+            r.FrameCopied: self._frame_copied, r.PageWritten: self._page_written,
+            r.Access: self._access, r.Use: self._use,
             r.Fill: self._fill, r.Evict: self._evict,
             r.InvalidateBegin: self._invalidate_begin, r.InvalidateDone: self._invalidate_done,
             r.RequestPosted: self._request_posted, r.GuestEnter: self._guest_enter,
@@ -264,6 +265,10 @@ class Oracle:
         self.obligations.frame_copied(self._op(), record.source, event, self._row)
         if self.sometimes.open:
             self.sometimes.mark(self._op(), "frame_copied", self._row)
+
+    def _page_written(self, record: r.PageWritten) -> None:
+        event = self._event(f"frame {record.frame:#x} written to swap")
+        self.obligations.page_written(self._op(), record.frame, event, self._row)
 
     def _access(self, record: r.Access) -> None:
         op = self.state.ops.get(self._op_id)

@@ -21,6 +21,9 @@ SPECIAL: Final = 1 << 9
 MIGRATION: Final = 1 << 10
 """A migration entry: not present, the frame says what it waits for (``is_migration_entry``)."""
 
+SWAP: Final = 1 << 11
+"""A swap entry: not present, the frame field is the slot (``is_swap_pte``)."""
+
 NONE: Final = 0
 _FLAGS: Final = (1 << PAGE_SHIFT) - 1
 
@@ -55,6 +58,11 @@ def is_migration(entry: int) -> bool:
     return bool(entry & MIGRATION) and not pte_present(entry)
 
 
+def is_swap(entry: int) -> bool:
+    """Whether the entry leads to a swap slot."""
+    return bool(entry & SWAP) and not pte_present(entry)
+
+
 def permits(entry: int, write: bool) -> bool:
     """Whether hardware may do the access through this entry."""
     return bool(entry & PRESENT) and (not write or bool(entry & WRITE))
@@ -75,6 +83,8 @@ def describe(entry: int) -> str:
         return "none"
     if is_migration(entry):
         return f"migration of {frame_of(entry):#x}"
+    if is_swap(entry):
+        return f"swap slot {frame_of(entry)}"
     if not pte_present(entry):
         return f"not present ({entry:#x})"
     rights = "NONE" if entry & PROTNONE else ("RW" if entry & WRITE else "RO")

@@ -65,6 +65,13 @@ class FrameCopied(Record, frozen=True):
     target: int
 
 
+class PageWritten(Record, frozen=True):
+    """The content of ``frame`` was written to a swap slot."""
+
+    frame: int
+    slot: int
+
+
 class Access(Record, frozen=True):
     """A word of a frame was read or written on behalf of an agent."""
 

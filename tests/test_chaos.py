@@ -23,14 +23,6 @@ from protocol.messages.base import Ack
 from tests.exchange_toy import Run, deliver, make_run, play
 
 DELAY = {"name": "r", "fault": "delay", "after": {"min": 1, "max": 9}}
-SPLIT = {
-    "name": "s", "fault": "partition", "between": ["a0", "a1"],
-    "when": {"from_delivery": 10, "until_delivery": 30},
-}  # fmt: skip
-PAUSE = {
-    "name": "p", "fault": "pause_node", "match": {"dst": "b*"},
-    "when": {"from_delivery": 10, "until_delivery": 16},
-}  # fmt: skip
 HOLD = {"name": "h", "fault": "hold", "until": {"kind": "PtlLock"}}
 
 
@@ -246,100 +238,6 @@ def test_a_lost_reply_that_nobody_waits_for_any_more_is_not_repeated() -> None:
     assert run.exchange.counts.dropped > run.exchange.counts.retransmitted > 0
 
 
-def taken_by(run: Run, rules: ChaosRules) -> list[tuple[int, str, str]]:
-    """(number, from, to) of every delivery, once the run is over; the rules let it end in order."""
-    taken: list[tuple[int, str, str]] = []
-    take = run.exchange.take
-
-    def noted(index: int, number: int | None = None) -> Envelope:
-        envelope = take(index, number)
-        taken.append((run.exchange.number, envelope.src, envelope.dst))
-        return envelope
-
-    run.exchange.take = noted  # type: ignore[method-assign]
-    play(run, RandomWalk(4))
-    check_over(run)
-    assert not rules.unmatched()
-    return taken
-
-
-def test_nothing_is_delivered_to_a_paused_node_whenever_it_was_sent() -> None:
-    chaos = rules_of(PAUSE)
-    run = make_run(4, chaos, operations=9)
-    taken = taken_by(run, chaos)
-    (row,) = chaos.report()["rules"]
-    assert (row["hits"], row["gave_up"]) == (1, 0)
-    assert row["matched"] > 0
-    assert "b0" not in [dst for number, _, dst in taken if 10 < number <= 16]
-    assert "b0" in [dst for number, _, dst in taken if number <= 10]
-    assert "b0" in [dst for number, _, dst in taken if 16 < number <= 60]
-
-
-def test_nothing_passes_a_partition_either_way_and_then_it_heals() -> None:
-    chaos = rules_of(SPLIT)
-    run = make_run(4, chaos, operations=9)
-    taken = taken_by(run, chaos)
-    cut = [{src, dst} for number, src, dst in taken if 10 < number <= 30]
-    assert {"a0", "a1"} not in cut
-    assert {"a0"} in cut or {"a1"} in cut  # nobody is cut off from itself
-    assert {"a0", "a1"} in [{src, dst} for number, src, dst in taken if number > 30]
-
-
-def test_windows_come_again_and_each_is_drawn() -> None:
-    again = PAUSE | {"when": {"from_delivery": 5, "until_delivery": 8, "every": 20}}
-    run = make_run(4, chaos := rules_of(again), operations=20)
-    taken = taken_by(run, chaos)
-    for number, _, dst in taken:
-        assert dst != "b0" or not 5 <= (number - 1) % 20 < 8 or chaos.gates.gates[0].cut_short
-    (row,) = chaos.report()["rules"]
-    assert row["hits"] == sum(number % 20 == 5 for number, _, _ in taken)
-    some = rules_of(again | {"probability": 0.5})
-    taken_by(make_run(4, some, operations=20), some)
-    assert 0 < some.report()["rules"][0]["hits"] < row["hits"]
-
-
-def test_a_gate_opens_early_when_nothing_else_can_move() -> None:
-    chaos = rules_of(PAUSE | {"match": {"dst": "*"}, "when": {"until_delivery": 1000}})
-    run = make_run(1, chaos)
-    play(run)
-    check_over(run)
-    (row,) = chaos.report()["rules"]
-    assert (row["hits"], row["gave_up"]) == (1, 1)
-
-
-def test_every_delivery_to_a_slow_node_comes_later() -> None:
-    chaos = rules_of({"name": "r", "fault": "slow_node", "match": {"dst": "a0"},
-                      "after": {"min": 4, "max": 4}})  # fmt: skip
-    for src in ("b0", "a1"):
-        fault = chaos.fault(message(src=src, dst="a0"))
-        assert (fault and fault.kind, fault and fault.after) == ("delay", 4)
-        assert chaos.fault(message(src="a0", dst=src)) is None
-
-
-def test_a_reordered_message_is_overtaken_by_so_many_on_other_channels() -> None:
-    chaos = rules_of({"name": "r", "fault": "reorder", "match": {"id": "p/0.1"},
-                      "after": {"min": 2, "max": 2}})  # fmt: skip
-    late = message()
-    fault = chaos.fault(late)
-    assert fault is not None
-    chaos.hold(late, fault.rule)
-    assert list(chaos.delivered(message("q/0.0"))) == []
-    assert list(chaos.delivered(message("q/0.1", dst="a1"))) == []  # to another node
-    assert list(chaos.delivered(message("p/0.0"))) == []  # on the same channel
-    assert list(chaos.delivered(message("q/0.2"))) == [late]
-
-
-def test_reordered_messages_stay_behind_each_other_where_fifo_holds() -> None:
-    rule = {"name": "r", "fault": "reorder", "probability": 0.5, "after": {"min": 1, "max": 9}}
-    chaos = rules_of(rule)
-    run = make_run(3, chaos, operations=6)
-    play(run)
-    check_over(run)
-    (row,) = chaos.report()["rules"]
-    assert row["matched"] > row["hits"] > row["gave_up"] >= 0
-    assert not chaos.given_up
-
-
 def test_a_hold_ends_with_its_event_and_not_before() -> None:
     chaos = rules_of(HOLD | {"match": {"dst": "b0"}, "until": {"kind": "FlushTlbIpi", "count": 2}})
     held = message()
@@ -494,23 +392,6 @@ def test_a_hold_needs_an_event(change: dict[str, Any], place: str) -> None:
     assert place in caught.value.where
 
 
-@pytest.mark.parametrize(
-    ("change", "place"),
-    [
-        ({"when": {}}, "rule[0].when.until_delivery: is missing"),
-        ({"between": None}, "rule[0].between: is missing"),
-        ({"match": {"dst": "a0"}}, "rule[0].match: a partition is about nodes"),
-        ({"until": {"kind": "PtlLock"}}, "rule[0].until: a partition has no event"),
-        ({"after": {"min": 1, "max": 2}}, "rule[0].after: a partition has no delay"),
-    ],
-)
-def test_a_partition_needs_two_parts_and_an_end(change: dict[str, Any], place: str) -> None:
-    rule = {key: value for key, value in (SPLIT | change).items() if value is not None}
-    with pytest.raises(UserError) as caught:
-        parse_rules({"schema": 1, "rule": [rule]}, "chaos.toml")
-    assert place in str(caught.value)
-
-
 @pytest.mark.parametrize("text", ["schema = 2\n", "schema = 1\nrules = []\n", "schema =\n", "\xff"])
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "chaos.toml"
@@ -531,6 +412,10 @@ def test_names_that_a_run_does_not_have_are_refused() -> None:
         config = parse_rules({"schema": 1, "rule": [DELAY | {"match": match}]}, "f")
         check_names(config, ["cpu0", "memory"], ["cpu0"], "f")
 
+    parts = {"name": "p", "fault": "partition", "between": ["cpu0", "gpu0"]}
+    parted = parse_rules({"schema": 1, "rule": [parts | {"when": {"until_delivery": 9}}]}, "f")
+    with pytest.raises(UserError, match=r"f: rule\[0\]\.between\[1\]: this run has no node 'gpu0'"):
+        check_names(parted, ["cpu0", "memory"], ["cpu0"], "f")
     check({"src": ["broker", "cpu*"], "dst": "memory", "program": "cpu0", "operation": "cpu0/*"})
     for match in ({"src": "cpu1"}, {"dst": "broker"}, {"program": "x"}, {"operation": "x/1"}):
         with pytest.raises(UserError, match=r"f: rule\[0\]\.match"):

@@ -7,7 +7,6 @@ from nodes.kernel.context import Processor
 from nodes.kernel.errno import ENOMEM
 from nodes.world import MEMORY
 from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE
 from protocol.messages.memory import (
     FolioLock,
     FolioUnlock,
@@ -18,71 +17,71 @@ from protocol.messages.memory import (
     PtlLock,
     PtlUnlock,
     RmapAdd,
-    VmaFind,
+    Vma,
 )
 from protocol.messages.swap import SwapCacheDelete, SwapCacheGet, SwapCount, SwapFree, SwapRead
 from protocol.records import Coverage
 
 
 async def do_swap_page(
-    cpu: Processor, mm: str, address: int, place: tuple[int, int], pte: int
+    cpu: Processor, mm: str, vma: Vma, address: int, place: tuple[int, int], pte: int
 ) -> int:
     """``do_swap_page``: 0 (retry the access) or -errno; under mmap_lock for read.
 
     ``place`` is the leaf table and index.  A page that is still in the swap cache is mapped again
-    if this is the only entry that leads to it; else the entry gets a copy.
+    if no other entry leads to it; else the entry gets a copy.
     """
     slot = ptes.frame_of(pte)
-    frame = (await cpu.mem(SwapCacheGet(slot))).frame
-    if frame >= 0:
+    cached = (await cpu.mem(SwapCacheGet(slot))).frame
+    if cached >= 0:
         cpu.port.emit(Coverage("swap_cache_hit"))
-        await cpu.sleep(MEMORY, FolioLock(frame))
-        result = await _map_cached(cpu, mm, address, place, pte, frame)
-        await cpu.mem(FolioUnlock(frame))
-        await gup.put_page(cpu, frame)
-        return result
+        await cpu.sleep(MEMORY, FolioLock(cached))
+        taken = await _set(cpu, mm, vma, (address, *place), pte, cached, True)
+        if not taken:
+            result = await _copy_in(cpu, mm, vma, (address, *place), pte, cached)
+        await cpu.mem(FolioUnlock(cached))
+        await gup.put_page(cpu, cached)
+        return 0 if taken else result
+    return await _copy_in(cpu, mm, vma, (address, *place), pte, -1)
+
+
+async def _copy_in(
+    cpu: Processor, mm: str, vma: Vma, where: tuple[int, int, int], pte: int, cached: int
+) -> int:
+    """A new page with the content of the slot, or of the page that the swap cache has of it."""
     fresh = (await cpu.mem(FrameAlloc("anon"))).frame
     if fresh < 0:
         return -ENOMEM
-    await cpu.mem(SwapRead(slot, fresh))
-    await _set(cpu, mm, address, place, pte, fresh)
+    if cached >= 0:
+        await cpu.mem(FrameCopy(cached, fresh))
+    else:
+        await cpu.mem(SwapRead(ptes.frame_of(pte), fresh))
+    await _set(cpu, mm, vma, where, pte, fresh, False)
     await gup.put_page(cpu, fresh)
     return 0
 
 
-async def _map_cached(
-    cpu: Processor, mm: str, address: int, place: tuple[int, int], pte: int, frame: int
-) -> int:
-    """The page of the swap cache, or a copy of it; its folio lock is held."""
-    slot = ptes.frame_of(pte)
-    if (await cpu.mem(SwapCount(slot))).value == 1:
-        if await _set(cpu, mm, address, place, pte, frame):
-            await cpu.mem(SwapCacheDelete(slot))
-        return 0
-    copy = (await cpu.mem(FrameAlloc("anon"))).frame
-    if copy < 0:
-        return -ENOMEM
-    await cpu.mem(FrameCopy(frame, copy))
-    await _set(cpu, mm, address, place, pte, copy)
-    await gup.put_page(cpu, copy)
-    return 0
-
-
 async def _set(
-    cpu: Processor, mm: str, address: int, place: tuple[int, int], pte: int, frame: int
-) -> bool:
-    """Map ``frame`` for reading if the entry has not changed; a write faults once more."""
-    table, index = place
+    cpu: Processor, mm: str, vma: Vma, where: tuple[int, int, int], pte: int, frame: int,
+    alone: bool,
+) -> bool:  # fmt: skip
+    """Map ``frame`` for reading; a write faults once more.  False: others lead to the slot.
+
+    Under the PTL nobody can copy the entry, so an entry that is ``alone`` stays so.  Nothing is
+    done if another thread was faster.
+    """
+    address, table, index = where
+    slot = ptes.frame_of(pte)
     await cpu.mem(PtlLock(table))
     same = (await cpu.mem(PteLoad(table, index))).pte == pte
-    if same:
+    shared = same and alone and (await cpu.mem(SwapCount(slot))).value > 1
+    if same and not shared:
         await gup.get_page(cpu, frame)
         await cpu.mem(RmapAdd(frame, mm, address))
-        vmas = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
-        readable = not vmas or vmas[0].read or vmas[0].write
-        rights = ptes.PRESENT if readable else ptes.PROTNONE
+        rights = ptes.PRESENT if vma.read or vma.write else ptes.PROTNONE
         await cpu.mem(PteSet(table, index, ptes.make(frame, rights | ptes.ACCESSED | ptes.DIRTY)))
+        await cpu.mem(SwapFree(slot))
+        if alone:
+            await cpu.mem(SwapCacheDelete(slot))
     await cpu.mem(PtlUnlock(table))
-    if same:
-        await cpu.mem(SwapFree(ptes.frame_of(pte)))
-    return same
+    return not shared

@@ -25,6 +25,7 @@ from protocol.messages.memory import (
     VmaFind,
     VmaReplace,
 )
+from protocol.messages.swap import SwapDuplicate
 
 
 async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:
@@ -114,6 +115,8 @@ async def _copy_entry(
     present = ptes.pte_present(pte)
     if present and not pte & ptes.SPECIAL:
         await gup.get_page(cpu, frame)
+    if ptes.is_swap(pte):
+        await cpu.mem(SwapDuplicate(frame))
     if (present and not pte & ptes.SPECIAL) or ptes.is_migration(pte):
         await cpu.mem(RmapAdd(frame, dst_mm, address))
     await cpu.mem(PteSet(dst, index, pte & ~ptes.ACCESSED if present else pte))

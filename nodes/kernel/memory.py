@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.kernel import do_fault, gup, mmu_gather, mmu_notifier, pgtable, tlb
+from nodes.kernel import (
+    do_fault,
+    do_swap_page,
+    gup,
+    mmu_gather,
+    mmu_notifier,
+    pgtable,
+    tlb,
+    tlbbatch,
+)
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EFAULT, ENOMEM
 from nodes.kernel.mmu_gather import MmuGather
@@ -36,6 +45,7 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
+from protocol.messages.swap import SwapFree
 from protocol.ranges import page_of
 from protocol.records import Coverage
 
@@ -90,6 +100,11 @@ async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) ->
 
 async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
     """``handle_pte_fault``: nothing there, not writable, or nothing left to do."""
+    if ptes.is_swap(fault.pte):
+        place = (fault.table, pgtable.pte_index(cpu, fault.address))
+        return await do_swap_page.do_swap_page(
+            cpu, fault.mm, fault.vma, fault.address, place, fault.pte
+        )
     if not ptes.pte_present(fault.pte):
         if fault.vma.file:
             return await do_fault.do_fault(
@@ -281,6 +296,7 @@ async def zap_pte_range(
     while first < last:
         full = False
         await cpu.mem(PtlLock(table))
+        await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
         while first < last and not full:
             found = await cpu.mem(PteScan(table, first, last))
             first = last if found.index < 0 else found.index + 1
@@ -301,6 +317,8 @@ async def _zap_entry(
     if not ptes.pte_present(old):
         if ptes.is_migration(old):  # it holds no reference
             await cpu.mem(RmapRemove(ptes.frame_of(old), gather.mm, address))
+        elif ptes.is_swap(old):
+            await cpu.mem(SwapFree(ptes.frame_of(old)))
         return False
     gather.adjust_range(address)
     if old & ptes.SPECIAL:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
+from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb, tlbbatch
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EINVAL, ENOMEM
 from nodes.kernel.mmu_gather import MmuGather
@@ -93,6 +93,7 @@ async def change_pte_range(
     first, last = part
     base = address - first * PAGE_SIZE
     await cpu.mem(PtlLock(table))
+    await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
     while first < last:
         found = await cpu.mem(PteScan(table, first, last))
         if found.index < 0:

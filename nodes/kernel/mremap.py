@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from nodes.kernel import mmap, mmu_notifier, pgtable, tlb
+from nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
 from nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -156,6 +156,7 @@ async def move_ptes(cpu: Processor, part: Extent) -> bool:
     await cpu.mem(PtlLock(part.old_table))
     if part.new_table != part.old_table:
         await cpu.mem(PtlLock(part.new_table))
+    await tlbbatch.flush_tlb_batched_pending(cpu, part.mm)
     present, dirty = await _move_entries(cpu, part)
     if present and when == "under_both_ptl":
         await _flush(cpu, part.mm, part.old, part.old + part.length)

@@ -37,7 +37,7 @@ async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool
     DSB                                 drops its entry         [Required: it got a new one]
     """
     if before_dsb:
-        posted = await _tlbi(cpu, mm, start, end)
+        posted = await post_tlbi(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, start, end)
         await cpu.port.settle(posted)
     else:
@@ -90,11 +90,11 @@ async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> Non
 
 
 async def _tlbi_dsb(cpu: Processor, mm: str, start: int, end: int) -> None:
-    posted = await _tlbi(cpu, mm, start, end)
+    posted = await post_tlbi(cpu, mm, start, end)
     await cpu.port.settle(posted)  # dsb(ish): every observer has completed
 
 
-async def _tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
+async def post_tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
     """Broadcast; what a DSB has to wait for."""
     world = cpu.world
     observers = [name for name in world.processors() if name != cpu.name]

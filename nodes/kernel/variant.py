@@ -27,6 +27,20 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5)."""
     clear_flush_calls_ir: bool
     """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5)."""
+    batch_mode: Literal["none", "ipi_deferred", "tlbi_nosync"]
+    """How reclaim flushes: page by page; all it has cleared by one round of IPIs (x86); TLBIs that
+    one DSB completes for all (arm64, v6.6)."""
+    batched_marker: Literal["none", "bool", "generation"]
+    """What says that an mm has entries cleared and not flushed: nothing (to v4.12), a flag (v4.13),
+    or a count of those pending and those flushed (v5.17)."""
+    batched_pending_flush: Literal["flush_tlb_mm", "dsb"]
+    """What whoever sees it does: flush the mm, or only wait for what was sent from its own
+    processor (arm64, v6.6 to v6.15)."""
+    batch_notify_at: Literal["add_pending", "flush"]
+    """When a batch calls ``arch_invalidate_secondary_tlbs``: for each entry (v6.6), or at its end
+    (a patch of July 2023 in linux-next)."""
+    batch_notify_mm: Literal["owner", "current"]
+    """Whose subscribers that is: those of the mm that was unmapped, or of whoever reclaims."""
     sva_decoder: Decoder
     """How an SVA driver reads the range that it is given (``nodes.kernel.decode``)."""
     arm64_range_start: Literal["kept", "advanced"]
@@ -144,6 +158,11 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 where, f"secondary_before_dsb = {self.secondary_before_dsb} without broadcast_tlbi",
                 "no: a flush by IPIs has no DSB",
             )  # fmt: skip
+        if self.batch_mode == ("ipi_deferred" if self.broadcast_tlbi else "tlbi_nosync"):
+            raise UserError(
+                where, f"batch_mode = {self.batch_mode} contradicts broadcast_tlbi",
+                "ipi_deferred is for IPIs, tlbi_nosync for broadcasts",
+            )  # fmt: skip
         if self.btm and not self.broadcast_tlbi:
             raise UserError(where, "btm without broadcast_tlbi", "broadcast_tlbi = true")
         return self
@@ -153,6 +172,10 @@ _V4_15: dict[str, object] = {
     "end_calls_ir": True,
     "gather_calls_ir": True,
     "clear_flush_calls_ir": True,
+    "batched_marker": "bool",
+    "batched_pending_flush": "flush_tlb_mm",
+    "batch_notify_at": "add_pending",
+    "batch_notify_mm": "owner",
     "sva_decoder": "exact",
     "arm64_range_start": "kept",
     "sec_inv_scope": "all_levels",
@@ -185,6 +208,7 @@ _V5_7 = _V4_15 | {
 }
 _V5_8 = _V5_7 | {"apic_gen": 2}
 _V6_2 = _V5_8 | {
+    "batched_marker": "generation",
     "change_protection_gathers": True,
     "kvm_retry_hva": True,
     "kvm_lockless_skip": True,
@@ -213,11 +237,14 @@ _RELEASES: dict[str, dict[str, object]] = {
 _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": False, "btm": False,
-            "btm_skips_cmd": False, "secondary_before_dsb": "no"},
+            "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "ipi_deferred"},
     "arm64": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
               "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
-              "btm_skips_cmd": True, "secondary_before_dsb": "page"},
+              "btm_skips_cmd": True, "secondary_before_dsb": "page", "batch_mode": "none"},
 }  # fmt: skip
+_BOTH: dict[tuple[str, str], dict[str, object]] = {
+    ("v6.6", "arm64"): {"batch_mode": "tlbi_nosync", "batched_pending_flush": "dsb"},
+}
 
 RELEASES = tuple(_RELEASES)
 ARCHES = get_args(Arch)
@@ -237,7 +264,7 @@ def preset(
         raise UserError(where, f"unknown kernel {release!r}", f"one of {', '.join(RELEASES)}")
     if arch not in _ARCHES:
         raise UserError(where, f"unknown architecture {arch!r}", f"one of {', '.join(ARCHES)}")
-    switches = _RELEASES[release] | _ARCHES[arch]
+    switches = _RELEASES[release] | _ARCHES[arch] | _BOTH.get((release, arch), {})
     unknown = set(overrides or {}) - set(switches)
     if unknown:
         raise UserError(

@@ -5,7 +5,7 @@ the fields that complete it), how (read, write), and which reply it gets; ``docs
 generated from that.
 """
 
-from protocol.messages import device, filemap, iommu, kvm, memory, processor, program
+from protocol.messages import device, filemap, iommu, kvm, memory, processor, program, swap
 from protocol.messages.base import Message, kinds
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "memory",
     "processor",
     "program",
+    "swap",
 ]

@@ -102,6 +102,12 @@ class MadviseDontneed(Operation, frozen=True):
     length: int
 
 
+class Kswapd(Operation, frozen=True):
+    """kswapd wakes up and looks at ``pages`` pages; it has no mm of its own."""
+
+    pages: int
+
+
 class MigratePages(Operation, frozen=True):
     """``move_pages``: migrate the pages mapped in [address, address + length)."""
 

@@ -31,6 +31,20 @@ class PutbackLru(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
 
 
+class FreeUnrefPage(Request[Ack], frozen=True):
+    """``free_unref_folios``: the last reference of a page that reclaim has taken out."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class FreePages(Request[Count], frozen=True):
+    """``zone_watermark_ok``: how many frames are free."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("allocator",)
+    ACCESS: ClassVar[str] = "read"
+
+
 class FolioTrylock(Request[Flag], frozen=True):
     """``folio_trylock``."""
 

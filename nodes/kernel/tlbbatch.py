@@ -1,0 +1,157 @@
+"""Batched TLB flushes of reclaim: mm/rmap.c, arch/x86/mm/tlb.c, arch/arm64 tlbflush.h.
+
+Reclaim clears many entries and flushes once.  Until then the entries are none and the TLBs are not:
+others must not conclude from an empty entry that nothing is cached.
+
+    cpu0 (reclaim)                      cpu1 (mprotect to read-only)
+                                        (TLB holds the page, writable)
+    clear pte; note it; mark the mm
+                                        pte is not present: nothing to flush
+                                        [Required: the mark says that there is]
+                                        return; a write must fault from here on
+    flush all that was noted
+    free the pages
+"""
+
+from __future__ import annotations
+
+from nodes.kernel import mmu_notifier, tlb
+from nodes.kernel.context import Processor
+from protocol import pte as ptes
+from protocol.limits import PAGE_SIZE, ULONG_MAX
+from protocol.messages.memory import CpumaskLoad
+from protocol.messages.processor import FlushTlbIpi
+from protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
+from protocol.records import Coverage
+
+PENDING_MASK = 0xFFFF
+FLUSHED_SHIFT = 16
+
+
+class TlbUbc:
+    """``struct tlbflush_unmap_batch``: what this thread has cleared and not flushed."""
+
+    __slots__ = ("current", "mms", "posted", "targets", "writable")
+
+    def __init__(self, current: str) -> None:
+        self.current = current
+        """``current->mm``; empty for a kernel thread."""
+        self.mms: list[str] = []
+        self.targets: list[tuple[str, str]] = []
+        """x86: (processor, mm) that must be interrupted."""
+        self.posted: list[str] = []
+        """arm64: TLBIs on their way, which only a DSB here completes."""
+        self.writable = False
+
+
+async def should_defer_flush(cpu: Processor, mm: str) -> bool:
+    """``should_defer_flush``: x86 defers if another processor has to be interrupted."""
+    mode = cpu.world.kernel.batch_mode
+    if mode == "ipi_deferred":
+        mask = (await cpu.mem(CpumaskLoad(mm))).cpus
+        return any(name != cpu.name for name in mask)
+    return mode == "tlbi_nosync"
+
+
+async def set_tlb_ubc_flush_pending(
+    cpu: Processor, ubc: TlbUbc, mm: str, address: int, pte: int
+) -> None:
+    """``set_tlb_ubc_flush_pending``, under the PTL, after the entry was cleared."""
+    await arch_tlbbatch_add_pending(cpu, ubc, mm, address)
+    if mm not in ubc.mms:
+        ubc.mms.append(mm)
+    ubc.writable |= bool(pte & (ptes.WRITE | ptes.DIRTY))
+    cpu.port.emit(Coverage("flush_deferred"))
+    marker = cpu.world.kernel.batched_marker
+    if marker == "bool":
+        await cpu.mem(TlbBatchedStore(mm, 1))
+    elif marker == "generation":
+        await _count_pending(cpu, mm)
+
+
+async def _count_pending(cpu: Processor, mm: str) -> None:
+    """``atomic_inc(&mm->tlb_flush_batched)``: one more pending (5ee2fa2f0636, v5.17)."""
+    old = (await cpu.mem(TlbBatchedLoad(mm))).value
+    while True:
+        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, _next(old)))).value
+        if found == old:
+            return
+        old = found
+
+
+def _next(batch: int) -> int:
+    pending = (batch + 1) & PENDING_MASK
+    return batch & ~PENDING_MASK | pending
+
+
+async def arch_tlbbatch_add_pending(cpu: Processor, ubc: TlbUbc, mm: str, address: int) -> None:
+    """``arch_tlbbatch_add_pending``: x86 notes whom to interrupt; arm64 sends its TLBI.
+
+    From v6.6 both call the secondaries here, x86 for the whole mm.
+    """
+    kernel = cpu.world.kernel
+    if kernel.batch_mode == "tlbi_nosync":
+        ubc.posted += await tlb.post_tlbi(cpu, mm, address, address + PAGE_SIZE)
+        start, end = address, address + PAGE_SIZE
+    else:
+        mask = (await cpu.mem(CpumaskLoad(mm))).cpus
+        ubc.targets += [(name, mm) for name in mask if (name, mm) not in ubc.targets]
+        start, end = 0, ULONG_MAX
+    if kernel.arch_secondary_flush and kernel.batch_notify_at == "add_pending":
+        await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
+
+
+async def try_to_unmap_flush(cpu: Processor, ubc: TlbUbc) -> None:
+    """``try_to_unmap_flush``: everything that was deferred is flushed when it returns."""
+    if not ubc.mms:
+        return
+    await arch_tlbbatch_flush(cpu, ubc)
+    ubc.mms, ubc.writable = [], False
+
+
+async def try_to_unmap_flush_dirty(cpu: Processor, ubc: TlbUbc) -> None:
+    """``try_to_unmap_flush_dirty``: before a page is written, nobody writes to it any more."""
+    if ubc.writable:
+        await try_to_unmap_flush(cpu, ubc)
+
+
+async def arch_tlbbatch_flush(cpu: Processor, ubc: TlbUbc) -> None:
+    """``arch_tlbbatch_flush``: x86 interrupts the noted processors; arm64 waits (DSB)."""
+    targets, ubc.targets = ubc.targets, []
+    posted, ubc.posted = ubc.posted, []
+    for name, mm in targets:
+        if name == cpu.name:
+            await cpu.flush_tlb_local(mm, 0, ULONG_MAX)
+        else:
+            posted.append(cpu.port.post(name, FlushTlbIpi(mm, 0, ULONG_MAX)))
+    if posted:
+        await cpu.port.settle(posted)
+    kernel = cpu.world.kernel
+    if kernel.arch_secondary_flush and kernel.batch_notify_at == "flush":
+        for mm in _notified(ubc, kernel.batch_notify_mm):
+            await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
+
+
+def _notified(ubc: TlbUbc, whose: str) -> list[str]:
+    """Whose secondaries a flush at the end of the batch calls."""
+    if whose == "owner":
+        return list(ubc.mms)
+    return [ubc.current] if ubc.current else []
+
+
+async def flush_tlb_batched_pending(cpu: Processor, mm: str) -> None:
+    """``flush_tlb_batched_pending``, under a PTL: whoever looks at entries flushes first."""
+    kernel = cpu.world.kernel
+    if kernel.batched_marker == "none":
+        return
+    batch = (await cpu.mem(TlbBatchedLoad(mm))).value
+    if batch & PENDING_MASK == batch >> FLUSHED_SHIFT:
+        return
+    cpu.port.emit(Coverage("batched_pending_flushed"))
+    if kernel.batched_pending_flush == "flush_tlb_mm":
+        await tlb.flush_tlb_mm(cpu, mm)
+    if kernel.batched_marker == "bool":
+        await cpu.mem(TlbBatchedStore(mm, 0))
+    else:
+        pending = batch & PENDING_MASK
+        await cpu.mem(TlbBatchedCmpxchg(mm, batch, pending | pending << FLUSHED_SHIFT))
