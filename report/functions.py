@@ -21,6 +21,13 @@ OPERATIONS: Final = {
     "Dma": "iommu_sva_handle_iopf",
     "GuestTouch": "kvm_mmu_page_fault",
     "GuestApic": "vcpu_enter_guest",
+    "Mremap": "move_page_tables",
+    "Fork": "dup_mmap",
+    "Execve": "exec_mmap",
+    "Exit": "exit_mmap",
+    "Truncate": "unmap_mapping_range",
+    "Kswapd": "shrink_folio_list",
+    "KvmAddMemslot": "kvm_set_memslot",
 }
 """Operation -> the function that serves it."""
 
@@ -35,6 +42,13 @@ CHANGES: Final = {
     "Dma": "wp_page_copy",
     "GuestTouch": "wp_page_copy",
     "GuestApic": "wp_page_copy",
+    "Mremap": "move_ptes",
+    "Fork": "copy_present_pte",
+    "Execve": "zap_pte_range",
+    "Exit": "zap_pte_range",
+    "Truncate": "zap_pte_range",
+    "Kswapd": "try_to_unmap_one",
+    "KvmAddMemslot": "kvm_set_memslot",
 }
 """Operation -> the function in which it takes an entry away."""
 
@@ -75,6 +89,7 @@ CACHES: Final = {
     "spte": "kvm_mmu_page_fault",
     "gtlb": "hardware walk of the shadow table",
     "vmcs": "kvm_vcpu_reload_apic_access_page",
+    "atc": "ATS translation request",
 }
 """Cache -> where a translation gets into it."""
 

@@ -23,10 +23,15 @@ RULES: Final = {
     "S3": "access-after-revocation",
     "S4": "stale-shadow",
     "S6": "write-seen-by-child",
+    "S7": "stores-seen-out-of-order",
     "S8": "walk-through-freed-table",
     "S10": "unpaired-invalidation",
+    "S14": "wrong-target",
     "L1": "no-progress",
     "L3": "deadlock",
+    "L6": "stale-denial",
+    "P3": "needless-zap",
+    "P4": "unbounded-callback",
 }
 """Rule -> what KCSAN would call the kind of bug."""
 

@@ -86,7 +86,7 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--chaos", "gone"), "gone: no such chaos configuration (expected "),
     (("stress", "--out", "full"), "--out: full is not empty (expected a new or an empty "),
     (("stress", "--out", "bad.toml"), "bad.toml: cannot be made: "),
-    (("show", "E99"), "scenario: unknown scenario 'E99' (expected one of E01, E08"),
+    (("show", "E99"), "scenario: unknown scenario 'E99' (expected one of E01, "),
     (("repro", "E99"), "scenario: unknown scenario 'E99'"),
     (("repro", "E08", "--kernel", "v1"), "--kernel: E08 has no kernel 'v1' (expected one of "),
     (("replay", "gone"), "gone: is no run: it has no run.toml (expected a run's directory)"),
