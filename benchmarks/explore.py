@@ -28,7 +28,8 @@ from broker.exchange import Exchange
 from broker.programs import Feeder, Step
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
-from explorer.explore import Options, collector_at_rest, explore, run_schedule
+from explorer.collector import collector_at_rest
+from explorer.explore import Options, explore, run_schedule
 from explorer.policies import CYCLES
 from explorer.statistics import median, wilson
 from nodes.build import build_all

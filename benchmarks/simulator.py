@@ -17,9 +17,12 @@ from broker.exchange import Exchange
 from broker.programs import Feeder
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
+from explorer.collector import collector_at_rest
 from nodes.build import build_all
 from nodes.kernel.variant import preset
 from oracle.oracle import Oracle
+from protocol.envelope import Envelope, Handled
+from protocol.limits import LOW_WATER_EVERY
 from scenarios.mixed import Mixed
 
 ROUNDS = 5
@@ -30,11 +33,19 @@ def run(operations: int, with_oracle: bool, seed: int = 1) -> tuple[int, float]:
     mixed = Mixed()
     world = mixed.world(preset("v6.6"))
     exchange = Exchange(Feeder(mixed.programs(world, seed), operations))
-    observer = Oracle(world).observe if with_oracle else None
+    oracle = Oracle(world)
+
+    def observe(envelope: Envelope, handled: Handled) -> None:
+        oracle.observe(envelope, handled)
+        if handled.n % LOW_WATER_EVERY == 0:
+            oracle.forget_before(exchange.low_water())
+
+    observer = observe if with_oracle else None
     simulator = Simulator(build_all(world, seed), exchange, RandomWalk(seed), observer)
-    began = time.perf_counter()
-    ending = simulator.run()
-    return ending.deliveries, time.perf_counter() - began
+    with collector_at_rest():
+        began = time.perf_counter()
+        ending = simulator.run()
+        return ending.deliveries, time.perf_counter() - began
 
 
 def main() -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from broker.exchange import Exchange
 from broker.programs import Feeder
 from broker.schedules import Schedule
 from broker.simulator import Simulator
+from explorer.collector import collector_at_rest
 from explorer.coverage import Coverage, Signature
 from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
 from explorer.policies import CYCLES, Policies
@@ -300,20 +300,6 @@ def _search(found: Exploration, began: float, progress: Progress | None) -> None
         if progress is not None and now - told >= PROGRESS_SECONDS:
             told = now
             progress(found.numbers(now - began))
-
-
-@contextmanager
-def collector_at_rest() -> Iterator[None]:
-    """No collection of garbage by itself: it would look at the same live objects over and over."""
-    was_on = gc.isenabled()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_on:
-            gc.enable()
 
 
 def record(found: Exploration, run_dir: Path) -> Outcome:

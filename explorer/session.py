@@ -22,6 +22,7 @@ from broker.recorder import Recorder, read_choices, read_record
 from broker.schedules import RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
 from broker.supervisor import Supervisor
+from explorer.collector import collector_at_rest
 from explorer.latency import Latencies
 from explorer.outcome import OperationCount, Outcome, Status
 from nodes.build import build_all
@@ -133,7 +134,8 @@ def _simulate(
     status: Status = "finished"
     detail = ""
     try:
-        ending = simulator.run(deliveries_max)
+        with collector_at_rest():
+            ending = simulator.run(deliveries_max)
     except ReplayDivergence as error:
         status, detail, ending = "diverged", str(error), simulator.ending()
     except KeyboardInterrupt:
