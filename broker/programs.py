@@ -66,7 +66,7 @@ class Feeder:
     def exhausted(self) -> bool:
         """Every program has run to its end, or feeding stopped, and nothing is in flight."""
         rest = any(p.step is not None for p in self._progress.values())
-        return not self.in_flight and (self.stopped or not rest)
+        return not self.in_flight and (self.stopped or self._left == 0 or not rest)
 
     def blocked(self) -> list[tuple[str, tuple[str, ...]]]:
         """Programs that wait for operations which are not done: (program, what for)."""

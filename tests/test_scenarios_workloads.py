@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from broker.programs import Program
+from explorer.session import simulate
 from nodes.kernel.variant import preset
 from protocol.errors import UserError
 from protocol.limits import PAGE_SIZE
@@ -341,3 +343,11 @@ def test_mixed_without_weights_is_refused() -> None:
     }
     with pytest.raises(UserError, match=r"^r: workload\.mix: has no weight above 0"):
         Mixed.from_table(zero, "r: workload")
+
+
+def test_a_log_that_is_cut_short_is_no_deadlock() -> None:
+    # What another thread waits for may never be fed then.
+    spec = replace(strace_run(DATA / "bash.strace", KERNEL, 2), operations_max=400)
+    outcome = simulate(spec)
+    assert outcome.ending.complete
+    assert outcome.violations == ()
