@@ -14,16 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from explorer.explain import Explanation, explain
+from explorer.minimize import Minimized, minimize
+from explorer.schedule_file import Loaded, load
+from explorer.session import simulate
+from report import interleaving
+from report.minimizing import size_text
+from scenarios.catalogue import find
 
-from explorer.explain import Explanation, explain  # noqa: E402 - the path comes first
-from explorer.minimize import Minimized, minimize  # noqa: E402
-from explorer.schedule_file import Loaded, load  # noqa: E402
-from explorer.session import simulate  # noqa: E402
-from report import interleaving  # noqa: E402
-from report.minimizing import size_text  # noqa: E402
-from scenarios.catalogue import find  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 EXAMPLES: Final = (("E01", "v5.7"), ("E08", "v6.2-end-only"))
 """(race, kernel)."""

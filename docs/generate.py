@@ -18,12 +18,11 @@ from typing import Any, ForwardRef, get_args, get_origin, get_type_hints
 
 import msgspec
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from protocol import messages, records
+from protocol.envelope import REPLY_MARK
+from protocol.messages import base
 
-from protocol import messages, records  # noqa: E402 - the path comes first
-from protocol.envelope import REPLY_MARK  # noqa: E402
-from protocol.messages import base  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 PAGE = ROOT / "docs" / "protocol.md"
 HEAD = """\

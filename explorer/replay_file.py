@@ -67,7 +67,7 @@ def simulate_case(case: Case, out: Path) -> Outcome:
     result = plans.Outcome(how, ending, counts, detail=detail)
     recorder.close(result)
     seconds = time.monotonic() - began
-    return session._conclude(case.spec, "simulator", watch, result, status, seconds, out)
+    return session.conclude(case.spec, "simulator", watch, result, status, seconds, out)
 
 
 def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
@@ -84,7 +84,7 @@ def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
         schedule=Recorded(record.deliveries),
         choices=recorded_choices(recorded, spec.world),
     )
-    outcome = session._follow(spec, plan)
+    outcome = session.follow_plan(spec, plan)
     difference = compare_runs(recorded, out)
     if difference is not None and outcome.status == "finished":
         node, number, field = difference

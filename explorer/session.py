@@ -150,7 +150,7 @@ def _simulate(
     )
     if recorder is not None:
         recorder.close(result)
-    return _conclude(spec, "simulator", watch, result, status, time.monotonic() - began, run_dir)
+    return conclude(spec, "simulator", watch, result, status, time.monotonic() - began, run_dir)
 
 
 def _how_it_ended(status: Status, quiescent: bool) -> str:
@@ -185,10 +185,10 @@ def run_on_processes(
         spec.operations_max,
         chaos=chaos,
     )
-    return _follow(spec, plan, seconds, progress, stop_on)
+    return follow_plan(spec, plan, seconds, progress, stop_on)
 
 
-def _follow(
+def follow_plan(
     spec: RunSpec,
     plan: Plan,
     seconds: float | None = None,
@@ -207,7 +207,7 @@ def _follow(
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
-    return _conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
+    return conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
 
 
 class _Live:
@@ -286,7 +286,7 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
             schedule=schedule,
             choices=choices,
         )
-        outcome = _follow(spec, plan)
+        outcome = follow_plan(spec, plan)
     difference = compare_runs(source, out)
     if difference is not None and outcome.status == "finished":
         node, number, field = difference
@@ -307,7 +307,7 @@ def check(source: Path) -> Outcome:
         detail = "the record ends before the run did"
         result = plans.Outcome(plans.NODE_DIED, _cut_short(watch), {}, detail=detail)
     status = _status_of(result)
-    return _conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
+    return conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
 
 
 # ---- conclusions ---------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def _notes(spec: RunSpec) -> dict[str, int]:
     return {f"{reason}: {name}": count for reason, name, count in rows}
 
 
-def _conclude(
+def conclude(
     spec: RunSpec,
     on: Literal["processes", "simulator", "file"],
     watch: Watch,
@@ -344,6 +344,7 @@ def _conclude(
     seconds: float,
     run_dir: Path | None,
 ) -> Outcome:
+    """How a run came out, once its whole trace has been watched."""
     oracle = watch.oracle
     oracle.finish(result.ending, quiescent=result.status == plans.QUIESCENT)
     return Outcome(
