@@ -23,21 +23,23 @@ from typing import Annotated, Any, Final
 import typer
 
 from broker.chaos import load_rules
+from broker.chaos_config import check_names
 from explorer import exhaustion as exhaustive
 from explorer import explain as explainer
 from explorer import explore as exploration
 from explorer import minimize as minimizer
 from explorer import outcome as codes
 from explorer import schedule_file, session
+from explorer.bounds import size_from
 from explorer.outcome import Outcome
 from explorer.replay_file import replay_file
 from nodes.kernel.variant import RELEASES, Kernel
 from protocol.errors import PeerError, UserError
 from report import catalogue as pages
-from report import exhaustion as exhausted
 from report import exploration as explored
-from report import interleaving, machine, minimizing, words
+from report import interleaving, machine, minimizing, searches, words
 from report.directory import new_run, point_latest, saved_run
+from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.schedules import minimized_file, run_or_schedule
 from report.screen import say, stderr, stdout
@@ -71,10 +73,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Interrupted(Exception):  # noqa: N818 - reads as what happened
-    """Ctrl-C, where there is no outcome to print."""
 
 
 STRATEGIES: Final = (*exploration.STRATEGIES, *exhaustive.ENGINES)
@@ -118,7 +116,7 @@ def stress(
     kernel: Annotated[
         str, typer.Option(metavar="RELEASE", help=f"One of {', '.join(RELEASES)}; else v6.6.")
     ] = "",
-    arch: Annotated[str, typer.Option(metavar="ARCH", help="x86 or arm64; else x86.")] = "",
+    arch: Annotated[str, typer.Option(metavar="ARCH", help="x86, arm64 or ppc; else x86.")] = "",
     switches: Annotated[
         list[str] | None, typer.Option("--set", metavar="SWITCH=VALUE", help="Differ in a switch.")
     ] = None,
@@ -135,19 +133,25 @@ def stress(
     stop_on: Annotated[
         str, typer.Option(metavar="RULE", help="Stop feeding once it is broken; any: some rule.")
     ] = "",
+    journal_max: Annotated[
+        str, typer.Option(metavar="SIZE", help="Stop feeding when the journals have 500M, 2G, ...")
+    ] = "",
     on: OnOption = On.processes,
     seed: SeedOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run a workload under chaos until a time, an operation count or a violation."""
-    check_bounds(on, seconds, operations, stop_on)
+    check_bounds(on, seconds, operations, stop_on, journal_max)
     file = load_world(world)
     variant = kernel_from(file, kernel, arch, switches or [])
     rules = load_rules(chaos) if chaos else None
     spec = workload_run(workload, variant, seed_from(seed), rules, operations, file)
+    if rules is not None:
+        check_names(rules, spec.world.nodes(), (p.name for p in spec.programs()), str(chaos))
     spec, seconds = bounded(spec, on, seconds)
-    return perform(spec, on, out, as_json, seconds, stop_on)
+    size = size_from(journal_max, "--journal-max") if journal_max else None
+    return perform(spec, on, out, as_json, seconds, stop_on, size)
 
 
 @app.command("list")
@@ -198,6 +202,9 @@ def explore(
     strategy: Annotated[
         str, typer.Option(metavar="NAME", help=f"One of {', '.join(STRATEGIES)}.")
     ] = "portfolio",
+    exhaust: Annotated[
+        bool, typer.Option("--exhaustive", help="All of a small scope: --strategy stateful.")
+    ] = False,
     schedules: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Run for so long.")] = None,
     keep_going: Annotated[
@@ -206,25 +213,33 @@ def explore(
     recipe: Annotated[
         bool, typer.Option("--recipe/--no-recipe", help="With the race's chaos rules, or without.")
     ] = False,
+    explanation: Annotated[
+        bool, typer.Option("--explain/--no-explain", help="Say why what was found fails.")
+    ] = True,
     seed: SeedOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run many schedules of one race in the simulator."""
-    spec = catalogue.find(race).run(kernel, seed_from(seed))
-    if strategy in exhaustive.ENGINES:
-        return search(spec, strategy, exhaustive.Limits(schedules, seconds), out, as_json)
+    known = catalogue.find(race)
+    if exhaust or strategy in exhaustive.ENGINES:
+        engine = strategy if strategy in exhaustive.ENGINES else "stateful"
+        limits = exhaustive.Limits(schedules, seconds)
+        spec = known.run_in_scope(kernel, seed_from(seed))
+        return searches.search(spec, engine, limits, out, as_json, explanation)
+    spec = known.run(kernel, seed_from(seed))
     spec = spec if recipe else replace(spec, chaos=None)
     options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")
     say(f"exploring {spec.name} with {strategy}, seed {spec.seed:#x}")
     with Progress(stderr(), explored.explore_line) as progress:
         found = exploration.explore(spec, options, progress)
-    if found.finding is not None:
-        record(found, out)
+    outcome = None if found.finding is None else searches.record(found, out)
     if as_json:
-        print_json(explored.exploration_dict(found))
+        told = searches.story_of(outcome, explanation)
+        print_json(explored.exploration_dict(found, told))
     else:
         explored.print_exploration(stdout(), found)
+        searches.tell(outcome, explanation)
     return found.exit_code
 
 
@@ -346,12 +361,16 @@ def switch_value(text: str) -> Any:
         return text
 
 
-def check_bounds(on: On, seconds: float | None, operations: int | None, stop_on: str) -> None:
+def check_bounds(
+    on: On, seconds: float | None, operations: int | None, stop_on: str, journal_max: str = ""
+) -> None:
     """Raise ``UserError`` for bounds that exclude each other or do not exist here."""
     if seconds is not None and operations is not None:
         raise UserError("--seconds, --operations", "exclude each other", "one of them")
     if on is On.simulator and seconds is not None:
         raise UserError("--seconds", "the simulator has no clock", "--operations")
+    if on is On.simulator and journal_max:
+        raise UserError("--journal-max", "the simulator runs to the end", "--operations")
     if on is On.simulator and stop_on:
         raise UserError("--stop-on", "the simulator runs to the end", "--on processes")
     if stop_on not in ("", "any", *RULES):
@@ -374,6 +393,7 @@ def perform(
     as_json: bool,
     seconds: float | None = None,
     stop_on: str = "",
+    size: int | None = None,
 ) -> int:
     """Run once, show progress meanwhile, then print; the exit status."""
     directory = new_run(spec.name, out)
@@ -385,38 +405,9 @@ def perform(
         if on is On.simulator:
             outcome = session.simulate(saved, directory)
         else:
-            outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on)
+            outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on, size)
     machine.save_summary(outcome)
     return finish(outcome, as_json)
-
-
-def search(
-    spec: RunSpec, engine: str, limits: exhaustive.Limits, out: Path | None, as_json: bool
-) -> int:
-    """Search one race exhaustively, or as far as the limits go; the exit status."""
-    say(f"searching {spec.name} with {engine}")
-    found = exhaustive.search(spec, engine, limits)
-    outcome = None
-    if found.violation is not None:
-        directory = new_run(spec.name, out)
-        outcome = exhaustive.record(spec, found.violation, directory)
-        machine.save_summary(outcome)
-        if out is None:
-            point_latest(directory)
-    if as_json:
-        print_json(exhausted.exhaustion_dict(spec, found, outcome))
-    else:
-        exhausted.print_exhaustion(stdout(), spec, found, outcome)
-    return exhausted.exit_code(found)
-
-
-def record(found: exploration.Exploration, out: Path | None) -> None:
-    """Put the schedule that an exploration found into a run's directory."""
-    directory = new_run(found.spec.name, out)
-    with interrupts(directory):
-        machine.save_summary(exploration.record(found, directory))
-    if out is None:
-        point_latest(directory)
 
 
 @contextmanager
@@ -426,15 +417,6 @@ def damage_of(recorded: Path) -> Iterator[None]:
         yield
     except PeerError as error:
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
-
-
-@contextmanager
-def interrupts(directory: Path) -> Iterator[None]:
-    """Ctrl-C in the simulator: say where the files are.  Raises ``Interrupted``."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"; what there is of the run is in {directory}") from None
 
 
 def finish(outcome: Outcome, as_json: bool) -> int:

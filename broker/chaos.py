@@ -16,6 +16,8 @@ from typing import Any
 
 from broker.chaos_config import (
     GATES,
+    KILL,
+    TIMED,
     WILDCARDS,
     ChaosConfig,
     Globs,
@@ -27,8 +29,10 @@ from broker.chaos_config import (
 )
 from broker.exchange import Fault, FaultKind
 from broker.gates import Gates
+from broker.kills import Kills
 from broker.programs import operation_program
 from nodes.driver import draw
+from nodes.world import World
 from protocol.envelope import BROKER, Envelope, operation_of
 
 __all__ = ["ChaosConfig", "ChaosRules", "load_rules", "parse_rules"]
@@ -42,7 +46,7 @@ KINDS: dict[str, FaultKind] = {
     "delay": "delay", "drop": "drop", "duplicate": "duplicate", "hold": "hold",
     "slow_node": "delay", "reorder": "hold",
 }  # fmt: skip
-"""What the exchange does for a fault; the rest is done by gates."""
+"""What the exchange does for a fault; the rest is done by gates and kills."""
 
 Accept = Callable[[str], object]
 
@@ -152,7 +156,8 @@ def _overtakes(envelope: Envelope, held: Envelope) -> bool:
 class ChaosRules:
     """The rules of a configuration at work; what ``Exchange`` asks about every message."""
 
-    def __init__(self, config: ChaosConfig, seed: int) -> None:
+    def __init__(self, config: ChaosConfig, seed: int, world: World | None = None) -> None:
+        """Without a ``world`` nobody is killed: what dies how is a matter of what it is."""
         self.config, self.seed = config, seed
         self.deliveries = 0
         self.healed = False
@@ -160,7 +165,10 @@ class ChaosRules:
         """(rule, message id) of holds whose event could not come; the first ``GIVEN_UP_MAX``."""
         self.gates = Gates((rule for rule in config.rule if rule.fault in GATES), seed)
         """What stops deliveries for a while (``exchange.Gated``)."""
-        self._rules = [_Active(rule) for rule in config.rule if rule.fault not in GATES]
+        deadly = [rule for rule in config.rule if rule.fault == KILL]
+        self.kills = Kills(deadly, seed, world if deadly else None)
+        """Who dies (``deaths.Killing``)."""
+        self._rules = [_Active(rule) for rule in config.rule if rule.fault not in TIMED]
         self._reorders = [a for a in self._rules if a.rule.fault == "reorder"]
         self._named = {active.rule.name: active for active in self._rules}
         self._by_kind: dict[str, tuple[_Active, ...]] = {}
@@ -249,11 +257,14 @@ class ChaosRules:
         """What every rule did, as plain values for the summary.
 
         Of a gate: the messages that it stopped, how often it closed, how often it opened early.
+        Of a kill: the nodes that it was about, and how many of them it killed.
         """
         rows = {
             a.rule.name: _row(a.rule, a.matched, a.hits, a.gave_up) for a in self._rules
         } | {
             g.rule.name: _row(g.rule, g.stopped, g.windows, g.cut_short) for g in self.gates.gates
+        } | {
+            k.rule.name: _row(k.rule, len(k.nodes), k.kills, 0) for k in self.kills.killers
         }  # fmt: skip
         return {
             "rules": [rows[rule.name] for rule in self.config.rule],
@@ -262,9 +273,10 @@ class ChaosRules:
         }
 
     def unmatched(self) -> list[str]:
-        """Rules that no message ever matched: probably not what their author meant."""
+        """Rules that matched no message, or killed nobody: probably not what was meant."""
         matched = {a.rule.name for a in self._rules if a.matched}
         matched |= {gate.rule.name for gate in self.gates.gates if gate.stopped}
+        matched |= {killer.rule.name for killer in self.kills.killers if killer.kills}
         return [rule.name for rule in self.config.rule if rule.name not in matched]
 
     # -- inside ----------------------------------------------------------------------------

@@ -26,11 +26,16 @@ CONFIGS = Path(__file__).parent / "configs"
 """The configurations that come with the emulator; a name without a suffix means one of them."""
 
 FaultName = Literal[
-    "delay", "drop", "duplicate", "reorder", "hold", "slow_node", "pause_node", "partition"
-]
+    "delay", "drop", "duplicate", "reorder", "hold", "slow_node", "pause_node", "partition",
+    "kill_node",
+]  # fmt: skip
 FAULTS: tuple[str, ...] = get_args(FaultName)
 GATES = frozenset({"pause_node", "partition"})
 """Faults that stop deliveries for a while, whatever was sent when (``gates.py``)."""
+KILL = "kill_node"
+"""The fault that ends a node (``kills.py``)."""
+TIMED = GATES | {KILL}
+"""Faults that ``when`` alone brings about, whatever is sent."""
 Globs = str | tuple[str, ...] | None
 """One ``fnmatch`` pattern, several of which one must fit, or no condition."""
 WILDCARDS = frozenset("*?[")
@@ -215,7 +220,7 @@ def _check_rule(rule: Rule, where: str) -> None:
 
 
 def _check_after(rule: Rule, where: str) -> None:
-    if rule.fault == "hold" or rule.fault in GATES:
+    if rule.fault == "hold" or rule.fault in TIMED:
         if rule.after is not None:
             instead = "until = { ... }" if rule.fault == "hold" else "when = { ... }"
             raise UserError(f"{where}.after", f"a {rule.fault} has no delay", instead)
@@ -234,7 +239,7 @@ def _check_after(rule: Rule, where: str) -> None:
 def _check_until(rule: Rule, where: str) -> None:
     if rule.fault != "hold":
         if rule.until is not None:
-            instead = "when = { ... }" if rule.fault in GATES else "after = { ... }"
+            instead = "when = { ... }" if rule.fault in TIMED else "after = { ... }"
             raise UserError(f"{where}.until", f"a {rule.fault} has no event", instead)
         return
     if rule.until is None:
@@ -247,7 +252,7 @@ def _check_until(rule: Rule, where: str) -> None:
 def _check_nodes(rule: Rule, where: str) -> None:
     """The conditions of faults that are about nodes rather than about messages."""
     given = [f for f in Match.__struct_fields__ if getattr(rule.match, f) is not None]
-    if rule.fault in ("slow_node", "pause_node") and given != ["dst"]:
+    if rule.fault in ("slow_node", "pause_node", KILL) and given != ["dst"]:
         raise UserError(
             f"{where}.match", f"a {rule.fault} is about a node", "match = { dst = ... }"
         )

@@ -7,7 +7,7 @@ node, the numbers that were delivered and not yet handled, oldest first.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from broker import plan
@@ -20,12 +20,43 @@ InFlight = dict[str, deque[int]]
 Deliveries = list[tuple[int, Envelope]]
 
 
+class Reaper:
+    """Lets nodes die at boundaries between deliveries; what all dispatchers share."""
+
+    def __init__(self, exchange: Exchange, in_flight: InFlight) -> None:
+        self.exchange, self.in_flight = exchange, in_flight
+        self.status = self.detail = ""
+        self.gone: list[str] = []
+        """Nodes that have died since somebody last took them from here."""
+
+    def reap(self) -> bool:
+        """Let die who is to die by now; False: nothing may be delivered before that is done."""
+        deaths = self.exchange.deaths
+        if deaths is None:
+            return True
+        self.gone += self.exchange.reap(self._idle)
+        if deaths.ended_by:
+            self.status = plan.KILLED
+            self.detail = killed_text(deaths.ended_by, self.exchange.number)
+        return not self.status and not deaths.leaving
+
+    def _idle(self, node: str) -> bool:
+        return not self.in_flight[node]
+
+
+def killed_text(node: str, number: int) -> str:
+    """Why a run has ended that chaos ended."""
+    return f"chaos killed {node} after delivery {number}"
+
+
 class Dispatcher(Protocol):
     """Decides what is delivered next."""
 
     status: str
     """Why nothing more will come; empty while it may."""
     detail: str
+    gone: list[str]
+    """Nodes that have died; who tells of them empties it."""
 
     def take(self) -> Deliveries:
         """What to deliver now.  Empty: wait for a node, or it is over (``status``)."""
@@ -42,20 +73,21 @@ def dispatcher(
     return Serial(exchange, in_flight, last, schedule)
 
 
-class Pipelined:
+class Pipelined(Reaper):
     """Everything deliverable at once; per node in order of release, and never too many."""
 
     def __init__(self, exchange: Exchange, in_flight: InFlight, last: int) -> None:
-        self.exchange, self.in_flight, self.last = exchange, in_flight, last
-        self.status = self.detail = ""
+        super().__init__(exchange, in_flight)
+        self.last = last
 
     def take(self) -> Deliveries:
         """All heads whose receivers are not saturated."""
         exchange = self.exchange
         taken: Deliveries = []
-        while exchange.number < self.last:
+        leaving = () if self.reap() or exchange.deaths is None else exchange.deaths.leaving
+        while exchange.number < self.last and not self.status:
             before = len(taken)
-            self._sweep(taken)
+            self._sweep(taken, leaving)
             if len(taken) > before and exchange.heads:
                 continue  # followers of what was taken
             if exchange.heads or taken or any(self.in_flight.values()):
@@ -63,12 +95,16 @@ class Pipelined:
             if not exchange.unstick():
                 self.status = plan.QUIESCENT
                 break
-        if exchange.number >= self.last and not taken and not any(self.in_flight.values()):
+        over = exchange.number >= self.last and not self.status
+        if over and not taken and not any(self.in_flight.values()):
             self.status = plan.LIMIT
         return taken
 
-    def _sweep(self, taken: Deliveries) -> None:
-        """Take what can be taken, oldest first; from the end, where taking moves nothing."""
+    def _sweep(self, taken: Deliveries, leaving: Sequence[str]) -> None:
+        """Take what can be taken, oldest first; from the end, where taking moves nothing.
+
+        Who is ``leaving`` is given nothing more.
+        """
         exchange, in_flight = self.exchange, self.in_flight
         heads, take = exchange.heads, exchange.take
         if len(heads) > 1:
@@ -76,6 +112,8 @@ class Pipelined:
         for index in range(len(heads) - 1, -1, -1):
             if index >= len(heads):
                 continue  # a gate has closed: fewer are deliverable now
+            if leaving and heads[index].dst in leaving:
+                continue
             queue = in_flight[heads[index].dst]
             if len(queue) < DELIVERIES_IN_FLIGHT_MAX and exchange.number < self.last:
                 envelope = take(index)
@@ -87,20 +125,19 @@ def _released(envelope: Envelope) -> int:
     return envelope.causes[-1] if envelope.causes else 0
 
 
-class Serial:
+class Serial(Reaper):
     """One delivery at a time, chosen by a schedule: what the simulator does, on processes."""
 
     def __init__(
         self, exchange: Exchange, in_flight: InFlight, last: int, schedule: Schedule
     ) -> None:
-        self.exchange, self.in_flight, self.last = exchange, in_flight, last
-        self.schedule = schedule
-        self.status = self.detail = ""
+        super().__init__(exchange, in_flight)
+        self.last, self.schedule = last, schedule
 
     def take(self) -> Deliveries:
         """The next delivery, once the last one was handled."""
         exchange = self.exchange
-        if any(self.in_flight.values()):
+        if any(self.in_flight.values()) or not self.reap():
             return []
         if exchange.number >= self.last:
             self.status = plan.LIMIT
@@ -118,7 +155,7 @@ class Serial:
         return [(exchange.number, envelope)]
 
 
-class Replayed:
+class Replayed(Reaper):
     """The recorded deliveries, in order and with their numbers, without waiting in between.
 
     The next one goes out as soon as it is deliverable, whatever is still being handled, so nodes
@@ -128,14 +165,13 @@ class Replayed:
     def __init__(
         self, exchange: Exchange, in_flight: InFlight, entries: Iterable[ScheduleEntry]
     ) -> None:
-        self.exchange, self.in_flight = exchange, in_flight
+        super().__init__(exchange, in_flight)
         self.entries = deque(entries)
-        self.status = self.detail = ""
 
     def take(self) -> Deliveries:
         """As many as are deliverable in a row."""
         taken: Deliveries = []
-        while self.entries:
+        while self.reap() and self.entries:
             n, id_, copy = self.entries[0]
             index = self._find(id_, copy)
             if index < 0:
@@ -146,7 +182,7 @@ class Replayed:
             queue.append(n)
             taken.append((n, self.exchange.take(index, n)))
             self.entries.popleft()
-        if not taken and not any(self.in_flight.values()):
+        if not taken and not any(self.in_flight.values()) and not self.status:
             self._finish()
         return taken
 

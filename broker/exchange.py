@@ -12,41 +12,18 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from broker.counts import Counts
+from broker.deaths import Deaths, Killing, peer_gone
 from broker.programs import Feeder
 from protocol.envelope import BROKER, REPLY_MARK, Envelope, request_id
 
 Channel = tuple[str, str] | str
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of every message; ``balance`` is zero at every moment."""
-
-    sent: int = 0
-    duplicated: int = 0
-    retransmitted: int = 0
-    delivered: int = 0
-    dropped: int = 0
-    rejected: int = 0
-    undeliverable: int = 0
-    consumed: int = 0
-    """Replies to the broker itself (``OpDone``)."""
-
-    def balance(self, pending: int) -> int:
-        """Sent + repeated - everything that became of it."""
-        came = self.sent + self.duplicated + self.retransmitted
-        went = self.delivered + self.dropped + self.rejected + self.undeliverable + self.consumed
-        return came - went - pending
-
-    def as_dict(self) -> dict[str, int]:
-        """For the summary."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 FaultKind = Literal["delay", "drop", "duplicate", "hold"]
@@ -124,8 +101,13 @@ class Exchange:
         broker, which is not that of the deliveries that caused them; only the record knows it.
         """
         self._recorded = recorded
+        self._plain = chaos is None and not recorded
         self.feeder, self.chaos = feeder, chaos
         self._gates = chaos.gates if isinstance(chaos, Gated) else None
+        self.deaths: Deaths | None = None
+        """Who is dying and dead, if anybody can die."""
+        if isinstance(chaos, Killing) and chaos.kills.world is not None:
+            self.deaths = Deaths(chaos.kills, chaos.kills.world, feeder)
         self._gated: list[Envelope] = []
         """Firsts of their channels that a closed gate stops."""
         self.number = 0
@@ -160,23 +142,57 @@ class Exchange:
 
     def release(self, n: int, messages: list[Envelope]) -> None:
         """The handling of delivery ``n`` sent these."""
+        if self._plain:
+            self._release_plain(n, messages)
+            return
         causes = (n,)
+        deaths = self.deaths
         for envelope in messages:
             envelope.causes = causes
+            if deaths is not None:
+                deaths.sent(envelope)
             if envelope.dst == BROKER:
                 self.counts.sent += 1
-                self.counts.consumed += 1
-                request = request_id(envelope.id)
-                self.requests.pop(request, None)
-                for fed in self.feeder.done(request, n):
-                    self._submit(fed)
+                self._consume(envelope, n)
+                if deaths is not None:
+                    deaths.finished(request_id(envelope.id))
             else:
                 self._submit(envelope)
+
+    def _release_plain(self, n: int, messages: list[Envelope]) -> None:
+        """The same where nothing is lost, repeated or kept back: explorations live here."""
+        causes, heads, channels = (n,), self.heads, self._followers
+        for envelope in messages:
+            envelope.causes = causes
+            if envelope.id[-1] == REPLY_MARK:
+                if envelope.dst == BROKER:
+                    self._consume(envelope, n)
+                    continue
+                heads.append(envelope)  # the only one of its channel
+            else:
+                self.requests[envelope.id] = envelope
+                channel: Channel = envelope.stream or (envelope.path, envelope.dst)
+                if channel in channels:
+                    self._follow(channel, envelope)
+                else:
+                    channels[channel] = None
+                    heads.append(envelope)
+            self.pending += 1
+        self.counts.sent += len(messages)
+
+    def _consume(self, reply: Envelope, n: int) -> None:
+        """An operation was finished by the handling of delivery ``n``."""
+        self.counts.consumed += 1
+        request = request_id(reply.id)
+        self.requests.pop(request, None)
+        for fed in self.feeder.done(request, n):
+            self._submit(fed)
 
     def _submit(self, envelope: Envelope) -> None:
         self.counts.sent += 1
         if self._recorded and envelope.stream:
-            envelope = msgspec.structs.replace(envelope, stream="")
+            own = f"{envelope.stream} of {envelope.path}"  # as before apart from what is on none
+            envelope = msgspec.structs.replace(envelope, stream=own)
         request = envelope.id[-1] != REPLY_MARK
         if request:
             self.requests[envelope.id] = envelope
@@ -245,7 +261,11 @@ class Exchange:
         if channel not in self._followers:
             self._followers[channel] = None
             self._lead(channel, envelope)
-            return
+        else:
+            self._follow(channel, envelope)
+
+    def _follow(self, channel: Channel, envelope: Envelope) -> None:
+        """It comes after all that are on their way on its channel."""
         followers = self._followers[channel]
         if followers is None:
             self._followers[channel] = deque((envelope,))
@@ -275,6 +295,8 @@ class Exchange:
             self._followers[channel] = followers
             self._lead(channel, followers.popleft())
         if chaos is not None:
+            if self.deaths is not None:
+                self.deaths.delivered(envelope)
             if self._later and self._later[0][0] <= self.number:
                 self._release_due()
             self._after_delivery(envelope, chaos)
@@ -294,7 +316,10 @@ class Exchange:
 
     def _lead(self, channel: Channel, envelope: Envelope) -> None:
         """``envelope`` is now the first of its channel."""
-        if envelope.blocked:
+        if self.deaths is not None and self.deaths.stops(envelope):
+            self._cannot_arrive(envelope)
+            self._advance(channel)
+        elif envelope.blocked:
             self._blocked[channel] = envelope
         elif self._gates is None:
             self.heads.append(envelope)
@@ -330,7 +355,69 @@ class Exchange:
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
         if self._blocked.get(channel) is envelope:
             del self._blocked[channel]
-            self._offer(envelope)
+            self._lead(channel, envelope)
+
+    # -- deaths --------------------------------------------------------------------------
+
+    def reap(self, idle: Callable[[str], bool]) -> list[str]:
+        """Let begin and end the deaths that are due after the last delivery: who is gone.
+
+        ``idle``: whether a node has handled everything that was delivered to it.
+        """
+        deaths = self.deaths
+        if deaths is None:
+            return []
+        for fed in deaths.begin(self.number):
+            self._submit(fed)
+        gone = deaths.go(self.number, idle)
+        for node in gone:
+            if node != deaths.ended_by:
+                self._bury(node, deaths)
+        return gone
+
+    def _bury(self, node: str, deaths: Deaths) -> None:
+        """Settle everything that concerns a node which is gone."""
+        for fed in self.feeder.lost(node):
+            self._submit(fed)
+        for request in list(self.requests.values()):
+            if request.src == node or (request.src == BROKER and request.dst == node):
+                del self.requests[request.id]
+        for request in deaths.unanswered(node):
+            self._answer_for_the_dead(request)
+        for kept in (self.heads, self._gated):
+            stopped = [envelope for envelope in kept if deaths.stops(envelope)]
+            kept[:] = [envelope for envelope in kept if not deaths.stops(envelope)]
+            for envelope in stopped:
+                self._cannot_arrive(envelope)
+                self._advance(channel_of(envelope))
+        for channel, envelope in list(self._blocked.items()):
+            if deaths.stops(envelope):
+                del self._blocked[channel]
+                self._lead(channel, envelope)
+
+    def _advance(self, channel: Channel) -> None:
+        """The first of a channel is gone: the next one, if there is any."""
+        followers = self._followers.pop(channel)
+        if followers:
+            self._followers[channel] = followers
+            self._lead(channel, followers.popleft())
+
+    def _cannot_arrive(self, envelope: Envelope) -> None:
+        """A message to a dead node, or lost with a device: whoever waits for a reply gets one."""
+        self.pending -= 1
+        self.counts.undeliverable += 1
+        self._doubled.pop((envelope.id, envelope.causes), None)
+        # A duplicate came after its original, which is answered; other copies make up for a loss.
+        if not envelope.is_reply and (envelope.copy == 0 or envelope.id + REPLY_MARK in self._lost):
+            self._answer_for_the_dead(envelope)
+
+    def _answer_for_the_dead(self, request: Envelope) -> None:
+        """The broker answers a request, unless who asked does not wait any more."""
+        if request.src in (BROKER, request.dst) or request.id not in self.requests:
+            return
+        self._lost.discard(request.id + REPLY_MARK)
+        self.counts.sent += 1
+        self._enqueue(peer_gone(request))
 
     def low_water(self) -> int:
         """No message to come has a cause below this, but for ends of operations.
@@ -339,7 +426,7 @@ class Exchange:
         operation that is fed later names ends of others, which may lie anywhere.
         """
         open_ = (*self._all_pending(), *self.requests.values())
-        return min((min(e.causes) for e in open_ if e.src != BROKER), default=self.number)
+        return min((min(e.causes) for e in open_ if _binds(e)), default=self.number)
 
     def _all_pending(self) -> Iterator[Envelope]:
         yield from self.heads
@@ -375,9 +462,21 @@ class Exchange:
         if self._gates is not None:
             self._gates.heal(self.number)
             self._sort_by_gates(self._gates)
+        if self.deaths is not None:
+            self.deaths.kills.heal()
         while self._later:
             self._unblock(heapq.heappop(self._later)[2])
         self._doubled = dict.fromkeys(self._doubled, 0)
         if self.chaos is not None:
             for envelope in self.chaos.heal():
                 self._unblock(envelope)
+
+
+def _binds(envelope: Envelope) -> bool:
+    """Whether what it is caused by must be remembered because of it; ends of operations are."""
+    return envelope.src != BROKER or (envelope.copy > 0 and bool(envelope.causes))
+
+
+def channel_of(envelope: Envelope) -> Channel:
+    """What first-in-first-out holds for."""
+    return envelope.stream or (envelope.path, envelope.dst)

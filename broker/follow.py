@@ -41,6 +41,8 @@ class Follower:
         self._nodes = {name: _Tail(journal_path(directory, name)) for name in nodes}
         self._next: list[Any] | None = None
         """The delivery whose handling comes next."""
+        self._killed: list[tuple[int, str]] = []
+        """(Delivery, node): deaths that no step has told of yet."""
 
     def poll(self, steps_max: int = FOLLOW_STEPS_MAX) -> list[TraceStep]:
         """The steps that have come to be since the last call, at most so many."""
@@ -75,14 +77,26 @@ class Follower:
             self._next = None
             if record is not None:
                 records = wire.read_journal_record(record).records
-                return TraceStep(n, id_, src, dst, kind, tuple(causes), records)
+                return TraceStep(
+                    n, id_, src, dst, kind, tuple(causes), records, self._lost_before(n)
+                )
             self.skipped.append(n)
+
+    def _lost_before(self, n: int) -> tuple[str, ...]:
+        """Who died before delivery ``n``, once."""
+        if not self._killed:
+            return ()
+        lost = tuple(node for number, node in self._killed if number < n)
+        self._killed = [death for death in self._killed if death[0] >= n]
+        return lost
 
     def _next_delivery(self) -> list[Any] | None:
         while (data := self._broker.next()) is not None:
             word, *fields = codec.unpack(data, JOURNAL_RECORD_BYTES_MAX)
             if word == "deliver":
                 return list(fields)
+            if word == "killed":
+                self._killed.append((int(fields[0]), str(fields[1])))
             if word == "low":
                 self.low_water = int(fields[0])
             if word == "end":

@@ -55,6 +55,8 @@ SCHEDULE_END = "schedule end"
 """The schedule had no more to deliver."""
 ABORTED = "aborted"
 """The launcher ended it (Ctrl-C)."""
+KILLED = "killed"
+"""Chaos killed a node that the run cannot go on without; ``detail`` names it."""
 DIVERGED = "diverged"
 """A recorded schedule no longer fits; ``detail`` names node, delivery and field."""
 NODE_DIED = "node died"
@@ -66,7 +68,7 @@ STUCK = "stuck"
 UNBALANCED = "unbalanced"
 """Messages are unaccounted for: our own fault."""
 
-SOUND = frozenset({QUIESCENT, LIMIT, SCHEDULE_END})
+SOUND = frozenset({QUIESCENT, LIMIT, SCHEDULE_END, KILLED})
 """Statuses of a run that did not break (any other is exit status 4, or 130 for ``ABORTED``)."""
 
 

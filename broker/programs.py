@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from protocol.envelope import BROKER, Envelope, operation_of
+from protocol.errors import EmulatorError
 from protocol.messages.program import Operation
 
 
@@ -23,11 +24,29 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What one node is asked to do; ``steps`` may be endless but must be repeatable."""
+    """What one node is asked to do; ``steps`` may be endless but must be repeatable.
+
+    Endless ones say in ``awaits`` after which operations they may come, so that the ends of all
+    others can be forgotten; None: after any.
+    """
 
     name: str
     node: str
     steps: Iterable[Step]
+    awaits: frozenset[str] | None = None
+
+
+def awaited(programs: Iterable[Program]) -> frozenset[str] | None:
+    """Operations that some step comes after; None if that cannot be known before they are fed."""
+    found: set[str] = set()
+    for program in programs:
+        if isinstance(program.steps, list | tuple):
+            found.update(operation for step in program.steps for operation in step.after)
+        elif program.awaits is None:
+            return None
+        else:
+            found |= program.awaits
+    return frozenset(found)
 
 
 @dataclass(slots=True)
@@ -37,18 +56,26 @@ class _Progress:
     index: int = 0
     step: Step | None = None
     causes: list[int] = field(default_factory=list)
+    always: bool = False
+    """Fed although feeding has stopped: somebody has to finish what is under way."""
+    ended: bool = False
+    """Nothing more of it is fed: its node is dying."""
 
 
 class Feeder:
     """Turns finished operations into the next ones."""
 
     def __init__(self, programs: Iterable[Program], operations_max: int | None = None) -> None:
+        programs = tuple(programs)
+        self._awaited = awaited(programs)
         self._progress = {p.name: _Progress(p, iter(p.steps)) for p in programs}
         self._left = operations_max
         self._waiting: dict[str, list[str]] = {}
         """An operation that is not done yet -> programs that wait for it."""
         self._done: dict[str, int] = {}
-        """Finished operations that somebody may come after -> delivery that finished them."""
+        """Finished operations that somebody may come after -> delivery that finished them.
+
+        As many as programs say; without ``awaits`` of endless ones, all."""
         self.in_flight: dict[str, str] = {}
         """Operations fed and not done: id -> node."""
         self.finished = 0
@@ -62,6 +89,46 @@ class Feeder:
         """Feed nothing more."""
         self.stopped = True
 
+    def add(self, program: Program) -> list[Envelope]:
+        """One more program, which runs to its end whatever becomes of the others."""
+        self._progress[program.name] = _Progress(program, iter(program.steps), always=True)
+        return self._next(program.name)
+
+    def end(self, node: str) -> list[Envelope]:
+        """Feed nothing more to ``node``; what becomes pending, as nothing more will be done."""
+        for name, progress in self._progress.items():
+            if progress.program.node == node and not progress.always:
+                progress.steps, progress.ended = iter(()), True
+                if f"{name}/{progress.index}" not in self.in_flight:
+                    progress.step = None
+        return self._not_awaited_any_more()
+
+    def lost(self, node: str) -> list[Envelope]:
+        """``node`` is dead: its operations are over, without a result."""
+        for operation in [op for op, at in self.in_flight.items() if at == node]:
+            del self.in_flight[operation]
+            self._progress[operation.rpartition("/")[0]].step = None
+        return self._not_awaited_any_more()
+
+    def _not_awaited_any_more(self) -> list[Envelope]:
+        over = [operation for operation in self._waiting if self._is_over(operation)]
+        waiters = [name for operation in over for name in self._waiting.pop(operation)]
+        return [envelope for name in waiters for envelope in self._next(name)]
+
+    def _check_said(self, operation: str, step: Step) -> None:
+        """What a step comes after must not have been forgotten.  Raises ``EmulatorError``."""
+        said = self._awaited or frozenset()
+        for op in step.after:
+            if op not in said:
+                raise EmulatorError(f"{operation} comes after {op}, which its program did not say")
+
+    def _is_over(self, operation: str) -> bool:
+        """Whether it is done, or will never be."""
+        if operation in self._done:
+            return True
+        progress = self._progress.get(operation.rpartition("/")[0])
+        return progress is not None and progress.ended and operation not in self.in_flight
+
     @property
     def exhausted(self) -> bool:
         """Every program has run to its end, or feeding stopped, and nothing is in flight."""
@@ -71,7 +138,7 @@ class Feeder:
     def blocked(self) -> list[tuple[str, tuple[str, ...]]]:
         """Programs that wait for operations which are not done: (program, what for)."""
         return [
-            (name, tuple(op for op in p.step.after if op not in self._done))
+            (name, tuple(op for op in p.step.after if not self._is_over(op)))
             for name, p in self._progress.items()
             if p.step is not None and f"{name}/{p.index}" not in self.in_flight
         ]
@@ -81,9 +148,10 @@ class Feeder:
         if self.in_flight.pop(operation, None) is None:
             return []  # a repetition of an OpDone
         self.finished += 1
-        self._done[operation] = delivery
         name = operation.rpartition("/")[0]
         progress = self._progress[name]
+        if self._awaited is None or operation in self._awaited or progress.always:
+            self._done[operation] = delivery
         progress.step, progress.causes = None, [delivery]
         progress.index += 1
         fed = self._next(name)
@@ -94,20 +162,24 @@ class Feeder:
     def _next(self, name: str) -> list[Envelope]:
         progress = self._progress[name]
         operation_id = f"{name}/{progress.index}"
-        if self.stopped or self._left == 0 or operation_id in self.in_flight:
+        if operation_id in self.in_flight:
+            return []
+        if (self.stopped or self._left == 0) and not progress.always:
             return []
         if progress.step is None:
             progress.step = next(progress.steps, None)
         step = progress.step
         if step is None:
             return []
-        missing = [op for op in step.after if op not in self._done]
+        if self._awaited is not None and not progress.always:
+            self._check_said(operation_id, step)
+        missing = [op for op in step.after if not self._is_over(op)]
         if missing:
             self._waiting.setdefault(missing[0], []).append(name)
             return []
-        if self._left is not None:
+        if self._left is not None and not progress.always:
             self._left -= 1
-        causes = (*progress.causes, *(self._done[op] for op in step.after))
+        causes = (*progress.causes, *(self._done[op] for op in step.after if op in self._done))
         self.in_flight[operation_id] = progress.program.node
         kind = type(step.operation).__name__
         return [

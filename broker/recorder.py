@@ -8,6 +8,8 @@ simulator.  The broker's journal holds, in the order in which they happened:
 * ``["fault", rule, kind, after, id, cause]``: what chaos did to a message that ``cause`` released
 * ``["free", ids]``: a hold was given up, because its event cannot come
 * ``["closed", n, rule]``, ``["opened", n, rule]``: after delivery ``n`` a gate did
+* ``["kill", n, node]``: after delivery ``n`` chaos decided that a node dies
+* ``["killed", n, node]``: after delivery ``n`` it was gone
 * ``["heal", n]``: after delivery ``n`` chaos did nothing more
 * ``["low", n]``: nothing delivered from here on was released by a delivery below ``n``
 * ``["stop", n, why]``: after delivery ``n`` nothing more was fed
@@ -32,12 +34,15 @@ from typing import Any
 import msgpack
 import msgspec
 
+from broker.deaths import Killing, KillSource
 from broker.exchange import Chaos, Fault, FaultKind, Gatekeeper
 from broker.gates import Gates
+from broker.kills import Kills, RecordedKills
 from broker.plan import QUIESCENT, Outcome
-from broker.programs import Program, operation_program
+from broker.programs import Program, awaited, operation_program
 from broker.schedules import ScheduleEntry
 from nodes.journal import Journal, JournalReader, journal_path
+from nodes.world import World
 from protocol import codec, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
 from protocol.errors import UserError
@@ -80,6 +85,10 @@ class BrokerJournal:
         """After delivery ``n`` a gate closed or opened."""
         self.note("closed" if closed else "opened", n, rule)
 
+    def death(self, word: str, n: int, node: str) -> None:
+        """After delivery ``n`` a death began (``kill``), or a node was gone (``killed``)."""
+        self.note(word, n, node)
+
 
 class WatchedChaos:
     """A ``Chaos`` that writes down what another one does."""
@@ -90,6 +99,8 @@ class WatchedChaos:
         self.gates: Gatekeeper = getattr(chaos, "gates", None) or Gates((), 0)
         if isinstance(self.gates, Gates):
             self.gates.note = journal.gate
+        self.kills: KillSource = chaos.kills if isinstance(chaos, Killing) else Kills((), 0, None)
+        self.kills.note = journal.death
 
     def fault(self, envelope: Envelope) -> Fault | None:
         """The other's fault, written down."""
@@ -173,8 +184,17 @@ class Record:
     """Operations delivered, by program."""
     stopped: bool = False
     """Feeding was stopped before the programs had run to their ends."""
+    begun: list[tuple[int, str]] = field(default_factory=list)
+    """Deaths that chaos decided: (delivery, node)."""
+    killed: list[tuple[int, str]] = field(default_factory=list)
+    """Nodes that were gone: (delivery, node)."""
     outcome: Outcome | None = None
     """None: the run did not end in order."""
+
+    def chaos(self, world: World) -> ReplayedFaults:
+        """The faults for another run in ``world``, with the deaths."""
+        self.faults.kills = RecordedKills(self.begun, self.killed, world)
+        return self.faults
 
     def programs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
         """The programs, cut where feeding them ended.
@@ -186,7 +206,8 @@ class Record:
         more = 0 if complete or self.stopped else 1
         counts = self.operations
         return tuple(
-            replace(p, steps=FirstSteps(p, counts.get(p.name, 0) + more)) for p in programs
+            replace(p, steps=FirstSteps(p, counts.get(p.name, 0) + more), awaits=awaited((p,)))
+            for p in programs
         )
 
 
@@ -211,6 +232,7 @@ class ReplayedFaults:
         self.kinds = kinds
         self.unmissed: set[tuple[str, int]] = set()
         """Replies that were lost when another copy of them had been delivered already."""
+        self.kills: KillSource = Kills((), 0, None)
 
     def fault(self, envelope: Envelope) -> Fault | None:
         """The recorded fault of this very message."""
@@ -283,6 +305,8 @@ def read_record(directory: Path) -> Record:
                 kinds[id_, cause] = kind
             if id_ in answered:
                 record.faults.unmissed.add((id_, cause))
+        elif word in ("kill", "killed"):
+            (record.begun if word == "kill" else record.killed).append((fields[0], fields[1]))
         elif word == "stop":
             record.stopped = True
         elif word == "end":

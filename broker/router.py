@@ -131,6 +131,8 @@ class Router:
         deliveries = self.dispatcher.take()
         if self.dispatcher.status:
             self.status, self.detail = self.dispatcher.status, self.dispatcher.detail
+        if self.dispatcher.gone:
+            self._kill()
         journal, connections, choices = self.journal, self.connections, self.plan.choices
         for n, envelope in deliveries:
             journal.deliver(n, envelope)
@@ -146,6 +148,12 @@ class Router:
                 send(wire.body_bytes(envelope), zmq.NOBLOCK)
         except zmq.ZMQError as error:  # nobody there, or the high-water mark
             self._lost(f"cannot deliver to {envelope.dst}: {error}")
+
+    def _kill(self) -> None:
+        """Have the processes of dead nodes killed: nothing more is sent to them."""
+        for node in self.dispatcher.gone:
+            self.send(LAUNCHER, [wire.control_frame("kill", node)])
+        self.dispatcher.gone.clear()
 
     def _note_low_water(self) -> None:
         """Tell whoever reads the journals what no later delivery comes straight after."""
@@ -329,8 +337,10 @@ class Router:
         outcome = self._outcome()
         self.journal.end(outcome)
         self.journal.close()
+        deaths = self.exchange.deaths
         for name in self.plan.nodes:
-            self.send(name, [wire.control_frame("stop")])
+            if deaths is None or name not in deaths.dead:
+                self.send(name, [wire.control_frame("stop")])
         self.send(LAUNCHER, [wire.control_frame("end", outcome)])
 
     def _outcome(self) -> Outcome:

@@ -25,11 +25,14 @@ class Simulator:
         schedule: Schedule,
         observer: Observer | None = None,
         choices: Mapping[int, Choices] | None = None,
+        mourner: Callable[[str], object] | None = None,
     ) -> None:
         self.drivers, self.exchange, self.schedule = drivers, exchange, schedule
         self.observer = observer
         self.choices = choices or {}
         """Choices that the handling of a delivery must take, by its number."""
+        self.mourner = mourner
+        """Told of every node that is gone, before the next delivery."""
 
     def run(self, deliveries_max: int | None = None) -> Ending:
         """Deliver until nothing can move; ``deliveries_max`` bounds a run that never ends."""
@@ -38,7 +41,10 @@ class Simulator:
         given = self.choices.get
         exchange.start()
         last = deliveries_max or 1 << 62
+        mortal = exchange.deaths is not None
         while exchange.number < last:
+            if mortal and self._reap():
+                break
             if not heads:
                 if exchange.unstick():
                     continue
@@ -55,9 +61,21 @@ class Simulator:
                 exchange.feeder.stop()
         return self.ending()
 
+    def _reap(self) -> bool:
+        """Let die who is to die by now; whether the run ends with that."""
+        for node in self.exchange.reap(_always):
+            if self.mourner is not None:
+                self.mourner(node)
+        return self.exchange.deaths is not None and self.exchange.deaths.ended_by != ""
+
     def ending(self) -> Ending:
         """How things stand now."""
         exchange = self.exchange
         waiting = tuple((e.id, e.kind, e.src, e.dst) for e in exchange.requests.values())
         complete = exchange.feeder.exhausted and not exchange.heads
         return Ending(exchange.number, exchange.feeder.finished, complete, waiting)
+
+
+def _always(_: str) -> bool:
+    """Here every node has handled what it was given."""
+    return True

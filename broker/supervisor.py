@@ -34,7 +34,7 @@ import multiprocess
 import zmq
 
 from broker import plan, router
-from broker.exchange import Counts
+from broker.counts import Counts
 from broker.plan import Outcome, Plan
 from broker.recorder import last_number, write_schedule
 from nodes import runtime, sockets
@@ -67,6 +67,8 @@ class Supervisor:
         self.directory = ""
         """Where the socket is, once started."""
         self._exits: dict[str, int] = {}
+        self._killed: set[str] = set()
+        """Nodes that the router had killed: their deaths are no news."""
         self._context: zmq.Context[sockets.Socket] | None = None
 
     @property
@@ -176,6 +178,9 @@ class Supervisor:
             self.outcome = msgspec.convert(fields[1], Outcome)
         elif word == "broken":
             self.outcome = self._broken(plan.ROUTER_DIED, str(fields[1]))
+        elif word == "kill":
+            self._killed.add(str(fields[1]))
+            self.processes[str(fields[1])].kill()
         return word
 
     def _gone(self, name: str) -> None:
@@ -188,7 +193,7 @@ class Supervisor:
                 pass  # what it said last
             if self.outcome is None:
                 self.outcome = self._broken(plan.ROUTER_DIED, _how(status))
-        elif status != 0 and self.outcome is None:
+        elif status != 0 and self.outcome is None and name not in self._killed:
             self._send("died", name, _how(status))
 
     def _broken(self, status: str, detail: str) -> Outcome:

@@ -109,13 +109,20 @@ class Coverage:
         self._seen: dict[int, bool] = {}
         """Signature -> whether it was seen more than once."""
         self._once = 0
-        self.runs = 0
+        self.signed = 0
+        """Runs that were signed."""
         self.points: dict[str, int] = {}
         """Runs that passed a point: coverage points, retries, caches invalidated."""
 
-    def add(self, signature: int, statistics: Statistics) -> None:
-        """One more run."""
-        self.runs += 1
+    def add(self, signature: int | None, statistics: Statistics) -> None:
+        """One more run; ``signature`` is None if it was not signed."""
+        if signature is not None:
+            self._sign(signature)
+        for point in _points(statistics):
+            self.points[point] = self.points.get(point, 0) + 1
+
+    def _sign(self, signature: int) -> None:
+        self.signed += 1
         again = self._seen.get(signature)
         if again is None:
             self._seen[signature] = False
@@ -123,18 +130,16 @@ class Coverage:
         elif not again:
             self._seen[signature] = True
             self._once -= 1
-        for point in _points(statistics):
-            self.points[point] = self.points.get(point, 0) + 1
 
     @property
     def distinct(self) -> int:
-        """How many different traces there were."""
+        """How many different traces there were among those that were signed."""
         return len(self._seen)
 
     @property
     def unseen(self) -> float:
         """The probability that the next run is a trace which was not seen yet (Good-Turing)."""
-        return unseen_mass(self._once, self.runs)
+        return unseen_mass(self._once, self.signed)
 
 
 def _points(statistics: Statistics) -> Iterable[str]:

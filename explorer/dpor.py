@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from broker.exchange import Channel
-from explorer.machine import Move, Sent, Ways
+from explorer.machine import Move, Sent, Ways, other_ways
 from explorer.world_state import Config, Model
 
 Sleepers = dict[Sent, tuple[Move, ...]]
@@ -36,7 +36,7 @@ class Event:
         self.footprint = move.footprint
         self.past = bit
         """Mask of the events that happen before this one, and itself."""
-        self.released: list[Sent] = []
+        self.released: tuple[Sent, ...] = ()
 
 
 class Point:
@@ -176,7 +176,11 @@ class Dpor:
         for message in awake:
             if self.model.move(config, message).private:
                 return message
-        return awake[-1]
+        return max(awake, key=self._sent_at)
+
+    def _sent_at(self, message: Sent) -> int:
+        """How far the execution was when it was sent; the mask of its past is that long."""
+        return self.path.releases[message].bit_length()
 
     # -- one event ----------------------------------------------------------------------------
 
@@ -272,13 +276,3 @@ class Dpor:
             if footprints.conflict(move.footprint, event.footprint):
                 return True
         return any(stream in event.move.streams for stream in move.streams)
-
-
-def other_ways(move: Move, given: int) -> list[Ways]:
-    """The ways not taken at the choices beyond the first ``given``, deepest first."""
-    taken = move.ways
-    return [
-        (*taken[:at], way)
-        for at in range(given, len(taken))
-        for way in range(1, move.choices[at][1])
-    ]

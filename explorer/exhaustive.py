@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from explorer.dpor import Dpor, Event, Tally
 from explorer.judge import Counterexample, Judge, counterexample
 from explorer.machine import Sent
-from explorer.oracle_state import OracleTable
+from explorer.oracle_state import RULES, OracleTable
 from explorer.stateful import Stateful, Step
 from explorer.world_state import Config, Model, model_of
 from oracle.oracle import Oracle
@@ -65,14 +65,19 @@ class Exhaustion:
     """Executions in all, if not exhaustive: the mean of random probes, an order of magnitude."""
     verdict: Verdict
     """Of everything that was run."""
+    rules: tuple[str, ...] = ()
+    """Rules that were judged in every state, others only in the executions that were ``judged``;
+    empty if all rules were judged in every execution."""
 
 
 class _Verdicts:
-    """Adds up, and keeps the first violation."""
+    """Adds up, and keeps the first violation, or the first of the rule that was expected."""
 
-    def __init__(self, go_on: bool) -> None:
-        self.go_on = go_on
+    def __init__(self, go_on: bool, wanted: str = "") -> None:
+        self.go_on, self.wanted = go_on, wanted
         self.first: Counterexample | None = None
+        self.met = False
+        """A violation of the wanted rule was found."""
         self.schedules = self.entered = 0
         self._kept: dict[tuple[object, ...], Verdict] = {}
 
@@ -85,8 +90,11 @@ class _Verdicts:
         self._kept.setdefault(key, verdict)
         if verdict.outcome != "violated":
             return False
-        self.first = self.first or found()
-        return not self.go_on
+        meant = not self.wanted or any(v.rule == self.wanted for v in verdict.violations)
+        if self.first is None or (meant and not self.met):
+            self.first = found()
+        self.met |= meant
+        return meant and not self.go_on
 
     def total(self, exhaustive: bool, deliveries: int) -> Verdict:
         """Of all; verdicts that say the same are kept once."""
@@ -103,15 +111,24 @@ def explore_dpor(spec: RunSpec, budget: Budget, go_on: bool = False) -> Exhausti
     Ends with the first violation unless told to ``go_on``.  Raises ``UserError`` for programs
     that an exhaustive search cannot take.
     """
-    model = model_of(spec)
-    return search_dpor(model, lambda: Oracle(spec.world, spec.sometimes), budget, go_on)
+    model, wanted = model_of(spec), _expected_rule(spec)
+    return search_dpor(model, lambda: Oracle(spec.world, spec.sometimes), budget, go_on, wanted)
+
+
+def _expected_rule(spec: RunSpec) -> str:
+    expected = spec.expectation.expected() if spec.expectation is not None else None
+    return "" if expected is None else expected.rule
 
 
 def search_dpor(
-    model: Model, oracle: Callable[[], Oracle], budget: Budget, go_on: bool = False
+    model: Model,
+    oracle: Callable[[], Oracle],
+    budget: Budget,
+    go_on: bool = False,
+    wanted: str = "",
 ) -> Exhaustion:
-    """The same for a model."""
-    judge, verdicts = Judge(model, oracle), _Verdicts(go_on)
+    """The same for a model; it ends with the first violation of ``wanted``, if a rule is given."""
+    judge, verdicts = Judge(model, oracle), _Verdicts(go_on, wanted)
 
     def visit(events: list[Event], config: Config) -> bool:
         complete = model.complete(config)
@@ -139,10 +156,11 @@ def explore_stateful(
     With ``eager`` off, deliveries that commute with everything are tried in every order, too, and
     the counterexample is the shortest there is in deliveries.
     """
-    model = model_of(spec)
+    model, wanted = model_of(spec), _expected_rule(spec)
     return search_stateful(
-        model, lambda s: Oracle(spec.world, spec.sometimes if s else ()), budget, go_on, eager
-    )
+        model, lambda s: Oracle(spec.world, spec.sometimes if s else ()), budget, go_on, eager,
+        wanted,
+    )  # fmt: skip
 
 
 def search_stateful(
@@ -151,12 +169,13 @@ def search_stateful(
     budget: Budget,
     go_on: bool = False,
     eager: bool = True,
+    wanted: str = "",
 ) -> Exhaustion:
     """The same for a model; ``oracle`` is told whether *sometimes* conditions are wanted."""
-    judge, verdicts = Judge(model, lambda: oracle(True)), _Verdicts(go_on)
+    judge, verdicts = Judge(model, lambda: oracle(True)), _Verdicts(go_on, wanted)
 
     def visit(steps: list[Step], config: Config) -> bool:
-        verdict = judge.verdict(steps, model.complete(config), quiescent=not config.queues)
+        verdict = judge.verdict(steps, model.complete(config), quiescent=not config.heads())
         return verdicts.add(verdict, partial(counterexample, steps, verdict))
 
     def stop(states: int) -> bool:
@@ -166,7 +185,7 @@ def search_stateful(
     exhaustive = search.run()
     return Exhaustion(
         "stateful", verdicts.first, exhaustive, search.terminal, 0, search.deliveries,
-        len(search.seen), judge.judged, None, verdicts.total(exhaustive, search.deliveries),
+        len(search.seen), judge.judged, None, verdicts.total(exhaustive, search.deliveries), RULES,
     )  # fmt: skip
 
 

@@ -32,6 +32,9 @@ _IDENTITY: Final = ("release", "arch")
 INVALIDATES: Final = {
     "tlb": ("FlushTlbIpi", "Tlbi"),
     "iotlb": ("IotlbInvalidate", "Tlbi"),
+    "xsl": ("AtsdLaunch", "Tlbie"),
+    "pwc": ("IotlbInvalidate", "Tlbi"),
+    "atc": ("InvalidateRequest",),
     "spte": ("SpteClear",),
     "gtlb": ("KvmRequest",),
     "vmcs": ("KvmRequest",),
@@ -115,7 +118,11 @@ class Explanation:
     """Other values that the kernel's remaining switches rule out."""
 
 
-def explain(loaded: Loaded, tick: Callable[[str], None] = lambda _: None) -> Explanation:
+def explain(
+    loaded: Loaded,
+    tick: Callable[[str], None] = lambda _: None,
+    passing_tries: int = PASSING_TRIES,
+) -> Explanation:
     """Explain the violation of a case (best: a minimised one).  Raises ``UserError``."""
     case, target = replace(loaded.case, order=loaded.played.order), loaded.target
     failing = play(case, How(target, keep=True))
@@ -128,7 +135,8 @@ def explain(loaded: Loaded, tick: Callable[[str], None] = lambda _: None) -> Exp
     races = _races(order, failing.moments)
     orderings, passing = _necessary(case, target, order, races)
     tick("the deciding swap")
-    swap = _deciding_swap(case, target, failing, passing)
+    passing = passing or _passing(case, target, passing_tries)
+    swap = None if passing is None else _Path(case, target, failing, passing).search()
     tick("kernels")
     cures, contradictory = _cures(case, target)
     rows = timeline(case, violation, failing.moments)
@@ -210,17 +218,9 @@ def _kept(played: Played, hold: tuple[str, str]) -> bool:
 # ---- the deciding swap -------------------------------------------------------------------------
 
 
-def _deciding_swap(
-    case: Case, target: Target, failing: Played, passing: Played | None
-) -> Swap | None:
-    """One adjacent pair whose order decides, on a way from a passing run to the failing one."""
-    passing = passing or _passing(case, target)
-    return None if passing is None else _Path(case, target, failing, passing).search()
-
-
-def _passing(case: Case, target: Target) -> Played | None:
+def _passing(case: Case, target: Target, tries: int) -> Played | None:
     """Some run of the same programs without the violation."""
-    for seed in range(PASSING_TRIES):
+    for seed in range(tries):
         played = play(replace(case, order=()), How(target, seed=seed))
         if played.found is None:
             return played

@@ -118,7 +118,10 @@ def _callable(value: Any) -> Frozen:
 
 
 def _cell(value: Any) -> Frozen:
-    return ("cell", freeze(value.cell_contents))
+    try:
+        return ("cell", freeze(value.cell_contents))
+    except ValueError:
+        return ("cell",)  # nothing was assigned yet
 
 
 def _object(value: Any) -> Frozen:

@@ -10,15 +10,32 @@ a state by delivering again what first led there; nodes without coroutines are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from explorer.frozen import Frozen, clone, freeze_driver
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
+from oracle.obligations import REVOKING
 from protocol.envelope import BROKER, Envelope, Handled, request_id
 from protocol.messages.base import Message
-from protocol.records import Evict, Fill, GuestEnter, Record, RequestPosted
+from protocol.pte import hw_present
+from protocol.records import (
+    Access,
+    Evict,
+    Fill,
+    FrameCopied,
+    FrameFreed,
+    GuestEnter,
+    InvalidateDone,
+    Invalidation,
+    OpEnd,
+    PageWritten,
+    PermissionFault,
+    PteChange,
+    Record,
+    RequestPosted,
+)
 
 LIVE_DRIVERS_MAX: Final = 64
 """Live drivers of one node that are kept in case the search comes back to their states."""
@@ -48,7 +65,9 @@ class Sent:
 class Move:
     """What a node does with a message in a state."""
 
-    __slots__ = ("choices", "done", "footprint", "private", "records", "sent", "streams", "target")
+    __slots__ = (
+        "choices", "done", "footprint", "judged", "private", "records", "sent", "streams", "target",
+    )  # fmt: skip
 
     def __init__(self, target: int, footprint: int, private: bool, handled: Handled) -> None:
         self.target, self.footprint = target, footprint
@@ -59,6 +78,7 @@ class Move:
         """Declared streams that it sent to: their order is shared with other nodes."""
         self.records: tuple[Record, ...] = tuple(handled.records)
         self.choices = tuple(handled.choices)
+        self.judged = judged_by_order(handled.records)
         self.private = private
         """It touched nothing but the coroutine that it resumed, and nobody saw it."""
 
@@ -68,6 +88,52 @@ class Move:
         return tuple(way for _, _, way in self.choices)
 
 
+CLOSES: Final = 1
+"""Ends the use of something that a cache holds."""
+DUE: Final = 2
+"""A moment by which older copies must be gone."""
+REACHES: Final = 4
+"""Judged by what the page table says at that moment, or by which operations are over."""
+DECIDES: Final = 8
+"""Changes what that is."""
+_RIVAL_BITS: Final = {CLOSES: DUE, DUE: CLOSES, REACHES: DECIDES, DECIDES: REACHES}
+
+
+def judged_by_order(records: Iterable[Record]) -> int:
+    """What the oracle compares the order of these records with, wherever they are made."""
+    found = 0
+    for record in records:
+        found |= _ORDERED.get(type(record), 0)
+        if isinstance(record, PteChange) and hw_present(record.new):
+            found |= DUE
+        elif isinstance(record, OpEnd) and record.kind in REVOKING:
+            found |= DUE | DECIDES
+    return found
+
+
+def rival_bits(judged: int) -> int:
+    """What must not swap with records of these classes."""
+    return sum(rival for bit, rival in _RIVAL_BITS.items() if judged & bit)
+
+
+_ORDERED: Final[Mapping[type[Record], int]] = {
+    **dict.fromkeys((Evict, InvalidateDone, RequestPosted), CLOSES),
+    **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, Invalidation), DUE),
+    **dict.fromkeys((Access, PermissionFault), REACHES),
+    PteChange: DECIDES,
+}
+
+
+def other_ways(move: Move, given: int) -> list[Ways]:
+    """The ways not taken at the choices beyond the first ``given``, deepest first."""
+    taken = move.ways
+    return [
+        (*taken[:at], way)
+        for at in range(given, len(taken))
+        for way in range(1, move.choices[at][1])
+    ]
+
+
 class Footprints:
     """The footprints of one node by number, and which of them conflict."""
 
@@ -75,6 +141,8 @@ class Footprints:
         self.known: list[Footprint] = []
         self._numbers: dict[tuple[object, ...], int] = {}
         self._rivals: list[list[int]] = []
+        self._masks: list[int] = []
+        """The same as ``_rivals``, as bits."""
         self._compared: list[int] = []
         """How many of ``known`` each was compared with."""
 
@@ -88,6 +156,7 @@ class Footprints:
             found = self._numbers[key] = len(self.known)
             self.known.append(lean)
             self._rivals.append([])
+            self._masks.append(0)
             self._compared.append(0)
         return found
 
@@ -97,9 +166,16 @@ class Footprints:
         compared = self._compared[footprint]
         if compared < len(known):
             mine = known[footprint]
-            rivals += [n for n in range(compared, len(known)) if conflict(mine, known[n])]
+            new = [n for n in range(compared, len(known)) if conflict(mine, known[n])]
+            rivals += new
+            self._masks[footprint] |= sum(1 << n for n in new)
             self._compared[footprint] = len(known)
         return rivals
+
+    def rival_mask(self, footprint: int) -> int:
+        """The same as bits."""
+        self.rivals(footprint)
+        return self._masks[footprint]
 
     def conflict(self, left: int, right: int) -> bool:
         """Whether two handlings depend on their order."""
@@ -112,9 +188,12 @@ class Machine:
     def __init__(self, make: Callable[[], Driver], tables: Tables) -> None:
         self.make, self.tables = make, tables
         self.moves: dict[tuple[int, int, Ways], Move] = {}
+        self._all: dict[tuple[int, Sent], tuple[Move, ...]] = {}
         self.footprints = Footprints()
         self.runs = 0
         """How often node code ran."""
+        self.sleepers: list[tuple[str, ...]] = []
+        """By state: requests that only somebody else can make go on (locks, parked coroutines)."""
         self._numbers: dict[Frozen, int] = {}
         self._origin: list[tuple[int, Sent, Ways]] = []
         self._copies: dict[int, tuple[object, object]] = {}
@@ -130,6 +209,19 @@ class Machine:
         if found is None:
             found = self.moves[key] = self._run(state, message, ways)
             self.moves[state, message.uid, found.ways] = found
+        return found
+
+    def moves_of(self, state: int, message: Sent) -> tuple[Move, ...]:
+        """What may happen: one move for each way of the choices."""
+        found = self._all.get((state, message))
+        if found is None:
+            moves: list[Move] = []
+            todo: list[Ways] = [()]
+            while todo:
+                ways = todo.pop()
+                moves.append(self.move(state, message, ways))
+                todo += other_ways(moves[-1], len(ways))
+            found = self._all[state, message] = tuple(moves)
         return found
 
     def __len__(self) -> int:
@@ -173,6 +265,7 @@ class Machine:
         if number is None:
             number = self._numbers[frozen] = len(self._origin)
             self._origin.append(origin)
+            self.sleepers.append(_sleepers(driver))
             if self.copied_now(driver):
                 self._copies[number] = (clone(vars(driver.node)), dict(driver.open))
         self._live[number] = driver
@@ -225,6 +318,12 @@ class Tables:
         if found is None:
             found = self._messages[key] = Sent(len(self._messages), envelope)
         return found
+
+
+def _sleepers(driver: Driver) -> tuple[str, ...]:
+    """Open requests whose coroutine waits for no reply, or that have none."""
+    calling = {task.path for task in (*driver.waiting.values(), *driver.settling)}
+    return tuple(request for request in driver.open if request not in calling)
 
 
 def _first_way(_path: str, _nth: int, _name: str, _ways: int) -> int:

@@ -9,6 +9,7 @@ deliveries, then fewest switches between threads.  Every candidate is played len
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ LATE_DELIVERIES_MAX: Final = 400
 GUESSES: Final = (1, 2, 3)
 """Rounds of ``related``, smallest guess first."""
 SECONDS_MAX: Final = 60.0
+QUICK_TRIES: Final = 250
+"""Tries of a quick minimisation: about a second."""
 SEARCH_RUNS: Final = 300
 """Runs that look for a shorter schedule at the end, unless told otherwise."""
 
@@ -85,6 +88,17 @@ def minimize(
     return Minimizer(loaded, progress, seconds_max).run(search_runs)
 
 
+def minimize_quickly(loaded: Loaded, tries_max: int = QUICK_TRIES) -> Minimized:
+    """Cut a case down as far as few tries go.  No clock has a say in the result.
+
+    Raises ``KeyboardInterrupt``: there is nothing worth keeping.
+    """
+    found = Minimizer(loaded, None, math.inf, tries_max).run(0)
+    if found.interrupted and found.tries < tries_max:
+        raise KeyboardInterrupt
+    return found
+
+
 def size_of(case: Case, deliveries: int, switched: int) -> Size:
     """The size of a case whose run has so many deliveries and switches."""
     return Size(
@@ -99,12 +113,20 @@ class _TimeUp(Exception):  # noqa: N818 - not an error
 class Minimizer:
     """Holds the best case and tries to better it."""
 
-    def __init__(self, loaded: Loaded, progress: Progress | None, seconds_max: float) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        progress: Progress | None,
+        seconds_max: float,
+        tries_max: int | None = None,
+    ) -> None:
+        """``tries_max``: end after so many, and leave out what costs many and seldom helps."""
         self.target, self._progress = loaded.target, progress
         self._began = time.monotonic()
         self._ends = self._began + seconds_max
         self.phase = "replay"
         self.tries = 0
+        self._tries_max = tries_max
         self.case, self.played = loaded.case, loaded.played
         self.before = size_of(loaded.case, *loaded.played.cost)
 
@@ -119,7 +141,7 @@ class Minimizer:
                 phase()
             self._ranges()
             self._schedule()
-            proof = self._shortest(search_runs)
+            proof = self._shortest(search_runs) if search_runs else proof
         except (KeyboardInterrupt, _TimeUp):
             interrupted = True
         after = size_of(self.case, *self.played.cost)
@@ -134,7 +156,7 @@ class Minimizer:
 
         A coarse cut is also tried eagerly: its threads may need what nobody named.
         """
-        if time.monotonic() > self._ends:
+        if time.monotonic() > self._ends or self.tries == self._tries_max:
             raise _TimeUp
         self.tries += 1
         longest = len(self.played.order) if shorter else None
@@ -191,7 +213,7 @@ class Minimizer:
         self.phase = "operations"
         start = self.case, self.played
         self._fewer_operations(backwards=False)
-        if len(start[0].order) > LATE_DELIVERIES_MAX:
+        if len(start[0].order) > LATE_DELIVERIES_MAX or self._tries_max is not None:
             return
         best = self.case, self.played
         self.case, self.played = start
@@ -218,7 +240,7 @@ class Minimizer:
         under way.  Nothing to gain where a run is long: that would be tries times operations.
         """
         base = self.case
-        if len(base.order) > LATE_DELIVERIES_MAX:
+        if len(base.order) > LATE_DELIVERIES_MAX or self._tries_max is not None:
             return False
         for left_out in base.operations():
             cut = keep_operations(base, {op for op in base.operations() if op != left_out})

@@ -7,21 +7,28 @@ shrinks to what can still be judged: open translations, reads that may become tr
 that one of these is older than, and the deadlines of these changes.
 
 Not part of it: what only tells or counts (statistics, *sometimes* conditions, held locks), and
-rule L1, whose memory is of delivery numbers.
+rules that are not in ``RULES``, which are judged on whole executions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final
 
 from explorer.machine import Move, Sent
+from oracle.inherited import PTL_LOCK, Inherited
+from oracle.moves import PTL_UNLOCK, Moves
 from oracle.oracle import Oracle
 from oracle.order import Order, Row
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.violation import Violation
 from protocol.pte import frame_of
 
-Frozen = tuple[object, ...]
+Frozen = Hashable
+
+RULES: Final = ("O", "S1", "S2", "S3", "S4", "S6", "S10", "L3", "L6")
+"""Rules whose whole memory is part of a state (L3 needs none), so that they are judged in all."""
+_SEEN_WITHOUT_RECORDS: Final = frozenset({PTL_LOCK, PTL_UNLOCK})
 
 
 class TotalOrder(Order):
@@ -56,7 +63,7 @@ class OracleTable:
 
     def step(self, state: int, message: Sent, move: Move) -> tuple[int, tuple[Violation, ...]]:
         """The state after a delivery, and what that broke."""
-        if not move.records:
+        if not move.records and message.kind not in _SEEN_WITHOUT_RECORDS:
             return state, ()
         key = (state, message.uid, move)
         found = self._next.get(key)
@@ -97,7 +104,7 @@ class OracleTable:
         return number
 
 
-_LIVE_MAX = 256
+_LIVE_MAX = 2048
 """Live oracles kept in case the search comes back to their states."""
 
 
@@ -118,11 +125,35 @@ def _freeze(oracle: Oracle) -> Frozen:
             for node, b in oracle.brackets.of.items()
         ),
         frozenset(
-            (number, tuple((c.page.mm, c.page.address, c.id) for c in frame.changes if _alive(c)))
+            (number, tuple(_place(c) for c in frame.changes if _alive(c)))
             for number, frame in state.frames.items()
             if frame.changes
         ),
+        _moved(oracle.moves),
+        _inherited(oracle.inherited, state),
+        frozenset(i for i in oracle.denied.count.items() if i[0] in state.fills),
     )
+
+
+def _moved(moves: Moves) -> Frozen:
+    """What is under locks that are still held."""
+    return tuple(
+        frozenset((op, tuple(_place(change) for change in changes)) for op, changes in kept.items())
+        for kept in (moves.taken, moves.moved)
+    )
+
+
+def _inherited(inherited: Inherited, state: State) -> Frozen:
+    """Which changes an operation in flight may have found done."""
+    changes = [c for page in state.pages.values() for c in page.changes if _alive(c)]
+    return frozenset(
+        (op, frozenset(_place(c) for c in changes if c.n <= first))
+        for op, first in inherited.first.items()
+    )
+
+
+def _place(change: Change) -> Frozen:
+    return (change.page.mm, change.page.address, change.id)
 
 
 def _op(op: Op) -> Frozen:
@@ -138,9 +169,17 @@ def _page(page: Page, state: State) -> Frozen:
         for read in page.reads
     ]
     return (
-        page.mm, page.address, page.pte, frozenset(fills), frozenset(reads),
+        page.mm, page.address, page.pte, _granted(page), frozenset(fills), frozenset(reads),
         tuple(map(_change, changes)), page.changes[-1].id if page.changes else "",
     )  # fmt: skip
+
+
+def _granted(page: Page) -> Frozen:
+    """Who may still have to invalidate a right that was added."""
+    if page.granted is None or not page.fills:
+        return None
+    n, op = page.granted
+    return n < op.unlocked
 
 
 def _open(fill: Cached) -> bool:
@@ -169,7 +208,10 @@ def _alive(change: Change) -> bool:
 def _change(change: Change) -> Frozen:
     deadlines = frozenset((d.rule, d.new, d.agents, d.event.what) for d in change.deadlines)
     op = "" if change.op.ended else change.op.id
-    return (change.id, change.old, change.new, op, deadlines, frozenset(change.reported))
+    return (
+        change.id, change.old, change.new, op, change.deferred, deadlines,
+        frozenset(change.reported),
+    )  # fmt: skip
 
 
 def _newer(n: int, changes: list[Change]) -> tuple[str, ...]:

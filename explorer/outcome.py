@@ -54,6 +54,8 @@ class Outcome:
     """Lines of a log that were not executed, by name."""
     seconds: float
     run_dir: Path | None = None
+    stopped: str = ""
+    """Which bound ended the feeding; empty: none, or the run was not live."""
     latencies: dict[str, Latency] = field(default_factory=dict)
     """What an invalidation took, by cache."""
 

@@ -21,6 +21,10 @@ from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages.program import Brk, Operation
 from scenarios.workloads import Script
 
+LEVELS_MIN = 2
+"""A page table has leaves, and something that leads to them."""
+ADDRESSES = ("address", "new_address")
+"""Fields of operations that hold host addresses."""
 Pages = set[tuple[str, int]]
 """(mm, page number) pairs."""
 
@@ -158,25 +162,70 @@ def halves(operation: Any) -> list[Operation]:
 
 
 def smaller_worlds(case: Case) -> Iterator[Case]:
-    """The case without one part of its world that runs no program, in every way."""
+    """The case without one part of its world that no program needs, in every way."""
     world, used = case.spec.world, {program.node for program in case.programs}
+    for name in ("vm", "link"):
+        used |= {getattr(s.operation, name, "") for p in case.programs for s in p.steps}
     for smaller in (
         *_fewer_vms(world, used),
         *_fewer_units(world, used),
+        *_fewer_links(world, used),
         *_fewer_cpus(world, used),
     ):
         yield with_world(case, smaller)
+    yield from _fewer_levels(case)
+
+
+def _fewer_levels(case: Case) -> Iterator[Case]:
+    """With fewer levels of page tables, all addresses as far down as leaf tables allow."""
+    low, end = _addresses(case)
+    base = low >> case.spec.world.shift(1) << case.spec.world.shift(1)
+    for levels in range(LEVELS_MIN, case.spec.world.levels):
+        world = msgspec.structs.replace(case.spec.world, levels=levels)
+        if end - base <= world.address_end():
+            yield _moved(with_world(case, world), base)
+
+
+def _addresses(case: Case) -> tuple[int, int]:
+    """The lowest and the end of all host addresses that operations and memslots name."""
+    operations = [step.operation for program in case.programs for step in program.steps]
+    named = [(o, field) for o in operations for field in ADDRESSES if hasattr(o, field)]
+    ranges = [(getattr(o, field), getattr(o, "length", 1)) for o, field in named]
+    slots = (slot for vm in case.spec.world.vms for slot in vm.slots)
+    ranges += [(slot.hva, slot.pages * PAGE_SIZE) for slot in slots]
+    low = min((start for start, _ in ranges), default=0)
+    return low, max((start + max(length, 1) for start, length in ranges), default=1)
+
+
+def _moved(case: Case, down: int) -> Case:
+    """The case with every host address so much lower."""
+    change = msgspec.structs.replace
+
+    def moved(operation: Operation) -> Operation:
+        there = {field for field in ADDRESSES if hasattr(operation, field)}
+        return change(operation, **{field: getattr(operation, field) - down for field in there})
+
+    def lower(vm: Vm) -> Vm:
+        return change(vm, slots=tuple(change(s, hva=s.hva - down) for s in vm.slots))
+
+    world = case.spec.world
+    programs = [
+        replace(p, steps=tuple(Step(moved(s.operation), s.after) for s in p.steps))
+        for p in case.programs
+    ]
+    there = change(world, vms=tuple(lower(vm) for vm in world.vms))
+    return with_programs(with_world(case, there), programs)
 
 
 def _fewer_vms(world: World, used: Collection[str]) -> Iterator[World]:
     change = msgspec.structs.replace
     for vm in world.vms:
         others = tuple(other for other in world.vms if other is not vm)
-        if not any(vcpu in used for vcpu in vm.vcpus):
+        if not any(name in used for name in (vm.name, *vm.vcpus)):
             yield change(world, vms=others)
             continue
         for vcpu in vm.vcpus:
-            if vcpu not in used:
+            if vcpu not in used and len(vm.vcpus) > 1:
                 left: Vm = change(vm, vcpus=tuple(v for v in vm.vcpus if v != vcpu))
                 yield change(world, vms=tuple(left if v is vm else v for v in world.vms))
 
@@ -194,6 +243,13 @@ def _fewer_units(world: World, used: Collection[str]) -> Iterator[World]:
                 yield change(world, units=tuple(left if u is unit else u for u in world.units))
 
 
+def _fewer_links(world: World, used: Collection[str]) -> Iterator[World]:
+    for link in world.links:
+        if link.name not in used:
+            others = tuple(other for other in world.links if other is not link)
+            yield msgspec.structs.replace(world, links=others)
+
+
 def _fewer_cpus(world: World, used: Collection[str]) -> Iterator[World]:
     change = msgspec.structs.replace
     for cpu in world.cpus:
@@ -203,4 +259,8 @@ def _fewer_cpus(world: World, used: Collection[str]) -> Iterator[World]:
         units = tuple(
             change(u, iopf_cpu=others[0]) if u.iopf_cpu == cpu else u for u in world.units
         )
-        yield change(world, cpus=others, units=units)
+        links = tuple(
+            change(link, fault_cpu=others[0]) if link.fault_cpu == cpu else link
+            for link in world.links
+        )
+        yield change(world, cpus=others, units=units, links=links)

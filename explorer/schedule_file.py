@@ -197,6 +197,9 @@ def case_of_run(directory: Path) -> tuple[Case, Played]:
     """A recorded run as a case, and its replay.  Raises ``UserError``, ``ReplayDivergence``."""
     spec = RunSpec.load(directory)
     record = read_record(directory)
+    if record.killed:
+        node = record.killed[0][1]
+        raise UserError(str(directory), f"chaos killed {node} in it", "a run without kills")
     case = Case(scripted(spec, record.operations))
     player = _Exact(case, Recorded(record.deliveries), recorded_choices(directory, spec.world))
     faults = _Noted(player.names, record.faults)

@@ -7,29 +7,31 @@ from the journals of processes while they run, or from a saved run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from broker import plan as plans
 from broker.chaos import ChaosRules
+from broker.dispatch import killed_text
 from broker.exchange import Chaos, Exchange
 from broker.follow import Follower, compare_runs
 from broker.plan import Plan
-from broker.programs import Feeder, Program
+from broker.programs import Feeder, Program, awaited
 from broker.recorder import Recorder, read_choices, read_record
 from broker.schedules import RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
-from broker.supervisor import Supervisor
+from explorer.bounds import Bounds, bytes_in
 from explorer.collector import collector_at_rest
 from explorer.latency import Latencies
 from explorer.outcome import OperationCount, Outcome, Status
 from nodes.build import build_all
+from nodes.journal import journal_path
 from oracle.oracle import Oracle
 from oracle.trace import step_of
 from protocol.codec import pack
-from protocol.envelope import Envelope, Handled
+from protocol.envelope import BROKER, Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.limits import LOW_WATER_EVERY
 from protocol.records import InvalidateBegin, OpEnd
@@ -37,6 +39,9 @@ from protocol.trace import Ending, TraceStep
 from protocol.wire import Choices
 from scenarios.spec import RunSpec
 from scenarios.strace import StraceLog
+
+if TYPE_CHECKING:
+    from broker.supervisor import Supervisor
 
 Progress = Callable[[dict[str, Any]], None]
 FOLLOW_SECONDS = 0.05
@@ -47,14 +52,18 @@ PROGRESS_SECONDS = 0.5
 class Watch:
     """Reads one trace: the oracle, and a tally of operations for the summary."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, programs: Sequence[Program] | None = None) -> None:
+        """``programs``, if they are known, say which ends of operations can be forgotten."""
         self.oracle = Oracle(spec.world, spec.sometimes)
+        self.oracle.order.awaited = None if programs is None else awaited(programs)
         self.operations: dict[str, OperationCount] = {}
         self.latencies = Latencies()
         self._forgotten = 0
 
     def step(self, step: TraceStep) -> None:
         """The next step of the trace."""
+        for node in step.lost:
+            self.oracle.lost(node)
         self.oracle.step(step)
         self.latencies.step(step)
         for record in step.records:
@@ -102,7 +111,7 @@ def simulate(
 
     With ``run_dir`` (which must exist) the run's files are written as processes write them.
     """
-    chaos = ChaosRules(spec.chaos, spec.seed) if spec.chaos else None
+    chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     schedule = schedule or RandomWalk(spec.seed)
     return _simulate(spec, spec.programs(), chaos, schedule, run_dir, deliveries_max, choices)
 
@@ -117,7 +126,7 @@ def _simulate(
     choices: Mapping[int, Choices] | None = None,
 ) -> Outcome:
     began = time.monotonic()
-    watch = Watch(spec)
+    watch = Watch(spec, programs)
     recorder = None if run_dir is None else Recorder(run_dir, spec.world.nodes())
 
     def observe(envelope: Envelope, handled: Handled) -> None:
@@ -130,7 +139,9 @@ def _simulate(
     watched = chaos if recorder is None else recorder.watch(chaos)
     recorded = isinstance(schedule, Recorded)
     exchange = Exchange(Feeder(programs, spec.operations_max), watched, recorded)
-    simulator = Simulator(build_all(spec.world, spec.seed), exchange, schedule, observe, choices)
+    drivers = build_all(spec.world, spec.seed)
+    lost = watch.oracle.lost
+    simulator = Simulator(drivers, exchange, schedule, observe, choices, lost)
     status: Status = "finished"
     detail = ""
     try:
@@ -141,8 +152,11 @@ def _simulate(
     except KeyboardInterrupt:
         status, detail, ending = "interrupted", "Ctrl-C", simulator.ending()
     quiescent = status == "finished" and not exchange.heads
+    how = _how_it_ended(status, quiescent)
+    if exchange.deaths is not None and exchange.deaths.ended_by:
+        how, detail = plans.KILLED, killed_text(exchange.deaths.ended_by, ending.deliveries)
     result = plans.Outcome(
-        _how_it_ended(status, quiescent),
+        how,
         ending,
         exchange.counts.as_dict() | {"pending": exchange.pending},
         chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
@@ -168,14 +182,15 @@ def run_on_processes(
     seconds: float | None = None,
     progress: Progress | None = None,
     stop_on: str = "",
+    journal_bytes: int | None = None,
 ) -> Outcome:
     """Run ``spec`` on real processes, with its files in ``run_dir`` (which must exist).
 
-    After ``seconds``, or once ``stop_on`` (a rule, or ``any``) was broken, chaos is healed,
-    nothing more is fed and what is in flight finishes.  Ctrl-C ends every process within a
-    second and gives what there is.
+    After ``seconds``, once ``stop_on`` (a rule, or ``any``) was broken or once the journals have
+    ``journal_bytes``, chaos is healed, nothing more is fed and what is in flight finishes.  Ctrl-C
+    ends every process within a second and gives what there is.
     """
-    chaos = ChaosRules(spec.chaos, spec.seed) if spec.chaos else None
+    chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     plan = Plan(
         run_dir,
         spec.world.nodes(),
@@ -185,19 +200,18 @@ def run_on_processes(
         spec.operations_max,
         chaos=chaos,
     )
-    return follow_plan(spec, plan, seconds, progress, stop_on)
+    return follow_plan(spec, plan, Bounds(seconds, stop_on, journal_bytes), progress)
 
 
 def follow_plan(
-    spec: RunSpec,
-    plan: Plan,
-    seconds: float | None = None,
-    progress: Progress | None = None,
-    stop_on: str = "",
+    spec: RunSpec, plan: Plan, bounds: Bounds | None = None, progress: Progress | None = None
 ) -> Outcome:
     """Start the plan's processes and read their journals until the end."""
+    # Sockets and processes are a fifth of the time to start, and the simulator needs neither.
+    from broker.supervisor import Supervisor
+
     began = time.monotonic()
-    live = _Live(spec, seconds, progress, stop_on)
+    live = _Live(spec, plan, bounds or Bounds(), progress)
     with closing(Follower(plan.directory, plan.nodes)) as follower:
         try:
             with Supervisor(plan) as run:
@@ -207,18 +221,22 @@ def follow_plan(
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
-    return conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
+    outcome = conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
+    outcome.stopped = live.stopped
+    return outcome
 
 
 class _Live:
     """Follows a run on processes and decides when feeding stops."""
 
     def __init__(
-        self, spec: RunSpec, seconds: float | None, progress: Progress | None, stop_on: str
+        self, spec: RunSpec, plan: Plan, bounds: Bounds, progress: Progress | None
     ) -> None:
-        self.watch = Watch(spec)
-        self.seconds, self.progress, self.stop_on = seconds, progress, stop_on
-        self.stopped = False
+        self.watch = Watch(spec, plan.programs)
+        self.bounds, self.progress = bounds, progress
+        self.journals = [journal_path(plan.directory, name) for name in (BROKER, *plan.nodes)]
+        self.stopped = ""
+        """Why nothing more is fed."""
 
     def watch_until_end(self, run: Supervisor, follower: Follower) -> plans.Outcome:
         """Until the broker says how it ended."""
@@ -237,15 +255,22 @@ class _Live:
     def _stop_if_due(self, run: Supervisor, elapsed: float) -> None:
         if self.stopped:
             return
-        why = ""
-        if self.seconds is not None and elapsed >= self.seconds:
-            why = f"{self.seconds:g} s"
-        elif self.stop_on and self.watch.broke(self.stop_on):
-            why = f"broke {self.stop_on}"
-        if why:
-            self.stopped = True
+        self.stopped = self._why_stop(elapsed)
+        if self.stopped:
             run.heal()
-            run.stop_feeding(why)
+            run.stop_feeding(self.stopped)
+
+    def _why_stop(self, elapsed: float) -> str:
+        """Which bound was reached; empty: none."""
+        bounds = self.bounds
+        if bounds.seconds is not None and elapsed >= bounds.seconds:
+            return f"{bounds.seconds:g} s"
+        if bounds.stop_on and self.watch.broke(bounds.stop_on):
+            return f"broke {bounds.stop_on}"
+        most = bounds.journal_bytes
+        if most is not None and bytes_in(self.journals) >= most:
+            return f"journals of {most:,} bytes"
+        return ""
 
     def _numbers(self, elapsed: float) -> dict[str, Any]:
         oracle = self.watch.oracle
@@ -273,7 +298,8 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
     choices = read_choices(source, spec.world.nodes())
     spec.save(out)
     if on == "simulator":
-        outcome = _simulate(spec, programs, record.faults, schedule, out, choices=choices)
+        chaos = record.chaos(spec.world)
+        outcome = _simulate(spec, programs, chaos, schedule, out, choices=choices)
     else:
         plan = Plan(
             out,
@@ -282,7 +308,7 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
             spec.seed,
             programs,
             spec.operations_max,
-            chaos=record.faults,
+            chaos=record.chaos(spec.world),
             schedule=schedule,
             choices=choices,
         )

@@ -2,24 +2,28 @@
 
 A state is what every node holds (suspended coroutines included), what is pending, which operations
 are done, and what the oracle can still judge (``oracle_state``); all of it compared by value, so
-there are no collisions.  Not combined with partial-order reduction but for one thing: a delivery
-that touches nothing but the coroutine which waits for it, records nothing and chooses nothing is
-made at once, because it commutes with everything that anybody else can do, for good.  (Every
-delivery is of a message that was never delivered before, so there are no cycles in which something
-could be put off for ever.)
+there are no collisions.
+
+With ``eager`` on, a state is left only by deliveries of which it is enough to make one next
+(``futures``); the rest of the orders is equivalent.  (Every delivery is of a message that was never
+delivered before, so there are no cycles in which something could be put off for ever.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterable
+from typing import Final
 
-from explorer.dpor import other_ways
-from explorer.machine import Move, Sent, Ways
+from explorer.futures import Futures
+from explorer.machine import Move, Sent
 from explorer.oracle_state import OracleTable
-from explorer.world_state import Config, Model
+from explorer.world_state import Config, Front, Model
 
-Key = tuple[object, ...]
+WALKS: Final = 64
+"""Random executions in a row from which nothing was learned before a search begins."""
+
+Key = tuple[tuple[int, ...], Front, int]
 
 
 class Step:
@@ -29,15 +33,6 @@ class Step:
 
     def __init__(self, before: Step | None, message: Sent, move: Move) -> None:
         self.before, self.message, self.move = before, message, move
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A state on the frontier, with the shortest way there."""
-
-    config: Config
-    oracle: int
-    last: Step | None
 
 
 class Stateful:
@@ -53,64 +48,112 @@ class Stateful:
     ) -> None:
         self.model, self.oracle, self.visit, self.stop = model, oracle, visit, stop
         self.eager = eager
+        self.futures = Futures(model)
         self.seen: set[Key] = set()
-        self.deliveries = self.terminal = self.depth = 0
+        """States that were reached by a delivery to which there was an alternative."""
+        self.left: set[Key] = set()
+        """States that were left in more than one way, or ended."""
+        self.passes = self.deliveries = self.terminal = self.depth = 0
 
     def run(self) -> bool:
         """Search until ``visit`` or ``stop`` says so; True if every state was visited.
 
         ``visit`` gets the way to each terminal state and to each delivery that breaks a rule.
         """
-        level = [Reached(self.model.first(), 0, None)]
+        if self.eager:
+            self._look_around()
+        while True:
+            known = self.futures.grown
+            self.passes += 1
+            self.seen, self.left, self.terminal, self.depth = set(), set(), 0, 0
+            if not self._pass():
+                return False
+            if self.futures.grown == known:
+                return True
+
+    def _look_around(self) -> None:
+        """Learn most futures from random executions, so that few passes are begun in vain."""
+        draws, vain = random.Random(0), 0
+        while vain < WALKS and not self.stop(0):
+            known = self.futures.grown
+            nodes, front = self.model.first().nodes, self.model.first().front
+            while front.heads:
+                message = draws.choice(front.heads)
+                at = self.model.index[message.dst]
+                moves = self.model.machines[at].moves_of(nodes[at], message)
+                for move in moves:
+                    self.futures.learn(at, message, move)
+                move = draws.choice(moves)
+                nodes = (*nodes[:at], move.target, *nodes[at + 1 :])
+                front, _ = self.model.pass_on(front, message, move)
+            vain = 0 if self.futures.grown > known else vain + 1
+
+    def _pass(self) -> bool:
+        first = self.model.first()
+        level: list[tuple[Key, Step | None]] = [((first.nodes, first.front, 0), None)]
         while level:
-            following: list[Reached] = []
-            for reached in level:
-                if self.stop(len(self.seen)) or self._expand(reached, following):
+            following: list[tuple[Key, Step | None]] = []
+            for key, last in level:
+                if self.stop(len(self.seen)) or self._expand(key, last, following):
                     return False
             level = following
             self.depth += 1
         return True
 
-    def _expand(self, reached: Reached, following: list[Reached]) -> bool:
-        """Append what can come next and was not seen before; True if the search is over."""
-        heads = reached.config.heads()
-        if not heads:
-            self.terminal += 1
-            return self.visit(path_of(reached.last), reached.config)
-        return any(self._try(reached, message, following) for message in self._chosen(reached))
-
-    def _chosen(self, reached: Reached) -> list[Sent]:
-        heads = reached.config.heads()
-        if self.eager:
-            for message in heads:
-                if self.model.move(reached.config, message).private:
-                    return [message]
-        return heads
-
-    def _try(self, reached: Reached, message: Sent, following: list[Reached]) -> bool:
-        todo: list[Ways] = [()]
-        while todo:
-            ways = todo.pop()
-            move = self.model.move(reached.config, message, ways)
-            todo += other_ways(move, len(ways))
-            if self._arrive(reached, message, move, following):
-                return True
-        return False
-
-    def _arrive(
-        self, reached: Reached, message: Sent, move: Move, following: list[Reached]
+    def _expand(
+        self, key: Key, last: Step | None, following: list[tuple[Key, Step | None]]
     ) -> bool:
-        self.deliveries += 1
-        config, _ = self.model.step(reached.config, message, move)
-        oracle, broken = self.oracle.step(reached.oracle, message, move)
-        key = (config.nodes, frozenset(config.queues.values()), config.done, oracle)
-        last = Step(reached.last, message, move)
-        if broken and self.visit(path_of(last), config):
-            return True
-        if key not in self.seen:
-            self.seen.add(key)
-            following.append(Reached(config, oracle, last))
+        """Add what can come next and was not seen before; True if the search is over.
+
+        Where only one thing can come next, it is done at once: such states are not kept.
+        """
+        todo = [(key, last)]
+        while todo:
+            key, last = todo.pop()
+            ahead = self._ahead(key)
+            if len(ahead) != 1:
+                if key in self.left:
+                    continue
+                self.left.add(key)
+            if not ahead:
+                self.terminal += 1
+                if self.visit(path_of(last), Config(key[0], key[1])):
+                    return True
+            for at, message, move in ahead:
+                reached, broken = self._deliver(key, at, message, move)
+                step = Step(last, message, move)
+                if broken and self.visit(path_of(step), Config(reached[0], reached[1])):
+                    return True
+                if len(ahead) == 1:
+                    todo.append((reached, step))
+                elif reached not in self.seen:
+                    self.seen.add(reached)
+                    following.append((reached, step))
         return False
+
+    def _ahead(self, key: Key) -> list[tuple[int, Sent, Move]]:
+        """The deliveries that are tried from a state, with what they do."""
+        nodes, front, _ = key
+        index, machines = self.model.index, self.model.machines
+        return [
+            (index[message.dst], message, move)
+            for message in self._chosen(nodes, front)
+            for move in machines[index[message.dst]].moves_of(nodes[index[message.dst]], message)
+        ]
+
+    def _deliver(self, key: Key, at: int, message: Sent, move: Move) -> tuple[Key, bool]:
+        """The state after a delivery, and whether that broke a rule."""
+        nodes, front, oracle = key
+        self.deliveries += 1
+        self.futures.learn(at, message, move)
+        then, _ = self.model.pass_on(front, message, move)
+        judged, broken = self.oracle.step(oracle, message, move)
+        return ((*nodes[:at], move.target, *nodes[at + 1 :]), then, judged), bool(broken)
+
+    def _chosen(self, nodes: tuple[int, ...], front: Front) -> Iterable[Sent]:
+        if not self.eager or len(front.heads) == 1:
+            return front.heads
+        return self.futures.enough(nodes, front)
 
 
 def path_of(last: Step | None) -> list[Step]:

@@ -24,9 +24,17 @@ from protocol import records as r
 from protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
 from protocol.limits import PAGE_SHIFT
 from protocol.messages.base import Message
-from protocol.messages.iommu import DmaAccess, IotlbInvalidate
+from protocol.messages.device import InvalidateRequest
+from protocol.messages.iommu import (
+    AtcInvalidate,
+    AtsTranslate,
+    DmaAccess,
+    IotlbInvalidate,
+    PriRequest,
+)
 from protocol.messages.kvm import (
     InProgress,
+    MemslotAdd,
     MmuLock,
     MmuUnlock,
     SeqBump,
@@ -41,8 +49,17 @@ from protocol.messages.memory import (
     PteWalk,
     PtlLock,
     PtlUnlock,
+    TlbFlushPending,
 )
-from protocol.messages.processor import FlushTlbIpi, KvmRequest, Tlbi
+from protocol.messages.ocxl import AtsdLaunch, SpaClearCache, TerminatePasid, Tlbie
+from protocol.messages.processor import FlushTlbIpi, KvmRequest, PageRequest, Tlbi
+from protocol.messages.program import Dma, GuestApic, GuestTouch, Touch
+from protocol.messages.swap import (
+    SwapWrite,
+    TlbBatchedCmpxchg,
+    TlbBatchedLoad,
+    TlbBatchedStore,
+)
 
 DECISIVE: Final = 0
 """An event that the violation names."""
@@ -86,6 +103,7 @@ class Subject:
     table: int
     index: int
     agent: str
+    cache: str
     parties: frozenset[str]
     """The agent and what shares its part of the machine: its VM, or its IOMMU."""
     gfns: frozenset[int]
@@ -98,7 +116,7 @@ def subject_of(case: Case, violation: Violation, moments: Sequence[Moment]) -> S
     table, index = _entry(violation, moments)
     return Subject(
         violation.mm, violation.address, frozenset({violation.frame} - {-1}), table, index,
-        violation.agent, frozenset(_neighbours(violation.agent, world)),
+        violation.agent, violation.cache, frozenset(_neighbours(violation.agent, world)),
         frozenset(_gfns(violation, world)), frozenset(events_operations(violation)),
     )  # fmt: skip
 
@@ -120,6 +138,9 @@ def _neighbours(agent: str, world: World) -> set[str]:
     for vm in world.vms:
         if agent == vm.name or agent in vm.vcpus:
             return {agent, vm.name}
+    for unit in world.units:
+        if agent in unit.devices:
+            return {agent, unit.name}
     return {agent}
 
 
@@ -145,12 +166,45 @@ def timeline(case: Case, violation: Violation, moments: Sequence[Moment]) -> lis
     kinds = case.kinds()
     rows: list[Row] = []
     for moment in moments:
-        rows += _rows_of(moment, subject, replies, kinds)
+        rows += _rows_of(moment, subject, replies, kinds, moment.n in marks)
+    _say_whether_they_write(rows, case)
     for row in rows:
         _mark(row, marks)
-    begun = _begin_of_window(rows, subject)
-    kept = [row for row in rows if row.weight < NEVER and (row.marks or row.n >= begun)]
+    _mark_asides(rows, marks)
+    begun, ended = _begin_of_window(rows, subject), _ends(moments)
+    kept = [row for row in rows if row.marks or _in_window(row, begun, ended, subject)]
     return sorted(kept, key=lambda row: row.n)
+
+
+def _in_window(row: Row, begun: int, ended: Mapping[str, int], subject: Subject) -> bool:
+    """Since the window opened; of what others do also before, if they were not done by then."""
+    if row.weight >= NEVER:
+        return False
+    under_way = row.operation not in subject.operations and ended.get(row.operation, begun) >= begun
+    return row.n >= begun or under_way
+
+
+def _ends(moments: Sequence[Moment]) -> dict[str, int]:
+    """Operation -> the delivery at which it ended."""
+    return {
+        record.op or operation_of(moment.envelope.id): moment.n
+        for moment in moments
+        for record in moment.handled.records
+        if isinstance(record, r.OpEnd)
+    }
+
+
+def _say_whether_they_write(rows: Sequence[Row], case: Case) -> None:
+    """An operation that is one access: a load or a store."""
+    writes = {
+        f"{p.name}/{at}": step.operation.write
+        for p in case.programs
+        for at, step in enumerate(p.steps)
+        if isinstance(step.operation, (Touch, Dma, GuestTouch, GuestApic))
+    }
+    for row in rows:
+        if row.kind in ("OpBegin", "OpEnd") and row.operation in writes:
+            row.values["write"] = writes[row.operation]
 
 
 def _marks(violation: Violation) -> dict[int, tuple[str, ...]]:
@@ -171,8 +225,17 @@ def _mark(row: Row, marks: Mapping[int, tuple[str, ...]]) -> None:
     words = marks.get(row.n)
     if words is None or row.weight == NEVER or row.kind in _ASIDE:
         return
-    if "filled" not in words or row.kind == "Fill":
+    if "filled" not in words or row.kind in _FILLS:
         row.marks, row.weight = words or ("racing",), DECISIVE
+
+
+def _mark_asides(rows: Sequence[Row], marks: Mapping[int, tuple[str, ...]]) -> None:
+    """Where nothing else of a delivery is told, what comes with it is what was meant."""
+    told = {row.n for row in rows if row.marks}
+    last = {row.n: row for row in rows if row.n in marks and row.n not in told}
+    for n, row in last.items():
+        if row.weight < NEVER:
+            row.marks, row.weight = marks[n] or ("racing",), DECISIVE
 
 
 def _begin_of_window(rows: Sequence[Row], subject: Subject) -> int:
@@ -194,13 +257,18 @@ def _replies(moments: Sequence[Moment]) -> dict[str, Reply]:
 
 
 def _rows_of(
-    moment: Moment, subject: Subject, replies: Mapping[str, Reply], kinds: Mapping[str, str]
+    moment: Moment,
+    subject: Subject,
+    replies: Mapping[str, Reply],
+    kinds: Mapping[str, str],
+    named: bool,
 ) -> list[Row]:
+    """The rows of one delivery; ``named``: the violation speaks of it."""
     envelope = moment.envelope
     operation = operation_of(envelope.id)
     rows: list[Row] = []
     if not envelope.is_reply and envelope.src != BROKER:
-        row = _message_row(moment, subject, replies, operation, kinds.get(operation, ""))
+        row = _message_row(moment, subject, replies, operation, kinds.get(operation, ""), named)
         rows += [] if row is None else [row]
     else:
         row = None
@@ -209,7 +277,7 @@ def _rows_of(
         if weight == NEVER:
             continue
         kind = type(record).__name__
-        if kind in _ENRICH and row is not None:
+        if row is not None and (kind in _ENRICH or row.kind in _BY_KVM):
             continue
         rows.append(
             Row(
@@ -224,6 +292,10 @@ _ASIDE: Final = frozenset({"OpBegin", "OpEnd", "NotifierCall", "Evict", "GuestEn
 """Records that come with an event and are not it."""
 _ENRICH: Final = frozenset({"PteChange", "PteRead", "FrameFreed", "FrameAllocated", "Access"})
 """Records of memory that say more about the message than the message itself."""
+_BY_KVM: Final = frozenset({"SpteSet", "SpteClear", "InProgress", "SeqBump"})
+"""Messages that say all that the records of their handling say."""
+_FILLS: Final = frozenset({"Fill", "SpteSet", "TableCached"})
+"""What puts a translation into a cache."""
 
 
 def _message_row(
@@ -232,9 +304,11 @@ def _message_row(
     replies: Mapping[str, Reply],
     operation: str,
     operation_kind: str,
+    named: bool,
 ) -> Row | None:
     envelope = moment.envelope
     weight = _message_weight(moment, subject, operation)
+    weight = min(weight, DETAIL) if named else weight
     if weight == NEVER or not isinstance(envelope.body, Message):
         return None
     values = msgspec.structs.asdict(envelope.body)
@@ -244,16 +318,34 @@ def _message_row(
         values["reply"] = msgspec.structs.asdict(answered[1])
         if isinstance(envelope.body, (PtlLock, MmuLock)):
             n = answered[0]
+        if _says_nothing(envelope.body, answered[1], operation in subject.operations):
+            return None
     for record in moment.handled.records:
         if type(record).__name__ in _ENRICH:
             values |= {"record": type(record).__name__} | msgspec.structs.asdict(record)
+    values["elsewhere"] = _elsewhere(values, subject)
     party = _party(envelope)
     return Row(n, party, envelope.kind, operation, operation_kind, values, weight, (), envelope.dst)
 
 
+def _says_nothing(body: Message, answer: Message, mine: bool) -> bool:
+    """A flush of others that was looked for and is not there, or is over."""
+    count = getattr(answer, "value", 0)
+    if isinstance(body, TlbFlushPending):
+        return count < 2 if mine else body.delta <= 0
+    return isinstance(body, TlbBatchedLoad) and count == 0
+
+
+def _elsewhere(values: Mapping[str, Any], subject: Subject) -> bool:
+    """Whether it is about another page, or another page-table page, than the violation."""
+    if "address" in values and "mm" in values:
+        return (values["mm"], values["address"]) != (subject.mm, subject.address)
+    return bool(values.get("table", subject.table) != subject.table)
+
+
 def _party(envelope: Envelope) -> str:
     """Who acts: the sender; the receiver where a message makes it do something of its own."""
-    active = (DmaAccess, IotlbInvalidate, FlushTlbIpi, Tlbi)
+    active = (DmaAccess, IotlbInvalidate, InvalidateRequest, FlushTlbIpi, Tlbi, AtsdLaunch, Tlbie)
     return envelope.dst if isinstance(envelope.body, active) else envelope.src
 
 
@@ -264,8 +356,11 @@ def _message_weight(moment: Moment, subject: Subject, operation: str) -> int:
         weight = _memory_weight(record, subject)
         if weight != NEVER:
             return weight if mine else min(weight + 1, DETAIL)
+    if isinstance(body, (TlbFlushPending, TlbBatchedLoad, TlbBatchedStore, TlbBatchedCmpxchg)):
+        return HELPFUL if body.mm == subject.mm else NEVER
     if not mine:
-        return NEVER
+        context = dst in subject.parties and isinstance(body, (InProgress, SeqBump, MemslotAdd))
+        return ESSENTIAL if context else NEVER
     if dst in subject.parties:
         return _agent_weight(body, subject)
     if isinstance(body, (PtlLock, PtlUnlock)):
@@ -274,20 +369,32 @@ def _message_weight(moment: Moment, subject: Subject, operation: str) -> int:
         return DETAIL if (body.table, body.index) == (subject.table, subject.index) else NEVER
     if isinstance(body, FrameCopy):
         return HELPFUL if {body.source, body.target} & subject.frames else NEVER
-    return DETAIL if isinstance(body, (FlushTlbIpi, Tlbi)) else NEVER
+    if isinstance(body, SwapWrite):
+        return HELPFUL if body.frame in subject.frames else NEVER
+    return DETAIL if isinstance(body, (FlushTlbIpi, Tlbi, PageRequest)) else NEVER
 
 
 def _memory_weight(record: r.Record, subject: Subject) -> int:
     """How much a record of memory matters."""
     if isinstance(record, r.PteChange):
-        here = (record.mm, record.address, record.level) == (subject.mm, subject.address, 0)
-        return ESSENTIAL if here and not _same_access(record) else NEVER
+        return NEVER if _same_access(record) else _change_weight(record, subject)
     if isinstance(record, r.PteRead):
         here = (record.mm, record.address) == (subject.mm, subject.address)
         return DETAIL if here else NEVER
     if isinstance(record, (r.FrameFreed, r.FrameAllocated, r.Access)):
         return ESSENTIAL if record.frame in subject.frames else NEVER
     return NEVER
+
+
+def _change_weight(record: r.PteChange, subject: Subject) -> int:
+    """The page's own entry; where else its frame goes; for a kept upper entry, what led to it."""
+    if record.level:
+        led = subject.cache == "pwc" and ptes.frame_of(record.old) in subject.frames
+        return ESSENTIAL if led and ptes.hw_present(record.old) else NEVER
+    if (record.mm, record.address) == (subject.mm, subject.address):
+        return ESSENTIAL
+    maps = ptes.hw_present(record.new) and ptes.frame_of(record.new) in subject.frames
+    return HELPFUL if maps else NEVER
 
 
 def _same_access(record: r.PteChange) -> bool:
@@ -297,14 +404,20 @@ def _same_access(record: r.PteChange) -> bool:
 
 
 def _agent_weight(body: Message | bytes, subject: Subject) -> int:
-    if isinstance(body, (KvmRequest, InProgress, SeqBump, IotlbInvalidate, DmaAccess)):
+    if isinstance(body, (KvmRequest, InProgress, SeqBump, MemslotAdd)):
         return ESSENTIAL
+    if isinstance(body, (IotlbInvalidate, AtcInvalidate, InvalidateRequest, DmaAccess)):
+        return ESSENTIAL
+    if isinstance(body, (AtsdLaunch, Tlbie, SpaClearCache, TerminatePasid)):
+        return ESSENTIAL
+    if isinstance(body, (AtsTranslate, PriRequest)):
+        return HELPFUL
     if isinstance(body, (SpteSet, SpteClear)):
         return ESSENTIAL if body.gfn in subject.gfns else NEVER
     if isinstance(body, (MmuLock, MmuUnlock, SeqRead)):
         return HELPFUL
     if isinstance(body, (FlushTlbIpi, Tlbi)):
-        return ESSENTIAL
+        return ESSENTIAL if subject.cache in ("tlb", "iotlb", "atc", "pwc") else DETAIL
     return DETAIL if isinstance(body, SpteLoad) else NEVER
 
 
@@ -317,8 +430,10 @@ def _record_weight(record: r.Record, node: str, subject: Subject, operation: str
     if isinstance(record, r.NotifierCall):
         here = record.subscriber in subject.parties and mine
         return NEVER if not here else ESSENTIAL if record.phase == "begin" else DETAIL
-    if isinstance(record, (r.Fill, r.WalkDiscarded, r.GuestEnter)):
+    if isinstance(record, (r.Fill, r.WalkDiscarded, r.GuestEnter, r.PermissionFault)):
         return ESSENTIAL if agent and mine else NEVER
+    if isinstance(record, r.TableCached):
+        return ESSENTIAL if agent and record.table in subject.frames else NEVER
     if isinstance(record, (r.FaultRetry, r.Evict)):
         return DETAIL if agent and mine else NEVER
     if isinstance(record, (r.InvalidateBegin, r.InvalidateDone)):

@@ -28,20 +28,31 @@ OPERATIONS_MAX: Final = 10_000
 Queue = tuple[Sent, ...]
 
 
+class Front:
+    """What is pending and which operations are done; equal ones are the same object."""
+
+    __slots__ = ("done", "following", "heads", "queues")
+
+    def __init__(self, queues: Mapping[Channel, Queue], done: frozenset[str]) -> None:
+        self.queues, self.done = queues, done
+        """Pending messages by channel, oldest first, no queue empty; finished operations."""
+        self.heads = tuple(queue[0] for queue in queues.values())
+        """Deliverable messages."""
+        self.following: dict[tuple[Sent, Move], tuple[Front, tuple[Sent, ...]]] = {}
+        """By delivery: what comes then, and the messages that it released."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """One state.  Values are never changed, so states share what they have in common."""
 
     nodes: tuple[int, ...]
     """State number of each node, in the order of ``Model.nodes``."""
-    queues: Mapping[Channel, Queue]
-    """Pending messages by channel, oldest first; no queue is empty."""
-    done: frozenset[str]
-    """Finished operations."""
+    front: Front
 
-    def heads(self) -> list[Sent]:
-        """Deliverable messages, in an order that depends on nothing but this state's past."""
-        return [queue[0] for queue in self.queues.values()]
+    def heads(self) -> tuple[Sent, ...]:
+        """Deliverable messages."""
+        return self.front.heads
 
 
 class Feed:
@@ -75,6 +86,10 @@ class Feed:
         """What is pending at the start."""
         return [self.operations[name] for name, after in self.after.items() if not after]
 
+    def after_all(self, operation: str) -> list[Sent]:
+        """What comes after ``operation``, whatever else it comes after."""
+        return [self.operations[name] for name in self._next.get(operation, ())]
+
     def fed(self, operation: str, done: frozenset[str]) -> list[Sent]:
         """What becomes pending when ``operation``, now in ``done``, is finished."""
         waiting = self._next.get(operation, ())
@@ -95,41 +110,61 @@ class Model:
         self.tables = Tables(make, nodes)
         self.machines = [self.tables.machines[name] for name in nodes]
         self.feed = Feed(programs, self.tables.message)
+        self._fronts: dict[tuple[frozenset[Queue], frozenset[str]], Front] = {}
 
     def first(self) -> Config:
         """The state before the first delivery."""
-        queues: dict[Channel, Queue] = {}
-        for sent in self.feed.first():
-            queues[sent.channel] = (*queues.get(sent.channel, ()), sent)
-        return Config((0,) * len(self.nodes), queues, frozenset())
+        front = self._front(_queued({}, self.feed.first()), frozenset())
+        return Config((0,) * len(self.nodes), front)
 
     def move(self, config: Config, message: Sent, ways: Ways = ()) -> Move:
         """What the receiver does with a deliverable message."""
         at = self.index[message.dst]
         return self.machines[at].move(config.nodes[at], message, ways)
 
-    def step(self, config: Config, message: Sent, move: Move) -> tuple[Config, list[Sent]]:
+    def step(self, config: Config, message: Sent, move: Move) -> tuple[Config, tuple[Sent, ...]]:
         """The state after delivering ``message``, and what was sent or fed by that."""
         at = self.index[message.dst]
         nodes = config.nodes
-        nodes = (*nodes[:at], move.target, *nodes[at + 1 :])
-        queues = dict(config.queues)
+        front, released = self.pass_on(config.front, message, move)
+        return Config((*nodes[:at], move.target, *nodes[at + 1 :]), front), released
+
+    def pass_on(self, front: Front, message: Sent, move: Move) -> tuple[Front, tuple[Sent, ...]]:
+        """What is pending after delivering ``message``, and what was sent or fed by that."""
+        found = front.following.get((message, move))
+        if found is None:
+            found = front.following[message, move] = self._pass_on(front, message, move)
+        return found
+
+    def _pass_on(self, front: Front, message: Sent, move: Move) -> tuple[Front, tuple[Sent, ...]]:
+        released, done = list(move.sent), front.done
+        for operation in move.done:
+            done |= {operation}
+            released += self.feed.fed(operation, done)
+        queues = dict(front.queues)
         rest = queues[message.channel][1:]
         if rest:
             queues[message.channel] = rest
         else:
             del queues[message.channel]
-        released, done = list(move.sent), config.done
-        for operation in move.done:
-            done |= {operation}
-            released += self.feed.fed(operation, done)
-        for sent in released:
-            queues[sent.channel] = (*queues.get(sent.channel, ()), sent)
-        return Config(nodes, queues, done), released
+        return self._front(_queued(queues, released), done), tuple(released)
+
+    def _front(self, queues: Mapping[Channel, Queue], done: frozenset[str]) -> Front:
+        key = (frozenset(queues.values()), done)
+        found = self._fronts.get(key)
+        if found is None:
+            found = self._fronts[key] = Front(queues, done)
+        return found
 
     def complete(self, config: Config) -> bool:
         """Whether every operation is done."""
-        return len(config.done) == len(self.feed.operations)
+        return len(config.front.done) == len(self.feed.operations)
+
+
+def _queued(queues: dict[Channel, Queue], sent: Iterable[Sent]) -> dict[Channel, Queue]:
+    for message in sent:
+        queues[message.channel] = (*queues.get(message.channel, ()), message)
+    return queues
 
 
 def model_of(spec: RunSpec) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nodes.contexts import PowerMemory
 from nodes.cpu import Cpu
 from nodes.device import Device
 from nodes.driver import Driver
@@ -9,6 +10,7 @@ from nodes.iommu import Iommu
 from nodes.kvm import Kvm
 from nodes.memory import Memory
 from nodes.node import Node
+from nodes.ocxl import Ocxl
 from nodes.vcpu import Vcpu
 from nodes.world import MEMORY, World
 
@@ -16,7 +18,8 @@ from nodes.world import MEMORY, World
 def node_class(name: str, world: World) -> type[Node]:
     """The class of the node ``name``."""
     if name == MEMORY:
-        return Memory
+        power = world.links or world.kernel.tlbie_scope != "all"
+        return PowerMemory if power else Memory
     if name in world.cpus:
         return Cpu
     for unit in world.units:
@@ -29,6 +32,8 @@ def node_class(name: str, world: World) -> type[Node]:
             return Kvm
         if name in vm.vcpus:
             return Vcpu
+    if name in (link.name for link in world.links):
+        return Ocxl
     raise KeyError(name)
 
 

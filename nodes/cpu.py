@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from nodes.driver import Handler, Port
 from nodes.kernel import (
     fork,
+    iommu_sva,
     kvm_main,
     madvise,
     memory,
@@ -18,19 +19,28 @@ from nodes.kernel import (
     truncate,
     vmscan,
 )
-from nodes.kernel.errno import EAGAIN
+from nodes.kernel.errno import EAGAIN, EINTR
 from nodes.kernel.exec import exec_mmap
+from nodes.kernel.ocxl_context import (
+    exit_group,
+    exit_mm,
+    ocxl_context_attach,
+    ocxl_context_detach,
+    xsl_fault_handler_bh,
+)
 from nodes.node import Node
 from nodes.translation import TranslationCache, data_access, walk_page_table
 from nodes.world import MEMORY, World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
+from protocol.errors import PeerLost
 from protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT
 from protocol.messages import processor as p
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message, Request
 from protocol.messages.kvm import Memslot
 from protocol.messages.memory import CpumaskSet, Flag, Vma
+from protocol.messages.ocxl import XslFault
 from protocol.records import FaultRetry, OpBegin, OpEnd
 
 R = TypeVar("R", bound=Message)
@@ -47,6 +57,11 @@ class Processor(Node):
         self.irqs_off = False
         self.active_mms: list[str] = []
         """mms that this processor is in the cpumask of."""
+        self.killed: tuple[str, ...] = ()
+        """mms whose threads here are to die."""
+        self.fatal_signal_pending = False
+        self.srcu_readers: tuple[str, ...] = ()
+        """Operations with a notifier callback running here, once for each read section."""
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """Interrupts, broadcast TLB maintenance and the workqueue."""
@@ -55,6 +70,9 @@ class Processor(Node):
             p.Tlbi: self.tlbi,
             p.SyncIpi: self.sync_ipi,
             p.PageRequest: self.page_request,
+            p.SendSigkill: self.send_sigkill,
+            XslFault: self.xsl_fault,
+            p.SynchronizeSrcu: self.synchronize_srcu,
         }
 
     # -- nodes.kernel.context.Processor ---------------------------------------------------
@@ -66,9 +84,38 @@ class Processor(Node):
     async def sleep(self, dst: str, message: Request[R]) -> R:
         """Give the processor away until the reply is there, then wait for a turn."""
         self.leave()
-        reply = await self.port.call(dst, message)
+        try:
+            reply = await self.port.call(dst, message)
+        except PeerLost:
+            await self.enter()
+            raise
         await self.enter()
         return reply
+
+    async def sleep_all(self, requests: Iterable[tuple[str, Request[Any]]]) -> None:
+        """Give the processor away until every reply is there, then wait for a turn."""
+        self.leave()
+        await self.port.gather(requests)
+        await self.enter()
+
+    def srcu_read_lock(self) -> None:
+        """A section begins: the counters are this processor's own."""
+        self.srcu_readers = (*self.srcu_readers, self.port.operation)
+
+    def srcu_read_unlock(self) -> None:
+        """A section ends; who waits for it goes on."""
+        readers = list(self.srcu_readers)
+        readers.remove(self.port.operation)
+        self.srcu_readers = tuple(readers)
+        self.port.wake("srcu")
+
+    async def synchronize_srcu(self, _message: p.SynchronizeSrcu, _: Envelope) -> Ack:
+        """Wait for the sections that are open now, not for those that begin later."""
+        before = set(self.srcu_readers)
+        while before & set(self.srcu_readers):
+            await self.port.park("srcu")
+            before &= set(self.srcu_readers)
+        return Ack()
 
     def irq_disable(self) -> None:
         """Interrupts wait from here on."""
@@ -132,8 +179,32 @@ class Processor(Node):
         """``iommu_sva_handle_iopf``: a worker thread handles the fault of a device."""
         await self.enter()
         result = await memory.handle_mm_fault(self, message.mm, message.address, message.write)
+        await self.get_signal(message.mm)
         self.leave()
         return Flag(result == 0)
+
+    # -- signals ----------------------------------------------------------------------------
+
+    def send_sigkill(self, message: p.SendSigkill, _: Envelope) -> Ack:
+        """Note it; it is taken on the way back to user mode."""
+        self.port.touch(("field", "killed"))
+        self.killed = (*self.killed, message.mm)
+        return Ack()
+
+    async def get_signal(self, mm: str) -> None:
+        """``get_signal``: a thread of a process that was killed leaves nothing behind.
+
+        Each of them unmaps what it finds; the last one leaves nothing.
+        """
+        if mm in self.killed:
+            await exit_mm(self, mm)
+
+    async def xsl_fault(self, message: XslFault, _: Envelope) -> Flag:
+        """A worker thread handles the translation fault of a link."""
+        await self.enter()
+        restart = await xsl_fault_handler_bh(self, message)
+        self.leave()
+        return Flag(restart)
 
     # -- user accesses ----------------------------------------------------------------------
 
@@ -142,7 +213,7 @@ class Processor(Node):
         await self.switch_mm(mm)
         for attempt in range(FAULT_RETRIES_MAX):
             entry = self.tlb.lookup(mm, address)
-            if entry is not None and not ptes.permits(entry.pte, write):
+            if entry is not None and not ptes.serves(entry.pte, write):
                 self.tlb.evict(entry)  # a fault drops the entry that caused it
                 entry = None
             if entry is None:
@@ -171,18 +242,23 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Brk: lambda c, o: mmap.do_brk(c, o.mm, o.address),
     op.Mprotect: lambda c, o: mprotect.do_mprotect(c, o.mm, o.address, o.length, o.read, o.write),
     op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
+    op.MadviseFree: lambda c, o: madvise.madvise_free(c, o.mm, o.address, o.length),
     op.Mremap: lambda c, o: mremap.do_mremap(
         c, o.mm, o.address, o.length, o.new_address, o.new_length
     ),
     op.Fork: lambda c, o: fork.dup_mmap(c, o.mm, o.child),
     op.Execve: lambda c, o: exec_mmap(c, o.mm),
-    op.Exit: lambda c, o: mmap.exit_mmap(c, o.mm),
+    op.Exit: lambda c, o: exit_group(c, o.mm),
+    op.OcxlAttach: lambda c, o: ocxl_context_attach(c, o.mm, o.link),
+    op.OcxlDetach: lambda c, o: ocxl_context_detach(c, o.mm, o.link),
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
     op.KvmAddMemslot: lambda c, o: kvm_main.kvm_vm_ioctl_set_memory_region(
         c, o.vm, Memslot(o.gfn, o.length >> PAGE_SHIFT, o.address)
     ),
+    op.DeviceRemove: lambda c, o: iommu_sva.iommu_release_device(c, o.unit, o.device),
+    op.KvmDestroyVm: lambda c, o: kvm_main.kvm_destroy_vm(c, o.vm),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }
 
@@ -200,8 +276,12 @@ class Cpu(Processor):
         kind = type(operation).__name__
         start = getattr(operation, "address", 0)
         end = start + getattr(operation, "length", 0)
-        self.port.emit(OpBegin(kind, getattr(operation, "mm", ""), start, end, self.port.operation))
-        result = await SYSTEM_CALLS[type(operation)](self, operation)
+        mm = getattr(operation, "mm", "")
+        self.port.emit(OpBegin(kind, mm, start, end, self.port.operation))
+        result = -EINTR
+        if mm not in self.killed:
+            result = await SYSTEM_CALLS[type(operation)](self, operation)
+            await self.get_signal(mm)
         self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()
         return op.OpDone(result)

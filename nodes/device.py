@@ -77,7 +77,7 @@ class Device(Node):
     async def _translate(self, mm: str, address: int, write: bool) -> Entry | None:
         """From the ATC, else by a translation request; again if an invalidation overlaps it."""
         entry = self.atc.lookup(mm, address)
-        if entry is not None and ptes.permits(entry.pte, write):
+        if entry is not None and ptes.serves(entry.pte, write):
             return entry
         if entry is not None:
             self.atc.evict(entry)

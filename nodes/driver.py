@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from protocol.envelope import REPLY_MARK, Envelope, Handled, operation_of
-from protocol.errors import EmulatorError, ReplayDivergence
+from protocol.errors import EmulatorError, PeerLost, ReplayDivergence
 from protocol.limits import STORED_REPLIES_MAX
-from protocol.messages.base import Message, ObjectKey, Request
+from protocol.messages.base import Message, ObjectKey, PeerGone, Request
 from protocol.records import Record
 
 R = TypeVar("R", bound=Message)
@@ -55,8 +55,14 @@ class Port:
 
     @types.coroutine
     def call(self, dst: str, message: Request[R], stream: str = "") -> Generator[Any, Any, R]:
-        """Send a request and wait for its reply."""
+        """Send a request and wait for its reply.
+
+        Raises ``PeerLost`` if the receiver is dead.  To ``settle`` and ``gather`` its ``PeerGone``
+        is an answer like any other: what is waited for there is that a peer is done with it.
+        """
         reply: R = yield self._driver.send(dst, message, stream)
+        if type(reply) is PeerGone:
+            raise PeerLost(dst)
         return reply
 
     @property
@@ -178,13 +184,14 @@ class Driver:
         if self.touched is not None and not self.tracked:
             self.touched.append((body.object_key(), body.ACCESS))
         self.current, self.path, self.sends, self.chosen = None, request, 0, 0
-        result = handler(body, envelope)
-        if isinstance(result, Message):
+        result: Any = handler(body, envelope)
+        if result is None:
+            self.open[request] = (envelope.src, envelope.kind)
+        elif type(result) is types.CoroutineType:
+            self.open[request] = (envelope.src, envelope.kind)
+            self._step(Task(result, envelope), None)  # nothing else is ready yet
+        else:
             self._reply(request, envelope.src, envelope.kind, result)
-            return
-        self.open[request] = (envelope.src, envelope.kind)
-        if result is not None:
-            self.ready.append((Task(result, envelope), None))
 
     def _take_reply(self, envelope: Envelope) -> None:
         request, body = envelope.id[:-1], envelope.body  # without REPLY_MARK
@@ -192,7 +199,7 @@ class Driver:
             self.touched.append(((), "write"))  # a resumed coroutine may touch anything here
         task = self.waiting.pop(request, None)
         if task is not None:
-            self.ready.append((task, body))
+            self._step(task, body)  # nothing else is ready yet
         elif request in self.posted and isinstance(body, Message):
             self.port.touch(("posted", request))
             self.posted[request] = body

@@ -28,6 +28,8 @@ class Iommu(Node):
         self.iotlb = TranslationCache("iotlb", world, port)
         self.unit = next(unit for unit in world.units if unit.name == name)
         self.pwc = PagingStructureCache(world, port) if self.unit.pwc else None
+        self.devices = self.unit.devices
+        """Those that have not been removed."""
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """Accesses of devices, commands of the driver, and with BTM the CPUs' broadcasts."""
@@ -37,6 +39,7 @@ class Iommu(Node):
             i.AtsTranslate: self.ats_translate,
             i.PriRequest: self.pri_request,
             i.AtcInvalidate: self.atc_invalidate,
+            i.DetachDevice: self.detach_device,
             Tlbi: self.tlbi,
         }
 
@@ -70,10 +73,19 @@ class Iommu(Node):
         return await self.port.call(self.unit.iopf_cpu, request)
 
     async def atc_invalidate(self, message: i.AtcInvalidate, _: Envelope) -> Ack:
-        """Pass the command on to every device and wait for all of them."""
+        """Pass the command on to every device and wait for all of them.
+
+        One that is gone does not answer; the command then times out, and its translations are
+        gone with it (``arm_smmu_cmdq_skip_err``: ``CERROR_ATC_INV``).
+        """
         request = InvalidateRequest(message.pasid, message.start, message.end)
-        posted = [self.port.post(name, request, f"{name}.atc") for name in self.unit.devices]
+        posted = [self.port.post(name, request, f"{name}.atc") for name in self.devices]
         await self.port.settle(posted)
+        return Ack()
+
+    def detach_device(self, message: i.DetachDevice, _: Envelope) -> Ack:
+        """Nothing is passed on to that device from here on."""
+        self.devices = tuple(name for name in self.devices if name != message.device)
         return Ack()
 
     async def tlbi(self, message: Tlbi, _: Envelope) -> Ack:
@@ -123,6 +135,9 @@ class Iommu(Node):
             if not self.world.kernel.refetch_on_perm_fault:
                 self.port.emit(PermissionFault("iotlb", entry.fill, write))
                 return None
+            self.iotlb.evict(entry)
+            entry = None
+        elif entry is not None and not ptes.serves(entry.pte, write):
             self.iotlb.evict(entry)
             entry = None
         return entry or await walk_page_table(self.iotlb, pasid, address, write, self.pwc)

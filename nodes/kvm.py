@@ -105,7 +105,8 @@ class Kvm(Node):
     def in_progress(self, message: k.InProgress, _: Envelope) -> Count:
         """Move the count; a second range is added to the first (``kvm_mmu_invalidate_begin``).
 
-        Or it replaces the first, if the kernel does not add ranges.
+        Or it replaces the first, if the kernel does not add ranges.  What is forgotten at the end
+        of one is forgotten for all.
         """
         self.mmu_invalidate_in_progress += message.delta
         count = self.mmu_invalidate_in_progress
@@ -116,6 +117,8 @@ class Kvm(Node):
                 message.start if alone else min(low, message.start),
                 message.end if alone else max(high, message.end),
             )
+        elif self.world.kernel.kvm_range_forgotten == "at_each_end":
+            self.invalidate_range = (0, 0)
         self.port.emit(
             Invalidation(
                 message.delta > 0, self.mmu_invalidate_seq, count, message.start, message.end

@@ -13,6 +13,7 @@ import msgspec
 
 from nodes.driver import Handler, Port
 from nodes.locks import LockWord
+from nodes.page_table import leaf_changes, relocate
 from nodes.swap import Swap
 from nodes.world import World
 from protocol import pte as ptes
@@ -48,6 +49,10 @@ class Frame(msgspec.Struct):
     rmap: list[tuple[str, int]] = []
     anon: bool = False
     """``PageAnon``."""
+    dirty: bool = False
+    """``PageDirty``: what entries and shadow entries that are gone have said."""
+    swapbacked: bool = True
+    """``PageSwapBacked``; not for a page of ``MADV_FREE``."""
 
 
 class MmStruct(msgspec.Struct):
@@ -102,6 +107,7 @@ class Memory(Swap):
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
             m.TlbFlushPending: self.tlb_flush_pending, m.NotifierList: self.notifier_list,
+            m.NotifierDelete: self.notifier_delete,
         }  # fmt: skip
 
     # -- words ---------------------------------------------------------------------------
@@ -130,7 +136,22 @@ class Memory(Swap):
         if frame.level >= 0:
             address = frame.address + (index << self.world.shift(frame.level))
             self.port.emit(PteChange(frame.mm, address, frame.level, table, index, old, new))
+        if frame.level > 0:
+            self._relink(frame.mm, address, old, new)
         return old
+
+    def _relink(self, mm: str, address: int, old: int, new: int) -> None:
+        """An upper entry changed: what the tables behind it map goes, and comes."""
+        for entry, linked in ((old, False), (new, True)):
+            if not ptes.hw_present(entry):
+                continue
+            table = ptes.frame_of(entry)
+            self.port.touch(("word", table))
+            for moved in relocate(self.world, self.frames, table, mm, address) if linked else ():
+                self.port.touch(("rmap", moved))
+            for record in leaf_changes(self.frames, table, linked):
+                self.port.touch(("word", record.table))
+                self.port.emit(record)
 
     def _note_read(self, table: int, index: int, pte: int) -> None:
         frame = self.frame(table)
@@ -321,7 +342,12 @@ class Memory(Swap):
 
     def frame_copy(self, message: m.FrameCopy, _: Envelope) -> Ack:
         """Copy a page."""
-        self.frame(message.target).words = dict(self.frame(message.source).words)
+        source, target = self.frame(message.source), self.frame(message.target)
+        target.words = dict(source.words)
+        if message.migrate:
+            target.dirty, target.swapbacked = source.dirty, source.swapbacked
+            self.port.touch(("page", message.source), "read")
+            self.port.touch(("page", message.target))
         self.port.emit(FrameCopied(message.source, message.target))
         return Ack()
 
@@ -410,6 +436,12 @@ class Memory(Swap):
     def notifier_list(self, message: m.NotifierList, _: Envelope) -> m.Subscribers:
         """The mm's subscribers."""
         return m.Subscribers(self.mms[message.mm].subscribers)
+
+    def notifier_delete(self, message: m.NotifierDelete, _: Envelope) -> Ack:
+        """Take a subscriber off the list."""
+        mm = self.mms[message.mm]
+        mm.subscribers = tuple(entry for entry in mm.subscribers if entry[1] != message.node)
+        return Ack()
 
 
 def merge(vmas: list[m.Vma]) -> list[m.Vma]:

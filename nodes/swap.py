@@ -16,7 +16,7 @@ from protocol.errors import EmulatorError
 from protocol.messages import memory as m
 from protocol.messages import swap as s
 from protocol.messages.base import Ack, Message
-from protocol.records import PageWritten
+from protocol.records import PageRead, PageWritten
 
 
 class Slot(msgspec.Struct):
@@ -40,6 +40,10 @@ class Swap(Files):
         self.next_slot = 1
         self.lru: list[int] = []
         """Anonymous pages, longest unused first; may name frames that are free by now."""
+        self.isolated = 0
+        """Pages that reclaim has taken off the list (``NR_ISOLATED_ANON``)."""
+        self.throttled: tuple[str, ...] = ()
+        """Requests that wait until one of them is freed or put back."""
         self.batched: dict[str, int] = {}
 
     def swap_handlers(self) -> Mapping[type[Message], Handler]:
@@ -47,7 +51,13 @@ class Swap(Files):
         return {
             s.IsolateLru: self.isolate_lru, s.PutbackLru: self.putback_lru,
             s.FolioTrylock: self.folio_trylock, s.AddToSwap: self.add_to_swap,
+            s.FolioFlags: self.folio_flags, s.FolioRefCount: self.folio_ref_count,
+            s.FolioMarkDirty: self.folio_mark_dirty, s.FolioClearDirty: self.folio_clear_dirty,
+            s.FolioMarkLazyfree: self.folio_mark_lazyfree,
+            s.FolioSetSwapbacked: self.folio_set_swapbacked,
+            s.FolioFreeSwap: self.folio_free_swap,
             s.FreeUnrefPage: self.free_unref_page, s.FreePages: self.free_pages,
+            s.ReclaimThrottle: self.reclaim_throttle,
             s.SwapDuplicate: self.swap_duplicate, s.SwapFree: self.swap_free,
             s.SwapCount: self.swap_count, s.SwapCacheGet: self.swap_cache_get,
             s.SwapCacheDelete: self.swap_cache_delete, s.SwapCacheFreeze: self.swap_cache_freeze,
@@ -79,16 +89,36 @@ class Swap(Files):
             frames[frame].refs += 1
             self.port.touch(("page", frame))
         self.port.touch(("rmap",), "read")
+        if taken:
+            self._isolated(len(taken))
         return s.Folios(tuple(taken))
+
+    def _isolated(self, delta: int) -> None:
+        """Move the count; if it falls, whoever waits for that looks again."""
+        self.port.touch(("isolated",))
+        self.isolated += delta
+        if delta < 0:
+            waiters, self.throttled = self.throttled, ()
+            for request in waiters:
+                self.port.reply(request, m.Flag(True))
+
+    def reclaim_throttle(self, _: s.ReclaimThrottle, envelope: Envelope) -> m.Flag | None:
+        """Wait, if there is something to wait for."""
+        if not self.isolated:
+            return m.Flag(False)
+        self.throttled = (*self.throttled, envelope.id)
+        return None
 
     def putback_lru(self, message: s.PutbackLru, _: Envelope) -> Ack:
         """As the youngest."""
         self.allocated(message.frame)
+        self._isolated(-1)
         return Ack()
 
     def free_unref_page(self, message: s.FreeUnrefPage, _: Envelope) -> Ack:
         """Whoever isolated the page lets it go."""
         self.put(message.frame)
+        self._isolated(-1)
         return Ack()
 
     def free_pages(self, _message: s.FreePages, _: Envelope) -> m.Count:
@@ -103,6 +133,56 @@ class Swap(Files):
         word = self.locks[key] = LockWord()
         return m.Flag(word.acquire(envelope.id, True))
 
+    # -- flags -----------------------------------------------------------------------------
+
+    def _slot_of(self, frame: int) -> int:
+        """The slot whose page in the swap cache this is, or 0."""
+        self.port.touch(("swap",), "read")
+        return next((number for number, slot in self.slots.items() if slot.cached == frame), 0)
+
+    def folio_flags(self, message: s.FolioFlags, _: Envelope) -> s.FolioFlagsWord:
+        """Dirty, and in the swap cache."""
+        cached = self._slot_of(message.frame) > 0
+        return s.FolioFlagsWord(self.frames[message.frame].dirty, cached)
+
+    def folio_ref_count(self, message: s.FolioRefCount, _: Envelope) -> m.Count:
+        """References."""
+        return m.Count(self.frames[message.frame].refs)
+
+    def folio_mark_dirty(self, message: s.FolioMarkDirty, _: Envelope) -> Ack:
+        """Somebody has written, or may."""
+        self.frames[message.frame].dirty = True
+        return Ack()
+
+    def folio_clear_dirty(self, message: s.FolioClearDirty, _: Envelope) -> Ack:
+        """What was written so far need not be kept."""
+        self.frames[message.frame].dirty = False
+        return Ack()
+
+    def folio_mark_lazyfree(self, message: s.FolioMarkLazyfree, _: Envelope) -> Ack:
+        """To the end of the list that is reclaimed first; not while reclaim has isolated it."""
+        frame = message.frame
+        if frame in self.lru and self.frames[frame].anon and not self._slot_of(frame):
+            self.port.touch(("page", frame))
+            self.frames[frame].swapbacked = False
+            self.lru.remove(frame)
+            self.lru.insert(0, frame)
+        return Ack()
+
+    def folio_set_swapbacked(self, message: s.FolioSetSwapbacked, _: Envelope) -> Ack:
+        """It has to be written again before it can be freed."""
+        self.frames[message.frame].swapbacked = True
+        return Ack()
+
+    def folio_free_swap(self, message: s.FolioFreeSwap, _: Envelope) -> m.Flag:
+        """Out of the swap cache, unless entries lead to the slot."""
+        slot = self._slot_of(message.frame)
+        if slot and self.slots[slot].count:
+            return m.Flag(False)
+        if slot:
+            self._uncache(slot)
+        return m.Flag(True)
+
     # -- slots -----------------------------------------------------------------------------
 
     def _slot(self, number: int) -> Slot:
@@ -112,10 +192,12 @@ class Swap(Files):
 
     def add_to_swap(self, message: s.AddToSwap, _: Envelope) -> m.Count:
         """A new slot; the cache takes a reference."""
+        self.port.touch(("page", message.frame))
+        if not self.frames[message.frame].swapbacked:
+            return m.Count(-1)
         number, self.next_slot = self.next_slot, self.next_slot + 1
         self.slots[number] = Slot(0, {}, message.frame)
         self.frames[message.frame].refs += 1
-        self.port.touch(("page", message.frame))
         return m.Count(number)
 
     def swap_duplicate(self, message: s.SwapDuplicate, _: Envelope) -> Ack:
@@ -187,6 +269,8 @@ class Swap(Files):
         self.port.touch(("swap", message.slot), "read")
         slot = self.slots.get(message.slot)
         self.frames[message.frame].words = dict(slot.words) if slot is not None else {}
+        if slot is not None:
+            self.port.emit(PageRead(message.frame, message.slot))
         return Ack()
 
     # -- the marker ------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from nodes.cpu import Processor
 from nodes.driver import Handler, Port
 from nodes.kernel import kvm_mmu, vmx
-from nodes.kernel.errno import EAGAIN
+from nodes.kernel.errno import EAGAIN, EINTR
+from nodes.kernel.exit import do_exit
 from nodes.kernel.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
 from nodes.translation import Entry, TranslationCache, data_access
 from nodes.world import World
@@ -46,6 +47,8 @@ class Vcpu(Processor):
         self.apic_gpa = apic[0] if apic else -1
         self.requests = [KVM_REQ_APIC_PAGE_RELOAD] if apic else []
         self.in_guest_mode = False
+        self.in_flight = 0
+        """Operations that its thread has begun, or is to begin."""
         self.vmcs_apic_access: tuple[int, str] = (-1, "")
         """APIC_ACCESS_ADDR: the frame (-1: none yet) and the name of its fill."""
 
@@ -56,6 +59,7 @@ class Vcpu(Processor):
             KvmRequest: self.kvm_request,
             op.GuestTouch: self.operate,
             op.GuestApic: self.operate,
+            op.Sigkill: self.sigkill,
         }
 
     # -- requests --------------------------------------------------------------------------
@@ -104,22 +108,51 @@ class Vcpu(Processor):
     # -- running ---------------------------------------------------------------------------
 
     async def operate(self, operation: op.GuestTouch | op.GuestApic, _: Envelope) -> op.OpDone:
-        """One guest access, from its begin to its end record."""
+        """One guest access, from its begin to its end record; -EINTR once it is to die."""
+        self.in_flight += 1
         await self.enter()
         kind = type(operation).__name__
         self.port.emit(
             OpBegin(kind, self.vm, operation.gpa, operation.gpa + 1, self.port.operation)
         )
-        await self.switch_mm(self.mm)
-        result = await self.kvm_vcpu_run(operation.gpa, operation.write, operation.value)
+        result = -EINTR
+        if not self.fatal_signal_pending:
+            await self.switch_mm(self.mm)
+            result = await self.kvm_vcpu_run(operation.gpa, operation.write, operation.value)
+            await self.get_signal(self.mm)
         self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()
+        self.in_flight -= 1
+        self.port.wake("between operations")
         return op.OpDone(result)
 
+    async def sigkill(self, _message: op.Sigkill, _: Envelope) -> op.OpDone:
+        """``SIGKILL``: the thread dies where it next looks for a signal, and never before that.
+
+        cpu0                                vcpu0
+        SIGKILL                             in the guest, or in a page fault, with locks held
+                                            back in its run loop: a signal is pending
+                                            do_exit  [Required: it holds nothing]
+        """
+        self.fatal_signal_pending = True
+        while self.in_flight:
+            await self.port.park("between operations")
+        await self.enter()
+        self.port.emit(OpBegin("Sigkill", self.vm, 0, 0, self.port.operation))
+        await do_exit(self)
+        self.port.emit(OpEnd("Sigkill", 0, self.port.operation))
+        self.leave()
+        return op.OpDone(0)
+
     async def kvm_vcpu_run(self, gpa: int, write: bool, value: int) -> int:
-        """``vcpu_run`` until the access is done: 0, or -errno."""
+        """``vcpu_run`` until the access is done: 0, or -errno.
+
+        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).
+        """
         for _ in range(FAULT_RETRIES_MAX):
             await self._service_requests()
+            if self.fatal_signal_pending:
+                return -EINTR
             if await self.vcpu_enter_guest(gpa, write, value):
                 return 0
             result = await kvm_mmu.kvm_mmu_page_fault(self, self.vm, gpa, write)

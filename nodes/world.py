@@ -36,6 +36,18 @@ class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Its walker keeps upper entries (a paging-structure cache)."""
 
 
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An OpenCAPI link: the mms attached to it from the start, and who serves its interrupts."""
+
+    name: str
+    mms: tuple[str, ...]
+    fault_cpu: str
+
+    def contexts(self) -> tuple[tuple[int, str], ...]:
+        """(PASID, mm) of the contexts that are there from the start."""
+        return tuple(enumerate(self.mms, 1))
+
+
 class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All nodes of a run and their sizes."""
 
@@ -44,6 +56,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mms: tuple[str, ...] = ("mm0",)
     units: tuple[Unit, ...] = ()
     vms: tuple[Vm, ...] = ()
+    links: tuple[Link, ...] = ()
     levels: int = 2
     """Levels of the page table; the leaf level is 0."""
     entries: int = 8
@@ -64,6 +77,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             names += [unit.name, *unit.devices]
         for vm in self.vms:
             names += [vm.name, *vm.vcpus]
+        names += [link.name for link in self.links]
         return tuple(names)
 
     def processors(self) -> tuple[str, ...]:
@@ -82,8 +96,15 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The frame of an mm's top-level table; frame 0 is the zero page."""
         return 1 + self.mms.index(mm)
 
+    def context_ids(self) -> dict[str, int]:
+        """PIDs (``mm->context.id``) at the start: of the mms that are attached to some link."""
+        attached = {mm for link in self.links for mm in link.mms}
+        return {mm: pid for pid, mm in enumerate((m for m in self.mms if m in attached), 1)}
+
     def subscribers(self, mm: str) -> tuple[tuple[str, str], ...]:
         """The notifier list of an mm: (driver, node), newest first as hlist_add_head does."""
         kvm = [("kvm", vm.name) for vm in self.vms if vm.mm == mm]
         sva = [("sva", unit.name) for unit in self.units if mm in unit.mms]
-        return (*sva, *kvm)
+        told = self.kernel.ocxl_notifier and self.kernel.ocxl_link == "atsd"
+        ocxl = [("ocxl", link.name) for link in self.links if told and mm in link.mms]
+        return (*ocxl, *sva, *kvm)

@@ -32,6 +32,8 @@ class Brackets:
     def __init__(self, found: list[Violation]) -> None:
         self.found = found
         self.of: dict[str, Bracket] = {}
+        self.gone: set[str] = set()
+        """VMs that are dead or unregistered: the end of a bracket may not have found them."""
 
     def invalidation(self, record: Invalidation, event: Event) -> None:
         """A count moved."""
@@ -61,7 +63,8 @@ class Brackets:
     def finish(self, n: int) -> None:
         """The run is complete: nothing is in progress."""
         for node, bracket in sorted(self.of.items()):
-            if bracket.in_progress or bracket.begins != bracket.ends:
+            left_open = bracket.in_progress or bracket.begins != bracket.ends
+            if left_open and node not in self.gone:
                 left = f"{bracket.begins - bracket.ends} brackets open"
                 self._report(
                     Event("end of run", n, node, ""), f"the count is {bracket.in_progress}, {left}"

@@ -6,6 +6,7 @@ depends on whoever added the right:
     memory              agent (no refetch)      cpu
     RO                  holds RO
     RW                                          adds the right
+                                                releases mmap_lock
                         fault, fault, ...       [Required: the agent loses its entry]
 """
 
@@ -17,13 +18,15 @@ from protocol.limits import STALE_DENIALS_MAX
 from protocol.pte import describe, frame_of, permits
 from protocol.records import PermissionFault
 
+MMAP_UNLOCK = "MmapUnlock"
+
 
 class StaleDenials:
     """L6: counts faults on one translation while the entry that it knows of permits the access."""
 
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
-        self._count: dict[str, int] = {}
+        self.count: dict[str, int] = {}
         """Fill -> faults that the page table did not justify."""
 
     def faulted(self, record: PermissionFault, event: Event, memory: int) -> None:
@@ -35,11 +38,13 @@ class StaleDenials:
         justified = now is None or not permits(now[1], record.write)
         if justified or now is None or frame_of(now[1]) != fill.frame:
             return
-        count = self._count[fill.name] = self._count.get(fill.name, 0) + 1
+        if not fill.read.page.left_alone(memory):
+            return
+        count = self.count[fill.name] = self.count.get(fill.name, 0) + 1
         if count == STALE_DENIALS_MAX + 1:
             self.found.append(_report(fill, now[1], event))
-        if len(self._count) > len(self.state.fills):
-            self._count = {name: n for name, n in self._count.items() if name in self.state.fills}
+        if len(self.count) > len(self.state.fills):
+            self.count = {name: n for name, n in self.count.items() if name in self.state.fills}
 
 
 def _report(fill: Cached, pte: int, event: Event) -> Violation:

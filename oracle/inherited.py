@@ -23,14 +23,12 @@ from oracle.state import Change, Deadline, Op, Page, State
 from oracle.violation import Event
 from protocol.limits import PAGE_SIZE
 from protocol.ranges import covers, page_align, page_of
+from protocol.records import FlushDeferred
 
 PTL_LOCK = "PtlLock~"
 
-ZAPS = frozenset({"Munmap", "MadviseDontneed", "Brk"})
+ZAPS = frozenset({"Munmap", "MadviseDontneed", "MadviseFree", "Brk"})
 """Operations that inherit, and from each other: they flush whatever is left to flush."""
-
-RECLAIM = frozenset({"Kswapd"})
-"""Operations that leave entries cleared for others to see, without any lock of the mm."""
 
 LOOK = ZAPS | {"Mprotect", "Mremap"}
 """Operations that inherit from reclaim: they decide by what they find in entries."""
@@ -44,18 +42,24 @@ class Inherited:
 
     def __init__(self, state: State, obligations: Obligations) -> None:
         self.state, self.obligations = state, obligations
-        self._first: dict[str, int] = {}
+        self.first: dict[str, int] = {}
         """Operation -> memory's delivery that granted its first page-table lock."""
 
     def locked(self, op_id: str, n: int) -> None:
         """The operation got a page-table lock: what was cleared up to ``n``, it will see."""
         op = self.state.ops.get(op_id)
         if op is not None and op.kind in LOOK:
-            self._first.setdefault(op_id, n)
+            self.first.setdefault(op_id, n)
+
+    def deferred(self, record: FlushDeferred) -> None:
+        """Reclaim left an entry that it has cleared for others to see, and flushes later."""
+        page = self.state.pages.get((record.mm, record.address))
+        for change in page.changes if page is not None else ():
+            change.deferred |= change.op.id == record.op
 
     def ended(self, op: Op, event: Event, row: Row) -> None:
         """The operation returned."""
-        first = self._first.pop(op.id, None)
+        first = self.first.pop(op.id, None)
         if first is None:
             return
         for page in self._pages(op):
@@ -78,4 +82,4 @@ class Inherited:
 def _left_by_another(change: Change, op: Op) -> bool:
     if change.op is op or change.op.ended:
         return False
-    return change.op.kind in (RECLAIM | LEAVE if op.kind in ZAPS else RECLAIM)
+    return change.deferred or (op.kind in ZAPS and change.op.kind in LEAVE)

@@ -52,7 +52,10 @@ class FaultProgress:
     ) -> tuple[int, ...] | None:  # fmt: skip
         """What the retry depends on, or None if it may rightly be refused."""
         page = self.state.pages.get(place) if place is not None else None
-        kept = page.pte_at(row[self.index["memory"]]) if page is not None else None
+        memory = row[self.index["memory"]]
+        if page is None or not page.left_alone(memory):
+            return None
+        kept = page.pte_at(memory)
         if kept is None or not permits(kept[1], write):
             return None
         bracket = brackets.get(vm.name) if vm is not None else None
@@ -98,6 +101,8 @@ LOCKS = {
     "AnonVmaLock~": ("AnonVmaLock", True), "AnonVmaUnlock": ("AnonVmaLock", False),
     "ImmapLock~": ("ImmapLock", True), "ImmapUnlock": ("ImmapLock", False),
     "MmuLock~": ("MmuLock", True), "MmuUnlock": ("MmuLock", False),
+    "SpaLock~": ("SpaLock", True), "SpaUnlock": ("SpaLock", False),
+    "AtsdLock~": ("AtsdLock", True), "AtsdUnlock": ("AtsdLock", False),
 }  # fmt: skip
 """Deliveries that mean a lock of that kind was taken (True) or given back."""
 

@@ -1,5 +1,6 @@
-"""Measures P2 and P3: what invalidations cost, and the one case in which that is a breach.
+"""Measures P1 to P3: what invalidations cost, and the one case in which that is a breach.
 
+P1 sets the pages that shared-table secondaries were told to drop against those that changed.
 P2 counts invalidations of shared-table secondaries, and how many of them said again what the same
 operation had said since it last changed an entry.  P3 counts shadow entries by the event for which
 they were zapped: an event that takes nothing away may cost a shadow MMU nothing.
@@ -11,10 +12,11 @@ from oracle.state import Op
 from oracle.statistics import Statistics, bump
 from oracle.violation import Event, Violation
 from protocol.events import MmuNotifierEvent
-from protocol.limits import ZAPS_PER_UPGRADE_MAX
+from protocol.limits import PAGE_SHIFT, ULONG_MAX, ZAPS_PER_UPGRADE_MAX
+from protocol.ranges import page_align, page_of
 from protocol.records import InvalidateBegin, NotifierCall
 
-SHARED = frozenset({"iotlb"})
+SHARED = frozenset({"iotlb", "xsl"})
 """Caches of the mm's own table that are invalidated by commands."""
 
 _Key = tuple[str, str]
@@ -24,16 +26,21 @@ _Key = tuple[str, str]
 class Measures:
     """Counts into ``Statistics``; rule P3 for rights that were added."""
 
-    def __init__(self, statistics: Statistics, found: list[Violation]) -> None:
-        self.statistics, self.found = statistics, found
+    def __init__(self, statistics: Statistics, found: list[Violation], address_end: int) -> None:
+        self.statistics, self.found, self.address_end = statistics, found, address_end
         self._event: dict[_Key, str] = {}
         """Why the shadow MMU at a node is being invalidated by an operation."""
+        self._by: dict[_Key, str] = {}
+        """The call of the core in which a shared-table secondary is being told."""
         self._said: dict[_Key, tuple[int, int, int]] = {}
         """The last range that an operation invalidated at a node, and its changes by then."""
 
     def notifier_call(self, record: NotifierCall, op_id: str) -> None:
-        """``invalidate_range_start`` of one subscriber begins or ends."""
+        """A callback of one subscriber begins or ends."""
         if record.callback != "invalidate_range_start":
+            self._by[op_id, record.subscriber] = record.within or record.callback
+            if record.phase == "end":
+                del self._by[op_id, record.subscriber]
             return
         if record.phase == "begin":
             self._event[op_id, record.subscriber] = record.event
@@ -43,16 +50,29 @@ class Measures:
     def invalidated(self, record: InvalidateBegin, op: Op, event: Event) -> None:
         """An invalidation arrived at a node on behalf of an operation."""
         if record.cache in SHARED:
+            if record.fills:
+                by = self._by.get((op.id, event.node), "the flush of the CPUs")
+                bump(self.statistics.discharged, f"{record.cache} by {by}")
             self._command(record, op, event.node)
         elif record.cache == "spte" and record.fills:
             self._zapped(record, op, event)
 
     def _command(self, record: InvalidateBegin, op: Op, node: str) -> None:
         bump(self.statistics.secondary_invalidations, op.kind)
+        self._told(record, op.kind)
         start, end, changes = self._said.get((op.id, node), (0, 0, -1))
         if changes == len(op.changes) and start <= record.start and record.end <= end:
             bump(self.statistics.secondary_repeated, op.kind)
         self._said[op.id, node] = (record.start, record.end, len(op.changes))
+
+    def _told(self, record: InvalidateBegin, kind: str) -> None:
+        """How much a unit was told to drop."""
+        if (record.start, record.end) == (0, ULONG_MAX):
+            bump(self.statistics.secondary_whole, kind)
+            return
+        told = page_align(min(record.end, self.address_end)) - page_of(record.start)
+        pages = self.statistics.secondary_pages
+        pages[kind] = pages.get(kind, 0) + max(told >> PAGE_SHIFT, 0)
 
     def _zapped(self, record: InvalidateBegin, op: Op, event: Event) -> None:
         why = self._event.get((op.id, event.node))
@@ -63,9 +83,13 @@ class Measures:
         if wasted and self.statistics.zapped[why] > ZAPS_PER_UPGRADE_MAX:
             self.found.append(_report(record, op, event))
 
-    def ended(self, op_id: str) -> None:
+    def ended(self, op: Op) -> None:
         """The operation is over."""
-        self._said = {key: said for key, said in self._said.items() if key[0] != op_id}
+        kept = {key: said for key, said in self._said.items() if key[0] != op.id}
+        if len(kept) < len(self._said):
+            changed = self.statistics.changed_pages
+            changed[op.kind] = changed.get(op.kind, 0) + len({c.page for c in op.changes})
+            self._said = kept
 
 
 def _report(record: InvalidateBegin, op: Op, event: Event) -> Violation:

@@ -29,7 +29,8 @@ class Moves:
 
     def __init__(self, world: World, obligations: Obligations) -> None:
         self.obligations = obligations
-        self.shared = frozenset(unit.name for unit in world.units)
+        units = frozenset(unit.name for unit in world.units)
+        self.shared = units | {link.name for link in world.links}
         """Agents that walk the table that the CPUs walk."""
         self.taken: dict[str, list[Change]] = {}
         """Operation -> what it took out under a lock that it still holds."""

@@ -24,13 +24,18 @@ SHADOW = frozenset({"spte", "gtlb", "vmcs"})
 """Caches of agents that have a table of their own (catalogue 1)."""
 
 REVOKING = frozenset({
-    "Munmap", "Mprotect", "Brk", "MadviseDontneed", "Mmap", "Mremap", "Truncate", "Fork", "Execve",
-    "Exit",
+    "Munmap", "Mprotect", "Brk", "MadviseDontneed", "MadviseFree", "Mmap", "Mremap", "Truncate",
+    "Fork", "Execve", "Exit",
 })  # fmt: skip
 """Operations that promise revocation by their return."""
 
 OPERATION_ENDED = "operation ended"
 """What the deadline of a revoking operation is called."""
+
+
+def frame_freed(frame: int) -> str:
+    """What the deadline at which a frame becomes free is called."""
+    return f"frame {frame:#x} freed"
 
 
 class Obligations:

@@ -12,20 +12,31 @@ from typing import Any
 from nodes.world import MEMORY, World
 from oracle import statistics as stats
 from oracle.brackets import Brackets
+from oracle.callbacks import Callbacks
 from oracle.coherence import Coherence
-from oracle.denied import StaleDenials
+from oracle.completion import Completion
+from oracle.containment import Containment
+from oracle.context import CONTEXT, Context
+from oracle.denied import MMAP_UNLOCK, StaleDenials
+from oracle.end import stale_at_rest
+from oracle.guests import GuestRecords
+from oracle.identity import XSL, Identity
 from oracle.inherited import PTL_LOCK, Inherited
+from oracle.lifetime import Lifetimes
 from oracle.liveness import LOCKS, Deadlocks, FaultProgress
 from oracle.measures import Measures
+from oracle.memory_records import MemoryRecords
+from oracle.memory_rules import MemoryRules
 from oracle.moves import PTL_RELEASED, PTL_UNLOCK, Moves
 from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
+from oracle.rules import chosen_rules
 from oracle.safety import Safety, foreign_walk
 from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
-from oracle.state import Cached, Change, Op, Read, State, usable_read
+from oracle.state import Cached, Op, Read, State
 from oracle.statistics import Statistics
-from oracle.tables import Tables
-from oracle.targeting import Targeting
+from oracle.tables import Tables, walked_before
+from oracle.targeting import Targeting, to_be_told
 from oracle.verdict import How, Verdict, decide
 from oracle.violation import Event, Violation
 from protocol import pte as ptes
@@ -33,18 +44,26 @@ from protocol import records as r
 from protocol.envelope import Envelope, Handled, operation_of
 from protocol.errors import EmulatorError
 from protocol.limits import ORACLE_VIOLATIONS_KEPT
-from protocol.ranges import covers
 from protocol.trace import Ending, TraceStep
 
-APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
 _NOTHING: list[Violation] = []
+_STORE = ptes.WRITE | ptes.DIRTY
+_WATCHED = CONTEXT | set(LOCKS)
+"""Kinds of deliveries that matter without a record."""
 
 
-class Oracle:
+class Oracle(MemoryRecords, GuestRecords):
     """Feed it every step in order, then the ending; ask for the verdict."""
 
-    def __init__(self, world: World, conditions: Sequence[Condition] = ()) -> None:
+    def __init__(
+        self,
+        world: World,
+        conditions: Sequence[Condition] = (),
+        rules: frozenset[str] | None = None,
+    ) -> None:
+        """``rules``: the only ones that are reported.  Raises ``UserError`` if one is none."""
         self.world = world
+        self.rules = None if rules is None else chosen_rules(rules)
         self.violations: list[Violation] = []
         self.statistics = Statistics()
         self.state = State()
@@ -63,10 +82,15 @@ class Oracle:
         self.deadlocks = Deadlocks(self._found)
         self.coherence = Coherence(self._found)
         self.denied = StaleDenials(self.state, self._found)
-        self.measures = Measures(self.statistics, self._found)
-        told = () if world.kernel.btm else world.units
-        units = frozenset(unit.name for unit in told)
-        self.targeting = Targeting(units, self._found)
+        self.measures = Measures(self.statistics, self._found, world.address_end())
+        self.memory_rules = MemoryRules(self.state, self._found)
+        self.containment = Containment(self.state, self.obligations, self._found)
+        self.context = Context(self.state, self._found)
+        self.callbacks = Callbacks(self._found)
+        self.lifetimes = Lifetimes(self._found)
+        self.completion = Completion(self._found)
+        self.identity = Identity(world, self.state, self._found)
+        self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
         self.sometimes = Sometimes(conditions, self.state, self._memory)
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
         self._mm_of = {vm.name: vm.mm for vm in world.vms}
@@ -80,6 +104,8 @@ class Oracle:
             r.PteChange: self._pte_change, r.PteRead: self._pte_read,
             r.FrameAllocated: self._frame_allocated, r.FrameFreed: self._frame_freed,
             r.FrameCopied: self._frame_copied, r.PageWritten: self._page_written,
+            r.PageRead: self.memory_rules.read_in, r.PageDiscarded: self._page_discarded,
+            r.Registered: self.lifetimes.registered, r.Unregistered: self._unregistered,
             r.Access: self._access, r.Use: self._use,
             r.Fill: self._fill, r.Evict: self._evict,
             r.InvalidateBegin: self._invalidate_begin, r.InvalidateDone: self._invalidate_done,
@@ -88,6 +114,9 @@ class Oracle:
             r.NotifierCall: self._notifier_call, r.FaultRetry: self._fault_retry,
             r.WalkDiscarded: self._walk_discarded, r.ApicTrapped: self._apic_trapped,
             r.OutOfMemory: self._out_of_memory, r.Coverage: self._coverage,
+            r.OomKill: self._oom_kill, r.FlushDeferred: self._flush_deferred,
+            r.TagAlloc: self.identity.allocated, r.TagFree: self._tag_free,
+            r.LoopCut: self._loop_cut,
             r.PermissionFault: self._permission_fault, r.TableRead: self._table_read,
             r.TableCached: self._table_cached, r.TableUse: self.tables.used,
         }  # fmt: skip
@@ -118,12 +147,13 @@ class Oracle:
             raise EmulatorError(f"delivery {n} went to {dst}, which is not in this world")
         row = self.order.deliver(n, at, causes)
         self.statistics.deliveries += 1
-        if kind in LOCKS:
+        if kind in _WATCHED:
             self._lock_moved(n, message, src, dst, kind, row)
-        if at == self._memory and self.sometimes.began:
-            self.sometimes.memory_step(operation_of(message), row)
-        if message in self.tables.uses and at == self._memory:
-            self.tables.reached(Event("walk", n, dst, message))
+        if at == self._memory:
+            if self.sometimes.began:
+                self.sometimes.memory_step(operation_of(message), row)
+            if message in self.tables.uses:
+                self.tables.reached(Event("walk", n, dst, message))
         if not records:
             return self._take() if self._found else _NOTHING
         self._n, self._id, self._node, self._at, self._row = n, message, dst, at, row
@@ -140,11 +170,16 @@ class Oracle:
     def _lock_moved(self, n: int, message: str, src: str, dst: str, kind: str, row: Row) -> None:
         op_id = operation_of(message)
         if op_id in self.state.ops:
-            self.deadlocks.lock(kind, message, src, dst)
+            if kind in CONTEXT:
+                self.context.delivered(kind, message, op_id, n, dst)
+            if kind in LOCKS:
+                self.deadlocks.lock(kind, message, src, dst)
         if kind == PTL_UNLOCK:
             self.moves.unlocked(op_id, Event(PTL_RELEASED, n, dst, message), row)
         elif kind == PTL_LOCK:
             self.inherited.locked(op_id, row[self._memory])
+        elif kind == MMAP_UNLOCK and op_id in self.state.ops:
+            self.state.ops[op_id].unlocked = n
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -153,16 +188,14 @@ class Oracle:
         programs still come after.  Without this call the clocks of all deliveries are kept.
         """
         self.order.forget_before(n)
+        self.state.forget_before(n)
 
     def lost(self, node: str) -> None:
         """The node is dead (chaos killed it): what it cached is never used again."""
-        for fill in list(self.state.fills.values()):
-            if fill.agent == node:
-                fill.usable = False
-                self.state.close(fill, 1, gone=True)
-        for op in list(self.state.ops.values()):
-            if op.node == node:
-                self.state.end_op(op)
+        self.state.lost(node)
+        self.callbacks.lost(node)
+        self.completion.lost(node)
+        self.brackets.gone.add(node)
 
     def finish(self, ending: Ending, quiescent: bool = True) -> list[Violation]:
         """The run is over; what its end broke.
@@ -172,6 +205,11 @@ class Oracle:
         """
         if ending.complete:
             self.brackets.finish(ending.deliveries)
+            self.callbacks.finish(Event("end of run", ending.deliveries, MEMORY, ""))
+        if ending.complete and quiescent:
+            self._found += stale_at_rest(self.state, self.violations, ending.deliveries)
+        if quiescent:
+            self.completion.finish()
         if quiescent and (ending.waiting or not ending.complete):
             self.deadlocks.finish(ending)
         self.sometimes.finish(self.statistics)
@@ -192,6 +230,8 @@ class Oracle:
     def _take(self) -> list[Violation]:
         found = self._found.copy()
         self._found.clear()
+        if self.rules is not None:
+            found = [violation for violation in found if violation.rule in self.rules]
         for violation in found:
             stats.bump(self.statistics.violations, violation.rule)
         self.violations += found[: ORACLE_VIOLATIONS_KEPT - len(self.violations)]
@@ -203,98 +243,19 @@ class Oracle:
     def _op(self) -> Op:
         return self.state.op(self._op_id)
 
-    # -- by memory -----------------------------------------------------------------------------
-
-    def _pte_change(self, record: r.PteChange) -> None:
-        if record.level:
-            return
-        old, new = record.old, record.new
-        page = self.state.page(record.mm, record.address, 0, old)
-        page.history.append((self._n, new))
-        if ptes.takes_away(old, new):
-            self._taken_away(Change(self._id, page, old, new, self._op(), self._n, self._row))
-        elif not ptes.hw_present(old) and ptes.hw_present(new):
-            op = self._op()
-            self.moves.put(op, record.mm, record.address, new)
-            if page.changes and page.changes[-1].op is op:
-                self._published(page.changes[-1], new)
-
-    def _taken_away(self, change: Change) -> None:
-        self.state.add_change(change)
-        self.moves.took(change)
-        stats.change_held(self.state, change)
-        if ptes.hw_present(change.new):
-            self._published(change, change.new)
-        if self.sometimes.open:
-            self.sometimes.change(change, self._row)
-            self.sometimes.mark(change.op, "pte_change", self._row)
-
-    def _published(self, change: Change, new: int) -> None:
-        """The operation that cleared the entry sets it again: another frame, or fewer rights."""
-        if ptes.frame_of(change.old) == ptes.frame_of(new):
-            change.new = new
-        else:
-            self.coherence.replaced(change, new)
-            self.obligations.published(change, new, self._event("new entry published"), self._row)
-
-    def _pte_read(self, record: r.PteRead) -> None:
-        if usable_read(record.pte):
-            page = self.state.page(record.mm, record.address, self._n, record.pte)
-            generation = self.state.frame(ptes.frame_of(record.pte)).generation
-            self.state.add_read(
-                Read(self._n, self._id, page, record.pte, generation), self._op()
-            )  # fmt: skip
-
-    def _frame_allocated(self, record: r.FrameAllocated) -> None:
-        stats.frame_allocated(self.statistics, self.state.frame(record.frame))
-
-    def _frame_freed(self, record: r.FrameFreed) -> None:
-        frame = self.state.frame(record.frame)
-        event = self._event(f"frame {record.frame:#x} freed")
-        frame.generation += 1
-        frame.freed = event
-        stats.frame_freed(frame)
-        self.tables.freed(record.frame, event, self._row)
-        changes, frame.changes = frame.changes, []
-        self.obligations.frame_freed(changes, event, self._row)
-        if self.sometimes.open:
-            self.sometimes.mark(self._op(), "frame_freed", self._row)
-
-    def _frame_copied(self, record: r.FrameCopied) -> None:
-        event = self._event(f"frame {record.source:#x} copied")
-        self.obligations.frame_copied(self._op(), record.source, event, self._row)
-        if self.sometimes.open:
-            self.sometimes.mark(self._op(), "frame_copied", self._row)
-
-    def _page_written(self, record: r.PageWritten) -> None:
-        event = self._event(f"frame {record.frame:#x} written to swap")
-        self.obligations.page_written(self._op(), record.frame, event, self._row)
-
-    def _access(self, record: r.Access) -> None:
-        op = self.state.ops.get(self._op_id)
-        fill = op.uses.pop(self._id, None) if op is not None else None
-        if fill is not None:
-            fill.uses -= 1
-            stats.bump(self.statistics.accesses, fill.cache)
-            what = "frame written" if record.write else "frame read"
-            self.safety.accessed(fill, record, self._event(what), self._row)
-            self.coherence.accessed(fill, record, self._op_id, self._event(what))
-
-    def _out_of_memory(self, _: r.OutOfMemory) -> None:
-        self.statistics.out_of_memory += 1
-
     # -- by whoever caches translations ----------------------------------------------------------
 
     def _fill(self, record: r.Fill) -> None:
         read = self._source(record)
         if read is None:
             return
-        rights = ptes.PRESENT if record.cache == "vmcs" else ptes.PRESENT | record.pte & ptes.WRITE
+        rights = ptes.PRESENT if record.cache == "vmcs" else ptes.PRESENT | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
         fill = Cached(record.fill, record.cache, self._node, self._at, read, pte)
         fill.n, fill.id = self._n, self._id
         fill.usable = record.cache != "vmcs"
         self.state.add_fill(fill)
+        self.containment.filled(fill, record)
         if fill.usable and read.page.changes:
             self.obligations.installed(fill)
 
@@ -308,11 +269,15 @@ class Oracle:
         page = read.page if read is not None else None
         if page is not None and self._same_page(record, page.mm, page.address):
             return read
+        mm = self._mm_of.get(record.tag, record.tag)
+        before = walked_before(self.state, mm, record.address, read) if read is not None else None
+        if before is not None:
+            return before
         why = "no entry was there" if page is None else f"it mapped {page.mm}:{page.address:#x}"
         self._found.append(
             foreign_walk(
-                self._node, record.cache, self._mm_of.get(record.tag, record.tag),
-                record.address, record.pte, self._event(f"{record.cache} filled"), why,
+                self._node, record.cache, mm, record.address, record.pte,
+                self._event(f"{record.cache} filled"), why,
             )
         )  # fmt: skip
         return None
@@ -320,6 +285,8 @@ class Oracle:
     def _same_page(self, record: r.Fill, mm: str, address: int) -> bool:
         if record.cache in ("gtlb", "vmcs"):
             return True  # their address is a gpa
+        if record.cache == XSL:
+            return self.identity.owned(record.tag, mm) and record.address == address
         return self._mm_of.get(record.tag, record.tag) == mm and record.address == address
 
     def _close(self, name: str) -> None:
@@ -342,8 +309,10 @@ class Oracle:
             self._op().caches.add(record.cache)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
         self.targeting.invalidated(record, self._op(), self._event("invalidated"))
+        self.completion.invalidation(record, self._event("invalidation begun"))
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
+        self.completion.invalidation(record, self._event("invalidation completed"))
         for name in record.fills:
             self._close(name)
 
@@ -351,6 +320,8 @@ class Oracle:
         fill = self.state.fills.get(record.fill)
         if fill is not None:
             fill.uses += 1
+            if 0 < fill.closed < self._n:
+                self.containment.used(fill, self._event("used"))
             self.state.op(operation_of(record.access)).uses[record.access] = fill
             self.coherence.issued(fill, record.access, self._row)
 
@@ -359,40 +330,6 @@ class Oracle:
 
     def _walk_discarded(self, _: r.WalkDiscarded) -> None:
         self.statistics.walks_discarded += 1
-
-    # -- by vCPUs and KVM ------------------------------------------------------------------------
-
-    def _request_posted(self, record: r.RequestPosted) -> None:
-        if record.done and record.request == APIC_PAGE_RELOAD:
-            for fill in self.state.vmcs.get(self._node, ()):
-                self.state.close(fill, self._n, gone=False)
-
-    def _guest_enter(self, record: r.GuestEnter) -> None:
-        fill = self.state.fills.get(record.vmcs) if record.vmcs else None
-        if fill is not None and not fill.usable and not fill.closed:
-            fill.usable = True
-            if fill.read.page.changes:
-                self.obligations.installed(fill)
-
-    def _invalidation(self, record: r.Invalidation) -> None:
-        event = self._event("range_end done")
-        self.brackets.invalidation(record, event)
-        op = self.state.ops.get(self._op_id)
-        if record.begin or op is None or self._node not in self._mm_of:
-            return
-        mm, memory = self._mm_of[self._node], self._row[self._memory]
-        ended = [
-            c
-            for c in op.changes
-            if c.n <= memory
-            and c.page.mm == mm
-            and covers(record.start, record.end, c.page.address)
-        ]
-        self.obligations.bracket_ended(ended, self._shadow[self._node], event, self._row)
-
-    def _apic_trapped(self, record: r.ApicTrapped) -> None:
-        self.statistics.apic_trapped += record.trapped
-        self.statistics.apic_untrapped += not record.trapped
 
     # -- by initiators ---------------------------------------------------------------------------
 
@@ -413,10 +350,16 @@ class Oracle:
             self.state.end_op(previous)
 
     def _op_end(self, record: r.OpEnd) -> None:
-        self.order.keep(self._n)
+        self.order.keep(self._n, record.op or self._op_id)
         op = self.state.op(record.op or self._op_id)
-        self.obligations.op_ended(op, record.kind, self._event(OPERATION_ENDED), self._row)
-        self.inherited.ended(op, self._event(OPERATION_ENDED), self._row)
+        event = self._event(OPERATION_ENDED)
+        self.obligations.op_ended(op, record.kind, event, self._row)
+        self.inherited.ended(op, event, self._row)
+        self.containment.op_ended(op, event, self._row)
+        self.memory_rules.ended(op, self._n)
+        self.context.ended(op, event)
+        self.callbacks.ended(op)
+        self.lifetimes.ended(op.id)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:
             self.sometimes.mark(op, "op_end", self._row)
@@ -424,7 +367,7 @@ class Oracle:
         self.progress.ended(op.id)
         self.deadlocks.ended(op.id)
         self.coherence.ended(op, self._n)
-        self.measures.ended(op.id)
+        self.measures.ended(op)
         self.moves.ended(op.id)
         self.tables.ended(op.id)
         self.targeting.ended(op.id)
@@ -433,10 +376,23 @@ class Oracle:
     def _notifier_call(self, record: r.NotifierCall) -> None:
         self.measures.notifier_call(record, record.op or self._op_id)
         op = self.state.op(record.op or self._op_id)
-        self.targeting.notifier_call(record, op, self._event(record.callback))
+        event = self._event(record.callback)
+        self.targeting.notifier_call(record, op, event)
+        self.context.notifier_call(record, op, event)
+        self.callbacks.notifier_call(record, op, event)
+        self.lifetimes.notifier_call(record, op.id, event, self._at)
         mark = CALLBACK_MARKS.get(record.callback)
         if mark is not None and record.phase == "begin" and self.sometimes.open:
             self.sometimes.mark(op, mark, self._row)
+
+    def _loop_cut(self, record: r.LoopCut) -> None:
+        op = self.state.op(record.op or self._op_id)
+        self.targeting.cut(record, op, self._event("loop cut off"))
+
+    def _unregistered(self, record: r.Unregistered) -> None:
+        self.callbacks.lost(record.subscriber)
+        self.brackets.gone.add(record.subscriber)
+        self.lifetimes.unregistered(record, self._event("unregistered"), self._row)
 
     def _fault_retry(self, record: r.FaultRetry) -> None:
         stats.bump(self.statistics.retries, record.why)

@@ -25,8 +25,14 @@ class Order:
         self.index = {name: at for at, name in enumerate(nodes)}
         self.last: list[Row] = [(0,) * len(nodes) for _ in nodes]
         """The row of each node's last delivery."""
+        self.awaited: frozenset[str] | None = None
+        """Operations whose ends others may come after; None: those of all."""
         self._rows: dict[int, Row] = {}
         self._kept: dict[int, Row] = {}
+        self._last: dict[str, int] = {}
+        """Program -> the end of its last operation, which the next one comes after."""
+        self._over: list[int] = []
+        """Ends that no operation to come names, but a repetition that is on its way may."""
 
     def deliver(self, n: int, index: int, causes: Sequence[int]) -> Row:
         """The row of delivery ``n`` to node ``index``.
@@ -46,12 +52,24 @@ class Order:
         self.last[index] = rows[n] = found = tuple(row)
         return found
 
-    def keep(self, n: int) -> None:
-        """Never forget delivery ``n``: operations that are fed later may come after it."""
+    def keep(self, n: int, operation: str) -> None:
+        """Delivery ``n`` ended ``operation``: others that are fed later may come after it."""
         self._kept[n] = self._rows[n]
+        if self.awaited is None:
+            return
+        program = operation.rpartition("/")[0]
+        before = self._last.pop(program, None)
+        if before is not None:
+            self._over.append(before)
+        if operation not in self.awaited:
+            self._last[program] = n
 
     def forget_before(self, n: int) -> None:
-        """Promise that no delivery to come has a cause below ``n``, but for those kept."""
+        """Promise that no delivery to come has a cause below ``n``, but for ends of operations."""
+        for number in self._over:
+            if number < n:
+                self._kept.pop(number, None)
+        self._over = [number for number in self._over if number >= n]
         gone = []
         for number in self._rows:
             if number >= n:

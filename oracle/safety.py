@@ -1,12 +1,13 @@
 """Rules S1 and S3, judged at each access that goes through a translation; and S8 at each fill.
 
+A vCPU's VMCS is such a translation too: it is in use whenever the guest runs.
 Accesses without a translation are the kernel's own: it holds a reference to what it touches.
 """
 
 from __future__ import annotations
 
 from oracle.isolation import isolation_broken
-from oracle.obligations import OPERATION_ENDED, describe_change
+from oracle.obligations import OPERATION_ENDED, describe_change, frame_freed
 from oracle.order import Row
 from oracle.state import Cached, Change, State
 from oracle.violation import Event, Violation
@@ -33,6 +34,20 @@ class Safety:
             shared = isolation_broken(self.state, late) if record.write else None
             self.found += [late, *([shared] if shared is not None else [])]
 
+    def in_guest(self, fill: Cached, event: Event, row: Row) -> None:
+        """The guest runs with a frame number in the VMCS.
+
+        Hardware asks no table about it: guest accesses to that frame trap, whoever owns it by
+        now, and those to the page that took its place do not.
+        """
+        if not fill.usable or fill.closed or "S1" in fill.reported:
+            return
+        freed = _freed_before(fill, row)
+        if freed is not None:
+            fill.reported.add("S1")
+            change, due = freed
+            self.found.append(_through_vmcs(fill, change, due, event))
+
     def _after_free(
         self, fill: Cached, freed: Event | None, record: Access, event: Event
     ) -> Violation:
@@ -52,6 +67,29 @@ class Safety:
 
 def _concerns(change: Change, fill: Cached) -> bool:
     return fill.read.n < change.n and ptes.takes_away(fill.pte, change.new)
+
+
+def _freed_before(fill: Cached, row: Row) -> tuple[Change, Event] | None:
+    """The change that took the frame away and its becoming free, if both are the past of row."""
+    freed = frame_freed(fill.frame)
+    for change in fill.read.page.changes:
+        if _concerns(change, fill):
+            for due in change.deadlines:
+                if due.event.what == freed and row[due.index] >= due.n:
+                    return change, due.event
+    return None
+
+
+def _through_vmcs(fill: Cached, change: Change, freed: Event, event: Event) -> Violation:
+    page = fill.read.page
+    return Violation(
+        rule="S1", agent=fill.agent, cache=fill.cache, mm=page.mm, address=page.address,
+        frame=fill.frame, filled=fill.event(), read=fill.read.event(),
+        pte=ptes.describe(fill.read.pte), changed=change.event(),
+        change=describe_change(change), owed=change.op.text(), deadline=freed,
+        racing=(freed, event),
+        detail=f"the guest ran with frame {fill.frame:#x} as its APIC page, which had been freed",
+    )  # fmt: skip
 
 
 def _grants(pte: int, frame: int, write: bool) -> bool:

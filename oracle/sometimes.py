@@ -30,7 +30,7 @@ Mark = Literal[
 secondary flushed (``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a frame freed or
 copied, ``invalidate_range_end`` called, its end."""
 
-CACHES = ("tlb", "iotlb", "atc", "spte", "gtlb", "vmcs")
+CACHES = ("tlb", "iotlb", "atc", "xsl", "spte", "gtlb", "vmcs")
 OPERATIONS = tuple(kind.__name__ for kind in Operation.__subclasses__())
 
 CALLBACK_MARKS: dict[str, Mark] = {
@@ -141,7 +141,8 @@ def describe(condition: Condition) -> str:
 def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
     """What a workload must have done: every secondary class at work, and frames reused."""
     # A vCPU's guest TLB is of one class with the shadow entries that it was filled from.
-    caches = ["iotlb"] * bool(world.units) + ["spte"] * bool(world.vms)
+    classes = (("iotlb", world.units), ("spte", world.vms), ("xsl", world.links))
+    caches = [cache for cache, members in classes if members]
     held = [Invalidated(cache, ranges) for cache in caches]
     return (*held, FramesReused(frames))
 

@@ -29,7 +29,7 @@ class Op:
 
     __slots__ = (
         "began", "caches", "changes", "end", "ended", "id", "index", "kind", "marks", "node",
-        "reads", "serial", "start", "tag", "uses",
+        "orphan", "reads", "serial", "start", "tag", "unlocked", "uses",
     )  # fmt: skip
 
     def __init__(self, op_id: str, serial: int) -> None:
@@ -37,6 +37,10 @@ class Op:
         self.kind, self.tag, self.node = "", "", ""
         self.start = self.end = self.began = self.index = 0
         self.ended = False
+        self.orphan = False
+        """Its initiator is dead: what others still do for it has no end that is recorded."""
+        self.unlocked = 0
+        """Memory's delivery that last released an mmap_lock for it."""
         self.changes: list[Change] = []
         self.reads: list[Read] = []
         self.uses: dict[str, Cached] = {}
@@ -54,12 +58,14 @@ class Op:
 class Page:
     """One page of an mm: its leaf entry and whoever holds or may come to hold a copy."""
 
-    __slots__ = ("address", "changes", "fills", "history", "mm", "reads")
+    __slots__ = ("address", "changes", "fills", "granted", "history", "mm", "reads")
 
     def __init__(self, mm: str, address: int, n: int, pte: int) -> None:
         self.mm, self.address = mm, address
         self.history: deque[tuple[int, int]] = deque(((n, pte),), maxlen=ORACLE_PAGE_HISTORY)
         """The last values of the entry: (delivery, entry)."""
+        self.granted: tuple[int, Op] | None = None
+        """The last change that added a right: (delivery, whose)."""
         self.fills: list[Cached] = []
         self.changes: list[Change] = []
         """Those that took something away, oldest first."""
@@ -73,6 +79,16 @@ class Page:
     def pte_at(self, n: int) -> tuple[int, int] | None:
         """(since which delivery, entry) after delivery ``n`` of memory; None: too long ago."""
         return next((kept for kept in reversed(self.history) if kept[0] <= n), None)
+
+    def left_alone(self, memory: int) -> bool:
+        """Whether whoever added the last right is done with it, as far as ``memory`` can know.
+
+        Until it has released mmap_lock it may still notify, however often an agent faults.
+        """
+        if self.granted is None:
+            return True
+        n, op = self.granted
+        return n <= memory and n < op.unlocked <= memory
 
 
 class Read:
@@ -137,7 +153,10 @@ class Deadline:
 class Change:
     """A change of a leaf entry that took something away."""
 
-    __slots__ = ("deadlines", "dropped", "id", "n", "new", "old", "op", "page", "reported", "row")
+    __slots__ = (
+        "deadlines", "deferred", "dropped", "id", "n", "new", "old", "op", "page", "reported",
+        "row",
+    )  # fmt: skip
 
     def __init__(
         self, change_id: str, page: Page, old: int, new: int, op: Op, n: int, row: Row
@@ -147,6 +166,8 @@ class Change:
         self.deadlines: list[Deadline] = []
         self.reported: set[tuple[str, str, str]] = set()
         self.dropped = False
+        self.deferred = False
+        """Its flush was left for later, under no lock that others could wait for."""
 
     def event(self) -> Event:
         """For reports."""
@@ -256,6 +277,33 @@ class State:
             fill.uses -= 1
         op.reads, op.uses, op.changes = [], {}, []
 
+    def lost(self, node: str) -> None:
+        """A node is dead: what it cached and the accesses that it made are gone with it.
+
+        What others do for an operation of it goes on, such as a walk by its IOMMU.
+        """
+        for fill in list(self.fills.values()):
+            if fill.agent == node:
+                fill.usable = False
+                self.close(fill, 1, gone=True)
+        for op in self.ops.values():
+            if op.node == node:
+                op.orphan = True
+                for access, fill in list(op.uses.items()):
+                    if fill.agent == node:
+                        fill.uses -= 1
+                        del op.uses[access]
+
+    def forget_before(self, n: int) -> None:
+        """No step to come has a cause below ``n``: a read from before has been answered."""
+        for op in self.ops.values():
+            if op.orphan:
+                for read in op.reads:
+                    if read.n < n and self.reads.get(read.id) is read:
+                        del self.reads[read.id]
+                        read.page.reads.pop(read, None)
+                op.reads = [read for read in op.reads if read.n >= n]
+
     def _keep(self, page: Page) -> None:
         self._untidy[page] = None
         self._kept += 1
@@ -266,7 +314,8 @@ class State:
 
     def sweep(self, memory_row: Row) -> None:
         """Drop what can no longer matter; amortised constant per closed fill or change."""
-        oldest = min((op.serial for op in self.ops.values()), default=self.serial)
+        awaited = (op.serial for op in self.ops.values() if not op.orphan)
+        oldest = min(awaited, default=self.serial)
         untidy, self._untidy = self._untidy, {}
         self._kept = 0
         for page in untidy:

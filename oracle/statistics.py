@@ -26,6 +26,14 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
     """Invalidations of an IOTLB, by the kind of operation (measure P2)."""
     secondary_repeated: dict[str, int] = {}
     """Of these, those that repeat one of the same operation with no change between them."""
+    secondary_pages: dict[str, int] = {}
+    """Pages that these covered, as the unit was told, by the kind of operation (measure P1)."""
+    secondary_whole: dict[str, int] = {}
+    """Those among them that covered a whole mm, whose pages are not counted (measure P1)."""
+    changed_pages: dict[str, int] = {}
+    """Pages that operations with such an invalidation took something from (measure P1)."""
+    discharged: dict[str, int] = {}
+    """Invalidations that found something, by the cache and the call of the core that led there."""
     zapped: dict[str, int] = {}
     """Shadow entries zapped, by the event of the bracket (measure P3)."""
     walks_discarded: int = 0
@@ -33,6 +41,9 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
     apic_untrapped: int = 0
     """Guest accesses to the APIC page that went to raw memory."""
     out_of_memory: int = 0
+    """Allocations that found the pool empty."""
+    oom_kills: int = 0
+    """Processes that were killed because nothing was left to reclaim."""
     covered: dict[str, int] = {}
     """By coverage point."""
     violations: dict[str, int] = {}

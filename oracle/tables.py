@@ -14,9 +14,10 @@ A walker may keep upper entries.  One that leads to a table must be gone when th
 from __future__ import annotations
 
 from oracle.order import Row
-from oracle.state import State
+from oracle.state import Read, State
 from oracle.violation import Event, Violation
 from protocol.envelope import operation_of
+from protocol.pte import frame_of, hw_present
 from protocol.records import TableCached, TableRead, TableUse
 
 PWC = "pwc"
@@ -34,6 +35,19 @@ class _Kept:
         self.read, self.generation = read, generation
         self.closed = 0
         self.reported: set[str] = set()
+
+
+def walked_before(state: State, mm: str, address: int, read: Read) -> Read | None:
+    """What a walk by (mm, address) has found, if its table was moved under it before its last load.
+
+    The load then counts as one of the entry as it was before the move, so whoever moves the table
+    owes the invalidation of what is made of it.  None: no such move is known.
+    """
+    page = state.pages.get((mm, address))
+    for change in reversed(page.changes if page is not None else ()):
+        if hw_present(change.old) and frame_of(change.old) == frame_of(read.pte):
+            return Read(change.n - 1, read.id, change.page, change.old, read.generation)
+    return None
 
 
 class Tables:

@@ -28,6 +28,17 @@ class PeerError(Exception):
     """Another process sent something that breaks the protocol; it is rejected and counted."""
 
 
+class PeerLost(Exception):  # noqa: N818 - what happened, not whose fault
+    """The node that was asked is dead (``PeerGone``): what was asked was not done, or only in part.
+
+    Raised out of ``Port.call`` in the coroutine that waits there.
+    """
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        super().__init__(f"{node} is dead")
+
+
 class ReplayDivergence(Exception):  # noqa: N818 - the word users know
     """A recorded schedule no longer fits: which node, which delivery and which field."""
 

@@ -36,6 +36,10 @@ CALLBACK_COMMANDS_MAX: Final = 16
 """Commands that one flush of a secondary may queue (rule P4): it may run under a spinlock.  A
 driver with range commands needs a few, whatever the range."""
 
+CALLBACK_STEPS_MAX: Final = 1 << 16
+"""Commands after which a callback must have come back (rule L2): at a microsecond each that is
+longer than any timer interrupt waits."""
+
 LOOP_COMMANDS_MAX: Final = 4096
 """Commands after which a driver's loop over pages is cut off, however large its range."""
 
@@ -82,6 +86,26 @@ ORACLE_SWEEP_MIN: Final = 512
 
 ORACLE_REPLACED_KEPT: Final = 32
 """Pages with a replaced frame for which the oracle follows the order of stores (rule S7)."""
+
+ORACLE_COPIES_KEPT: Final = 8
+"""Copies of one frame after which the oracle still looks for stores into the original (rule S9)."""
+
+ORACLE_SLOTS_KEPT: Final = 4096
+"""Swap slots whose content the oracle knows (rule Q3); that of older ones is not judged."""
+
+ORACLE_LAZYFREE_KEPT: Final = 4096
+"""Pages of ``MADV_FREE`` that the oracle follows until they are discarded (rule S9)."""
+
+CALLBACK_STEPS_BASE: Final = 128
+CALLBACK_STEPS_PER_PAGE: Final = 8
+"""Requests that one notifier callback may make, at least and for each page of its range, before
+rule L2 speaks: two for an entry that it zaps, a few around them, and one kick of every vCPU."""
+
+BRACKET_STEPS_BASE: Final = 8192
+BRACKET_STEPS_PER_PAGE: Final = 128
+"""The same for all that an operation does between ``invalidate_range_start`` and ``_end``: it may
+have to reclaim a batch of pages for a table, and each page of the range may be in a table of its
+own, with locks and a flush of every processor (``NODES_MAX``)."""
 
 ORACLE_OPERATIONS_KEPT: Final = 16
 """Finished operations of a node that a ``between`` condition still looks at."""

@@ -68,13 +68,25 @@ def permits(entry: int, write: bool) -> bool:
     return bool(entry & PRESENT) and (not write or bool(entry & WRITE))
 
 
+def serves(entry: int, write: bool) -> bool:
+    """Whether a cached copy of the entry is enough for the access.
+
+    A store through a copy that is writable and clean must set dirty in memory first, so it walks
+    again: x86 does, and so does arm64 with hardware management of the dirty state.
+    """
+    return permits(entry, write) and (not write or bool(entry & DIRTY))
+
+
 def takes_away(old: int, new: int) -> bool:
-    """Whether the change old -> new revokes something that a cached copy of old still grants."""
+    """Whether the change old -> new revokes something that a cached copy of old still grants.
+
+    A copy that is dirty grants stores that nobody hears of (``serves``).
+    """
     if not hw_present(old):
         return False
     if not hw_present(new) or frame_of(old) != frame_of(new):
         return True
-    return bool(old & WRITE) and not new & WRITE
+    return bool(old & WRITE) and (not new & WRITE or bool(old & ~new & DIRTY))
 
 
 def describe(entry: int) -> str:

@@ -72,6 +72,23 @@ class PageWritten(Record, frozen=True):
     slot: int
 
 
+class PageRead(Record, frozen=True):
+    """The content of a swap slot was read into ``frame``."""
+
+    frame: int
+    slot: int
+
+
+class PageDiscarded(Record, frozen=True):
+    """Reclaim decided, under the lock of the entry at (mm, address), which is none by now, that a
+    clean page of ``MADV_FREE`` needs no successor; by the processor that reclaims.
+    """
+
+    frame: int
+    mm: str
+    address: int
+
+
 class Access(Record, frozen=True):
     """A word of a frame was read or written on behalf of an agent."""
 
@@ -85,6 +102,20 @@ class OutOfMemory(Record, frozen=True):
     """The frame pool was empty."""
 
     use: str
+
+
+class FlushDeferred(Record, frozen=True):
+    """The processor cleared the entry of a page and left its flush for later, with others."""
+
+    mm: str
+    address: int
+    op: str = ""
+
+
+class OomKill(Record, frozen=True):
+    """Nothing was left to reclaim: the process of ``mm`` dies."""
+
+    mm: str
 
 
 # ---- by whoever caches translations --------------------------------------------------------
@@ -177,6 +208,20 @@ class WalkDiscarded(Record, frozen=True):
     address: int
 
 
+class TagAlloc(Record, frozen=True):
+    """A tag of translations (a PID) belongs to an mm from here on; by memory."""
+
+    tag: str
+    mm: str
+
+
+class TagFree(Record, frozen=True):
+    """The tag is nobody's, and may be given out again."""
+
+    tag: str
+    mm: str
+
+
 # ---- by vCPUs and KVM ----------------------------------------------------------------------
 
 
@@ -246,7 +291,11 @@ class OpEnd(Record, frozen=True):
 
 
 class NotifierCall(Record, frozen=True):
-    """A notifier callback begins or ends for one subscriber (``phase`` ``begin`` or ``end``)."""
+    """A notifier callback begins or ends for one subscriber (``phase`` ``begin`` or ``end``).
+
+    ``within`` is the call of the core that makes this one beside its own, if any:
+    ``invalidate_range_end`` calls ``invalidate_range`` up to v6.5.
+    """
 
     callback: str
     subscriber: str
@@ -255,6 +304,32 @@ class NotifierCall(Record, frozen=True):
     end: int
     event: str
     phase: str
+    op: str = ""
+    within: str = ""
+
+
+class Registered(Record, frozen=True):
+    """A subscriber is on the notifier list of an mm; by memory."""
+
+    subscriber: str
+    mm: str
+
+
+class Unregistered(Record, frozen=True):
+    """``mmu_notifier_unregister`` returns: no callback of this subscriber runs, nor ever will."""
+
+    subscriber: str
+    mm: str
+
+
+class LoopCut(Record, frozen=True):
+    """A callback's loop over [start, end) was cut off with ``left`` more turns to come."""
+
+    subscriber: str
+    mm: str
+    start: int
+    end: int
+    left: int
     op: str = ""
 
 

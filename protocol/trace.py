@@ -23,6 +23,8 @@ class TraceStep:
     kind: str
     causes: tuple[int, ...]
     records: Sequence[Record]
+    lost: tuple[str, ...] = ()
+    """Nodes that died before this delivery and after the one before it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,28 @@ def _how(found: Exhaustion) -> str:
     )
 
 
+def scope_text(spec: RunSpec, found: Exhaustion) -> str:
+    """What was searched, and by which rules it was judged."""
+    programs = ", ".join(
+        f"{program.name} {words.many(len(tuple(program.steps)), 'operation')}"
+        for program in spec.programs()
+    )
+    lines = [f"scope: {programs}; {len(spec.world.nodes())} nodes; no chaos"]
+    if found.rules and found.violation is None:
+        lines.append(
+            f"judged in every state: {', '.join(found.rules)}; "
+            f"all other rules in {words.many(found.judged, 'execution')}"
+        )
+    return words.plain("\n".join(lines))
+
+
 def print_exhaustion(
     console: Console, spec: RunSpec, found: Exhaustion, outcome: Outcome | None
 ) -> None:
     """The headline, and the report of the counterexample if there is one."""
     word = WORDS.get(exit_code(found), "ENDED")
     _say(console, headline(spec, found), STYLES.get(word, "bold red"))
+    _say(console, scope_text(spec, found))
     violation = chosen_violation(outcome) if outcome is not None else None
     if outcome is not None and violation is not None:
         trail = trail_of(violation, outcome.run_dir)
@@ -74,5 +90,7 @@ def exhaustion_dict(spec: RunSpec, found: Exhaustion, outcome: Outcome | None) -
         "blocked": found.blocked,
         "states": found.states,
         "deliveries": found.deliveries,
+        "judged": found.judged,
+        "rules": list(found.rules),
         "run": None if outcome is None else outcome_dict(outcome),
     }

@@ -10,11 +10,14 @@ import msgspec
 from rich.console import Console
 
 from explorer.explore import Bound, Exploration
+from explorer.outcome import Outcome
 from explorer.statistics import wilson
+from explorer.story import Story
 from oracle.sometimes import describe
 from oracle.violation import Violation
-from report import words
+from report import interleaving, words
 from report.machine import kernel_dict
+from report.minimizing import size_text
 from report.terminal import STYLES, WORDS, chosen_violation, repeat_command
 from report.trail import trail_of
 from report.violation import violation_report
@@ -28,15 +31,34 @@ Lines = Iterator[tuple[str, str]]
 
 
 def print_exploration(console: Console, found: Exploration) -> None:
-    """The headline, the facts, and the report of the violation that was found."""
+    """The headline and the facts."""
     word = WORDS.get(found.exit_code, "ENDED")
     _say(console, headline(found), STYLES.get(word, "bold red"))
     _say(console, facts(found))
-    outcome = found.recorded
-    violation = chosen_violation(outcome) if outcome is not None else None
-    if outcome is not None and violation is not None:
+
+
+def print_violation(console: Console, outcome: Outcome) -> None:
+    """The report of the violation that was found."""
+    violation = chosen_violation(outcome)
+    if violation is not None:
         trail = trail_of(violation, outcome.run_dir)
         _say(console, "\n" + violation_report(violation, trail, repeat_command(outcome)))
+
+
+def print_story(console: Console, outcome: Outcome, story: Story) -> None:
+    """The explanation of it, and the commands that repeat it."""
+    _say(console, "\n" + interleaving.terminal(story.explanation))
+    _say(console, f"\n  {'cut down':<{LABEL_WIDTH}}{_cut_down(story)}")
+    _say(console, f"  {'schedule':<{LABEL_WIDTH}}{words.command('replay', str(story.file))}")
+    _say(console, f"  {'reproduce':<{LABEL_WIDTH}}{repeat_command(outcome)}")
+
+
+def _cut_down(story: Story) -> str:
+    found = story.minimized
+    more = "; minimize goes on" if found.interrupted else ""
+    before = words.many(found.before.deliveries, "delivery", "deliveries")
+    tries = words.many(found.tries, "try", "tries")
+    return f"from {before} to {size_text(found.after)} in {tries}{more}"
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
@@ -97,8 +119,9 @@ def _facts(found: Exploration) -> Lines:
     coverage = found.coverage
     yield (
         "coverage",
-        f"{words.many(coverage.distinct, 'distinct trace')}; the next schedule is a new one with "
-        f"probability {coverage.unseen:.3f}",
+        f"{words.many(coverage.distinct, 'distinct trace')} in a sample of "
+        f"{words.many(coverage.signed, 'schedule')}; the next one is new with probability "
+        f"{coverage.unseen:.3f}",
     )
     for point, runs in sorted(coverage.points.items()):
         yield "coverage", f"{runs:>7,} schedules with {point}"
@@ -137,11 +160,11 @@ def bound_text(bound: Bound) -> str:
 
 
 def explore_line(state: Mapping[str, Any]) -> str:
-    """``3.1 s: 410 schedules (132/s), 96 distinct traces, unseen 0.12, 31 entered, 0 violated``."""
+    """``3.1 s: 410 schedules (132/s), 56 of 59 traces distinct, unseen mass 0.95, ...``."""
     return (
         f"{words.seconds(float(state['seconds']))}: {state['schedules']:,} schedules "
-        f"({state['rate']:,.0f}/s), {state['distinct']:,} distinct traces, unseen mass "
-        f"{state['unseen']:.3f}, window entered in {state['entered']:,}, "
+        f"({state['rate']:,.0f}/s), {state['distinct']:,} of {state['signed']:,} traces distinct, "
+        f"unseen mass {state['unseen']:.3f}, window entered in {state['entered']:,}, "
         f"{state['violated']:,} violated"
     )
 
@@ -175,6 +198,7 @@ def result_dict(found: Exploration) -> dict[str, Any]:
             describe(c): found.met.get(at, 0) for at, c in enumerate(found.spec.sometimes)
         },
         "distinct_traces": coverage.distinct,
+        "signed": coverage.signed,
         "unseen_mass": coverage.unseen,
         "coverage": dict(sorted(coverage.points.items())),
         "found_by": None if finding is None else [finding.index, finding.policy],
@@ -186,15 +210,29 @@ def _tally(found: Exploration, policy: str) -> dict[str, Any]:
     return asdict(tally) | {"interval": list(wilson(tally.violated, tally.schedules))}
 
 
-def exploration_dict(found: Exploration) -> dict[str, Any]:
+def told_dict(story: Story | None) -> dict[str, Any]:
+    """The short schedule and its explanation, if there are any."""
+    if story is None:
+        return {"schedule": None, "minimized": None, "explanation": None}
+    found = story.minimized
+    sizes = {"before": asdict(found.before), "after": asdict(found.after), "tries": found.tries}
+    explanation = interleaving.as_dict(story.explanation)
+    return {"schedule": str(story.file), "minimized": sizes, "explanation": explanation}
+
+
+def exploration_dict(found: Exploration, story: Story | None = None) -> dict[str, Any]:
     """The result, and what differs from one time to the next: the wall clock, the directory."""
     outcome, seconds = found.recorded, found.seconds
-    return result_dict(found) | {
-        "wall": {
-            "seconds": round(seconds, 3),
-            "schedules_per_second": round(found.schedules / seconds) if seconds else None,
-            "deliveries_per_second": round(found.deliveries / seconds) if seconds else None,
-        },
-        "run_dir": str(outcome.run_dir) if outcome is not None else None,
-        "repeat": repeat_command(outcome) if outcome is not None else None,
-    }
+    return (
+        result_dict(found)
+        | {
+            "wall": {
+                "seconds": round(seconds, 3),
+                "schedules_per_second": round(found.schedules / seconds) if seconds else None,
+                "deliveries_per_second": round(found.deliveries / seconds) if seconds else None,
+            },
+            "run_dir": str(outcome.run_dir) if outcome is not None else None,
+            "repeat": repeat_command(outcome) if outcome is not None else None,
+        }
+        | told_dict(story)
+    )

@@ -15,9 +15,12 @@ from typing import Any, Final
 import msgspec
 
 from explorer.explain import Cure, Explanation, Missed, Ordering, Spot
-from explorer.timeline import DECISIVE, DETAIL, Row
+from explorer.timeline import DECISIVE, DETAIL, ESSENTIAL, Row
 from protocol.envelope import BROKER, REPLY_MARK
 from report import words
+from report.condense import condensed
+from report.facts import kernel_text
+from report.functions import OPERATIONS
 from report.steps import function_text, operation_text, text_of
 from report.violation import RULES
 
@@ -33,10 +36,13 @@ class Form(StrEnum):
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100
-LINES_MAX: Final = 45
+LINES_MAX: Final = 50
 """An explanation fits a screen."""
+DETAILED_LINES_MAX: Final = 22
+"""A table with every detail is not worth more than so many."""
 TABLE_LINES_MIN: Final = 16
 ORDERINGS_SHOWN_MAX: Final = 4
+CURES_SHOWN_MAX: Final = 8
 COLUMN_MIN: Final = 18
 MARK: Final = "> "
 
@@ -80,8 +86,7 @@ def _head(explanation: Explanation, width: int) -> list[str]:
     size = words.many(explanation.deliveries, "delivery", "deliveries")
     switched = words.many(explanation.switches, "switch", "switches")
     title = (
-        f"{violation.rule} {kind} on {kernel.release} {kernel.arch}: {violation.detail} "
-        f"({size}, {switched})"
+        f"{violation.rule} {kind} on {kernel_text(kernel)}: {violation.detail} ({size}, {switched})"
     )
     kinds = explanation.case.kinds()
     before = ", ".join(f"{kinds[op]} {op}" for op in explanation.setup)
@@ -105,25 +110,31 @@ def table(explanation: Explanation, width: int, lines_max: int) -> list[str]:
     for weight in range(DETAIL, DECISIVE - 1, -1):
         rows = chosen_rows(explanation.rows, weight)
         lines = _table(rows, titles(explanation, rows), width)
-        if len(lines) <= lines_max:
-            break
-    return lines
+        if len(lines) <= (DETAILED_LINES_MAX if weight == DETAIL else lines_max) and rows:
+            return lines
+    rows = chosen_rows(explanation.rows, ESSENTIAL)
+    lines = _table(rows, titles(explanation, rows), width)
+    return lines if len(lines) <= lines_max else [*lines[: lines_max - 1], "  ..."]
 
 
 def chosen_rows(rows: Sequence[Row], weight: int) -> list[Row]:
     """Rows that matter so much; a party that only begins and ends has no column."""
     heavy = [row for row in rows if row.weight <= weight]
     acting = {row.party for row in heavy if row.kind not in ("OpBegin", "OpEnd")}
-    return [row for row in heavy if row.party in acting]
+    return condensed([row for row in heavy if row.party in acting])
 
 
 def titles(explanation: Explanation, rows: Iterable[Row]) -> dict[str, str]:
     """Column -> ``cpu0 (move_pages)``: the node, and what it was asked to do in these rows."""
     nodes = {program.name: program.node for program in explanation.case.programs}
+    cpus = explanation.case.spec.world.cpus
     doing: dict[str, list[str]] = {}
     for row in rows:
         mine = nodes.get(row.operation.rpartition("/")[0]) == row.party
-        doing.setdefault(row.party, []).extend([operation_text(row.operation_kind)] * mine)
+        of = [operation_text(row.operation_kind)] * mine
+        if not mine and row.operation_kind == "Dma" and row.party in cpus:
+            of = [OPERATIONS["Dma"]]  # the fault of a device, by a worker
+        doing.setdefault(row.party, []).extend(of)
     return {
         party: f"{party} ({', '.join(dict.fromkeys(of))})" if of else party
         for party, of in doing.items()
@@ -175,7 +186,7 @@ def _orderings(orderings: Sequence[Ordering], races: int, width: int) -> list[st
         f"{words.many(runs, 'way')} to go on):",
         width,
     )
-    counts = Counter(f"{spot(o.early)} before {spot(o.late)}" for o in orderings)
+    counts = Counter(" before ".join(_spots(o.early, o.late)) for o in orderings)
     for text, count in list(counts.items())[:ORDERINGS_SHOWN_MAX]:
         lines += _wrap(f"- {text}{f' ({count} times)' if count > 1 else ''}", width)
     if len(counts) > ORDERINGS_SHOWN_MAX:
@@ -183,15 +194,26 @@ def _orderings(orderings: Sequence[Ordering], races: int, width: int) -> list[st
     return lines
 
 
-def spot(where: Spot) -> str:
-    """A delivery in words: ``cpu0's ptep_get_and_clear``."""
+def _spots(first: Spot, second: Spot) -> tuple[str, str]:
+    """Two deliveries in words, told apart by their operations if need be."""
+    one, two = spot(first), spot(second)
+    return (spot(first, True), spot(second, True)) if _same_but_for(one, two) else (one, two)
+
+
+def _same_but_for(one: str, two: str) -> bool:
+    return one.partition(" for ")[0] == two.partition(" for ")[0]
+
+
+def spot(where: Spot, whole: bool = False) -> str:
+    """A delivery in words: ``cpu0's ptep_get_and_clear``; ``whole``: and for which operation."""
     answer = where.kind.endswith(REPLY_MARK)
     if where.src == BROKER:
         return f"the start of {where.dst}'s {operation_text(where.kind)}"
     who = where.dst if answer else where.src
     what = function_text(where.kind.rstrip(REPLY_MARK), where.operation_kind)
     program = where.operation.rpartition("/")[0]
-    doing = f" for {where.operation_kind} {where.operation}" if program != who else ""
+    alien = whole or program != who
+    doing = f" for {where.operation_kind} {where.operation}" if alien else ""
     return f"{'the end of ' if answer else ''}{who}'s {what}{doing}"
 
 
@@ -199,9 +221,10 @@ def _swap(explanation: Explanation, width: int) -> list[str]:
     swap = explanation.swap
     if swap is None:
         return _wrap("The swap that decides: none was found.", width)
+    first, second = _spots(swap.first, swap.second)
     return _wrap(
         f"The swap that decides (found in {swap.runs} runs from a passing one): "
-        f"{spot(swap.first)}, then {spot(swap.second)}, fails; the other way round passes.",
+        f"{first}, then {second}, fails; the other way round passes.",
         width,
     )
 
@@ -222,7 +245,7 @@ def missed_text(missed: Missed) -> str:
     """What did come instead of what was owed."""
     if not missed.kinds:
         return "Nothing would have ended it."
-    kind = " or ".join(missed.kinds)
+    kind = " or ".join(function_text(kind, "") for kind in missed.kinds)
     parts = []
     if missed.before_fill:
         last = missed.before_fill[-1]
@@ -244,8 +267,11 @@ def _cures(cures: Sequence[Cure], contradictory: int, width: int) -> list[str]:
         return _wrap(
             f"Cures: none of {tried} of a switch makes this schedule safe{refused}.", width
         )
-    named = "; ".join(f"{c.switch} = {value(c.value)} (here {value(c.usual)})" for c in safe)
-    return _wrap(f"Safe under this very schedule: {named}. Tried: {tried}{refused}.", width)
+    named = [f"{c.switch} = {value(c.value)} (here {value(c.usual)})" for c in safe]
+    shown = "; ".join(named[:CURES_SHOWN_MAX])
+    more = len(named) - CURES_SHOWN_MAX
+    rest = f"; and {more} more" if more > 0 else ""
+    return _wrap(f"Safe under this very schedule: {shown}{rest}. Tried: {tried}{refused}.", width)
 
 
 def value(of: Any) -> str:

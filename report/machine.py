@@ -25,6 +25,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "verdict": verdict_dict(outcome),
         "status": outcome.status,
         "detail": outcome.detail,
+        "stopped": outcome.stopped,
         "on": outcome.on,
         "name": spec.name,
         "workload": spec.workload.kind,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from explorer.timeline import Row
+from protocol.limits import ULONG_MAX
 from protocol.pte import describe, frame_of
-from report.functions import OPERATIONS, function_of
+from report.functions import DATA, OPERATIONS, function_of
 
 Values = Mapping[str, Any]
 
@@ -15,19 +17,44 @@ Values = Mapping[str, Any]
 def text_of(row: Row) -> str:
     """What the party of the row did."""
     wording = _WORDINGS.get(row.kind)
-    return wording(row.values, row) if wording else row.kind
+    if wording is not None:
+        return wording(row.values, row)
+    frame = row.values.get("frame")
+    freed = f": frame {frame:#x} freed" if row.values.get("record") == "FrameFreed" else ""
+    return f"{function_text(row.kind, row.operation_kind)}{freed}"
 
 
 def operation_text(kind: str) -> str:
-    """``move_pages`` for ``MigratePages``."""
-    return OPERATIONS.get(kind, kind)
+    """``move_pages`` for ``MigratePages``; an operation that is one access is no function."""
+    return _INITIATORS.get(kind) or OPERATIONS.get(kind, kind)
 
 
 def function_text(kind: str, operation_kind: str) -> str:
-    """The function that a message of this kind is, else the one in which it is sent."""
-    return _FUNCTIONS.get(kind) or function_of(kind, operation_kind) or kind
+    """The function that a message of this kind is, or would be called."""
+    of = operation_kind if kind in DATA else ""
+    return _FUNCTIONS.get(kind) or function_of(kind, of) or _snake(kind)
 
 
+def _snake(kind: str) -> str:
+    """``folio_lock`` for ``FolioLock``."""
+    return _CAPITAL.sub(r"_\1", kind).lower().lstrip("_")
+
+
+_FLUSHED_SHIFT: Final = 16
+"""``TLB_FLUSH_BATCH_FLUSHED_SHIFT``."""
+_PENDING_MASK: Final = (1 << _FLUSHED_SHIFT) - 1
+_CAPITAL: Final = re.compile(r"([A-Z])")
+_INITIATORS: Final = {
+    "Touch": "user access",
+    "Dma": "DMA",
+    "AfuTouch": "accelerator access",
+    "GuestTouch": "vcpu_enter_guest",
+    "GuestApic": "vcpu_enter_guest",
+}
+_ACCESSES: Final = {
+    "Touch": "user", "Dma": "DMA", "AfuTouch": "accelerator", "GuestTouch": "guest",
+    "GuestApic": "guest",
+}  # fmt: skip
 _FUNCTIONS: Final = {
     "PteGetAndClear": "ptep_get_and_clear",
     "PteSet": "set_pte_at",
@@ -43,11 +70,35 @@ def _reply(values: Values, name: str, missing: int = 0) -> int:
 
 def _change(function: str) -> Callable[[Values, Row], str]:
     def wording(values: Values, _: Row) -> str:
-        if "old" in values and "new" in values:
-            return f"{function}: {describe(values['old'])} -> {describe(values['new'])}"
-        return function
+        if "old" not in values or "new" not in values:
+            return function
+        change = f"{describe(values['old'])} -> {describe(values['new'])}"
+        if values.get("level"):
+            return f"{function} of the upper entry: {change}"
+        return f"{function}{_place(values)}: {change}"
 
     return wording
+
+
+def _place(values: Values) -> str:
+    """Which page, if it is not the one that all is about."""
+    return f"({values['mm']}:{values['address']:#x})" if values.get("elsewhere") else ""
+
+
+def _ptl(word: str) -> Callable[[Values, Row], str]:
+    def wording(values: Values, _: Row) -> str:
+        return f"{word} PTL{' of another table' if values.get('elsewhere') else ''}"
+
+    return wording
+
+
+def limit(value: int) -> str:
+    """An end of a range as kernel people write it: ``~0`` for ULONG_MAX."""
+    return "~0" if value == ULONG_MAX else f"{value:#x}"
+
+
+def _range(values: Values) -> str:
+    return f"{limit(values['start'])}, {limit(values['end'])}"
 
 
 def _entry(function: str) -> Callable[[Values, Row], str]:
@@ -59,7 +110,45 @@ def _says(text: str) -> Callable[[Values, Row], str]:
 
 
 def _in_progress(values: Values, _: Row) -> str:
-    return f"mmu_invalidate_in_progress = {_reply(values, 'value')}"
+    covered = f" [{_range(values)})" if values["delta"] > 0 else ""
+    return f"mmu_invalidate_in_progress = {_reply(values, 'value')}{covered}"
+
+
+def _pending(values: Values, _: Row) -> str:
+    verb = "" if values["delta"] else "mm_tlb_flush_nested: "
+    return f"{verb}tlb_flush_pending = {_reply(values, 'value')}"
+
+
+def _batched(word: int) -> str:
+    """``mm->tlb_flush_batched``: two counts in one word."""
+    pending, flushed = word & _PENDING_MASK, word >> _FLUSHED_SHIFT
+    return f"tlb_flush_batched: {pending} pending, {flushed} flushed"
+
+
+def _memslot(values: Values, _: Row) -> str:
+    slot = values["slot"]
+    first = slot["gfn"] if isinstance(slot, Mapping) else slot.gfn
+    return f"new memslot: gfn {first:#x}"
+
+
+def _swapped(values: Values, _: Row) -> str:
+    return f"swap_writepage: frame {values['frame']:#x} -> slot {values['slot']}"
+
+
+def _upper(values: Values, _: Row) -> str:
+    return f"paging-structure cache: table in frame {values['table']:#x}"
+
+
+def _denied(values: Values, _: Row) -> str:
+    return f"permission fault: the {values['cache']} entry denies the access"
+
+
+def _page_request(_: Values, row: Row) -> str:
+    return f"page request to {row.target}"
+
+
+def _command(name: str) -> Callable[[Values, Row], str]:
+    return lambda values, _: f"{name} [{_range(values)})"
 
 
 def _seq(values: Values, _: Row) -> str:
@@ -93,8 +182,9 @@ def _copy(values: Values, _: Row) -> str:
 
 
 def _notifier(values: Values, _: Row) -> str:
-    returns = " returns" if values["phase"] == "end" else ""
-    return f"{values['callback']} of {values['subscriber']}{returns}"
+    if values["phase"] == "end":
+        return f"{values['callback']} returns"
+    return f"{values['callback']}({values['subscriber']}, {_range(values)})"
 
 
 def _fill(values: Values, _: Row) -> str:
@@ -104,18 +194,30 @@ def _fill(values: Values, _: Row) -> str:
 
 
 def _begin(values: Values, row: Row) -> str:
+    kind = row.operation_kind
+    if kind in _ACCESSES:
+        verb = "store to" if values.get("write") else "load from"
+        return f"{_ACCESSES[kind]} {verb} {values['start']:#x}"
     where = f"({values['start']:#x})" if values.get("start") is not None else ""
-    return f"{operation_text(row.operation_kind)}{where}"
+    return f"{operation_text(kind)}{where}"
 
 
 def _end(values: Values, row: Row) -> str:
-    return f"{operation_text(row.operation_kind)} = {values['result']}"
+    kind, result = row.operation_kind, values["result"]
+    if kind in _ACCESSES:
+        verb = "store" if values.get("write") else "load"
+        return f"{_ACCESSES[kind]} {verb} {'fails' if result else 'done'}"
+    return f"{operation_text(kind)} returns {result}"
 
 
 def _trap(values: Values, _: Row) -> str:
     if values["trapped"]:
         return "APIC access traps"
     return f"APIC access goes to frame {values['frame']:#x}"
+
+
+def _again(values: Values, _: Row) -> str:
+    return f"... {values['times']} more times"
 
 
 def _dropped(values: Values, _: Row) -> str:
@@ -128,8 +230,8 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "PteCmpxchg": _change("cmpxchg"),
     "PteLoad": _entry("ptep_get"),
     "PteWalk": _entry("hardware walk"),
-    "PtlLock": _says("lock PTL"),
-    "PtlUnlock": _says("unlock PTL"),
+    "PtlLock": _ptl("lock"),
+    "PtlUnlock": _ptl("unlock"),
     "MmuLock": _says("lock mmu_lock"),
     "MmuUnlock": _says("unlock mmu_lock"),
     "InProgress": _in_progress,
@@ -141,7 +243,20 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "KvmRequest": _request,
     "FlushTlbIpi": _says("flush_tlb_func"),
     "Tlbi": _says("tlbi"),
-    "IotlbInvalidate": _says("IOTLB invalidation"),
+    "IotlbInvalidate": _command("IOTLB invalidation"),
+    "AtsdLaunch": _command("ATSD"),
+    "Tlbie": _command("tlbie"),
+    "AtcInvalidate": _command("ATC invalidation command"),
+    "InvalidateRequest": _command("ATC invalidation"),
+    "AtsTranslate": _entry("ATS translation request"),
+    "PriRequest": _page_request,
+    "PageRequest": _page_request,
+    "MemslotAdd": _memslot,
+    "SwapWrite": _swapped,
+    "TlbFlushPending": _pending,
+    "TlbBatchedLoad": lambda values, _: f"read {_batched(_reply(values, 'value'))}",
+    "TlbBatchedStore": lambda values, _: _batched(values["value"]),
+    "TlbBatchedCmpxchg": lambda values, _: f"cmpxchg: {_batched(values['new'])}",
     "DmaAccess": _dma,
     "FrameWrite": _data("store to"),
     "FrameRead": _data("load from"),
@@ -153,11 +268,14 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "NotifierCall": _notifier,
     "Fill": _fill,
     "Evict": _dropped,
+    "TableCached": _upper,
+    "PermissionFault": _denied,
     "GuestEnter": _says("VM entry"),
     "GuestExit": _says("VM exit"),
     "ApicTrapped": _trap,
     "InvalidateBegin": _dropped,
     "InvalidateDone": lambda values, _: f"{values['cache']} invalidation done",
     "FaultRetry": lambda values, _: f"retry ({values['why']})",
+    "Repeated": _again,
     "WalkDiscarded": _says("walk discarded, it overlapped an invalidation"),
 }

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from broker.chaos_config import GATES
+from broker.chaos_config import GATES, KILL
 from explorer import outcome as codes
 from explorer.latency import Latency
 from explorer.outcome import OperationCount, Outcome
@@ -154,6 +154,8 @@ def _facts(outcome: Outcome) -> Lines:
 def _ending(outcome: Outcome) -> Lines:
     if outcome.status != "finished":
         yield "ended", f"{outcome.status}: {outcome.detail or 'no reason is known'}"
+    if outcome.stopped and outcome.status == "finished":
+        yield "stopped", f"feeding ({outcome.stopped})"
     if outcome.ending.waiting:
         waiting = outcome.ending.waiting
         first = words.listed(f"{src} for {kind} at {dst}" for _, kind, src, dst in waiting[:3])
@@ -224,7 +226,8 @@ def _statistics(statistics: Mapping[str, Any]) -> Lines:
         "walks_discarded": "walks discarded",
         "apic_trapped": "APIC accesses trapped",
         "apic_untrapped": "APIC accesses NOT trapped",
-        "out_of_memory": "times out of memory",
+        "out_of_memory": "allocations that found no free frame",
+        "oom_kills": "processes killed by the OOM killer",
     }
     said = [f"{told} {words.number(statistics[key])}" for key, told in single.items()
             if statistics.get(key)]  # fmt: skip
@@ -264,6 +267,8 @@ def _what_it_did(rule: Mapping[str, Any]) -> str:
     if rule["fault"] in GATES:
         early = f", {words.number(rule['gave_up'])} cut short" if rule["gave_up"] else ""
         return f"closed {words.many(rule['hits'], 'time')}, stopped {matched}{early}"
+    if rule["fault"] == KILL:
+        return f"killed {hits} of {words.many(rule['matched'], 'node')}"
     unmet = "unmet" if rule["fault"] == "hold" else "early"
     gave_up = f", {words.number(rule['gave_up'])} let go {unmet}" if rule["gave_up"] else ""
     return f"hit {hits} of {matched}{gave_up}"

@@ -12,7 +12,7 @@ from typing import Final
 from oracle.violation import Event, Violation
 from protocol.envelope import BROKER, operation_of
 from report import words
-from report.functions import CACHES, DATA, function_of
+from report.functions import CACHES, DATA, RECLAIMED, function_of
 from report.trail import Trail
 
 RULER: Final = "=" * 66
@@ -22,16 +22,27 @@ RULES: Final = {
     "S2": "secondary-flushed-late",
     "S3": "access-after-revocation",
     "S4": "stale-shadow",
+    "S5": "excess-rights",
     "S6": "write-seen-by-child",
     "S7": "stores-seen-out-of-order",
     "S8": "walk-through-freed-table",
+    "S9": "lost-store",
     "S10": "unpaired-invalidation",
+    "S11": "sleep-in-atomic-context",
+    "S12": "wrong-address-space",
+    "S13": "call-after-unregister",
     "S14": "wrong-target",
+    "S16": "lost-dirty-bit",
     "L1": "no-progress",
+    "L2": "endless-invalidation",
     "L3": "deadlock",
+    "L4": "unfinished-invalidation",
     "L6": "stale-denial",
     "P3": "needless-zap",
     "P4": "unbounded-callback",
+    "Q1": "left-open",
+    "Q2": "stale-at-rest",
+    "Q3": "wrong-content",
 }
 """Rule -> what KCSAN would call the kind of bug."""
 
@@ -62,7 +73,9 @@ def _functions(violation: Violation, trail: Trail) -> list[str]:
     """Who took the translation away, and who went on with it."""
     changed, racing = violation.changed, violation.racing
     first = changed or (racing[0] if racing else None)
-    names = [_function(first, trail)] if first else []
+    due = violation.deadline
+    reclaim = RECLAIMED.get(trail.kinds.get(due.n, "")) if due is not None else None
+    names = [reclaim or _function(first, trail)] if first else []
     used = next((e for e in reversed(racing) if trail.kinds.get(e.n) in DATA), None)
     if used is not None:
         return [*names, _function(used, trail)]

@@ -7,6 +7,7 @@ chaos recipe that widens the window.  It holds no code and no verdict logic.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -40,6 +41,17 @@ class KernelTable(TomlTable, frozen=True):
     """Switches that differ from the preset."""
 
 
+class _ScopeTable(TomlTable, frozen=True):
+    """The keys of ``[[scope]]``: what an exhaustive search of some of the kernels runs."""
+
+    program: list[Any]
+    sometimes: list[Table]
+    kernels: list[str] = []
+    """Names of the kernels that it is for; none: all that no scope before it is for."""
+    world: Table = {}
+    """If it needs another world than the race."""
+
+
 class _RaceTable(TomlTable, frozen=True):
     """The keys of a race's file."""
 
@@ -54,6 +66,23 @@ class _RaceTable(TomlTable, frozen=True):
     kernel: list[Any]
     chaos: Table = {}
     sometimes: list[Table] = []
+    scope: list[Any] = []
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """A race with no more than it needs, so that every execution can be searched.
+
+    Every actor is there and runs its whole operation once, all at the same time.
+    """
+
+    kernels: tuple[str, ...]
+    world: World
+    programs: tuple[Program, ...]
+    sometimes: tuple[Condition, ...]
+
+    def covers(self, kernel: str) -> bool:
+        """Whether it is for a kernel of that name."""
+        return not self.kernels or kernel in self.kernels
 
 
 class KernelCase(msgspec.Struct, frozen=True):
@@ -83,6 +112,7 @@ class Race(msgspec.Struct, frozen=True):
     sometimes: tuple[Condition, ...]
     where: str
     """The file it came from."""
+    scopes: tuple[Scope, ...] = ()
 
     def kernel_case(self, name: str = "") -> KernelCase:
         """The kernel of that name, or the first.  Raises ``UserError``."""
@@ -106,6 +136,16 @@ class Race(msgspec.Struct, frozen=True):
             expectation=case.expect,
             sometimes=self.sometimes,
         )
+
+    def run_in_scope(self, kernel: str = "", seed: int = 0) -> RunSpec:
+        """The same for an exhaustive search: in the kernel's scope if it has one, no chaos."""
+        name, spec = self.kernel_case(kernel).name, replace(self.run(kernel, seed), chaos=None)
+        for scope in self.scopes:
+            if scope.covers(name):
+                world = msgspec.structs.replace(scope.world, kernel=spec.world.kernel)
+                workload = Script(scope.programs)
+                return replace(spec, world=world, workload=workload, sometimes=scope.sometimes)
+        return spec
 
 
 def load_race(path: Path, name: str = "") -> Race:
@@ -131,7 +171,25 @@ def load_race(path: Path, name: str = "") -> Race:
         chaos=_chaos(table.chaos, world, programs, f"{where}: chaos"),
         sometimes=conditions_from(table.sometimes, f"{where}: sometimes"),
         where=where,
+        scopes=_scopes(table.scope, world, kernels, f"{where}: scope"),
     )
+
+
+def _scopes(
+    value: Any, world: World, kernels: tuple[KernelCase, ...], where: str
+) -> tuple[Scope, ...]:
+    scopes: list[Scope] = []
+    known = [case.name for case in kernels]
+    for index, table in enumerate(convert_each(value, _ScopeTable, where)):
+        place = f"{where}[{index}]"
+        for name in table.kernels:
+            if name not in known:
+                raise UserError(f"{place}.kernels", f"no kernel {name!r}", ", ".join(known))
+        own = world_from(table.world, kernels[0].kernel, f"{place}.world") if table.world else world
+        programs = programs_from(table.program, own, f"{place}.program")
+        conditions = conditions_from(table.sometimes, f"{place}.sometimes")
+        scopes.append(Scope(tuple(table.kernels), own, programs, conditions))
+    return tuple(scopes)
 
 
 def _chaos(

@@ -1,8 +1,8 @@
 """What the calls of a log do to the address space, and what becomes of every line.
 
-Executed are brk, mmap, munmap, mprotect, mremap, madvise(MADV_DONTNEED), fork, execve and
-exit_group of all processes and their threads.  Everything else is counted by name under the reason
-why it is not; lines executed and lines counted add up to the lines of the log.
+Executed are brk, mmap, munmap, mprotect, mremap, madvise(MADV_DONTNEED and MADV_FREE), fork, execve
+and exit_group of all processes and their threads.  Everything else is counted by name under the
+reason why it is not; lines executed and lines counted add up to the lines of the log.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _NOT_BUILT: Final = frozenset({
     "pkey_mprotect", "userfaultfd", "mseal", "madvise",
 })  # fmt: skip
 _EXECUTED: Final = frozenset({"brk", "mmap", "munmap", "mprotect", "mremap"})
+_ADVICE: Final = {"MADV_DONTNEED": "dontneed", "MADV_FREE": "free"}
 _NEXT_PROGRAM: Final = frozenset({"execve", "execveat"})
 
 Range = tuple[int, int]
@@ -41,8 +42,8 @@ class Effect:
     """One executed call: ``start`` and ``end`` in bytes, page-aligned; for brk, 0 and the end."""
 
     kind: str
-    """``brk``, ``mmap``, ``munmap``, ``mprotect``, ``mremap``, ``dontneed``, ``fork``, ``execve``,
-    ``exit``, or ``clone`` (no operation)."""
+    """``brk``, ``mmap``, ``munmap``, ``mprotect``, ``mremap``, ``dontneed``, ``free``, ``fork``,
+    ``execve``, ``exit``, or ``clone`` (no operation)."""
     thread: int
     start: int
     end: int
@@ -163,7 +164,7 @@ def _why_not(call: Call) -> tuple[str, str]:
         return FAILED, name
     if call.name in _NEXT_PROGRAM or call.name == "exit_group":
         return "", name
-    if call.name in _EXECUTED or advice == "MADV_DONTNEED":
+    if call.name in _EXECUTED or advice in _ADVICE:
         return (NEVER_RETURNED, name) if call.result is None else ("", name)
     return (NOT_BUILT if call.name in _NOT_BUILT else NO_EFFECT), name
 
@@ -187,7 +188,8 @@ def _memory_effect(call: Call, where: str) -> Effect:
     if call.name == "mremap":
         to = (result, result + page_align(integer(call, 2, where)))
         return Effect("mremap", call.pid, start, end, line, to=to)
-    return Effect("munmap" if call.name == "munmap" else "dontneed", call.pid, start, end, line)
+    kind = "munmap" if call.name == "munmap" else _ADVICE[call.args[2]]
+    return Effect(kind, call.pid, start, end, line)
 
 
 @dataclass(slots=True)

@@ -208,6 +208,8 @@ class LogPrograms:
             return ops.Mprotect(self.space.mm, start, length, effect.read, effect.write)
         if effect.kind == "munmap":
             return ops.Munmap(self.space.mm, start, length)
+        if effect.kind == "free":
+            return ops.MadviseFree(self.space.mm, start, length)
         return ops.MadviseDontneed(self.space.mm, start, length)
 
     # -- touches -------------------------------------------------------------------------------
@@ -291,7 +293,8 @@ class LogPrograms:
 
     def _dma(self, page: int, line: int, what: str) -> str:
         write = self._writes(page, line, f"dma/{what}")
-        operation = ops.Dma(self.space.mm, page + 8 * (line % 64), write, line)
+        access = ops.AfuTouch if self.world.links else ops.Dma
+        operation = access(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
         return self._emit(DEVICE, operation, self._last_calls(page, page + PAGE_SIZE))
 

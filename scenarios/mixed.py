@@ -18,7 +18,7 @@ import msgspec
 from broker.programs import Program, Step
 from nodes.driver import draw
 from nodes.kernel.variant import Kernel
-from nodes.world import Unit, Vm, World
+from nodes.world import Link, Unit, Vm, World
 from protocol.errors import UserError
 from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages import program as ops
@@ -46,6 +46,11 @@ class Mix(TomlTable, frozen=True):
     """Map over what is mapped."""
     brk: Weight = 6
     migrate: Weight = 10
+    madvise_free: Weight = 0
+    mremap: Weight = 0
+    """Move a slot onto another.  Up to v6.5 a device may write to the old place too late (S2)."""
+    kswapd: Weight = 0
+    """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3)."""
 
 
 class Counts(TomlTable, frozen=True):
@@ -60,6 +65,8 @@ class Counts(TomlTable, frozen=True):
     vms: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
     vcpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
     """Of all VMs together; without any there is no VM either."""
+    links: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    """OpenCAPI links, on ppc only, which has no IOMMUs; 0: as many as ``devices`` there."""
 
 
 class MixedOptions(Counts, frozen=True):
@@ -172,8 +179,10 @@ class CpuSteps:
         weights: list[tuple[int, Callable[[_CpuState, int, int], ops.Operation]]] = [
             (mix.munmap, self._munmap), (mix.mprotect, self._mprotect),
             (mix.dontneed, self._dontneed), (mix.mmap, self._map_over),
+            (mix.madvise_free, self._free), (mix.mremap, self._mremap),
         ]  # fmt: skip
-        at = (number >> 8) % (sum(w for w, _ in weights) + mix.touch + mix.migrate + mix.brk or 1)
+        others = mix.touch + mix.migrate + mix.brk + mix.kswapd
+        at = (number >> 8) % (sum(w for w, _ in weights) + others or 1)
         for weight, make in weights:
             if at < weight and mapped:
                 return make(state, mapped[detail % len(mapped)], detail >> 8)
@@ -182,6 +191,8 @@ class CpuSteps:
             return self._migrate(detail)
         if mix.migrate <= at < mix.migrate + mix.brk and state.heap >= 0:
             return self._brk(state, detail)
+        if 0 <= at - mix.migrate - mix.brk < mix.kswapd:
+            return ops.Kswapd(1 + detail % 4)
         return self._touch(state, detail)
 
     def _span(self, slot: int, detail: int) -> tuple[int, int]:
@@ -214,6 +225,18 @@ class CpuSteps:
 
     def _dontneed(self, _: _CpuState, slot: int, detail: int) -> ops.Operation:
         return ops.MadviseDontneed(self.arena.mm, *self._span(slot, detail))
+
+    def _free(self, _: _CpuState, slot: int, detail: int) -> ops.Operation:
+        return ops.MadviseFree(self.arena.mm, *self._span(slot, detail))
+
+    def _mremap(self, state: _CpuState, slot: int, detail: int) -> ops.Operation:
+        """Onto another slot of this program, if it has any; what is mapped there goes."""
+        others = [other for other in self._owned() if other != slot] or [slot]
+        to = others[detail % len(others)]
+        state.rights[to] = state.rights.pop(slot)
+        length = self.arena.options.pages * PAGE_SIZE
+        old, new = self.arena.slot(slot), self.arena.slot(to)
+        return ops.Mremap(self.arena.mm, old, length, new, length)
 
     def _migrate(self, detail: int) -> ops.Operation:
         """Some page, or one time in four the APIC page."""
@@ -250,11 +273,11 @@ class SecondarySteps:
         operations = self.arena.options.operations
         while operations == 0 or index < operations:
             number = draw(self.seed, f"mixed/{self.name}/{index}")
-            yield Step(self._operation(number), self._after(index))
+            yield Step(self._operation(number), self.after(index))
             index += 1
 
-    def _after(self, index: int) -> tuple[str, ...]:
-        """The first access waits until the slots are mapped."""
+    def after(self, index: int) -> tuple[str, ...]:
+        """What a step comes after: the first access waits until the slots are mapped."""
         if index:
             return ()
         options = self.arena.options
@@ -270,6 +293,8 @@ class SecondarySteps:
     def _operation(self, number: int) -> ops.Operation:
         write, value = number % 3 > 0, (number >> 2) & 0xFFFF
         address = self.arena.somewhere(number >> 20)
+        if self.name.startswith("link"):
+            return ops.AfuTouch(self.arena.mm, address, write, value)
         if not self.guest:
             return ops.Dma(self.arena.mm, address, write, value)
         if (number >> 18) & 3 == 0:
@@ -289,17 +314,24 @@ class Mixed:
         options = self.options
         cpus = cpu_names(options.cpus)
         slots = Arena(options).memslots()
+        power = kernel.arch == "ppc"
+        if options.links and not power:
+            raise UserError(
+                "nodes.links", f"is {options.links} on {kernel.arch}", "0, or arch = ppc"
+            )
+        devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
         return World(
             kernel=kernel,
             cpus=cpus,
             units=tuple(
-                Unit(f"iommu{n}", devices, ("mm0",), cpus[-1], options.ats)
-                for n, devices in enumerate(_shared_out("device", options.devices, options.iommus))
+                Unit(f"iommu{n}", behind, ("mm0",), cpus[-1], options.ats)
+                for n, behind in enumerate(_shared_out("device", devices, options.iommus))
             ),
             vms=tuple(
                 Vm(f"kvm{n}", vcpus, "mm0", slots)
                 for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
             ),
+            links=tuple(Link(f"link{n}", ("mm0",), cpus[-1]) for n in range(links)),
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
@@ -310,15 +342,16 @@ class Mixed:
         """One program per CPU, device and vCPU of the world."""
         arena = Arena(self.options, world.mms[0])
         cpus = [
-            Program(name, name, CpuSteps(arena, number, seed))
+            Program(name, name, CpuSteps(arena, number, seed), frozenset())
             for number, name in enumerate(world.cpus)
         ]
         devices = [name for unit in world.units for name in unit.devices]
         vcpus = [name for vm in world.vms for name in vm.vcpus]
-        others = [
-            Program(name, name, SecondarySteps(arena, name, seed, name in vcpus))
-            for name in (*devices, *vcpus)
+        links = [link.name for link in world.links]
+        steps = [
+            SecondarySteps(arena, name, seed, name in vcpus) for name in (*devices, *vcpus, *links)
         ]
+        others = [Program(s.name, s.name, s, frozenset(s.after(0))) for s in steps]
         return (*cpus, *others)
 
     def to_table(self, directory: Path) -> Table:  # noqa: ARG002

@@ -32,6 +32,7 @@ _PROT: Final = {rights: name for name, rights in _RIGHTS.items()}
 _NAME: Final = re.compile(r"^[A-Za-z0-9_-]+$")
 _DEVICE: Final = (ops.Dma,)
 _GUEST: Final = (ops.GuestTouch, ops.GuestApic)
+_AFU: Final = (ops.AfuTouch,)
 
 
 class ProgramTable(TomlTable, frozen=True):
@@ -63,7 +64,7 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
             fields.append(("pages", Pages))
         elif name == "new_length":
             fields.append(("new_pages", Pages))
-        elif name in ("new_address", "file", "child", "vm", "gfn") and field.required:
+        elif name in ("new_address", "file", "child", "vm", "gfn", "link") and field.required:
             fields.append((name, field.type))
         elif name in ("read", "write") and _has_prot(kind):
             fields += [("prot", Prot, "rw")] if name == "read" else []
@@ -165,11 +166,9 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
     operation = step.operation
     devices = {name for unit in world.units for name in unit.devices}
     vcpus = {name for vm in world.vms for name in vm.vcpus}
-    fits = (
-        node in devices
-        if isinstance(operation, _DEVICE)
-        else node in (vcpus if isinstance(operation, _GUEST) else world.cpus)
-    )
+    links = {link.name for link in world.links}
+    places = ((_DEVICE, devices), (_GUEST, vcpus), (_AFU, links))
+    fits = node in next((at for kinds, at in places if isinstance(operation, kinds)), world.cpus)
     name = op_name(type(operation))
     if not fits:
         raise UserError(f"{where}.op", f"{node} cannot do {name!r}", "an operation of that node")
@@ -181,6 +180,10 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
     if isinstance(operation, ops.KvmAddMemslot) and operation.vm not in (v.name for v in world.vms):
         known = ", ".join(vm.name for vm in world.vms)
         raise UserError(f"{where}.vm", f"unknown VM {operation.vm!r}", f"one of {known}")
+    link = getattr(operation, "link", "")
+    if link and link not in links:
+        known = ", ".join(sorted(links)) or "none"
+        raise UserError(f"{where}.link", f"unknown link {link!r}", f"one of {known}")
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
     if end > world.address_end():
         raise UserError(

@@ -11,7 +11,7 @@ import msgspec
 
 from broker.programs import Program
 from nodes.kernel.variant import Kernel
-from nodes.world import Unit, Vm, World
+from nodes.world import Link, Unit, Vm, World
 from oracle.sometimes import Condition, workload_conditions
 from protocol.limits import PAGE_SIZE
 from protocol.messages.kvm import Memslot
@@ -61,10 +61,12 @@ class StraceLog:
         pages = (high - low) // PAGE_SIZE
         apic = Memslot(pages + 1, 1, high + PAGE_SIZE, True)
         slots = (Memslot(0, pages, low), apic)
+        power = kernel.arch == "ppc"  # which has links in place of IOMMUs
         return World(
             kernel=kernel,
             mms=tuple(f"mm{number}" for number in range(processes)),
-            units=(Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),),
+            units=() if power else (Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),),
+            links=(Link(DEVICE, ("mm0",), "cpu1"),) if power else (),
             vms=(Vm("kvm0", (GUEST,), "mm0", slots),),
             levels=4,
             entries=512,

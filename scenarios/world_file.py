@@ -167,7 +167,8 @@ def _with_cpus(world: World, count: int) -> World:
     """The world with so many CPUs; the last one serves page requests."""
     cpus = cpu_names(count)
     units = (msgspec.structs.replace(unit, iopf_cpu=cpus[-1]) for unit in world.units)
-    return msgspec.structs.replace(world, cpus=cpus, units=tuple(units))
+    links = (msgspec.structs.replace(link, fault_cpu=cpus[-1]) for link in world.links)
+    return msgspec.structs.replace(world, cpus=cpus, units=tuple(units), links=tuple(links))
 
 
 def _check_counts(counts: Counts, where: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from nodes.kernel.variant import Kernel
-from nodes.world import Unit, Vm, World
+from nodes.world import Link, Unit, Vm, World
 from protocol.errors import UserError
 from protocol.limits import NODES_MAX
 from protocol.messages.kvm import Memslot
@@ -45,6 +45,14 @@ class UnitTable(TomlTable, frozen=True):
     pwc: bool = False
 
 
+class LinkTable(TomlTable, frozen=True):
+    """An OpenCAPI link, and who is attached to it from the start."""
+
+    name: str
+    fault_cpu: str
+    mms: tuple[str, ...] = ()
+
+
 class WorldTable(TomlTable, frozen=True):
     """A world without its kernel; what is left out is as in ``nodes.world.World``."""
 
@@ -52,6 +60,7 @@ class WorldTable(TomlTable, frozen=True):
     mms: tuple[str, ...] = ("mm0",)
     units: list[Any] = []
     vms: list[Any] = []
+    links: list[Any] = []
     levels: Positive = 2
     entries: Positive = 8
     frames: Positive = 32
@@ -65,6 +74,7 @@ def world_from(value: Any, kernel: Kernel, where: str) -> World:
     table = convert(value, WorldTable, where)
     units = convert_each(table.units, UnitTable, f"{where}.units")
     vms = convert_each(table.vms, VmTable, f"{where}.vms")
+    links = convert_each(table.links, LinkTable, f"{where}.links")
     sizes = {
         name: getattr(table, name)
         for name in ("cpus", "mms", "levels", "entries", "frames", "gather_batch", "tlb_entries",
@@ -74,6 +84,7 @@ def world_from(value: Any, kernel: Kernel, where: str) -> World:
         kernel=kernel,
         units=tuple(Unit(u.name, u.devices, u.mms, u.iopf_cpu, u.ats, u.pwc) for u in units),
         vms=tuple(_vm(vm, f"{where}.vms[{index}]") for index, vm in enumerate(vms)),
+        links=tuple(Link(link.name, link.mms, link.fault_cpu) for link in links),
         **sizes,
     )
     _check(world, where)
@@ -91,10 +102,11 @@ def world_to(world: World) -> Table:
     table: Table = {
         name: _plain(getattr(world, name))
         for name in WorldTable.__struct_fields__
-        if name not in ("units", "vms")
+        if name not in ("units", "vms", "links")
     }
     table["units"] = [msgspec.to_builtins(unit) for unit in world.units]
     table["vms"] = [_vm_to(vm) for vm in world.vms]
+    table["links"] = [msgspec.to_builtins(link) for link in world.links]
     return table
 
 
@@ -123,6 +135,11 @@ def _check(world: World, where: str) -> None:
         _known((unit.iopf_cpu,), world.cpus, f"{where}.units[{index}].iopf_cpu")
     for index, vm in enumerate(world.vms):
         _known((vm.mm,), world.mms, f"{where}.vms[{index}].mm")
+    for index, link in enumerate(world.links):
+        _known(link.mms, world.mms, f"{where}.links[{index}].mms")
+        _known((link.fault_cpu,), world.cpus, f"{where}.links[{index}].fault_cpu")
+    if world.links and world.kernel.arch != "ppc":
+        raise UserError(f"{where}.links", f"are there on {world.kernel.arch}", "arch = ppc")
 
 
 def _known(names: tuple[str, ...], among: tuple[str, ...], where: str) -> None:

@@ -142,7 +142,7 @@ def naive(model: Model) -> Found:
         heads = config.heads()
         if not heads:
             found.runs += 1
-            found.finals.add((config.nodes, config.done))
+            found.finals.add((config.nodes, config.front.done))
             found.traces.add(trace_of(model, events))
         for message in heads:
             for move in all_ways(model, config, message):
@@ -164,7 +164,7 @@ def by_dpor(model: Model) -> tuple[Dpor, Found]:
 
     def visit(events: list[Event], config: Config) -> bool:
         found.runs += 1
-        found.finals.add((config.nodes, config.done))
+        found.finals.add((config.nodes, config.front.done))
         found.traces.add(trace_of(model, events))
         return False
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.chaos import ChaosRules, load_rules, parse_rules
-from broker.chaos_config import FAULTS, GATES, check_names, message_kinds, presets
+from broker.chaos_config import FAULTS, GATES, KILL, check_names, message_kinds, presets
 from broker.exchange import Fault, FaultKind
 from broker.recorder import ReplayedFaults
 from broker.schedules import RandomWalk, Recorded
@@ -87,7 +87,7 @@ def specifics(draw: st.DrawFn, fault: str, when: dict[str, int]) -> dict[str, An
     """What only this kind of fault has."""
     node = st.sampled_from(["a0", "a*", "b*", "*"])
     rule: dict[str, Any] = {}
-    if fault in ("slow_node", "pause_node"):
+    if fault in ("slow_node", "pause_node", KILL):
         rule["match"] = {"dst": draw(node)}
     elif fault == "partition":
         rule["between"] = [draw(node), draw(node)]
@@ -95,6 +95,8 @@ def specifics(draw: st.DrawFn, fault: str, when: dict[str, int]) -> dict[str, An
         rule["match"] = draw(matches)
     if fault == "hold":
         rule["until"] = draw(matches) | {"count": draw(st.integers(1, 5))}
+    elif fault == KILL:
+        pass
     elif fault in GATES:
         when.setdefault("until_delivery", when.get("from_delivery", 0) + 30)
     else:
@@ -332,7 +334,10 @@ def test_every_preset_loads_says_what_for_and_survives_run_toml(name: str) -> No
 
 
 def test_presets_are_the_files_in_configs() -> None:
-    assert presets() == ["calm", "jitter", "late-acks", "lossy", "pause-secondary", "shuffle"]
+    assert presets() == [
+        "calm", "jitter", "kill-device", "kill-vm", "late-acks", "lossy", "pause-secondary",
+        "shuffle",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_there_is_a_recipe_for_every_fault() -> None:
     faults = {rule["fault"] for table in recipes().values() for rule in table["rule"]}
     assert faults == {
         "delay", "drop", "duplicate", "reorder", "hold", "slow_node", "pause_node", "partition",
+        "kill_node",
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.kernel.decode import ALL, Decoder, decode, decode_atc
+from nodes.kernel.decode import ALL, Decoder, decode, decode_atc, pages_left
 from protocol.limits import CALLBACK_COMMANDS_MAX, PAGE_SIZE, ULONG_MAX
 from protocol.ranges import covers
 
@@ -44,6 +44,14 @@ def test_everything_by_decoder() -> None:
     assert list(decode("size0_noop", *ALL, PAGES)) == []
     assert list(decode_atc("size0_noop", *ALL, PAGES)) == [ALL]
     assert len(list(decode("per_page_loop", *ALL, PAGES))) == PAGES
+
+
+@given(start=ADDRESS, pages=st.integers(0, 3 * PAGES), offset=st.integers(0, PAGE_SIZE - 1))
+def test_what_a_loop_has_left_when_it_is_cut(start: int, pages: int, offset: int) -> None:
+    end = start + pages * PAGE_SIZE + offset
+    done = len(list(decode("per_page_loop", start, end, PAGES)))
+    assert done + pages_left(start, end, PAGES) == pages + (offset > 0)
+    assert pages_left(*ALL, PAGES) == (1 << 52) - PAGES
 
 
 def test_the_end_of_the_address_space_twice_is_an_empty_range() -> None:

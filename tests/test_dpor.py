@@ -121,7 +121,7 @@ def random_finals(model: Model, runs: int) -> set[tuple[object, ...]]:
         while heads := config.heads():
             message = draws.choice(heads)
             config, _ = model.step(config, message, model.move(config, message))
-        finals.add((config.nodes, config.done))
+        finals.add((config.nodes, config.front.done))
     return finals
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from explorer.explain import Explanation, other_values
+from explorer.explain import Explanation, explain, other_values
 from explorer.lenient import How, play
+from explorer.minimize import minimize_quickly
 from explorer.races import Order
 from explorer.reduce import with_world
+from explorer.schedule_file import Loaded, load
+from explorer.session import simulate
 from explorer.shortest import look_for_shorter
 from nodes.kernel.variant import Kernel, preset
 from report import interleaving
 from report.machine import as_json
 from report.steps import text_of
+from scenarios.catalogue import find, load_all
 from tests.minimal import EXAMPLES, differences, explained
 
 
@@ -135,3 +140,31 @@ def test_a_search_that_hits_its_bound_claims_nothing() -> None:
     search = look_for_shorter(explanation.case, explanation.target, cost, 5, 60.0)
     assert not search.proof.shortest
     assert search.proof.runs <= 5
+
+
+# ---- every race --------------------------------------------------------------------------------
+
+BAD = [
+    next((race.id, case.name) for case in race.kernels if case.expect.verdict == "violated")
+    for race in load_all().values()
+]
+FEW = 25
+"""Tries of the minimiser: what is explained here may be long."""
+
+
+@pytest.mark.parametrize(("race", "kernel"), BAD, ids=["-".join(pair) for pair in BAD])
+def test_every_explanation_fits_a_screen(
+    race: str, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = list(other_values(find(race).run(kernel).world.kernel))[::8]
+    monkeypatch.setattr("explorer.explain.other_values", lambda _: iter(values))
+    simulate(find(race).run(kernel, 1).save(tmp_path), tmp_path)
+    found = minimize_quickly(load(tmp_path), FEW)
+    explanation = explain(Loaded(found.case, found.target, found.played), passing_tries=2)
+    text = interleaving.terminal(explanation).splitlines()
+    assert len(text) <= interleaving.LINES_MAX <= 50
+    assert max(map(len, text)) <= 100
+    assert any(line.lstrip().startswith("---") for line in text), "there is a table"
+    assert max(map(len, interleaving.markdown(explanation).splitlines())) <= 75
+    kinds = {row.kind for row in explanation.rows}
+    assert not {text_of(row) for row in explanation.rows} & kinds, "the kernel's word for it"

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from broker.schedules import RandomWalk, Schedule
 from explorer.coverage import Coverage, Signature
 from explorer.explore import Exploration, Options, explore, record, run_schedule
+from explorer.lenient import How, play
 from explorer.policies import CALIBRATION_RUNS, CYCLES, Policies
+from explorer.schedule_file import read_case
 from explorer.session import replay
 from explorer.statistics import at_most, median, missed_by, pct_bound, unseen_mass, wilson
+from explorer.story import FILE
 from explorer.strategies import CountedWalk, Pct, Pos, Surw, interesting, races
 from nodes.footprint import Footprint
 from oracle.statistics import Statistics
@@ -100,7 +104,7 @@ def test_the_portfolio_is_made_of_what_it_says() -> None:
     shares = {name[:3]: 0 for name in cycle}
     for name in cycle:
         shares[name[:3]] += 100 // len(cycle)
-    assert shares == {"pos": 40, "pct": 30, "ran": 20, "sur": 10}
+    assert shares == {"pos": 40, "pct": 50, "ran": 10}
     policies = Policies("surw", 1)
     assert [policies.policy(at) for at in (0, CALIBRATION_RUNS - 1, CALIBRATION_RUNS)] == [
         "random", "random", "surw",
@@ -191,6 +195,20 @@ def test_a_race_is_found_without_its_recipe(race: str, kernel: str, tmp_path: Pa
     assert [v.identity() for v in replayed.violations] == [v.identity() for v in outcome.violations]
 
 
+def test_what_is_on_a_stream_may_overtake_what_is_not_in_the_replay_as_well(
+    tmp_path: Path,
+) -> None:
+    """A broadcast TLBI and a command to the same unit, sent by one coroutine."""
+    found = explore(bare("E27", "btm-atc-before-dsb", 1), Options(schedules=SCHEDULES))
+    first, again = tmp_path / "first", tmp_path / "again"
+    first.mkdir()
+    again.mkdir()
+    outcome = record(found, first)
+    replayed = replay(first, "simulator", again)
+    assert replayed.status == "finished", replayed.detail
+    assert len(replayed.violations) == len(outcome.violations) > 0
+
+
 @pytest.mark.parametrize(("race", "kernel"), GOOD)
 def test_a_good_kernel_is_held_and_says_how_surely(race: str, kernel: str) -> None:
     found = explore(bare(race, kernel, 1), Options(schedules=100))
@@ -216,6 +234,13 @@ def test_an_exploration_without_a_window_is_inconclusive() -> None:
     assert found.exit_code == 3
     assert found.verdict().reasons
     assert found.incomplete == 20
+
+
+def test_a_sample_of_every_policy_is_signed() -> None:
+    found = explore(bare("E08", "v6.2", 1), Options(schedules=70, stop_on=""))
+    assert found.coverage.signed == 10 == len(CYCLES["portfolio"])
+    assert {found.policies.policy(at) for at in range(0, 70, 7)} == set(CYCLES["portfolio"])
+    assert 1 <= found.coverage.distinct <= 10
 
 
 def test_seconds_bound_an_exploration() -> None:
@@ -249,10 +274,57 @@ def test_the_command_prints_the_same_with_any_hash_seed(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stderr
         result = json.loads(done.stdout)
         assert result["repeat"].endswith(str(out))
-        results.append({k: v for k, v in result.items() if k not in ("wall", "run_dir", "repeat")})
+        assert result["schedule"] == str(out / FILE)
+        elsewhere = ("wall", "run_dir", "repeat", "schedule")
+        results.append({k: v for k, v in result.items() if k not in elsewhere})
     assert results[0] == results[1]
-    first, second = ((tmp_path / name / "schedule").read_bytes() for name in ("1", "31337"))
-    assert first == second
+    assert results[0]["explanation"]["necessary"]
+    assert results[0]["minimized"]["after"]["deliveries"] < 200
+    for file in ("schedule", FILE):
+        first, second = ((tmp_path / name / file).read_bytes() for name in ("1", "31337"))
+        assert first == second
+
+
+def test_the_command_ends_with_the_explanation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["explore", "E08", "--seed", "2", "--out"]
+    assert launch.main([*command, str(tmp_path / "told")]) == 1
+    told = capsys.readouterr().out
+    assert "The swap that decides" in told
+    assert "BUG: mmu_notifier" not in told
+    short = tmp_path / "told" / FILE
+    assert str(short) in told
+    case, target = read_case(short)
+    assert target is not None
+    assert play(case, How(target, strict=True)).found is not None
+    assert launch.main([*command, str(tmp_path / "brief"), "--no-explain"]) == 1
+    brief = capsys.readouterr().out
+    assert "BUG: mmu_notifier" in brief
+    assert "The swap that decides" not in brief
+    assert not (tmp_path / "brief" / FILE).exists()
+
+
+def test_an_interrupted_explanation_leaves_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("explorer.story.minimize_quickly", interrupt)
+    assert launch.main(["explore", "E08", "--seed", "2", "--out", str(tmp_path / "a")]) == 1
+    captured = capsys.readouterr()
+    assert "no explanation" in captured.err
+    assert "BUG: mmu_notifier" in captured.out
+
+
+def test_an_exhaustive_search_ends_with_the_explanation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["explore", "E08", "--strategy", "dpor", "--schedules", "2000", "--json"]
+    assert launch.main([*command, "--out", str(tmp_path / "found")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["explanation"]["violation"]["rule"] in {"O", "S1", "S3"}
 
 
 def test_everything_is_in_the_object_for_programs() -> None:

@@ -173,12 +173,13 @@ def test_a_damaged_run_is_bad_input(
 
 def test_stress_runs_what_was_asked_for(calls: list[Any], elsewhere: Path) -> None:
     words = "--kernel v6.2 --set gather_calls_ir=false --chaos jitter --seconds 2.5 --stop-on S1"
+    words += " --journal-max 64M"
     assert run("stress", *words.split(), "--seed", "0xAB", "--out", "here") == 0
-    spec, directory, seconds, _progress, stop_on = calls[0]
+    spec, directory, seconds, _progress, stop_on, size = calls[0]
     assert (spec.workload.kind, spec.seed, spec.operations_max) == ("mixed", 0xAB, None)
     assert (spec.world.kernel.release, spec.world.kernel.gather_calls_ir) == ("v6.2", False)
     assert [rule.name for rule in spec.chaos.rule] == ["jitter"]
-    assert (directory, seconds, stop_on) == (Path("here"), 2.5, "S1")
+    assert (directory, seconds, stop_on, size) == (Path("here"), 2.5, "S1", 64_000_000)
     assert RunSpec.load(elsewhere / "here").world == spec.world
     assert json.loads((elsewhere / "here" / "summary.json").read_text())["exit_code"] == 0
 

@@ -1,4 +1,4 @@
-"""What invalidations cost: measures P2 (said twice) and P3 (zapped for nothing)."""
+"""What invalidations cost: measures P1 (too much), P2 (said twice), P3 (zapped for nothing)."""
 
 from __future__ import annotations
 
@@ -29,3 +29,13 @@ def test_a_copy_on_write_tells_secondaries_once(kernel: str, repeated: bool) -> 
 )
 def test_an_added_right_zaps_no_shadow_entry(kernel: str, zapped: int) -> None:
     assert statistics("E03", kernel)["zapped"].get("PROTECTION_UPGRADE", 0) == zapped
+
+
+@pytest.mark.parametrize(
+    ("kernel", "whole"), [("v6.6", True), ("v6.6-at-flush", True), ("v6.6-arm64", False)]
+)
+def test_a_batch_of_x86_tells_of_the_whole_mm(kernel: str, whole: bool) -> None:
+    measured = statistics("E10", kernel)
+    assert measured["secondary_whole"].get("Kswapd", 0) == whole
+    assert measured["secondary_pages"].get("Kswapd", 0) == (not whole)
+    assert measured["changed_pages"]["Kswapd"] == 1

@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 
 import launch
+from broker.chaos import load_rules
 from explorer.case import Case, operation_in, scripted, switches, thread_of
 from explorer.lenient import How, play
-from explorer.minimize import Minimized, Update, ddmin, joined_blocks, minimize
-from explorer.reduce import keep_operations
+from explorer.minimize import (
+    Minimized,
+    Minimizer,
+    Update,
+    ddmin,
+    joined_blocks,
+    minimize,
+    minimize_quickly,
+)
+from explorer.reduce import keep_operations, smaller_worlds
 from explorer.replay_file import replay_file
 from explorer.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
 from explorer.session import simulate
@@ -136,6 +145,8 @@ def test_a_long_run_becomes_short(stressed: Loaded) -> None:
     assert found.seconds < 60
     assert found.after.deliveries < 200
     assert found.after.operations <= 5
+    assert stressed.case.spec.world.levels == 4
+    assert found.case.spec.world.levels == 2, "addresses moved down to where two levels suffice"
     assert updates[0].phase == "causal cut"
     assert updates[-1].size == found.after
 
@@ -149,6 +160,48 @@ def test_what_is_interrupted_keeps_the_best(stressed: Loaded) -> None:
     assert found.interrupted
     assert found.after.operations < found.before.operations
     assert play(found.case, How(found.target, strict=True)).found is not None
+
+
+@pytest.fixture(scope="module")
+def lossy(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """The same under loss and repetition."""
+    directory = tmp_path_factory.mktemp("lossy")
+    kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
+    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=40)
+    simulate(spec.save(directory), directory)
+    return load(directory)
+
+
+def test_faults_that_are_not_needed_go(lossy: Loaded) -> None:
+    assert {"drop", "duplicate"} <= set(lossy.case.faults.values())
+    found = minimize_quickly(lossy)
+    assert found.before.faults > 50
+    assert found.after.faults == 0
+    played = play(found.case, How(found.target, strict=True))
+    assert played.found is not None
+    assert played.order == found.case.order
+
+
+def test_the_one_fault_that_is_needed_stays(lossy: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = sorted(lossy.case.faults)[7]
+    minimizer = Minimizer(lossy, None, 60.0)
+
+    def try_it(candidate: Case, *_: object) -> bool:
+        fails = needed in candidate.faults
+        minimizer.case = candidate if fails else minimizer.case
+        return fails
+
+    monkeypatch.setattr(minimizer, "_try", try_it)
+    minimizer._faults()
+    assert set(minimizer.case.faults) == {needed}
+
+
+def test_a_vm_that_an_operation_names_is_no_spare_part() -> None:
+    race = find("E12m")
+    case = Case(scripted(race.run("no-wait")))
+    alone = keep_operations(case, {op for op, kind in case.kinds().items() if "Memslot" in kind})
+    assert alone.operations()
+    assert all(smaller.spec.world.vms for smaller in smaller_worlds(alone))
 
 
 # ---- the pieces --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker.programs import Program
@@ -18,7 +19,7 @@ from protocol.messages import program as ops
 from scenarios.address_space import AreaMap, PageSet
 from scenarios.log_effects import Account, effects_of
 from scenarios.log_programs import TouchOptions
-from scenarios.mixed import Mixed, MixedOptions
+from scenarios.mixed import Mix, Mixed, MixedOptions
 from scenarios.runs import mixed_run, strace_run
 from scenarios.strace import StraceLog
 from scenarios.strace_log import parse_log
@@ -135,6 +136,7 @@ SMALL = """\
 10 2.2 fork() = 12
 12 2.3 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000010000
 12 2.4 +++ exited with 0 +++
+10 2.4 madvise(0x7f0000000000, 4096, MADV_FREE) = 0
 11 2.5 madvise(0x7f0000000000, 4096, MADV_FREE <unfinished ...>
 11 2.6 +++ killed by SIGKILL +++
 10 2.7 exit_group(0)   = ?
@@ -148,6 +150,7 @@ def test_a_small_log_line_by_line() -> None:
         ("executed", "execve", 1),
         ("executed", "exit_group", 1),
         ("executed", "fork", 1),
+        ("executed", "madvise(MADV_FREE)", 1),
         ("executed", "mmap", 3),
         ("executed", "mprotect", 1),
         ("executed", "munmap", 1),
@@ -159,7 +162,7 @@ def test_a_small_log_line_by_line() -> None:
         ("second half of an unfinished call", "mmap", 1),
         ("second half of an unfinished call", "munmap", 1),
     ]
-    assert account.accounted == 18
+    assert account.accounted == 19
     assert account.file_mappings == 1
     assert account.image == [(0x400000, 0x401000)]
 
@@ -171,7 +174,8 @@ def test_calls_of_two_threads_are_ordered_where_they_overlap(tmp_path: Path) -> 
     main, other, child = strace_run(path, KERNEL, 1, none).programs()
     steps = list(main.steps)
     assert [type(step.operation).__name__ for step in steps] == [
-        "Execve", "Mmap", "Mmap", "Brk", "Brk", "Mmap", "Mprotect", "Mmap", "Fork", "Exit",
+        "Execve", "Mmap", "Mmap", "Brk", "Brk", "Mmap", "Mprotect", "Mmap", "Fork", "MadviseFree",
+        "Exit",
     ]  # fmt: skip
     (munmap,) = other.steps
     assert munmap.after == ("thread0/5", "thread0/6")  # its mapping; what came before the clone
@@ -306,7 +310,8 @@ def test_mixed_is_repeatable_and_restartable() -> None:
 def test_mixed_does_every_operation() -> None:
     done = {type(s.operation) for steps in first(3, 400) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
     elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.KvmAddMemslot}
-    elsewhere |= {ops.Kswapd}
+    elsewhere |= {ops.Kswapd, ops.MadviseFree, ops.Sigkill, ops.DeviceRemove, ops.KvmDestroyVm}
+    elsewhere |= {ops.AfuTouch, ops.OcxlAttach, ops.OcxlDetach}
     assert done >= set(ops.Operation.__subclasses__()) - elsewhere
 
 
@@ -333,6 +338,34 @@ def test_mixed_runs_to_its_end_at_any_size(options: MixedOptions) -> None:
     records, complete = records_of(mixed_run(KERNEL, 1, options))
     assert complete
     assert records
+
+
+ALL_WEIGHTS = Mix(madvise_free=12, mremap=8, kswapd=8)
+
+
+def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
+    spec = mixed_run(KERNEL, 1, MixedOptions(mix=ALL_WEIGHTS))
+    steps = [s.operation for p in spec.programs() for s in itertools.islice(p.steps, 300)]
+    assert {ops.MadviseFree, ops.Mremap, ops.Kswapd} <= {type(step) for step in steps}
+    arena = 0x7F00_0000_0000 + 64 * PAGE_SIZE
+    assert all(o.new_address < arena for o in steps if isinstance(o, ops.Mremap))
+
+
+@pytest.mark.parametrize(
+    ("release", "arch", "mremap"),
+    [("v6.6", "x86", 8), ("v6.6", "arm64", 8), ("v6.2", "x86", 0), ("v5.8", "x86", 0)],
+)
+def test_mixed_with_all_of_it_in_a_small_pool_holds(release: str, arch: str, mremap: int) -> None:
+    mix = Mix(madvise_free=12, mremap=mremap, kswapd=0 if arch == "arm64" else 2)
+    reclaimed = 0
+    for seed in range(6):
+        spec = mixed_run(preset(release, arch), seed, MixedOptions(mix=mix), operations_max=120)
+        world = msgspec.structs.replace(spec.world, frames=16)
+        outcome = simulate(replace(spec, world=world))
+        assert outcome.ending.complete
+        assert not outcome.violations, [v.text() for v in outcome.violations]
+        reclaimed += outcome.verdict.how.statistics["covered"].get("direct_reclaim", 0)
+    assert reclaimed
 
 
 def test_mixed_without_weights_is_refused() -> None:

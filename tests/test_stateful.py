@@ -27,7 +27,7 @@ def finals_of(model: Model, eager: bool) -> set[tuple[object, ...]]:
     table = OracleTable(lambda: Oracle(WORLD))
 
     def visit(_: list[StepTaken], config: Config) -> bool:
-        finals.add((config.nodes, config.done))
+        finals.add((config.nodes, config.front.done))
         return False
 
     search = Stateful(model, table, visit, lambda _: False, eager)

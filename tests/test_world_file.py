@@ -83,6 +83,18 @@ def test_no_devices_and_no_vcpus_means_no_iommu_and_no_vm(tmp_path: Path) -> Non
     assert world.nodes() == ("memory", "cpu0")
 
 
+def test_on_ppc_there_are_links_in_place_of_iommus(tmp_path: Path) -> None:
+    text = 'schema = 1\n[kernel]\nrelease = "v5.10"\narch = "ppc"\n[nodes]\ndevices = 2\n'
+    for more, links in (("", ("link0", "link1")), ("links = 1\n", ("link0",))):
+        file = load(tmp_path, text + more)
+        world = workload_run("mixed", file.kernel_of(), 0, file=file).world
+        assert world.nodes()[-len(links) :] == links
+        assert not world.units
+    log = workload_run(str(LOG), file.kernel_of(), 0, file=load(tmp_path, text.partition("[n")[0]))
+    assert [link.name for link in log.world.links] == ["device0"]
+    assert not log.world.units
+
+
 def test_a_log_takes_the_kernel_the_cpus_and_the_sizes(tmp_path: Path) -> None:
     text = 'schema = 1\n[kernel]\nrelease = "v5.8"\n[nodes]\ncpus = 3\n[sizes]\nframes = 5000\n'
     file = load(tmp_path, text)

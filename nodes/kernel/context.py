@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from nodes.driver import Port
 from nodes.world import World
@@ -23,12 +23,25 @@ class Processor(Protocol):
     name: str
     world: World
     port: Port
+    fatal_signal_pending: bool
+    """``SIGKILL`` was sent to the thread; looked at where the kernel looks, and nowhere else."""
+    active_mms: list[str]
+    """mms that this processor is in the cpumask of."""
 
     def mem(self, message: Request[R]) -> Awaitable[R]:
         """One access to shared memory; spins."""
 
     async def sleep(self, dst: str, message: Request[R]) -> R:
         """A request that may sleep."""
+
+    async def sleep_all(self, requests: Iterable[tuple[str, Request[Any]]]) -> None:
+        """Requests that may sleep, all at once; a receiver that is dead has answered."""
+
+    def srcu_read_lock(self) -> None:
+        """``srcu_read_lock(&srcu)``: what is found on a notifier list stays until the unlock."""
+
+    def srcu_read_unlock(self) -> None:
+        """``srcu_read_unlock(&srcu)``."""
 
     def irq_disable(self) -> None:
         """``local_irq_disable``: IPIs wait until interrupts are on again."""

@@ -26,6 +26,8 @@ from protocol.ranges import page_of
 Decoder = Literal[
     "exact", "round_up_overflow", "per_page_loop", "size0_noop", "size0_all", "off_by_one"
 ]
+LinkDecoder = Literal["per_page_loop", "exact"]
+"""What there is for an OpenCAPI link, whose registers take a page or everything."""
 Commands = Iterator[tuple[int, int]]
 """Ranges as the unit understands them: half-open, or (0, ULONG_MAX)."""
 
@@ -36,12 +38,16 @@ _WORD = ULONG_MAX
 def decode(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:
     """The IOTLB commands for [start, end).
 
-    A loop over pages is cut off after ``pages_max`` commands: past the end of the address space
-    they take time and do nothing.
+    A loop over pages is cut off after ``pages_max`` commands; ``pages_left`` are left then.
     """
     if decoder == "per_page_loop":
         return islice(_per_page_loop(start, end), pages_max)
     return iter(_DECODERS[decoder](start, end))
+
+
+def pages_left(start: int, end: int, pages_max: int) -> int:
+    """How many turns of a loop over [start, end) come after the first ``pages_max``."""
+    return max(0, (end - start + PAGE_SIZE - 1 >> PAGE_SHIFT) - pages_max)
 
 
 def decode_atc(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, gup, pgtable
+from nodes.kernel import filemap, gup, page_alloc, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import ENOMEM
 from protocol import pte as ptes
@@ -28,7 +28,7 @@ async def do_fault(
     The page stays locked until the entry is set, so a truncation that has unmapped the file
     either finds the entry or makes this fault look the page up again.
     """
-    frame = await filemap.filemap_fault(cpu, vma.file, vma.offset + address - vma.start)
+    frame = await filemap.filemap_fault(cpu, mm, vma.file, vma.offset + address - vma.start)
     if frame < 0:
         return frame
     if not write:
@@ -44,7 +44,7 @@ async def do_fault(
 
 async def do_cow_fault(cpu: Processor, mm: str, address: int, table: int, source: int) -> int:
     """``do_cow_fault``: the first access to a private mapping is a write: a copy."""
-    frame = (await cpu.mem(FrameAlloc("anon"))).frame
+    frame = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"))
     if frame < 0:
         return -ENOMEM
     await cpu.mem(FrameCopy(source, frame))

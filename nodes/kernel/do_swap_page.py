@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup
+from nodes.kernel import gup, page_alloc
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import ENOMEM
 from nodes.world import MEMORY
@@ -49,7 +49,7 @@ async def _copy_in(
     cpu: Processor, mm: str, vma: Vma, where: tuple[int, int, int], pte: int, cached: int
 ) -> int:
     """A new page with the content of the slot, or of the page that the swap cache has of it."""
-    fresh = (await cpu.mem(FrameAlloc("anon"))).frame
+    fresh = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"))
     if fresh < 0:
         return -ENOMEM
     if cached >= 0:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+EINTR: Final = 4
+EIO: Final = 5
 EAGAIN: Final = 11
 ENOMEM: Final = 12
 EFAULT: Final = 14
+EBUSY: Final = 16
 EEXIST: Final = 17
 EINVAL: Final = 22

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nodes.kernel import mmap
 from nodes.kernel.context import Processor
+from nodes.kernel.ocxl_context import exit_mm
 
 
 async def exec_mmap(cpu: Processor, mm: str) -> int:
@@ -11,5 +11,5 @@ async def exec_mmap(cpu: Processor, mm: str) -> int:
 
     The mm keeps its name, and with it its table's top level and its tags.
     """
-    await mmap.exit_mmap(cpu, mm)
+    await exit_mm(cpu, mm)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup
+from nodes.kernel import gup, page_alloc
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EFAULT, ENOMEM
 from nodes.world import MEMORY
@@ -41,9 +41,9 @@ async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:
         await gup.put_page(cpu, frame)
 
 
-async def filemap_add_folio(cpu: Processor, file: str, index: int) -> int:
+async def filemap_add_folio(cpu: Processor, mm: str, file: str, index: int) -> int:
     """``page_cache_ra_unbounded`` for one page: read it in; with a reference, or -1: no memory."""
-    frame = (await cpu.mem(FrameAlloc("file"))).frame
+    frame = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("file"))
     if frame < 0:
         return -1
     await gup.get_page(cpu, frame)  # one for the cache, one for the caller
@@ -54,7 +54,7 @@ async def filemap_add_folio(cpu: Processor, file: str, index: int) -> int:
     return await filemap_get_folio(cpu, file, index)
 
 
-async def filemap_fault(cpu: Processor, file: str, offset: int) -> int:
+async def filemap_fault(cpu: Processor, mm: str, file: str, offset: int) -> int:
     """``filemap_fault``: the page at ``offset``, locked and with a reference; or -errno.
 
     A page that was truncated while its lock was waited for is looked up again; beyond the end
@@ -64,7 +64,7 @@ async def filemap_fault(cpu: Processor, file: str, offset: int) -> int:
     while offset < (await cpu.mem(FileSizeLoad(file))).value:
         frame = await filemap_get_folio(cpu, file, index)
         if frame < 0:
-            frame = await filemap_add_folio(cpu, file, index)
+            frame = await filemap_add_folio(cpu, mm, file, index)
         if frame < 0:
             return -ENOMEM
         await cpu.sleep(MEMORY, FolioLock(frame))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nodes.kernel import memory, pgtable
 from nodes.kernel.context import Processor
-from nodes.kernel.errno import EAGAIN
+from nodes.kernel.errno import EAGAIN, EINTR
 from protocol import pte as ptes
 from protocol.limits import FAULT_RETRIES_MAX
 from protocol.messages.memory import PageGet, PagePut, PteLoad
@@ -33,13 +33,16 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
     """``get_user_pages_unlocked`` for one page: fast, else fault it in and try again.
 
     The kernel's slow path looks the page up under mmap_lock after the fault; here the lockless
-    walk is repeated instead, which sees the same entries.  -errno if the fault fails.
+    walk is repeated instead, which sees the same entries.  -errno if the fault fails; -EINTR
+    if the thread is to die, which is looked at before each attempt.
     """
     address = page_of(address)
     for _ in range(FAULT_RETRIES_MAX):
         got = await get_user_page_fast(cpu, mm, address, write)
         if got is not None:
             return got
+        if cpu.fatal_signal_pending:
+            return -EINTR
         result = await memory.handle_mm_fault(cpu, mm, address, write)
         if result:
             return result

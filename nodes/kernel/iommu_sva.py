@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodes.kernel.context import Processor
-from nodes.kernel.decode import decode, decode_atc
+from nodes.kernel.decode import decode, decode_atc, pages_left
 from nodes.kernel.variant import Kernel
-from protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT
-from protocol.messages.iommu import AtcInvalidate, IotlbInvalidate
+from protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT, PAGE_SIZE
+from protocol.messages.iommu import AtcInvalidate, DetachDevice, IotlbInvalidate
+from protocol.records import LoopCut
 
 
 def command_queue(unit: str) -> str:
@@ -51,8 +52,13 @@ async def _tlb_inv_range_asid(cpu: Processor, unit: str, mm: str, start: int, en
         return
     kernel = cpu.world.kernel
     leaf = kernel.sec_inv_scope == "leaf_only"
-    for first, last in decode(kernel.sva_decoder, start, end, _pages_max(cpu)):
+    for first, last in tuple(decode(kernel.sva_decoder, start, end, _pages_max(cpu))):
         await cpu.port.call(unit, IotlbInvalidate(mm, first, last, leaf), command_queue(unit))
+    left = pages_left(start, end, _pages_max(cpu))
+    if left and kernel.sva_decoder == "per_page_loop":
+        cpu.port.emit(LoopCut(unit, mm, start, end, left, cpu.port.operation))
+        rest = IotlbInvalidate(mm, start + _pages_max(cpu) * PAGE_SIZE, end, leaf)
+        await cpu.port.call(unit, rest, command_queue(unit))
 
 
 def _pages_max(cpu: Processor) -> int:
@@ -77,3 +83,18 @@ def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
     """One op: a v6.6 kernel refuses a subscriber that has this one and start or end as well."""
     name = "arch_invalidate_secondary_tlbs" if kernel.arch_secondary_flush else "invalidate_range"
     return {name: invalidate_secondary_tlbs}
+
+
+async def iommu_release_device(cpu: Processor, unit: str, device: str) -> int:
+    """``iommu_release_device`` (drivers/iommu/iommu.c), ``arm_smmu_release_device``: 0.
+
+    The device is gone already (surprise removal), so it is not told.  ATC invalidations that are
+    under way complete by a time-out, those to come leave it out.
+
+    cpu0 (invalidate)                   unit                    cpu1 (hotplug worker)
+    ATC command                         passes it on
+                                        no answer ever          detach
+    sync                                times out               [Required: not an endless wait]
+    """
+    await cpu.port.call(unit, DetachDevice(device))
+    return 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nodes.kernel import mmu_notifier
 from nodes.kernel.context import Processor
-from nodes.kernel.errno import EEXIST
+from nodes.kernel.errno import EEXIST, EIO
 from nodes.kernel.variant import Kernel
 from nodes.world import Vm, World
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from protocol.errors import PeerLost
+from protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from protocol.messages.kvm import (
     ActiveInvalidate,
     InProgress,
@@ -42,6 +44,7 @@ def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
     }
     if kernel.apic_gen == 2:
         ops["invalidate_range"] = kvm_mmu_notifier_invalidate_range
+    ops["release"] = kvm_mmu_notifier_release
     return ops
 
 
@@ -77,16 +80,46 @@ async def _slots_in(cpu: Processor, vm: str, start: int, end: int) -> list[Memsl
 async def kvm_vm_ioctl_set_memory_region(cpu: Processor, vm: str, slot: Memslot) -> int:
     """``kvm_set_memory_region`` for a new slot: 0, or -EEXIST if guest frames overlap.
 
+    -EIO if the VM is dead (``kvm_vm_ioctl``: ``kvm->vm_dead``).
+
     cpu0 (invalidate)                   cpu1 (KVM_SET_USER_MEMORY_REGION)
     start: no slot, so no count++
                                         install a slot  [Required: not before the end]
     end: a slot, so count--
     """
-    slots = (await cpu.port.call(vm, MemslotsLoad())).slots
-    if any(s.gfn < slot.gfn + slot.pages and slot.gfn < s.gfn + s.pages for s in slots):
-        return -EEXIST
-    await cpu.sleep(vm, MemslotAdd(slot, cpu.world.kernel.kvm_memslots_wait))
+    try:
+        slots = (await cpu.port.call(vm, MemslotsLoad())).slots
+        if any(s.gfn < slot.gfn + slot.pages and slot.gfn < s.gfn + s.pages for s in slots):
+            return -EEXIST
+        await cpu.sleep(vm, MemslotAdd(slot, cpu.world.kernel.kvm_memslots_wait))
+    except PeerLost:
+        return -EIO
     return 0
+
+
+async def kvm_destroy_vm(cpu: Processor, vm: str) -> int:
+    """``kvm_destroy_vm``: 0.  All its vCPUs are dead; the mm lives on, with other users.
+
+    An invalidation that found the VM on the list and did not find it any more at its end leaves
+    ``mmu_invalidate_in_progress`` raised, and nobody is left to mind.
+    """
+    await mmu_notifier.mmu_notifier_unregister(cpu, "kvm", vm, vm_named(cpu.world, vm).mm)
+    return 0
+
+
+async def kvm_mmu_notifier_release(
+    cpu: Processor, vm: str, _mm: str, _start: int, _end: int
+) -> None:
+    """``kvm_mmu_notifier_release``: ``kvm_mmu_zap_all``, under mmu_lock.
+
+    No vCPU is left that could fault anything in again.
+    """
+    await cpu.port.call(vm, MmuLock(True))
+    gfn = 0
+    while (gfn := (await cpu.port.call(vm, SpteScan(gfn, ULONG_MAX))).gfn) >= 0:
+        await cpu.port.call(vm, SpteClear(gfn))
+    await kvm_flush_remote_tlbs(cpu, vm)
+    await cpu.port.call(vm, MmuUnlock())
 
 
 async def kvm_mmu_notifier_invalidate_range_start(

@@ -19,6 +19,7 @@ from protocol.messages.kvm import (
     SeqRead,
     SpteSet,
 )
+from protocol.messages.swap import FolioMarkDirty
 from protocol.records import FaultRetry
 
 RET_PF_FIXED: Final = 0
@@ -64,6 +65,8 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
     retry = kvm_main.mmu_invalidate_retry(kernel, sampled.seq, now, hva)
     if not retry:
         rights = ptes.flags_of(page.pte) & (ptes.PRESENT | ptes.WRITE)
+        if rights & ptes.WRITE and not page.pte & ptes.DIRTY:
+            await kvm_set_pfn_dirty(cpu, page.frame)
         await cpu.port.call(vm, SpteSet(gfn, ptes.make(page.frame, rights), page.walk))
     await cpu.port.call(vm, MmuUnlock())
     await gup.put_page(cpu, page.frame)
@@ -73,6 +76,15 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
     if now.in_progress:
         await cpu.port.call(vm, RetryWait())
     return RET_PF_RETRY
+
+
+async def kvm_set_pfn_dirty(cpu: Processor, frame: int) -> None:
+    """``kvm_set_pfn_dirty``: the guest may write, and no entry of the mm will say so.
+
+    The kernel says it when it zaps the shadow entry (from v6.13 when it makes one).  An entry that
+    was dirty then is dirty still: whoever cleans it zaps first.  So it is said here for the others.
+    """
+    await cpu.mem(FolioMarkDirty(frame))
 
 
 async def _lock_and_read(cpu: Processor, vm: str) -> Seq:

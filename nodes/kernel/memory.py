@@ -10,6 +10,7 @@ from nodes.kernel import (
     gup,
     mmu_gather,
     mmu_notifier,
+    page_alloc,
     pgtable,
     tlb,
     tlbbatch,
@@ -154,7 +155,7 @@ async def do_anonymous_page(cpu: Processor, fault: VmFault) -> int:
             await _set(cpu, fault, zero)
         await cpu.mem(PtlUnlock(fault.table))
         return 0
-    frame = (await cpu.mem(FrameAlloc("anon"))).frame
+    frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
     if frame < 0:
         return -ENOMEM
     await cpu.mem(PtlLock(fault.table))
@@ -233,7 +234,7 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
     """
     source = ptes.frame_of(fault.pte)
     counted = not fault.pte & ptes.SPECIAL
-    frame = (await cpu.mem(FrameAlloc("anon"))).frame
+    frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
     if frame < 0:
         await gup.put_page(cpu, source)
         return -ENOMEM
@@ -373,4 +374,4 @@ async def _free_level(
             await cpu.mem(PtlLock(table))
             await cpu.mem(PteGetAndClear(table, found.index))
             await cpu.mem(PtlUnlock(table))
-            mmu_gather.free_table(gather, child, at, size)
+            mmu_gather.free_table(gather, child, at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, mmu_notifier, pgtable
+from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
 from nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -58,27 +58,29 @@ async def migrate_page(cpu: Processor, mm: str, address: int) -> int:
         if page is not None:
             await gup.put_page(cpu, page.frame)
         return -EINVAL
-    result = await unmap_and_move(cpu, page.frame)
+    result = await unmap_and_move(cpu, mm, page.frame)
     await gup.put_page(cpu, page.frame)
     return result
 
 
-async def unmap_and_move(cpu: Processor, old: int) -> int:
+async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     """``migrate_folio_unmap`` and ``migrate_folio_move``; the caller holds one reference.
+
+    ``mm`` is that of the thread, which may have to reclaim.
 
     cpu0 (migrate)                      any other agent
     clear pte, flush, migration entry   [Required: nobody writes the old frame from here on]
     copy old -> new
     map the new frame
     """
-    new = (await cpu.mem(FrameAlloc("anon"))).frame
+    new = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"), thisnode=True)
     if new < 0:
         return -ENOMEM
     await cpu.sleep(MEMORY, FolioLock(old))
     replaced = await try_to_migrate(cpu, old)
     moved = (await cpu.mem(PageFreeze(old, 1))).value and replaced
     if moved:
-        await cpu.mem(FrameCopy(old, new))
+        await cpu.mem(FrameCopy(old, new, True))
     else:
         cpu.port.emit(Coverage("migrate_busy"))
     await remove_migration_ptes(cpu, old, new if moved else old)

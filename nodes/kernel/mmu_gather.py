@@ -59,11 +59,15 @@ def tlb_remove_page(cpu: Processor, gather: MmuGather, frame: int) -> bool:
     return len(gather.pages) >= cpu.world.gather_batch
 
 
-def free_table(gather: MmuGather, table: int, address: int, size: int) -> None:
-    """``pte_free_tlb``: queue a page-table page."""
+def free_table(gather: MmuGather, table: int, address: int) -> None:
+    """``pte_free_tlb``: queue a page-table page; the range grows by the page at ``address``.
+
+    That is ``tlb_flush_pmd_range(tlb, address, PAGE_SIZE)``: no leaf of the table is left, and a
+    flush of any of its pages reaches the upper entry.
+    """
     gather.freed_tables = True
     gather.tables.append(table)
-    gather.adjust_range(address, size)
+    gather.adjust_range(address)
 
 
 async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:

@@ -1,4 +1,4 @@
-"""mm/mremap.c: move a mapping, entry by entry."""
+"""mm/mremap.c: move a mapping, entry by entry, or a table of entries at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
 from nodes.kernel.mmu_notifier import MmuNotifierRange
+from nodes.translation import table_index
 from nodes.world import MEMORY
 from protocol import pte as ptes
 from protocol.events import MmuNotifierEvent
 from protocol.limits import PAGE_SIZE
+from protocol.messages.filemap import ImmapLock, ImmapUnlock
 from protocol.messages.memory import (
+    AnonVmaLock,
+    AnonVmaUnlock,
     MmapLock,
     MmapUnlock,
     PteGetAndClear,
+    PteLoad,
     PteScan,
     PteSet,
     PtlLock,
@@ -27,6 +32,7 @@ from protocol.messages.memory import (
     VmaFind,
 )
 from protocol.ranges import overlaps, page_align
+from protocol.records import Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +112,27 @@ async def move_vma(
     address, length = old
     to, new_length = new
     await mmap.vma_link(cpu, mm, vma.part(address, address + new_length).at(to))
-    moved = await move_page_tables(cpu, mm, address, to, length)
+    moved = await move_page_tables(cpu, mm, vma, address, to, length)
     if moved < length:
-        await move_page_tables(cpu, mm, to, address, moved)
+        await move_page_tables(cpu, mm, vma, to, address, moved)
         await mmap.do_munmap_locked(cpu, mm, to, to + new_length)
         return -ENOMEM
     await mmap.do_munmap_locked(cpu, mm, address, address + length)
     return to
 
 
-async def move_page_tables(cpu: Processor, mm: str, old: int, new: int, length: int) -> int:
+async def move_page_tables(
+    cpu: Processor, mm: str, vma: Vma, old: int, new: int, length: int
+) -> int:
     """``move_page_tables``: one bracket around all tables; how much was moved."""
     range_ = MmuNotifierRange(mm, old, old + length, MmuNotifierEvent.UNMAP)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     moved, need_flush = 0, False
     while moved < length:
         extent = _extent(cpu, old + moved, new + moved, length - moved)
+        if await move_pgt_entry(cpu, mm, vma, (old + moved, new + moved), extent):
+            moved += extent
+            continue
         old_table = await pgtable.find_leaf_table(cpu, mm, old + moved)
         if old_table >= 0:
             new_table = await pgtable.alloc_leaf_table(cpu, mm, new + moved)
@@ -140,6 +151,79 @@ def _extent(cpu: Processor, old: int, new: int, length: int) -> int:
     """``get_extent``: up to the end of the table on either side."""
     size = 1 << cpu.world.shift(1)
     return min(length, size - old % size, size - new % size)
+
+
+async def move_pgt_entry(
+    cpu: Processor, mm: str, vma: Vma, place: tuple[int, int], extent: int
+) -> bool:
+    """``move_pgt_entry`` of a whole leaf table (v5.0): whether it was moved as one.
+
+    From v5.14 with the rmap locks held, as an rmap walk finds the table and not the entry:
+
+    cpu0 (mremap A to B)                cpu1 (truncate)
+                                        finds the table of A
+    moves it to B, flushes A
+    cpu2 fills its TLB from B
+                                        clears an entry of it, flushes A, frees the frame
+                                        [Required: not between its look-up and its flush]
+    """
+    old, new = place
+    kernel = cpu.world.kernel
+    if not kernel.have_move_pmd or extent != 1 << cpu.world.shift(1):
+        return False
+    old_pmd = await pgtable.find_leaf_table(cpu, mm, old, 1)
+    new_pmd = await pgtable.alloc_leaf_table(cpu, mm, new, 1) if old_pmd >= 0 else -1
+    if new_pmd < 0 or not await _pmd_present(cpu, old_pmd, old):
+        return False
+    always = kernel.move_pmd_rmap_locks == "always"
+    if always:
+        await take_rmap_locks(cpu, mm, vma)
+    moved = await move_normal_pmd(cpu, mm, place, (old_pmd, new_pmd))
+    if always:
+        await drop_rmap_locks(cpu, mm, vma)
+    return moved
+
+
+async def _pmd_present(cpu: Processor, table: int, address: int) -> bool:
+    index = table_index(cpu.world, 1, address)
+    return ptes.hw_present((await cpu.mem(PteLoad(table, index))).pte)
+
+
+async def take_rmap_locks(cpu: Processor, mm: str, vma: Vma) -> None:
+    """``take_rmap_locks``: for write, that of the file first."""
+    if vma.file:
+        await cpu.sleep(MEMORY, ImmapLock(vma.file, True))
+    await cpu.sleep(MEMORY, AnonVmaLock(mm, True))
+
+
+async def drop_rmap_locks(cpu: Processor, mm: str, vma: Vma) -> None:
+    """``drop_rmap_locks``."""
+    await cpu.mem(AnonVmaUnlock(mm))
+    if vma.file:
+        await cpu.mem(ImmapUnlock(vma.file))
+
+
+async def move_normal_pmd(
+    cpu: Processor, mm: str, place: tuple[int, int], tables: tuple[int, int]
+) -> bool:
+    """``move_normal_pmd`` (v5.0): one upper entry, and a flush of all that it maps.
+
+    False if something is at the new place already; the locks are those of the upper tables.
+    """
+    (old, new), (old_pmd, new_pmd) = place, tables
+    if await _pmd_present(cpu, new_pmd, new):
+        return False
+    await cpu.mem(PtlLock(old_pmd))
+    if new_pmd != old_pmd:
+        await cpu.mem(PtlLock(new_pmd))
+    pmd = (await cpu.mem(PteGetAndClear(old_pmd, table_index(cpu.world, 1, old)))).pte
+    await cpu.mem(PteSet(new_pmd, table_index(cpu.world, 1, new), pmd))
+    cpu.port.emit(Coverage("table_moved"))
+    await _flush(cpu, mm, old, old + (1 << cpu.world.shift(1)))
+    if new_pmd != old_pmd:
+        await cpu.mem(PtlUnlock(new_pmd))
+    await cpu.mem(PtlUnlock(old_pmd))
+    return True
 
 
 async def move_ptes(cpu: Processor, part: Extent) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from nodes.kernel import mmu_notifier, tlb
+from nodes.kernel import mmu_notifier, page_alloc, tlb
 from nodes.kernel.context import Processor
 from nodes.translation import table_index
 from protocol import pte as ptes
@@ -19,6 +19,7 @@ from protocol.messages.memory import (
     PtlLock,
     PtlUnlock,
 )
+from protocol.messages.ocxl import CoprosAdd
 from protocol.records import Coverage
 
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
@@ -31,10 +32,13 @@ def pte_index(cpu: Processor, address: int) -> int:
     return table_index(cpu.world, 0, address)
 
 
-async def find_leaf_table(cpu: Processor, mm: str, address: int) -> int:
-    """The leaf table of ``address``, or -1 if an upper entry is none (``pmd_none``)."""
+async def find_leaf_table(cpu: Processor, mm: str, address: int, down_to: int = 0) -> int:
+    """The leaf table of ``address``, or -1 if an upper entry is none (``pmd_none``).
+
+    With ``down_to`` the table at that level.
+    """
     table = cpu.world.pgd(mm)
-    for level in range(cpu.world.levels - 1, 0, -1):
+    for level in range(cpu.world.levels - 1, down_to, -1):
         upper = await cpu.mem(PteLoad(table, table_index(cpu.world, level, address)))
         if not ptes.hw_present(upper.pte):
             return -1
@@ -42,10 +46,13 @@ async def find_leaf_table(cpu: Processor, mm: str, address: int) -> int:
     return table
 
 
-async def alloc_leaf_table(cpu: Processor, mm: str, address: int) -> int:
-    """``p4d_alloc`` .. ``pte_alloc``: the leaf table of ``address``, made if need be; -1: OOM."""
+async def alloc_leaf_table(cpu: Processor, mm: str, address: int, down_to: int = 0) -> int:
+    """``p4d_alloc`` .. ``pte_alloc``: the leaf table of ``address``, made if need be; -1: OOM.
+
+    With ``down_to`` the table at that level (1: ``pmd_alloc``).
+    """
     table = cpu.world.pgd(mm)
-    for level in range(cpu.world.levels - 1, 0, -1):
+    for level in range(cpu.world.levels - 1, down_to, -1):
         index = table_index(cpu.world, level, address)
         upper = await cpu.mem(PteLoad(table, index))
         pte = upper.pte
@@ -63,7 +70,7 @@ async def _pte_alloc_one(
     """``__pte_alloc`` and its like: another thread may have been faster; the entry, or 0."""
     span = cpu.world.shift(level)
     allocation = FrameAlloc("table", mm, address >> span << span, level - 1)
-    frame = (await cpu.mem(allocation)).frame
+    frame = await page_alloc.alloc_pages(cpu, mm, allocation)
     if frame < 0:
         return 0
     await cpu.mem(PtlLock(table))
@@ -128,15 +135,36 @@ async def ptep_set_access_flags(
     """``ptep_set_access_flags``, under the PTL: more rights or bits; whether it changed.
 
     arm64 flushes the page when it changed (and with it, from v6.6, the secondaries); x86
-    leaves the weaker entry to be dropped by the fault that it causes.
+    leaves the weaker entry to be dropped by the fault that it causes; so does ppc without
+    coprocessors.
     """
     changed = old != new
-    if changed:
+    if changed and cpu.world.kernel.tlbie_scope != "all":
+        await _radix_set_access_flags(cpu, mm, address, table, old, new)
+    elif changed:
         await cpu.mem(PteSet(table, pte_index(cpu, address), new))
         if not old & ptes.WRITE and new & ptes.WRITE:
             cpu.port.emit(Coverage("write_upgrade"))
         await _flush_upgrade(cpu, mm, address)
     return changed
+
+
+async def _radix_set_access_flags(
+    cpu: Processor, mm: str, address: int, table: int, old: int, new: int
+) -> None:
+    """``radix__ptep_set_access_flags`` (arch/powerpc/mm/book3s64/radix_pgtable.c).
+
+    The nest MMU of POWER9 must not meet an entry that gains rights while it holds the old one, so
+    with a coprocessor the entry is invalid while it is flushed.  From v6.0 on POWER9 only.
+    """
+    index = pte_index(cpu, address)
+    if not old & ptes.WRITE and new & ptes.WRITE:
+        cpu.port.emit(Coverage("write_upgrade"))
+        if cpu.world.kernel.upgrade_needs_flush and (await cpu.mem(CoprosAdd(mm, 0))).value:
+            found = (await cpu.mem(PteGetAndClear(table, index))).pte
+            await tlb.flush_tlb_page(cpu, mm, address)
+            new |= found & (ptes.ACCESSED | ptes.DIRTY)
+    await cpu.mem(PteSet(table, index, new))
 
 
 async def _flush_upgrade(cpu: Processor, mm: str, address: int) -> None:

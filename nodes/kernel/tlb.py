@@ -1,4 +1,4 @@
-"""TLB flushes: arch/x86/mm/tlb.c and arch/arm64/include/asm/tlbflush.h.
+"""TLB flushes: arch/x86/mm/tlb.c and arch/arm64/include/asm/tlbflush.h (ppc: ``radix_tlb``).
 
 From v6.6 each of them also flushes the secondary TLBs, because whatever the architecture needs
 for its own TLB, a unit that walks the same table needs at the same moment.
@@ -6,7 +6,7 @@ for its own TLB, a unit that walks the same table needs at the same moment.
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_notifier
+from nodes.kernel import mmu_notifier, radix_tlb
 from nodes.kernel.context import Processor
 from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import CpumaskLoad
@@ -51,15 +51,24 @@ async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> N
 
 
 async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
-    if cpu.world.kernel.broadcast_tlbi:
+    if cpu.world.kernel.tlbie_scope != "all":
+        await radix_tlb.flush_tlb(cpu, mm, start, end)
+    elif cpu.world.kernel.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
         await _flush_tlb_multi(cpu, mm, start, end)
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
-    """``flush_tlb_page``; arm64 calls the secondaries in its ``flush_tlb_page_nosync`` (v6.6)."""
-    early = cpu.world.kernel.secondary_before_dsb != "no"
+    """``flush_tlb_page``; arm64 calls the secondaries in its ``flush_tlb_page_nosync`` (v6.6).
+
+    ``radix__flush_tlb_page_psize`` calls nobody: the hook is in the flushes of ranges and mms.
+    """
+    kernel = cpu.world.kernel
+    if kernel.arch_secondary_flush and not kernel.flush_page_notifies:
+        await _flush_cpus(cpu, mm, address, address + PAGE_SIZE)
+        return
+    early = kernel.secondary_before_dsb != "no"
     await _flush(cpu, mm, address, address + PAGE_SIZE, early)
 
 

@@ -22,7 +22,7 @@ from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import CpumaskLoad
 from protocol.messages.processor import FlushTlbIpi
 from protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
-from protocol.records import Coverage
+from protocol.records import Coverage, FlushDeferred
 
 PENDING_MASK = 0xFFFF
 FLUSHED_SHIFT = 16
@@ -62,6 +62,7 @@ async def set_tlb_ubc_flush_pending(
         ubc.mms.append(mm)
     ubc.writable |= bool(pte & (ptes.WRITE | ptes.DIRTY))
     cpu.port.emit(Coverage("flush_deferred"))
+    cpu.port.emit(FlushDeferred(mm, address, cpu.port.operation))
     marker = cpu.world.kernel.batched_marker
     if marker == "bool":
         await cpu.mem(TlbBatchedStore(mm, 1))

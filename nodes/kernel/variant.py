@@ -10,10 +10,10 @@ from typing import Literal, get_args
 
 import msgspec
 
-from nodes.kernel.decode import Decoder
+from nodes.kernel.decode import Decoder, LinkDecoder
 from protocol.errors import UserError
 
-Arch = Literal["x86", "arm64"]
+Arch = Literal["x86", "arm64", "ppc"]
 
 
 class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +57,9 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``invalidate_range`` has to say was said under the PTL."""
     arch_secondary_flush: bool
     """The architecture's TLB flush calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
+    flush_page_notifies: bool
+    """The flush of one page is among those that do; ``radix__flush_tlb_page_psize`` is not (v6.6,
+    ppc)."""
     nested_encoding: Literal["exact", "neg1_neg1", "zero_neg1", "own_range_only"]
     """What a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``): all that it was asked to
     unmap (v4.13); the whole mm, of which ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch
@@ -82,7 +85,29 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refetch_on_perm_fault: bool
     """The IOMMU walks again when an entry is too weak, instead of faulting on it (x86)."""
     broadcast_tlbi: bool
-    """The CPU flush is TLBI and DSB (arm64) rather than IPIs (x86)."""
+    """The CPU flush is TLBI and DSB (arm64), or ``tlbie`` (ppc), rather than IPIs (x86)."""
+    tlbie_scope: Literal["all", "by_cpumask", "by_cpumask_and_copros"]
+    """Who sees it: everybody (arm64); nobody else if the mm is this processor's alone (ppc, to
+    v4.17); nor if only coprocessors that have left still count as running it (v4.18)."""
+    copro_removal: Literal["count_then_flush", "flush_then_count"]
+    """``mm_context_remove_copro`` flushes the mm after it has lowered the count (v4.18), or before
+    (v4.19)."""
+    ocxl_link: Literal["snoops_tlbie", "atsd"]
+    """An OpenCAPI link sees the processors' ``tlbie`` (POWER9), or only what is written to its
+    registers (POWER10)."""
+    ocxl_notifier: bool
+    """The driver registers a notifier if the link has such registers (v5.11)."""
+    ocxl_notifier_releases: bool
+    """That notifier has a ``release``, which stops the accelerator and invalidates the PID (none
+    has): the end of an mm takes every subscriber off its list, and only then unmaps."""
+    ocxl_decoder: LinkDecoder
+    """How it reads the range: page after page (v5.11), or all of the PID at once if that is all."""
+    ocxl_counts_copro: bool
+    """Its contexts count as coprocessors, for which flushes are global (v4.16)."""
+    ocxl_clears_pe_cache: bool
+    """``ocxl_link_remove_pe`` makes the link drop the process element (all releases)."""
+    ocxl_invalidates_pid: bool
+    """It invalidates the PID once the notifier is unregistered (v5.11)."""
     btm: bool
     """The IOMMU takes part in broadcast TLB maintenance."""
     btm_skips_cmd: bool
@@ -94,6 +119,11 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mremap_sec_flush: Literal["at_end", "beside_cpu_flush"]
     """``move_ptes`` leaves secondary TLBs to ``invalidate_range_end`` (to v6.5), or they are
     flushed wherever the CPUs are (v6.6)."""
+    have_move_pmd: bool
+    """``move_page_tables`` moves a whole leaf table by its upper entry where both places are
+    aligned to it (``CONFIG_HAVE_MOVE_PMD``: x86 v5.0, arm64 v5.11, ppc v5.14)."""
+    move_pmd_rmap_locks: Literal["if_needed", "always"]
+    """It takes the rmap locks only where a walk could miss both places (to v5.13), or always."""
     fork_cpu_flush: bool
     """``dup_mmap`` calls ``flush_tlb_mm`` of the parent when all is copied (all releases)."""
     flush_mm_notifies: bool
@@ -114,11 +144,19 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``invalidate_range_end`` changes first."""
     kvm_second_range: Literal["added", "replaces"]
     """What a second bracket does to the range in progress (``kvm_mmu_invalidate_range_add``)."""
+    kvm_range_forgotten: Literal["at_zero", "at_each_end"]
+    """When that range is forgotten: when no bracket is open any more, or whenever one ends."""
+    shadow_passes_over: Literal["nothing", "protection_page"]
+    """Events for which a shadow MMU drops nothing: none, or those of pages that became read-only
+    one by one (``MMU_NOTIFY_PROTECTION_PAGE``: fork)."""
     kvm_lockless_skip: bool
     """Invalidations that touch no memslot take no mmu_lock; ``mn_active_invalidate_count``
     holds off memslot updates (v5.15)."""
     kvm_memslots_wait: bool
     """A new set of memslots waits until no notifier bracket is open (v5.15)."""
+    unregister_waits: bool
+    """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
+    releases), or at once."""
 
     def validate(self, where: str) -> Kernel:
         """Itself, or ``UserError`` naming the switches that contradict each other."""
@@ -163,8 +201,27 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 where, f"batch_mode = {self.batch_mode} contradicts broadcast_tlbi",
                 "ipi_deferred is for IPIs, tlbi_nosync for broadcasts",
             )  # fmt: skip
+        if self.have_move_pmd and self.mremap_cpu_flush != "under_both_ptl":
+            raise UserError(
+                where, f"have_move_pmd contradicts mremap_cpu_flush = {self.mremap_cpu_flush}",
+                "under_both_ptl: a table is moved with the flush under its locks",
+            )  # fmt: skip
         if self.btm and not self.broadcast_tlbi:
             raise UserError(where, "btm without broadcast_tlbi", "broadcast_tlbi = true")
+        return self._validate_power(where)
+
+    def _validate_power(self, where: str) -> Kernel:
+        """What only POWER has."""
+        if self.tlbie_scope != "all" and not self.broadcast_tlbi:
+            raise UserError(
+                where, f"tlbie_scope = {self.tlbie_scope} without broadcast_tlbi", "all"
+            )
+        if self.batch_mode != "none" and self.tlbie_scope != "all":
+            raise UserError(
+                where, f"batch_mode = {self.batch_mode} contradicts tlbie_scope", "none"
+            )
+        if self.btm and self.tlbie_scope != "all":
+            raise UserError(where, "btm contradicts tlbie_scope", "false: ocxl_link says it")
         return self
 
 
@@ -188,6 +245,8 @@ _V4_15: dict[str, object] = {
     "munmap_downgrades": False,
     "mremap_cpu_flush": "dirty_under_old_ptl",
     "mremap_sec_flush": "at_end",
+    "have_move_pmd": False,
+    "move_pmd_rmap_locks": "if_needed",
     "fork_cpu_flush": True,
     "flush_mm_notifies": False,
     "change_protection_gathers": False,
@@ -198,19 +257,36 @@ _V4_15: dict[str, object] = {
     "kvm_retry_check": "under_mmu_lock",
     "kvm_end_order": "seq_first",
     "kvm_second_range": "added",
+    "kvm_range_forgotten": "at_zero",
+    "shadow_passes_over": "nothing",
     "kvm_lockless_skip": False,
     "kvm_memslots_wait": False,
+    "unregister_waits": True,
+    "flush_page_notifies": False,
+    "copro_removal": "count_then_flush",
+    "ocxl_link": "snoops_tlbie",
+    "ocxl_notifier": False,
+    "ocxl_notifier_releases": False,
+    "ocxl_decoder": "per_page_loop",
+    "ocxl_counts_copro": True,
+    "ocxl_clears_pe_cache": True,
+    "ocxl_invalidates_pid": True,
 }
+_V4_18 = _V4_15
 _V5_7 = _V4_15 | {
     "munmap_downgrades": True,
+    "copro_removal": "flush_then_count",
     "mremap_cpu_flush": "under_both_ptl",
+    "have_move_pmd": True,
     "nested_encoding": "neg1_neg1",
 }
 _V5_8 = _V5_7 | {"apic_gen": 2}
-_V6_2 = _V5_8 | {
+_V5_10 = _V5_8
+_V5_12 = _V5_10 | {"kvm_retry_hva": True, "ocxl_notifier": True}
+_V6_2 = _V5_12 | {
     "batched_marker": "generation",
     "change_protection_gathers": True,
-    "kvm_retry_hva": True,
+    "move_pmd_rmap_locks": "always",
     "kvm_lockless_skip": True,
     "kvm_memslots_wait": True,
 }
@@ -221,6 +297,7 @@ _V6_6 = _V6_5 | {
     "clear_flush_calls_ir": False,
     "cow_range_only_end": False,
     "arch_secondary_flush": True,
+    "flush_page_notifies": True,
     "mremap_sec_flush": "beside_cpu_flush",
     "flush_mm_notifies": True,
     "upgrade_notify": "arch_beside_flush",
@@ -228,8 +305,11 @@ _V6_6 = _V6_5 | {
 }
 _RELEASES: dict[str, dict[str, object]] = {
     "v4.15": _V4_15,
+    "v4.18": _V4_18,
     "v5.7": _V5_7,
     "v5.8": _V5_8,
+    "v5.10": _V5_10,
+    "v5.12": _V5_12,
     "v6.2": _V6_2,
     "v6.5": _V6_5,
     "v6.6": _V6_6,
@@ -237,13 +317,31 @@ _RELEASES: dict[str, dict[str, object]] = {
 _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": False, "btm": False,
-            "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "ipi_deferred"},
+            "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "ipi_deferred",
+            "tlbie_scope": "all"},
     "arm64": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
               "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
-              "btm_skips_cmd": True, "secondary_before_dsb": "page", "batch_mode": "none"},
+              "btm_skips_cmd": True, "secondary_before_dsb": "page", "batch_mode": "none",
+              "tlbie_scope": "all"},
+    "ppc": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
+            "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
+            "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "none",
+            "tlbie_scope": "by_cpumask_and_copros"},
 }  # fmt: skip
+_POWER10: dict[str, object] = {"ocxl_link": "atsd", "refetch_on_perm_fault": True}
+_POWER10_REFETCHES = _POWER10 | {"upgrade_needs_flush": False}
+"""From v6.0 (2a8a0f420f74) an added right is flushed for POWER9 only, whose nest MMU does not walk
+again."""
+_LATER: dict[str, object] = {"have_move_pmd": False}
+"""Releases whose x86 moves whole tables, and others do not yet."""
 _BOTH: dict[tuple[str, str], dict[str, object]] = {
     ("v6.6", "arm64"): {"batch_mode": "tlbi_nosync", "batched_pending_flush": "dsb"},
+    ("v4.15", "ppc"): {"tlbie_scope": "by_cpumask"},
+    **{(release, "arm64"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
+    **{(release, "ppc"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
+    ("v5.12", "ppc"): _POWER10 | _LATER,
+    **{(release, "ppc"): _POWER10_REFETCHES for release in ("v6.2", "v6.5")},
+    ("v6.6", "ppc"): _POWER10_REFETCHES | {"flush_page_notifies": False},
 }
 
 RELEASES = tuple(_RELEASES)

@@ -5,7 +5,7 @@ the fields that complete it), how (read, write), and which reply it gets; ``docs
 generated from that.
 """
 
-from protocol.messages import device, filemap, iommu, kvm, memory, processor, program, swap
+from protocol.messages import device, filemap, iommu, kvm, memory, ocxl, processor, program, swap
 from protocol.messages.base import Message, kinds
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "kinds",
     "kvm",
     "memory",
+    "ocxl",
     "processor",
     "program",
     "swap",

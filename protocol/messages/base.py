@@ -71,7 +71,11 @@ class Ack(Message, frozen=True):
 
 
 class PeerGone(Message, frozen=True):
-    """The receiver is dead (chaos killed it): the request will never be handled."""
+    """The receiver is dead (chaos killed it): the broker's answer to whatever is asked of it.
+
+    Nothing, or only a part, of what was asked was done.  A translation that it held is gone with
+    it, so to whoever waits for an invalidation this is as good as its completion.
+    """
 
 
 def kinds() -> dict[str, type[Message]]:

@@ -70,3 +70,10 @@ class IotlbInvalidate(Request[Ack], frozen=True):
     end: int
     leaf: bool = False
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
+
+
+class DetachDevice(Request[Ack], frozen=True):
+    """A device leaves the list of those that the unit passes ATC invalidations on to."""
+
+    device: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("devices",)

@@ -318,6 +318,8 @@ class FrameCopy(Request[Ack], frozen=True):
 
     source: int
     target: int
+    migrate: bool = False
+    """With ``folio_migrate_flags``: dirty, and swapbacked."""
     OBJECT: ClassVar[tuple[str, ...]] = ("word",)
 
 
@@ -435,3 +437,11 @@ class NotifierList(Request[Subscribers], frozen=True):
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")
     ACCESS: ClassVar[str] = "read"
+
+
+class NotifierDelete(Request[Ack], frozen=True):
+    """``hlist_del_init_rcu`` of a node's subscription, under ``subscriptions->lock``."""
+
+    mm: str
+    node: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")

@@ -42,6 +42,13 @@ class PageRequest(Request[Flag], frozen=True):
     write: bool
 
 
+class SendSigkill(Request[Ack], frozen=True):
+    """``do_send_sig_info(SIGKILL)`` to the threads of ``mm`` on this processor."""
+
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("signals",)
+
+
 class KvmRequest(Request[Ack], frozen=True):
     """``kvm_make_request`` and kick: set a request bit of a vCPU.
 
@@ -51,3 +58,12 @@ class KvmRequest(Request[Ack], frozen=True):
     request: str
     wait: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+
+
+class SynchronizeSrcu(Request[Ack], frozen=True):
+    """Answered once no srcu read section is left on this CPU of those that are open now.
+
+    The counters of sections are per CPU (kernel/rcu/srcutree.c), so a reader sends no message.
+    """
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("srcu",)

@@ -102,6 +102,14 @@ class MadviseDontneed(Operation, frozen=True):
     length: int
 
 
+class MadviseFree(Operation, frozen=True):
+    """``madvise(MADV_FREE)``."""
+
+    mm: str
+    address: int
+    length: int
+
+
 class Kswapd(Operation, frozen=True):
     """kswapd wakes up and looks at ``pages`` pages; it has no mm of its own."""
 
@@ -134,6 +142,29 @@ class Dma(Operation, frozen=True):
     value: int = 0
 
 
+class AfuTouch(Operation, frozen=True):
+    """A load or store of an accelerator on an OpenCAPI link, for the process of ``mm``."""
+
+    mm: str
+    address: int
+    write: bool
+    value: int = 0
+
+
+class OcxlAttach(Operation, frozen=True):
+    """``OCXL_IOCTL_ATTACH``: the process of ``mm`` opens and attaches a context of a link."""
+
+    mm: str
+    link: str
+
+
+class OcxlDetach(Operation, frozen=True):
+    """The process of ``mm`` closes its context of a link (``afu_release``)."""
+
+    mm: str
+    link: str
+
+
 class KvmAddMemslot(Operation, frozen=True):
     """``KVM_SET_USER_MEMORY_REGION``: guest frames from ``gfn`` are at [address, + length)."""
 
@@ -157,3 +188,20 @@ class GuestApic(Operation, frozen=True):
     gpa: int
     write: bool
     value: int = 0
+
+
+class Sigkill(Operation, frozen=True):
+    """``SIGKILL`` for a vCPU's thread; done once ``do_exit`` has run."""
+
+
+class DeviceRemove(Operation, frozen=True):
+    """The hotplug worker takes a device away that no longer answers (``pciehp_ist``)."""
+
+    unit: str
+    device: str
+
+
+class KvmDestroyVm(Operation, frozen=True):
+    """The last reference to a VM is dropped (``kvm_put_kvm``), so it is destroyed."""
+
+    vm: str

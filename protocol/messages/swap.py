@@ -24,6 +24,14 @@ class IsolateLru(Request[Folios], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
 
 
+class ReclaimThrottle(Request[Flag], frozen=True):
+    """``reclaim_throttle(VMSCAN_THROTTLE_ISOLATED)``: answered when an isolated page is freed
+    or put back; at once, with False, if none is.
+    """
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("isolated",)
+
+
 class PutbackLru(Request[Ack], frozen=True):
     """``folio_putback_lru``: the page stays in memory."""
 
@@ -45,6 +53,66 @@ class FreePages(Request[Count], frozen=True):
     ACCESS: ClassVar[str] = "read"
 
 
+class FolioFlagsWord(Message, frozen=True):
+    """``folio->flags``, as far as reclaim and ``MADV_FREE`` look at it."""
+
+    dirty: bool
+    swapcache: bool
+
+
+class FolioFlags(Request[FolioFlagsWord], frozen=True):
+    """``folio_test_dirty``, ``folio_test_swapcache``: one load of the flags."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
+
+
+class FolioMarkDirty(Request[Ack], frozen=True):
+    """``folio_mark_dirty``."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class FolioClearDirty(Request[Ack], frozen=True):
+    """``folio_clear_dirty``, under the folio lock."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class FolioMarkLazyfree(Request[Ack], frozen=True):
+    """``folio_mark_lazyfree``: an anonymous page on the LRU list, and not in the swap cache,
+    needs no swap slot from now on (``folio_clear_swapbacked``).
+    """
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
+class FolioSetSwapbacked(Request[Ack], frozen=True):
+    """``folio_set_swapbacked``: the page is not to be discarded any more."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class FolioFreeSwap(Request[Flag], frozen=True):
+    """``folio_free_swap``, under the folio lock: out of the swap cache if no entry leads there."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap",)
+
+
+class FolioRefCount(Request[Count], frozen=True):
+    """``folio_ref_count``."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
+
+
 class FolioTrylock(Request[Flag], frozen=True):
     """``folio_trylock``."""
 
@@ -53,7 +121,10 @@ class FolioTrylock(Request[Flag], frozen=True):
 
 
 class AddToSwap(Request[Count], frozen=True):
-    """``add_to_swap``: a slot for the page, which is in the swap cache from now on."""
+    """``add_to_swap``: a slot for the page, which is in the swap cache from now on.
+
+    -1 for a page that is not ``swapbacked``: it is discarded and not written.
+    """
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("swap",)

@@ -1,0 +1,205 @@
+"""What may still happen because of a message, and which deliveries need not wait for the others.
+
+A *future* of a pending message is everything that its delivery and all that comes of it may touch.
+Where the next step of some messages conflicts with nobody else's future, every order in which
+others go first is equivalent to one in which they do: it is enough to deliver these.  (A persistent
+set: Godefroid, *Partial-Order Methods for the Verification of Concurrent Systems*, LNCS 1032, 1996.)
+
+Futures are learned while searching and only grow.  A search that ends with the futures with which
+it began has used complete ones: the first delivery that they did not foresee would have been met,
+because all before it was reordered rightly.  One that learned something begins again.
+
+Continuations belong to whoever waits for them.  A reply continues the request's own side; a lock
+that is granted or a coroutine that is woken by somebody else goes on from its own *sleeper*, not
+from the message that woke it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import Final
+
+from explorer.machine import Move, Sent, rival_bits
+from explorer.world_state import Front, Model
+from protocol.envelope import REPLY_MARK
+
+Vertex = Sent | str
+"""A message, or the id of a request whose handling only somebody else can continue."""
+_Step = tuple[int, int, int]
+STREAM_BITS: Final = 4
+"""Where the bits of declared streams begin, after the classes of records."""
+
+
+class Futures:
+    """Futures of every message met so far, as bit masks of footprints by node.
+
+    The last place of a future is not a node: it has the classes of records that the oracle
+    compares, and the declared streams that were sent to.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.machines, self.feed, self.index = model.machines, model.feed, model.index
+        self.grown = 0
+        """How often something was learned."""
+        self._future: dict[Vertex, list[int]] = {}
+        self._before: dict[Vertex, dict[Vertex, None]] = {}
+        self._streams: dict[str, int] = {}
+        self._learned: set[Move] = set()
+        self._steps: dict[tuple[int, Sent], _Step] = {}
+        """By state of the receiver; this and the next are good until something is learned."""
+        self._fronts: dict[Front, list[list[int]]] = {}
+
+    # -- learning ------------------------------------------------------------------------------
+
+    def learn(self, at: int, message: Sent, move: Move) -> None:
+        """Take in one move of node ``at``."""
+        if move in self._learned:
+            return
+        self._learned.add(move)
+        machine = self.machines[at]
+        self._touch(message, at, 1 << move.footprint)
+        self._touch(message, -1, move.judged | self.streams(move))
+        for request in machine.sleepers[move.target]:
+            if _continues(message, request):
+                self._follow(message, request)
+        for sent in move.sent:
+            owner = sent.id[:-1] if sent.id[-1] == REPLY_MARK else sent.path
+            self._goes_on(message, owner, sent)
+        for operation in move.done:
+            for fed in self.feed.after_all(operation):
+                self._goes_on(message, operation, fed)
+
+    def _goes_on(self, message: Sent, owner: str, sent: Sent) -> None:
+        """``sent`` continues ``owner``: from this delivery, or from where it slept."""
+        if _continues(message, owner):
+            self._follow(message, sent)
+        else:
+            self._follow(owner, sent)
+
+    def _follow(self, first: Vertex, then: Vertex) -> None:
+        before = self._before.setdefault(then, {})
+        if first not in before:
+            before[first] = None
+            self._grow(first, self.of(then))
+
+    def _touch(self, vertex: Vertex, at: int, bits: int) -> None:
+        if bits & ~self.of(vertex)[at]:
+            more = [0] * (len(self.machines) + 1)
+            more[at] = bits
+            self._grow(vertex, more)
+
+    def _grow(self, vertex: Vertex, more: Sequence[int]) -> None:
+        """Add to a future and to all that it is part of."""
+        todo = [vertex]
+        while todo:
+            vertex = todo.pop()
+            future = self.of(vertex)
+            larger = [old | new for old, new in zip(future, more, strict=True)]
+            if larger != future:
+                self.grown += 1
+                self._steps.clear()
+                self._fronts.clear()
+                future[:] = larger
+                todo += self._before.get(vertex, ())
+
+    def of(self, vertex: Vertex) -> list[int]:
+        """The future of a message or sleeper, as far as it is known."""
+        found = self._future.get(vertex)
+        if found is None:
+            found = self._future[vertex] = [0] * (len(self.machines) + 1)
+        return found
+
+    def streams(self, move: Move) -> int:
+        """The declared streams that a move sends to, as bits."""
+        bits = 0
+        for stream in move.streams:
+            number = self._streams.setdefault(stream, len(self._streams))
+            bits |= 1 << (STREAM_BITS + number)
+        return bits
+
+    # -- use -----------------------------------------------------------------------------------
+
+    def enough(self, nodes: tuple[int, ...], front: Front) -> list[Sent]:
+        """Heads of which it is enough to deliver one next: as few as can be found."""
+        heads = front.heads
+        steps = [self._step(nodes, head) for head in heads]
+        futures = self._pending(front)
+        asleep = self._asleep(nodes)
+        best = list(range(len(heads)))
+        for first in best:
+            chosen = _closed(first, steps, futures, asleep, len(best))
+            if chosen is not None:
+                best = chosen
+                if len(best) == 1:
+                    break
+        return [heads[at] for at in best]
+
+    def _pending(self, front: Front) -> list[list[int]]:
+        """The future of each channel."""
+        if front not in self._fronts:
+            queues = front.queues.values()
+            self._fronts[front] = [_either([self.of(m) for m in queue]) for queue in queues]
+        return self._fronts[front]
+
+    def _asleep(self, nodes: tuple[int, ...]) -> list[list[int]]:
+        """The futures of all that sleep."""
+        return [
+            self.of(request)
+            for machine, state in zip(self.machines, nodes, strict=True)
+            for request in machine.sleepers[state]
+        ]
+
+    def _step(self, nodes: tuple[int, ...], message: Sent) -> _Step:
+        """Where a message goes, and what must not swap with its delivery: there, and anywhere."""
+        at = self.index[message.dst]
+        found = self._steps.get((nodes[at], message))
+        if found is None:
+            machine = self.machines[at]
+            there = anywhere = 0
+            for move in machine.moves_of(nodes[at], message):
+                self.learn(at, message, move)
+                there |= machine.footprints.rival_mask(move.footprint)
+                anywhere |= rival_bits(move.judged) | self.streams(move)
+            found = self._steps[nodes[at], message] = at, there, anywhere
+        return found
+
+
+def _closed(
+    first: int,
+    steps: Sequence[_Step],
+    futures: Sequence[list[int]],
+    asleep: Sequence[list[int]],
+    fewer_than: int,
+) -> list[int] | None:
+    """The smallest set with ``first`` whose steps conflict with no other future, if small enough.
+
+    What sleeps cannot be put into the set: nobody can deliver it.
+    """
+    chosen = [first]
+    for mine in chosen:
+        at, there, anywhere = steps[mine]
+        for future in asleep:
+            if future[at] & there or future[-1] & anywhere:
+                return None
+        for other, future in enumerate(futures):
+            if (future[at] & there or future[-1] & anywhere) and other not in chosen:
+                chosen.append(other)
+                if len(chosen) >= fewer_than:
+                    return None
+    return chosen
+
+
+def _either(futures: Sequence[list[int]]) -> list[int]:
+    """What may happen in any of them."""
+    if len(futures) == 1:
+        return futures[0]
+    return [reduce(or_, masks) for masks in zip(*futures, strict=True)]
+
+
+def _continues(message: Sent, request: str) -> bool:
+    """Whether a delivery is a step of the coroutine that handles ``request``, or its begin."""
+    if message.id == request:
+        return True
+    return message.id[-1] == REPLY_MARK and message.id.rpartition(".")[0] == request

@@ -1,0 +1,86 @@
+"""What a search leaves and says: the run that it found, and why that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from explorer import exhaustion as exhaustive
+from explorer import explore as exploration
+from explorer.outcome import Outcome
+from explorer.story import Story
+from explorer.story import story_of as explained
+from protocol.errors import EmulatorError, ReplayDivergence, UserError
+from report import exhaustion as exhausted
+from report import exploration as explored
+from report import machine
+from report.directory import new_run, point_latest
+from report.interrupts import interrupts
+from report.screen import say, stdout
+from scenarios.spec import RunSpec
+
+
+def search(
+    spec: RunSpec,
+    engine: str,
+    limits: exhaustive.Limits,
+    out: Path | None,
+    as_json: bool,
+    explanation: bool = True,
+) -> int:
+    """Search one race exhaustively, or as far as the limits go; the exit status."""
+    say(f"searching {spec.name} with {engine}")
+    found = exhaustive.search(spec, engine, limits)
+    outcome = None
+    if found.violation is not None:
+        directory = new_run(spec.name, out)
+        outcome = exhaustive.record(spec, found.violation, directory)
+        machine.save_summary(outcome)
+        if out is None:
+            point_latest(directory)
+    if as_json:
+        told = story_of(outcome, explanation)
+        result = exhausted.exhaustion_dict(spec, found, outcome)
+        typer.echo(machine.as_json(result | explored.told_dict(told)))
+    else:
+        exhausted.print_exhaustion(stdout(), spec, found, outcome)
+        told = story_of(outcome, explanation)
+        if outcome is not None and told is not None:
+            explored.print_story(stdout(), outcome, told)
+    return exhausted.exit_code(found)
+
+
+def record(found: exploration.Exploration, out: Path | None) -> Outcome:
+    """Put the schedule that an exploration found into a run's directory."""
+    directory = new_run(found.spec.name, out)
+    with interrupts(directory):
+        outcome = exploration.record(found, directory)
+        machine.save_summary(outcome)
+    if out is None:
+        point_latest(directory)
+    return outcome
+
+
+def story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
+    """The explanation of what was found; none if there is nothing, or Ctrl-C says so."""
+    if outcome is None or outcome.run_dir is None or not wanted:
+        return None
+    try:
+        return explained(outcome.run_dir)
+    except (UserError, EmulatorError, ReplayDivergence) as error:
+        say(f"no explanation: {error}")
+    except KeyboardInterrupt:
+        say("interrupted; no explanation")
+    return None
+
+
+def tell(outcome: Outcome | None, wanted: bool) -> None:
+    """Print why what was found fails; at least what it breaks."""
+    if outcome is None:
+        return
+    told = story_of(outcome, wanted)
+    if told is None:
+        explored.print_violation(stdout(), outcome)
+    else:
+        explored.print_story(stdout(), outcome, told)

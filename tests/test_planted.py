@@ -1,0 +1,348 @@
+"""Mistakes planted in kernel code, here and nowhere else: each rule finds the one it is there for.
+
+Every plant is a kernel function with one step moved, left out or doubled.  The same runs of the
+kernel as it is break no rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from broker.programs import Program, Step
+from explorer.session import simulate
+from nodes.kernel import (
+    do_swap_page,
+    gup,
+    iommu_sva,
+    kvm_main,
+    kvm_mmu,
+    memory,
+    migrate,
+    mmu_notifier,
+    mprotect,
+    pgtable,
+    tlb,
+    tlbbatch,
+)
+from nodes.kernel.variant import preset
+from nodes.swap import Swap
+from nodes.translation import TranslationCache
+from nodes.world import Unit, Vm, World
+from protocol import pte as ptes
+from protocol.events import MmuNotifierEvent
+from protocol.messages import program as op
+from protocol.messages.kvm import Memslot, MmuLock, MmuUnlock, SpteClear, SpteScan, SpteSet
+from protocol.messages.memory import (
+    FrameAlloc,
+    PageFreeze,
+    PagePut,
+    PteGetAndClear,
+    PteLoad,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+    RmapAdd,
+)
+from scenarios.spec import RunSpec
+from scenarios.workloads import Script
+from tests.worlds import MM, page
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+SEEDS = range(4)
+SEEDS_MAX = 30
+"""After so many a mistake counts as missed; most take one or two."""
+OPERATIONS = 24
+"""Operations of cpu0 in a run, about."""
+TOUCHES = 900
+
+
+# ---- the mistakes ------------------------------------------------------------------------------
+
+
+async def cleared_without_flush(cpu: Any, mm: str, address: int, table: int) -> int:
+    """``ptep_get_and_clear`` where ``ptep_clear_flush`` belongs."""
+    found = await cpu.mem(PteGetAndClear(table, pgtable.pte_index(cpu, address)))
+    return int(found.pte)
+
+
+def plant_in_migrate(patch: pytest.MonkeyPatch) -> None:
+    """Only mm/migrate.c has the wrong one."""
+    wrong = {**vars(pgtable), "ptep_clear_flush": cleared_without_flush}
+    patch.setattr(migrate, "pgtable", SimpleNamespace(**wrong))
+
+
+def copies_before_it_flushes(patch: pytest.MonkeyPatch) -> None:
+    """A migration flushes when it maps the copy; what is stored until then is lost."""
+    plant_in_migrate(patch)
+    right = migrate.remove_migration_ptes
+
+    async def remove_migration_ptes(cpu: Any, *args: Any) -> None:
+        await right(cpu, *args)
+        await tlb.flush_tlb_mm(cpu, MM)
+
+    patch.setattr(migrate, "remove_migration_ptes", remove_migration_ptes)
+
+
+def backs_out_with_less(patch: pytest.MonkeyPatch) -> None:
+    """A migration that gives up puts the page back read-only, and has flushed nobody."""
+    plant_in_migrate(patch)
+    patch.setattr(migrate, "_KEPT", ptes.ACCESSED | ptes.DIRTY)
+    patch.setattr(migrate, "PageFreeze", lambda frame, expected: PageFreeze(frame, 99))
+
+
+def reads_back_zeroes(patch: pytest.MonkeyPatch) -> None:
+    """The swap device returns an empty page."""
+    right = Swap.swap_read
+
+    def swap_read(memory_: Any, message: Any, envelope: Any) -> Any:
+        answer = right(memory_, message, envelope)
+        memory_.frames[message.frame].words = {}
+        return answer
+
+    patch.setattr(Swap, "swap_read", swap_read)
+
+
+def writes_before_it_flushes(patch: pytest.MonkeyPatch) -> None:
+    """Reclaim leaves the deferred flush to the time when it frees."""
+
+    async def nothing(cpu: Any, ubc: Any) -> None:
+        return
+
+    patch.setattr(tlbbatch, "try_to_unmap_flush_dirty", nothing)
+
+
+def forgets_to_read_the_slot(patch: pytest.MonkeyPatch) -> None:
+    """``do_swap_page`` maps the new page as it is."""
+
+    async def copy_in(cpu: Any, mm: str, vma: Any, where: Any, pte: int, cached: int) -> int:
+        fresh = (await cpu.mem(FrameAlloc("anon"))).frame
+        await do_swap_page._set(cpu, mm, vma, where, pte, fresh, False)
+        await gup.put_page(cpu, fresh)
+        return 0
+
+    patch.setattr(do_swap_page, "_copy_in", copy_in)
+
+
+def keeps_what_it_was_told_to_drop(patch: pytest.MonkeyPatch) -> None:
+    """The unit acknowledges an invalidation and goes on using what it had."""
+    right = TranslationCache.invalidate
+
+    async def invalidate(cache: TranslationCache, tag: str, start: int, end: int) -> None:
+        kept = dict(cache.entries) if cache.cache == "iotlb" else {}
+        await right(cache, tag, start, end)
+        cache.entries.update(kept)
+
+    patch.setattr(TranslationCache, "invalidate", invalidate)
+
+
+def grants_more_than_it_found(patch: pytest.MonkeyPatch) -> None:
+    """KVM maps every page for writing, whatever it was looked up for."""
+
+    def writable(gfn: int, pte: int, walk: str) -> SpteSet:
+        return SpteSet(gfn, pte | ptes.WRITE, walk)
+
+    patch.setattr(kvm_mmu, "SpteSet", writable)
+
+
+def allocates_under_the_lock(patch: pytest.MonkeyPatch) -> None:
+    """``do_anonymous_page`` asks for its page after it has taken the PTL."""
+
+    async def do_anonymous_page(cpu: Any, fault: Any) -> int:
+        await cpu.mem(PtlLock(fault.table))
+        frame = (await cpu.mem(FrameAlloc("anon"))).frame
+        raced = await memory._load(cpu, fault) != ptes.NONE
+        if not raced:
+            await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
+            flags = memory.ANON_FLAGS | fault.write_flags
+            await memory._set(cpu, fault, ptes.make(frame, flags))
+        await cpu.mem(PtlUnlock(fault.table))
+        if raced:
+            await cpu.mem(PagePut(frame))
+        return 0
+
+    patch.setattr(memory, "do_anonymous_page", do_anonymous_page)
+
+
+def driver_allocates_its_command(patch: pytest.MonkeyPatch) -> None:
+    """An SVA driver's callback asks for memory, which may have to be reclaimed first."""
+    right = iommu_sva.invalidate_secondary_tlbs
+
+    async def callback(cpu: Any, unit: str, mm: str, start: int, end: int) -> None:
+        buffer = (await cpu.mem(FrameAlloc("driver"))).frame
+        await right(cpu, unit, mm, start, end)
+        await cpu.mem(PagePut(buffer))
+
+    patch.setattr(iommu_sva, "invalidate_secondary_tlbs", callback)
+
+
+def migration_entry_forgets_dirty(patch: pytest.MonkeyPatch) -> None:
+    """A migration entry remembers the rights of the old entry and not that it was dirty."""
+    patch.setattr(migrate, "_KEPT", ptes.WRITE | ptes.ACCESSED)
+
+
+def protects_in_two_passes(patch: pytest.MonkeyPatch) -> None:
+    """``change_pte_range`` loads every entry and then stores every one; a walker sets dirty in
+    between, where it is ``ptep_modify_prot_start`` that takes the entry out.
+    """
+
+    async def change(
+        cpu: Any, gather: Any, table: int, part: tuple[int, int], address: int, vma: Any
+    ) -> None:
+        first, last = part
+        base = address - first * 4096
+        await cpu.mem(PtlLock(table))
+        loads = [await cpu.mem(PteLoad(table, index)) for index in range(first, last)]
+        for index, loaded in enumerate(loads, first):
+            if ptes.pte_present(loaded.pte):
+                await cpu.mem(PteSet(table, index, mprotect.pte_modify(loaded.pte, vma)))
+                gather.adjust_range(base + index * 4096)
+        await cpu.mem(PtlUnlock(table))
+
+    patch.setattr(mprotect, "change_pte_range", change)
+
+
+def forgets_the_end(patch: pytest.MonkeyPatch) -> None:
+    """``change_protection`` opens its bracket and never closes it."""
+    right = mmu_notifier.invalidate_range_end
+
+    async def end(cpu: Any, range_: Any, only_end: bool = False) -> None:
+        if range_.event is not MmuNotifierEvent.PROTECTION_VMA:
+            await right(cpu, range_, only_end)
+
+    patch.setattr(mmu_notifier, "invalidate_range_end", end)
+
+
+MOVE: list[op.Operation] = [op.MigratePages(MM, page(i), 4096) for i in (0, 1)]
+PROTECT = [
+    op.Touch(MM, page(3), True, 1),
+    op.MadviseFree(MM, page(1), page(3)),
+    op.Mprotect(MM, page(1), page(3), True, False),
+    op.Mprotect(MM, page(1), page(3), True, True),
+]
+ZAP = [op.MadviseDontneed(MM, page(1), 4096), op.Touch(MM, page(1), True, 1)]
+RECLAIM = [op.Kswapd(2), op.Touch(MM, page(1), False)]
+ALL = [*MOVE, *PROTECT, *ZAP, *RECLAIM]
+
+PLANTS: list[tuple[Plant, str, list[op.Operation]]] = [
+    (copies_before_it_flushes, "S9", MOVE),
+    (writes_before_it_flushes, "S9", RECLAIM),
+    (forgets_to_read_the_slot, "S9", RECLAIM),
+    (keeps_what_it_was_told_to_drop, "S5", ALL),
+    (grants_more_than_it_found, "S5", RECLAIM),
+    (backs_out_with_less, "S5", MOVE),
+    (allocates_under_the_lock, "S11", ALL),
+    (driver_allocates_its_command, "S11", ALL),
+    (migration_entry_forgets_dirty, "S16", MOVE),
+    (protects_in_two_passes, "S16", PROTECT),
+    (forgets_the_end, "Q1", PROTECT),
+    (reads_back_zeroes, "Q3", RECLAIM),
+]
+"""Each with the rule that it breaks, and the operations that it is about."""
+
+
+# ---- what they are run on ----------------------------------------------------------------------
+
+
+def world() -> World:
+    """Two CPUs, a device, a guest."""
+    return World(
+        kernel=preset("v6.6"),
+        cpus=("cpu0", "cpu1"),
+        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
+        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 16, 0),)),),
+        gather_batch=2,
+    )
+
+
+def paced(name: str, node: str, asked: Sequence[op.Operation], first: int, last: int) -> Program:
+    """A program that keeps up with operations ``first`` to ``last`` of cpu0."""
+    after = [first + (last - first) * at // len(asked) for at in range(len(asked))]
+    steps = zip(asked, after, strict=True)
+    return Program(name, node, [Step(o, (f"cpu0/{at}",)) for o, at in steps])
+
+
+def programs(loop: Sequence[op.Operation], guest: bool) -> tuple[Program, ...]:
+    """cpu0 does these again and again; everybody else uses the pages that they are about."""
+    setup: list[op.Operation] = [op.Mmap(MM, 0, page(4), True, True)]
+    setup += [op.Touch(MM, page(i), True, 100 + i) for i in range(3)]
+    cpu0 = [*setup, *(list(loop) * (OPERATIONS // len(loop)))]
+    span = (len(setup) - 1, len(cpu0) - 1)
+    touches = [op.Touch(MM, page(i % 3), i % 4 < 3, 200 + i) for i in range(TOUCHES)]
+    stores = [page((0, 1, 3)[i % 3]) for i in range(TOUCHES // 6)]
+    dma = [op.Dma(MM, address, i % 5 > 0, 300 + i) for i, address in enumerate(stores)]
+    guests: list[op.Operation] = [
+        op.GuestTouch(page(i % 3), i % 3 > 0, 400 + i) for i in range(20 if guest else 0)
+    ]
+    return (
+        Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
+        paced("cpu1", "cpu1", touches, *span),
+        paced("device0", "device0", dma, *span),
+        paced("vcpu0", "vcpu0", guests, *span),
+    )
+
+
+def broken(seed: int, loop: Sequence[op.Operation], guest: bool = True) -> set[str]:
+    """The rules that a run breaks."""
+    script = Script(programs(loop, guest))
+    outcome = simulate(RunSpec("planted", world(), seed, script))
+    return {violation.rule for violation in outcome.violations}
+
+
+@pytest.mark.parametrize(("plant", "rule", "loop"), PLANTS, ids=[p.__name__ for p, _, _ in PLANTS])
+def test_a_planted_mistake_is_found(
+    plant: Plant, rule: str, loop: Sequence[op.Operation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    guest = plant is not forgets_the_end  # it would wait for ever
+    assert any(rule in broken(seed, loop, guest) for seed in range(SEEDS_MAX))
+
+
+LOOPS = {"move": MOVE, "protect": PROTECT, "zap": ZAP, "reclaim": RECLAIM, "all": ALL}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_kernel_as_it_is_breaks_no_rule(seed: int, loop: Sequence[op.Operation]) -> None:
+    assert broken(seed, loop) == set()
+
+
+# ---- rule L2 -----------------------------------------------------------------------------------
+
+
+def starts_over_after_every_page(patch: pytest.MonkeyPatch) -> None:
+    """KVM lets go of mmu_lock and flushes after each entry, and then looks from the first again."""
+
+    async def kvm_unmap_gfn_range(cpu: Any, vm: str, slot: Memslot, start: int, end: int) -> bool:
+        first, last = kvm_main._overlap(slot, start, end)
+        gfn = first
+        while gfn < last:
+            found = (await cpu.port.call(vm, SpteScan(gfn, gfn + 1))).gfn
+            gfn += 1
+            if found >= 0:
+                await cpu.port.call(vm, SpteClear(found))
+                await kvm_main.kvm_flush_remote_tlbs(cpu, vm)
+                await cpu.port.call(vm, MmuUnlock())
+                await cpu.port.call(vm, MmuLock(True))
+                gfn = first
+        return False
+
+    patch.setattr(kvm_main, "kvm_unmap_gfn_range", kvm_unmap_gfn_range)
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_zapping_takes_steps_in_proportion(planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if planted:
+        starts_over_after_every_page(monkeypatch)
+    pages = 32
+    vm = Vm("kvm0", ("vcpu0",), MM, (Memslot(0, pages, 0),))
+    here = World(kernel=preset("v6.6"), cpus=("cpu0",), vms=(vm,))
+    cpu0: list[Step] = [Step(op.Mmap(MM, 0, page(pages), True, True))]
+    cpu0 += [Step(op.Munmap(MM, 0, page(pages)), (f"vcpu0/{pages - 1}",))]
+    guest = [Step(op.GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]
+    script = Script((Program("cpu0", "cpu0", cpu0), Program("vcpu0", "vcpu0", guest)))
+    outcome = simulate(RunSpec("zap", here, 1, script))
+    assert {v.rule for v in outcome.violations} == ({"L2"} if planted else set())

@@ -1,0 +1,55 @@
+"""Exhaustive searches of the catalogue's scopes: the bad kernel breaks, the good one never does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from explorer.exhaustive import Budget, explore_stateful
+from explorer.oracle_state import RULES
+from protocol.errors import UserError
+from scenarios.catalogue import DIRECTORY, load_all, load_race
+
+RACES = {name: race for name, race in load_all().items() if race.scopes}
+BAD = [
+    (name, case.name)
+    for name, race in RACES.items()
+    for case in race.kernels
+    if case.expect.verdict == "violated"
+]
+QUICK = [("E01", "v6.6"), ("E02", "generic-after-ptl"), ("E02", "v6.6-arm64"), ("E12", "v6.2")]
+"""Good kernels that are searched in a few seconds; ``benchmarks/exhaustive.py`` does them all."""
+
+
+@pytest.mark.parametrize(("name", "kernel"), BAD)
+def test_a_bad_kernel_is_violated_in_its_scope(name: str, kernel: str) -> None:
+    spec = RACES[name].run_in_scope(kernel)
+    found = explore_stateful(spec, Budget(executions_max=60_000))
+    assert found.violation is not None
+    rules = {violation.rule for violation in found.verdict.violations}
+    assert RACES[name].kernel_case(kernel).expect.rule in rules
+
+
+@pytest.mark.parametrize(("name", "kernel"), QUICK)
+def test_a_good_kernel_is_held_in_every_state(name: str, kernel: str) -> None:
+    found = explore_stateful(RACES[name].run_in_scope(kernel), Budget())
+    assert found.exhaustive
+    assert found.verdict.outcome == "held", found.verdict.reasons
+    assert found.verdict.how.entered
+    assert found.rules == RULES
+
+
+def test_a_scope_has_every_program_of_its_race() -> None:
+    for race in RACES.values():
+        for scope in race.scopes:
+            assert {p.node for p in scope.programs} <= set(scope.world.nodes())
+            assert scope.sometimes, race.id
+
+
+def test_a_scope_for_an_unknown_kernel_is_refused(tmp_path: Path) -> None:
+    text = (DIRECTORY / RACES["E12"].where).read_text(encoding="utf-8")
+    path = tmp_path / "e12.toml"
+    path.write_text(text.replace('kernels = ["second-range-replaces"]', 'kernels = ["none"]'))
+    with pytest.raises(UserError, match=r"scope\[0\].kernels"):
+        load_race(path)
