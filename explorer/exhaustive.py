@@ -157,10 +157,13 @@ def explore_stateful(
     the counterexample is the shortest there is in deliveries.
     """
     model, wanted = model_of(spec), _expected_rule(spec)
-    return search_stateful(
-        model, lambda s: Oracle(spec.world, spec.sometimes if s else ()), budget, go_on, eager,
-        wanted,
-    )  # fmt: skip
+
+    def oracle(everything: bool) -> Oracle:
+        if everything:
+            return Oracle(spec.world, spec.sometimes)
+        return Oracle(spec.world, (), frozenset(RULES))
+
+    return search_stateful(model, oracle, budget, go_on, eager, wanted)
 
 
 def search_stateful(
@@ -171,7 +174,10 @@ def search_stateful(
     eager: bool = True,
     wanted: str = "",
 ) -> Exhaustion:
-    """The same for a model; ``oracle`` is told whether *sometimes* conditions are wanted."""
+    """The same for a model.
+
+    ``oracle`` makes one that judges all rules and *sometimes* conditions, or one of ``RULES`` only.
+    """
     judge, verdicts = Judge(model, lambda: oracle(True)), _Verdicts(go_on, wanted)
 
     def visit(steps: list[Step], config: Config) -> bool:

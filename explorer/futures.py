@@ -3,7 +3,7 @@
 A *future* of a pending message is everything that its delivery and all that comes of it may touch.
 Where the next step of some messages conflicts with nobody else's future, every order in which
 others go first is equivalent to one in which they do: it is enough to deliver these.  (A persistent
-set: Godefroid, *Partial-Order Methods for the Verification of Concurrent Systems*, LNCS 1032, 1996.)
+set: Godefroid, *Partial-Order Methods for the Verification of Concurrent Systems*, LNCS 1032.)
 
 Futures are learned while searching and only grow.  A search that ends with the futures with which
 it began has used complete ones: the first delivery that they did not foresee would have been met,

@@ -16,6 +16,7 @@ from typing import Final
 from explorer.frozen import Frozen, clone, freeze_driver
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
+from oracle.inherited import PTL_LOCK
 from oracle.obligations import REVOKING
 from protocol.envelope import BROKER, Envelope, Handled, request_id
 from protocol.messages.base import Message
@@ -79,6 +80,7 @@ class Move:
         self.records: tuple[Record, ...] = tuple(handled.records)
         self.choices = tuple(handled.choices)
         self.judged = judged_by_order(handled.records)
+        """Classes of records whose order the oracle compares wherever they are made."""
         self.private = private
         """It touched nothing but the coroutine that it resumed, and nobody saw it."""
 
@@ -244,11 +246,14 @@ class Machine:
         target = self._arrive(driver, (state, message, ways))
         touched += _recorded(handled.records)
         private = (
-            not handled.records
+            message.kind != PTL_LOCK
+            and not handled.records
             and not handled.choices
             and all(key[:1] == ("task",) for key, _ in touched)
         )
         move = Move(target, self.footprints.number(touched), private, handled)
+        if message.kind == PTL_LOCK:
+            move.judged |= REACHES  # what was changed before, its holder finds changed
         self._note_sends(move, handled)
         return move
 

@@ -105,13 +105,14 @@ class Stateful:
     ) -> bool:
         """Add what can come next and was not seen before; True if the search is over.
 
-        Where only one thing can come next, it is done at once: such states are not kept.
+        With ``eager`` on, what alone can come next is done at once: such states are not kept.
         """
         todo = [(key, last)]
         while todo:
             key, last = todo.pop()
             ahead = self._ahead(key)
-            if len(ahead) != 1:
+            alone = self.eager and len(ahead) == 1
+            if not alone:
                 if key in self.left:
                     continue
                 self.left.add(key)
@@ -124,7 +125,7 @@ class Stateful:
                 step = Step(last, message, move)
                 if broken and self.visit(path_of(step), Config(reached[0], reached[1])):
                     return True
-                if len(ahead) == 1:
+                if alone:
                     todo.append((reached, step))
                 elif reached not in self.seen:
                     self.seen.add(reached)

@@ -1,0 +1,125 @@
+"""Persistent sets: what they leave out is equivalent to what they keep."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from explorer.exhaustive import Budget, explore_stateful
+from explorer.machine import Move, Sent, rival_bits
+from explorer.oracle_state import RULES, OracleTable
+from explorer.stateful import Stateful
+from explorer.world_state import Config, Model, model_of
+from oracle.oracle import Oracle
+from scenarios.catalogue import load_all
+from tests.search_toy import WORLD, Accesses, naive, toy
+from tests.test_stateful import rules, unmapped_under_dma
+
+RACES = {name: race for name, race in load_all().items() if race.scopes}
+SCOPES = [(name, case.name) for name, race in RACES.items() for case in race.kernels[:2]]
+
+
+def random_toy(draws: random.Random) -> tuple[Accesses, ...]:
+    """Two or three programs of one or two accesses to two words."""
+    count = draws.randint(2, 3)
+    return tuple(
+        [(draws.choice("rw"), draws.randrange(2)) for _ in range(draws.randint(1, 4 - count))]
+        for _ in range(count)
+    )
+
+
+def reduced(model: Model) -> tuple[set[tuple[object, ...]], int]:
+    """Final states of a reduced search, and how many states it left."""
+    finals: set[tuple[object, ...]] = set()
+
+    def visit(_: object, config: Config) -> bool:
+        finals.add((config.nodes, config.front.done))
+        return False
+
+    search = Stateful(model, OracleTable(lambda: Oracle(WORLD)), visit, lambda _: False, True)
+    assert search.run()
+    return finals, len(search.left)
+
+
+def test_random_toys_end_in_the_same_states() -> None:
+    draws = random.Random(3)
+    for _ in range(20):
+        programs = random_toy(draws)
+        model = toy(*programs)
+        finals, _ = reduced(model)
+        assert finals == naive(model).finals, programs
+
+
+def test_programs_that_share_nothing_are_run_one_after_the_other() -> None:
+    assert reduced(toy([("w", 0)] * 3, [("r", 1)] * 3))[1] == 1
+
+
+@pytest.mark.parametrize("switches", [{}, {"gather_calls_ir": False}])
+def test_verdicts_are_those_of_all_orders(switches: dict[str, object]) -> None:
+    spec = unmapped_under_dma(**switches)
+    few = explore_stateful(spec, Budget(), go_on=True)
+    all_of_them = explore_stateful(spec, Budget(), go_on=True, eager=False)
+    assert few.exhaustive
+    assert all_of_them.exhaustive
+    assert rules(few) == rules(all_of_them)
+    assert few.states < all_of_them.states
+
+
+# ---- what is taken to be independent -------------------------------------------------------------
+
+
+def walk(model: Model, seed: int) -> Iterator[tuple[Config, Sent, Move]]:
+    """A random execution."""
+    draws, config = random.Random(seed), model.first()
+    while config.heads():
+        message = draws.choice(config.heads())
+        at = model.index[message.dst]
+        move = draws.choice(model.machines[at].moves_of(config.nodes[at], message))
+        yield config, message, move
+        config, _ = model.step(config, message, move)
+
+
+def independent(model: Model, config: Config, left: Sent, right: Sent) -> bool:
+    """Whether the search would let these two swap."""
+    one, other = model.move(config, left), model.move(config, right)
+    if rival_bits(one.judged) & other.judged or set(one.streams) & set(other.streams):
+        return False
+    if left.dst != right.dst:
+        return True
+    machine = model.machines[model.index[left.dst]]
+    return not machine.footprints.conflict(one.footprint, other.footprint)
+
+
+def both(
+    model: Model, table: OracleTable, config: Config, oracle: int, first: Sent, then: Sent
+) -> tuple[object, ...]:
+    """The state after two deliveries, the oracle's included, and what they broke."""
+    broken: list[str] = []
+    for message in (first, then):
+        move = model.move(config, message)
+        config, _ = model.step(config, message, move)
+        oracle, found = table.step(oracle, message, move)
+        broken += [violation.rule for violation in found]
+    return config.nodes, config.front, oracle, sorted(broken)
+
+
+@pytest.mark.parametrize(("name", "kernel"), SCOPES)
+def test_independent_deliveries_commute_for_the_oracle_too(name: str, kernel: str) -> None:
+    spec = RACES[name].run_in_scope(kernel)
+    model = model_of(spec)
+    table = OracleTable(lambda: Oracle(spec.world, (), frozenset(RULES)))
+    pairs = 0
+    for seed in range(4):
+        oracle = 0
+        for config, message, move in walk(model, seed):
+            for other in config.heads():
+                if other is not message and independent(model, config, message, other):
+                    one = both(model, table, config, oracle, message, other)
+                    assert one == both(model, table, config, oracle, other, message), (
+                        message.id, message.kind, other.id, other.kind,
+                    )  # fmt: skip
+                    pairs += 1
+            oracle, _ = table.step(oracle, message, move)
+    assert pairs > 5
