@@ -60,6 +60,9 @@ CHANGES: Final = {
     "AfuTouch": "wp_page_copy",
     "OcxlAttach": "ocxl_link_add_pe",
     "OcxlDetach": "ocxl_link_remove_pe",
+    "Sigkill": "do_exit",
+    "DeviceRemove": "iommu_release_device",
+    "KvmDestroyVm": "kvm_flush_shadow_all",
 }
 """Operation -> the function in which it takes an entry away."""
 

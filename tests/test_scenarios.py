@@ -100,7 +100,7 @@ def test_a_race_is_found_by_id_and_by_name() -> None:
 RACE = Path(__file__).parent / "data" / "race.toml"
 WRONG = [
     ('id = "E08"', 'id = "E08"\ncolour = 1', "race.toml: unknown key 'colour' (expected one of id, "
-     "name, title, family, source, story, world, program, kernel, chaos, sometimes)"),
+     "name, title, family, source, story, world, program, kernel, chaos, sometimes, scope)"),
     ('id = "E08"', "", "race.toml: missing key 'id'"),
     ('id = "E08"', "id = 8", "race.toml: id: is int (expected str)"),
     ('op = "munmap"', 'op = "munmapp"', "race.toml: program[0].steps[5].op: unknown op 'munmapp' "
