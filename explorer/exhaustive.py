@@ -185,7 +185,8 @@ def search_stateful(
         return verdicts.add(verdict, partial(counterexample, steps, verdict))
 
     def stop(states: int) -> bool:
-        return states == budget.executions_max or budget.expired()
+        most = budget.executions_max
+        return (most is not None and states >= most) or budget.expired()
 
     search = Stateful(model, OracleTable(lambda: oracle(False)), visit, stop, eager)
     exhaustive = search.run()

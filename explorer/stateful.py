@@ -23,6 +23,9 @@ from explorer.world_state import Config, Front, Model
 WALKS: Final = 64
 """Random executions in a row from which nothing was learned before a search begins."""
 
+STOP_EVERY: Final = 8
+"""States between two questions whether to stop."""
+
 Key = tuple[tuple[int, ...], Front, int]
 
 
@@ -53,6 +56,7 @@ class Stateful:
         """States that were reached by a delivery to which there was an alternative."""
         self.left: set[Key] = set()
         """States that were left in more than one way, or ended."""
+        self._asked = 0
         self.passes = self.deliveries = self.terminal = self.depth = 0
 
     def run(self) -> bool:
@@ -94,11 +98,16 @@ class Stateful:
         while level:
             following: list[tuple[Key, Step | None]] = []
             for key, last in level:
-                if self.stop(len(self.seen)) or self._expand(key, last, following):
+                if self._over() or self._expand(key, last, following):
                     return False
             level = following
             self.depth += 1
         return True
+
+    def _over(self) -> bool:
+        """Ask now and then whether to stop: to look at a clock takes longer than a state."""
+        self._asked += 1
+        return self._asked % STOP_EVERY == 0 and self.stop(len(self.seen))
 
     def _expand(
         self, key: Key, last: Step | None, following: list[tuple[Key, Step | None]]
