@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from broker.schedules import Recorded
 from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
@@ -15,6 +15,7 @@ from explorer.outcome import Outcome
 from explorer.session import simulate
 from scenarios.spec import RunSpec
 
+Table = Mapping[str, Any]
 Engine = Callable[[RunSpec, Budget], Exhaustion]
 ENGINES: Final[dict[str, Engine]] = {"dpor": explore_dpor, "stateful": explore_stateful}
 
@@ -27,15 +28,32 @@ class Limits:
     seconds: float | None = None
 
 
-def search(spec: RunSpec, engine: str, limits: Limits) -> Exhaustion:
-    """Search ``spec`` with one of ``ENGINES``; no chaos is injected."""
-    began = time.monotonic()
+PROGRESS_SECONDS: Final = 0.2
+"""Between two words on how far a search is."""
+
+
+def search(
+    spec: RunSpec, engine: str, limits: Limits, progress: Callable[[Table], None] | None = None
+) -> Exhaustion:
+    """Search ``spec`` with one of ``ENGINES``; no chaos is injected.
+
+    ``progress`` gets ``seconds``, ``done`` (executions or states), ``deliveries`` and ``engine``.
+    """
+    began = said = time.monotonic()
     seconds = limits.seconds
 
     def expired() -> bool:
         return seconds is not None and time.monotonic() - began >= seconds
 
-    return ENGINES[engine](spec, Budget(limits.executions, expired))
+    def watch(done: int, deliveries: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if progress is not None and now - said >= PROGRESS_SECONDS:
+            said = now
+            state = {"seconds": now - began, "done": done, "deliveries": deliveries}
+            progress(state | {"engine": engine})
+
+    return ENGINES[engine](spec, Budget(limits.executions, expired, watch))
 
 
 def record(spec: RunSpec, found: Counterexample, directory: Path) -> Outcome:

@@ -33,6 +33,10 @@ def _never() -> bool:
     return False
 
 
+def _nobody(_done: int, _deliveries: int) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Bounds of a search."""
@@ -41,6 +45,8 @@ class Budget:
     """Complete executions, or for a stateful search states."""
     expired: Callable[[], bool] = _never
     """Asked now and then; True ends the search."""
+    watch: Callable[[int, int], None] = _nobody
+    """Told now and then: complete executions (or states), and deliveries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,11 @@ def search_dpor(
             over |= verdicts.add(verdict, partial(counterexample, order, verdict))
         return over or search.tally.executions == budget.executions_max
 
-    search = Dpor(model, visit, lambda _: budget.expired())
+    def stop(tally: Tally) -> bool:
+        budget.watch(tally.executions, tally.deliveries)
+        return budget.expired()
+
+    search = Dpor(model, visit, stop)
     exhaustive = search.run()
     tally = search.tally
     estimate = None if exhaustive or verdicts.first else _estimate(model, tally)
@@ -185,6 +195,7 @@ def search_stateful(
         return verdicts.add(verdict, partial(counterexample, steps, verdict))
 
     def stop(states: int) -> bool:
+        budget.watch(states, search.deliveries)
         most = budget.executions_max
         return (most is not None and states >= most) or budget.expired()
 

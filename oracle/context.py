@@ -52,8 +52,8 @@ class _Thread:
     def __init__(self) -> None:
         self.held: list[tuple[str, str]] = []
         """(spinlock, the message that granted it)."""
-        self.atomic: list[str] = []
-        """Callbacks in progress that never sleep."""
+        self.atomic: list[tuple[str, str]] = []
+        """(callback in progress that never sleeps, the message in whose handling it began)."""
         self.seen: set[str] = set()
         """Grants and releases so far: whatever comes again is a repetition."""
         self.reported: set[tuple[str, str]] = set()
@@ -68,19 +68,28 @@ class _Thread:
                 return
 
 
+    def ends(self, callback: str) -> None:
+        """The newest callback of that name is over."""
+        for at in range(len(self.atomic) - 1, -1, -1):
+            if self.atomic[at][0] == callback:
+                del self.atomic[at]
+                return
+
+
 class Context:
     """S11 from the deliveries of locks and of requests that may sleep."""
 
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
-        self._of: dict[str, _Thread] = {}
+        self.threads: dict[str, _Thread] = {}
+        """By operation in flight; those that have come to no lock and no callback are not here."""
 
     def delivered(self, kind: str, message: str, op_id: str, n: int, dst: str) -> None:
         """A delivery of a kind in ``CONTEXT`` for an operation in flight."""
-        thread = self._of.get(op_id)
+        thread = self.threads.get(op_id)
         if kind in _TAKEN:
             if thread is None:
-                thread = self._of[op_id] = _Thread()
+                thread = self.threads[op_id] = _Thread()
             if message not in thread.seen:
                 thread.seen.add(message)
                 thread.held.append((_TAKEN[kind], message))
@@ -104,20 +113,23 @@ class Context:
         if here:
             held = _names(here)
             self._report(thread, op, f"{kind} may sleep, and {held} is held", kind, event)
-        if thread.atomic:
-            why = f"{kind} may sleep, in {thread.atomic[-1]}, which never does"
-            self._report(thread, op, why, kind, event)
+        for callback, began in thread.atomic:
+            coroutine, before = _place(began)
+            # What was sent before the callback began may be repeated while it runs.
+            if coroutine == _coroutine(event.id) and before < sent:
+                why = f"{kind} may sleep, in {callback}, which never does"
+                self._report(thread, op, why, kind, event)
 
     def notifier_call(self, record: NotifierCall, op: Op, event: Event) -> None:
         """A callback begins or ends."""
-        thread = self._of.get(op.id)
+        thread = self.threads.get(op.id)
         if record.callback in ATOMIC:
             if record.phase == "begin":
                 if thread is None:
-                    thread = self._of[op.id] = _Thread()
-                thread.atomic.append(record.callback)
-            elif thread is not None and record.callback in thread.atomic:
-                thread.atomic.remove(record.callback)
+                    thread = self.threads[op.id] = _Thread()
+                thread.atomic.append((record.callback, event.id))
+            elif thread is not None:
+                thread.ends(record.callback)
         elif thread is not None and thread.held and (record.callback, record.phase) in _SLEEPS:
             why = f"{record.callback} may sleep, and {_names(thread.held)} is held"
             self._report(thread, op, why, record.callback, event)
@@ -131,8 +143,8 @@ class Context:
 
     def ended(self, op: Op, event: Event) -> None:
         """The operation returned."""
-        thread = self._of.pop(op.id, None)
-        if thread is not None and thread.held:
+        thread = self.threads.pop(op.id)
+        if thread.held:
             why = f"it returned holding {_names(thread.held)}"
             self.found.append(Violation("Q1", op.node, why, owed=op.text(), racing=(event,)))
 
@@ -144,6 +156,13 @@ def _names(held: list[tuple[str, str]]) -> str:
 def _coroutine(message: str) -> str:
     """Who sent a request, or was answered."""
     return message[: message.rfind(".")]
+
+
+def _place(handled: str) -> tuple[str, int]:
+    """The coroutine that went on when this was handled, and its last request until then."""
+    if handled.endswith(REPLY_MARK):
+        return _coroutine(handled), _index(handled)
+    return handled, -1
 
 
 def _index(message: str) -> int:

@@ -17,7 +17,8 @@ from report import exploration as explored
 from report import machine
 from report.directory import new_run, point_latest
 from report.interrupts import interrupts
-from report.screen import say, stdout
+from report.progress import Progress
+from report.screen import say, stderr, stdout
 from scenarios.spec import RunSpec
 
 
@@ -31,7 +32,8 @@ def search(
 ) -> int:
     """Search one race exhaustively, or as far as the limits go; the exit status."""
     say(f"searching {spec.name} with {engine}")
-    found = exhaustive.search(spec, engine, limits)
+    with Progress(stderr(), exhausted.search_line) as progress:
+        found = exhaustive.search(spec, engine, limits, progress)
     outcome = None
     if found.violation is not None:
         directory = new_run(spec.name, out)

@@ -133,6 +133,18 @@ def test_an_atomic_callback_never_sleeps(callback: str) -> None:
     assert found(after.over(), "S11") == []
 
 
+def test_a_request_from_before_may_be_repeated_in_an_atomic_callback() -> None:
+    thread = Thread()
+    for kind in ("AnonVmaLock", "PtlLock"):
+        thread.ask(kind)
+    thread.ask("NotifierList", call("invalidate_range", "begin", subscriber="iommu0"))
+    again = next(step for step in thread.steps if step.kind == "AnonVmaLock")
+    thread._deliver(again.id, again.src, again.dst, again.kind)
+    thread.ask("PteLoad", call("invalidate_range", "end", subscriber="iommu0"))
+    thread.ask("PtlUnlock")
+    assert found(thread.over(), "S11") == []
+
+
 @pytest.mark.parametrize("callback", [START, END])
 def test_a_callback_that_may_sleep_is_not_called_under_a_spinlock(callback: str) -> None:
     under, outside = Thread(), Thread()
