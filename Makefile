@@ -21,7 +21,7 @@ run: $(RUN_STAMP)
 	$(VENV)/bin/python launch.py stress --seconds 25 $(ARGS)
 
 test: $(DEV_STAMP)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 dev: $(DEV_STAMP)
 	@:

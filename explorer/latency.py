@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.envelope import REPLY_MARK, reply_id
+from protocol.envelope import BROKER, REPLY_MARK, reply_id
 from protocol.records import InvalidateBegin
 from protocol.trace import TraceStep
 
@@ -39,7 +39,8 @@ class Latencies:
 
     def began(self, step: TraceStep, record: InvalidateBegin) -> None:
         """A cache began to drop entries in this step."""
-        if not step.id.endswith(REPLY_MARK) and step.causes:
+        # The reply to an operation ends at the broker: it is no step.
+        if not step.id.endswith(REPLY_MARK) and step.src != BROKER and step.causes:
             self._open.setdefault(reply_id(step.id), (record.cache, step.causes[-1]))
 
     def step(self, step: TraceStep) -> None:
