@@ -142,9 +142,32 @@ class Exchange:
 
     def release(self, n: int, messages: list[Envelope]) -> None:
         """The handling of delivery ``n`` sent these."""
-        if self._plain:
-            self._release_plain(n, messages)
+        if not self._plain:
+            self._release_under_chaos(n, messages)
             return
+        # Nothing is lost, repeated or kept back: explorations live here.
+        causes, heads, channels = (n,), self.heads, self._followers
+        for envelope in messages:
+            envelope.causes = causes
+            if envelope.id[-1] == REPLY_MARK:
+                if envelope.dst != BROKER:
+                    heads.append(envelope)  # the only one of its channel
+                else:
+                    self.pending -= 1
+                    self._consume(envelope, n)
+            else:
+                self.requests[envelope.id] = envelope
+                channel: Channel = envelope.stream or (envelope.path, envelope.dst)
+                if channel in channels:
+                    self._follow(channel, envelope)
+                else:
+                    channels[channel] = None
+                    heads.append(envelope)
+        self.pending += len(messages)
+        self.counts.sent += len(messages)
+
+    def _release_under_chaos(self, n: int, messages: list[Envelope]) -> None:
+        """The same where messages may be lost, repeated or kept back, or a record says so."""
         causes = (n,)
         deaths = self.deaths
         for envelope in messages:
@@ -158,27 +181,6 @@ class Exchange:
                     deaths.finished(request_id(envelope.id))
             else:
                 self._submit(envelope)
-
-    def _release_plain(self, n: int, messages: list[Envelope]) -> None:
-        """The same where nothing is lost, repeated or kept back: explorations live here."""
-        causes, heads, channels = (n,), self.heads, self._followers
-        for envelope in messages:
-            envelope.causes = causes
-            if envelope.id[-1] == REPLY_MARK:
-                if envelope.dst == BROKER:
-                    self._consume(envelope, n)
-                    continue
-                heads.append(envelope)  # the only one of its channel
-            else:
-                self.requests[envelope.id] = envelope
-                channel: Channel = envelope.stream or (envelope.path, envelope.dst)
-                if channel in channels:
-                    self._follow(channel, envelope)
-                else:
-                    channels[channel] = None
-                    heads.append(envelope)
-            self.pending += 1
-        self.counts.sent += len(messages)
 
     def _consume(self, reply: Envelope, n: int) -> None:
         """An operation was finished by the handling of delivery ``n``."""
@@ -286,9 +288,10 @@ class Exchange:
         self.counts.delivered += 1
         chaos = self.chaos
         if envelope.id[-1] == REPLY_MARK:
-            self.requests.pop(envelope.id[:-1], None)
-            if chaos is None:
+            if chaos is None:  # the only one of its channel, which is named for the request
+                self.requests.pop(envelope.path, None)
                 return envelope
+            self.requests.pop(envelope.id[:-1], None)
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
         followers = self._followers.pop(channel)
         if followers:

@@ -37,8 +37,8 @@ class Simulator:
     def run(self, deliveries_max: int | None = None) -> Ending:
         """Deliver until nothing can move; ``deliveries_max`` bounds a run that never ends."""
         exchange, drivers, observer = self.exchange, self.drivers, self.observer
-        heads, pick, take = exchange.heads, self.schedule.pick, exchange.take
-        given = self.choices.get
+        heads, pick = exchange.heads, self.schedule.pick
+        take, release, choices = exchange.take, exchange.release, self.choices
         exchange.start()
         last = deliveries_max or 1 << 62
         mortal = exchange.deaths is not None
@@ -53,10 +53,10 @@ class Simulator:
             if index < 0:
                 break
             envelope = take(index)
-            handled = drivers[envelope.dst].deliver(
-                exchange.number, envelope, given(exchange.number)
-            )
-            exchange.release(exchange.number, handled.messages)
+            n = exchange.number
+            given = choices.get(n) if choices else None
+            handled = drivers[envelope.dst].deliver(n, envelope, given)
+            release(n, handled.messages)
             if observer is not None and observer(envelope, handled):
                 exchange.feeder.stop()
         return self.ending()

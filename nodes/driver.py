@@ -35,16 +35,24 @@ _REPLY_KINDS: dict[str, str] = {}
 """Kind of a request -> kind of its reply: one string for each, hashed once."""
 
 
-class Task:
+class Sender:
+    """Whoever handles a request: its id, and how often it has sent and chosen."""
+
+    __slots__ = ("choices", "path", "sends")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.sends = self.choices = 0
+
+
+class Task(Sender):
     """A coroutine that handles one request; ``path`` is that request's id."""
 
-    __slots__ = ("choices", "coroutine", "kind", "path", "sends", "src")
+    __slots__ = ("coroutine",)
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Message], request: Envelope) -> None:
-        self.coroutine = coroutine
-        self.path, self.src, self.kind = request.id, request.src, request.kind
-        self.sends = 0
-        self.choices = 0
+    def __init__(self, coroutine: Coroutine[Any, Any, Message], path: str) -> None:
+        self.coroutine, self.path = coroutine, path
+        self.sends = self.choices = 0
 
 
 class Port:
@@ -68,12 +76,13 @@ class Port:
     @property
     def upcoming(self) -> str:
         """The id that the next request sent from here will have."""
-        return f"{self._driver.path}.{self._driver.sends}"
+        sender = self._driver.current
+        return f"{sender.path}.{sender.sends}"
 
     @property
     def operation(self) -> str:
         """The operation (``program/index``) on whose behalf this coroutine runs."""
-        return operation_of(self._driver.path)
+        return operation_of(self._driver.current.path)
 
     def post(self, dst: str, message: Request[Any], stream: str = "") -> str:
         """Send a request without waiting; ``settle`` waits for its reply."""
@@ -142,8 +151,9 @@ class Driver:
         self.parked: dict[Park, deque[Task]] = {}
         self.ready: deque[tuple[Task, Any]] = deque()
         self.handled = Handled(0)
-        self.current: Task | None = None
-        self.path, self.sends, self.chosen = "", 0, 0
+        self.plain = Sender("")
+        """The handler that is called, until it turns out to be a coroutine."""
+        self.current: Sender = self.plain
         self.given: list[tuple[str, int, int]] | None = None
         self.chooser: Chooser | None = None
         """Decides choices that are not given, instead of the seed (search and replay)."""
@@ -183,13 +193,14 @@ class Driver:
             raise EmulatorError(f"{self.name} does not handle {envelope.kind} ({request})")
         if self.touched is not None and not self.tracked:
             self.touched.append((body.object_key(), body.ACCESS))
-        self.current, self.path, self.sends, self.chosen = None, request, 0, 0
+        self.current = plain = self.plain
+        plain.path, plain.sends, plain.choices = request, 0, 0
         result: Any = handler(body, envelope)
         if result is None:
             self.open[request] = (envelope.src, envelope.kind)
         elif type(result) is types.CoroutineType:
             self.open[request] = (envelope.src, envelope.kind)
-            self._step(Task(result, envelope), None)  # nothing else is ready yet
+            self._step(Task(result, request), None)  # nothing else is ready yet
         else:
             self._reply(request, envelope.src, envelope.kind, result)
 
@@ -211,7 +222,6 @@ class Driver:
 
     def _step(self, task: Task, value: Any) -> None:
         self.current = task
-        self.path, self.sends, self.chosen = task.path, task.sends, task.choices
         if self.touched is not None:
             self.touched.append((("task", task.path), "write"))
         try:
@@ -219,7 +229,6 @@ class Driver:
         except StopIteration as stop:
             self.answer(task.path, stop.value)
             return
-        task.sends, task.choices = self.sends, self.chosen
         if type(waits_for) is str:
             self.waiting[waits_for] = task
         elif type(waits_for) is tuple:
@@ -228,11 +237,12 @@ class Driver:
             self.parked.setdefault(waits_for[0], deque()).append(task)
 
     def _settle(self, task: Task, wanted: tuple[str, ...]) -> None:
+        if self.touched is not None:
+            self.touched += [(("posted", request), "read") for request in wanted]
         for request in wanted:
-            self.port.touch(("posted", request), "read")
-        if any(self.posted[request] is None for request in wanted):
-            self.settling[task] = wanted
-            return
+            if self.posted[request] is None:
+                self.settling[task] = wanted
+                return
         self.settling.pop(task, None)
         self.ready.append((task, [self.posted.pop(request) for request in wanted]))
 
@@ -247,10 +257,12 @@ class Driver:
 
     def send(self, dst: str, message: Message, stream: str) -> str:
         """Append a request to this handling's messages; its id comes from its cause."""
-        request = f"{self.path}.{self.sends}"
-        self.sends += 1
+        sender = self.current
+        path = sender.path
+        request = f"{path}.{sender.sends}"
+        sender.sends += 1
         self.handled.messages.append(
-            Envelope(request, self.name, dst, type(message).__name__, self.path, stream, message)
+            Envelope(request, self.name, dst, type(message).__name__, path, stream, message)
         )
         return request
 
@@ -273,7 +285,7 @@ class Driver:
 
     def choose(self, name: str, ways: int) -> int:
         """Take the given choice, or draw one by (seed, what chooses, how often it chose)."""
-        taken = self.handled.choices
+        taken, sender = self.handled.choices, self.current
         if self.given is not None and len(taken) < len(self.given):
             asked, had, way = self.given[len(taken)]
             if (asked, had) != (name, ways):
@@ -281,10 +293,10 @@ class Driver:
                     self.name, self.handled.n, "choices", f"{asked}/{had} became {name}/{ways}"
                 )
         elif self.chooser is not None:
-            way = self.chooser(self.path, self.chosen, name, ways)
+            way = self.chooser(sender.path, sender.choices, name, ways)
         else:
-            way = draw(self.seed, f"{self.path}/{self.chosen}/{name}") % ways
-        self.chosen += 1
+            way = draw(self.seed, f"{sender.path}/{sender.choices}/{name}") % ways
+        sender.choices += 1
         taken.append((name, ways, way))
         return way
 

@@ -39,8 +39,8 @@ class Callbacks:
 
     def __init__(self, found: list[Violation]) -> None:
         self.found = found
-        self._began: dict[str, dict[tuple[str, str], _Place]] = {}
-        """Operation -> (subscriber, callback) -> where it began."""
+        self.began: Final[dict[str, dict[tuple[str, str], _Place]]] = {}
+        """Operation in flight -> (subscriber, callback) -> where it began."""
         self.open: dict[tuple[str, str], int] = {}
         """(subscriber, mm) -> brackets that are open."""
         self._dead: set[str] = set()
@@ -50,7 +50,7 @@ class Callbacks:
         if record.callback not in (START, END):
             return
         here = _place(event.id, op.id)
-        began = self._began.setdefault(op.id, {})
+        began = self.began.setdefault(op.id, {})
         key = (record.subscriber, record.callback)
         if record.phase == "begin":
             began[key] = here
@@ -64,7 +64,7 @@ class Callbacks:
         self, record: NotifierCall, op: Op, event: Event, began: _Place | None, here: _Place
     ) -> None:
         """The callback by itself, and the bracket that it ends."""
-        of = self._began[op.id]
+        of = self.began[op.id]
         size = pages(record.start, record.end) + 1
         one = CALLBACK_STEPS_BASE + CALLBACK_STEPS_PER_PAGE * size
         self._judge(record.callback, op, event, _steps(began, here), one, record)
@@ -91,10 +91,6 @@ class Callbacks:
     def _pair(self, record: NotifierCall) -> None:
         key = (record.subscriber, record.mm)
         self.open[key] = self.open.get(key, 0) + (1 if record.callback == START else -1)
-
-    def ended(self, op: Op) -> None:
-        """The operation is over."""
-        self._began.pop(op.id, None)
 
     def lost(self, node: str) -> None:
         """A subscriber is dead: nobody will close its brackets."""

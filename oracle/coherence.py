@@ -44,8 +44,9 @@ class Coherence:
 
     def __init__(self, found: list[Violation]) -> None:
         self.found = found
-        self._of: dict[Page, Replaced] = {}
-        self._stores: dict[str, list[Replaced]] = {}
+        self.pages: dict[Page, Replaced] = {}
+        """Those followed; nothing is to be told to this rule before there is one."""
+        self.stores: dict[str, list[Replaced]] = {}
         """Operation in flight -> pages to which it was the first to store."""
         self._issued: dict[str, tuple[Replaced, ...]] = {}
         """Access in flight to a page replaced -> the stores that happen before its issue."""
@@ -54,22 +55,22 @@ class Coherence:
 
     def replaced(self, change: Change, new: int) -> None:
         """An operation maps another frame where it took one away."""
-        self._of.pop(change.page, None)
-        self._of[change.page] = Replaced(change, new)
-        if len(self._of) > ORACLE_REPLACED_KEPT:
-            del self._of[next(iter(self._of))]
+        self.pages.pop(change.page, None)
+        self.pages[change.page] = Replaced(change, new)
+        if len(self.pages) > ORACLE_REPLACED_KEPT:
+            del self.pages[next(iter(self.pages))]
 
     def issued(self, fill: Cached, access: str, row: Row) -> None:
         """An access goes out through a translation."""
-        page = self._of.get(fill.read.page)
+        page = self.pages.get(fill.read.page)
         if page is not None and page.stored is None:
-            known = (other for other in self._of.values() if other.known_in(row))
+            known = (other for other in self.pages.values() if other.known_in(row))
             self._issued[access] = tuple(known)
 
     def accessed(self, fill: Cached, record: Access, op_id: str, event: Event) -> None:
         """It reached memory."""
         before = self._issued.pop(event.id, ()) if self._issued else ()
-        page = self._of.get(fill.read.page)
+        page = self.pages.get(fill.read.page)
         if page is None:
             return
         program = op_id.rpartition("/")[0]
@@ -79,12 +80,12 @@ class Coherence:
         elif page.stored is None:
             if record.write:
                 page.stored, page.op_id, page.word, page.before = event, op_id, record.word, before
-                self._stores.setdefault(op_id, []).append(page)
+                self.stores.setdefault(op_id, []).append(page)
         elif not record.write and record.word == page.word:
             self._read_new(page, program)
 
     def _read_new(self, page: Replaced, program: str) -> None:
-        kept = [p for p in self._seen.get(program, ()) if self._of.get(p.change.page) is p]
+        kept = [p for p in self._seen.get(program, ()) if self.pages.get(p.change.page) is p]
         self._seen[program] = kept if page in kept else [*kept, page]
 
     def _read_old(self, fill: Cached, page: Replaced, program: str, event: Event) -> None:
@@ -95,7 +96,7 @@ class Coherence:
 
     def ended(self, op: Op, n: int) -> None:
         """The operation is over: whoever hears of that has heard of its stores."""
-        for page in self._stores.pop(op.id, ()):
+        for page in self.stores.pop(op.id):
             page.index, page.ended = op.index, n
 
 

@@ -67,7 +67,6 @@ class _Thread:
                 del self.held[at]
                 return
 
-
     def ends(self, callback: str) -> None:
         """The newest callback of that name is over."""
         for at in range(len(self.atomic) - 1, -1, -1):

@@ -46,11 +46,13 @@ class GuestRecords:
 
     def _guest_enter(self, record: r.GuestEnter) -> None:
         fill = self.state.fills.get(record.vmcs) if record.vmcs else None
-        if fill is not None and not fill.usable and not fill.closed:
-            fill.usable = True
-            if fill.read.page.changes:
+        if fill is None:
+            return
+        installed = not fill.usable and not fill.closed
+        fill.usable |= installed
+        if fill.read.page.changes:
+            if installed:
                 self.obligations.installed(fill)
-        if fill is not None:
             self.safety.in_guest(fill, self._event("VM entry"), self._row)
 
     def _invalidation(self, record: r.Invalidation) -> None:

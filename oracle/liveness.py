@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from nodes.world import Vm, World
 from oracle.brackets import Bracket
@@ -27,7 +28,8 @@ class FaultProgress:
     ) -> None:
         self.state, self.found, self.index = state, found, index
         self.vms = {vm.name: vm for vm in world.vms}
-        self._stuck: dict[tuple[str, str, int], tuple[tuple[int, ...], int]] = {}
+        self.stuck: Final[dict[str, dict[tuple[str, int], tuple[tuple[int, ...], int]]]] = {}
+        """Operation in flight -> what it retries -> what it saw, and how often."""
 
     def retried(
         self, record: FaultRetry, op: str, event: Event, row: Row, brackets: Mapping[str, Bracket]
@@ -39,10 +41,10 @@ class FaultProgress:
         vm = self.vms.get(record.tag)
         place = _host_page(vm, record)
         seen = self._seen(place, record.write, vm, row, brackets)
-        key = (op, record.tag, page_of(record.address))
-        before, count = self._stuck.get(key, ((), 0))
+        stuck, key = self.stuck.setdefault(op, {}), (record.tag, page_of(record.address))
+        before, count = stuck.get(key, ((), 0))
         count = 0 if seen is None else (count + 1 if seen == before else 1)
-        self._stuck[key] = (seen or (), count)
+        stuck[key] = (seen or (), count)
         if count == RETRIES_MAX + 1 and place is not None:
             self._report(record, place, op, event)
 
@@ -63,11 +65,6 @@ class FaultProgress:
             return (kept[0],)
         moved = bracket.seen(row[self.index[vm.name]])
         return None if moved is None or moved[1] else (kept[0], moved[0])
-
-    def ended(self, op: str) -> None:
-        """The operation is over."""
-        if self._stuck:
-            self._stuck = {key: value for key, value in self._stuck.items() if key[0] != op}
 
     def _report(self, record: FaultRetry, place: tuple[str, int], op: str, event: Event) -> None:
         page = self.state.pages[place]
@@ -115,21 +112,17 @@ class Deadlocks:
 
     def __init__(self, found: list[Violation]) -> None:
         self.found = found
-        self._held: dict[str, list[tuple[str, str]]] = {}
-        """Operation -> (lock kind, node of the lock), in the order taken."""
+        self.held: Final[dict[str, list[tuple[str, str]]]] = {}
+        """Operation in flight -> (lock kind, node of the lock), in the order taken."""
 
-    def lock(self, kind: str, message: str, src: str, dst: str) -> None:
-        """A delivery of a kind in ``LOCKS``."""
+    def lock(self, kind: str, op_id: str, src: str, dst: str) -> None:
+        """A delivery of a kind in ``LOCKS`` for an operation."""
         lock, taken = LOCKS[kind]
-        held = self._held.setdefault(operation_of(message), [])
+        held = self.held.setdefault(op_id, [])
         if taken:
             held.append((lock, src))
         elif (lock, dst) in held:
             held.remove((lock, dst))
-
-    def ended(self, op: str) -> None:
-        """The operation is over."""
-        self._held.pop(op, None)
 
     def finish(self, ending: Ending) -> None:
         """Nothing can move any more: report what waits, as a cycle if there is one."""
@@ -148,7 +141,7 @@ class Deadlocks:
 
     def _told(self, op: str, chain: list[Waiting]) -> str:
         kinds = " > ".join(f"{kind} at {dst}" for _, kind, _, dst in chain)
-        held = ", ".join(f"{lock} of {node}" for lock, node in self._held.get(op, ()))
+        held = ", ".join(f"{lock} of {node}" for lock, node in self.held.get(op, ()))
         return f"{op} waits for {kinds}" + (f" holding {held}" if held else "")
 
     def _cycle(self, chains: Mapping[str, list[Waiting]]) -> list[str]:
@@ -166,7 +159,7 @@ class Deadlocks:
         found: list[str] = []
         for _, kind, _, dst in _leaves(chains[op]):
             for other, chain in chains.items():
-                holds = (kind, dst) in self._held.get(other, ())
+                holds = (kind, dst) in self.held.get(other, ())
                 busy = kind + "~" not in LOCKS and any(w[2] == dst for w in chain)
                 if other != op and (holds or busy):
                     found.append(other)

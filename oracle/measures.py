@@ -32,8 +32,9 @@ class Measures:
         """Why the shadow MMU at a node is being invalidated by an operation."""
         self._by: dict[_Key, str] = {}
         """The call of the core in which a shared-table secondary is being told."""
-        self._said: dict[_Key, tuple[int, int, int]] = {}
-        """The last range that an operation invalidated at a node, and its changes by then."""
+        self.said: dict[str, dict[str, tuple[int, int, int]]] = {}
+        """Operation in flight -> node -> the last range that was invalidated there, and how many
+        entries it had changed by then."""
 
     def notifier_call(self, record: NotifierCall, op_id: str) -> None:
         """A callback of one subscriber begins or ends."""
@@ -60,10 +61,11 @@ class Measures:
     def _command(self, record: InvalidateBegin, op: Op, node: str) -> None:
         bump(self.statistics.secondary_invalidations, op.kind)
         self._told(record, op.kind)
-        start, end, changes = self._said.get((op.id, node), (0, 0, -1))
+        said = self.said.setdefault(op.id, {})
+        start, end, changes = said.get(node, (0, 0, -1))
         if changes == len(op.changes) and start <= record.start and record.end <= end:
             bump(self.statistics.secondary_repeated, op.kind)
-        self._said[op.id, node] = (record.start, record.end, len(op.changes))
+        said[node] = (record.start, record.end, len(op.changes))
 
     def _told(self, record: InvalidateBegin, kind: str) -> None:
         """How much a unit was told to drop."""
@@ -85,11 +87,9 @@ class Measures:
 
     def ended(self, op: Op) -> None:
         """The operation is over."""
-        kept = {key: said for key, said in self._said.items() if key[0] != op.id}
-        if len(kept) < len(self._said):
-            changed = self.statistics.changed_pages
-            changed[op.kind] = changed.get(op.kind, 0) + len({c.page for c in op.changes})
-            self._said = kept
+        del self.said[op.id]
+        changed = self.statistics.changed_pages
+        changed[op.kind] = changed.get(op.kind, 0) + len({c.page for c in op.changes})
 
 
 def _report(record: InvalidateBegin, op: Op, event: Event) -> Violation:

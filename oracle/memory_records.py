@@ -124,15 +124,16 @@ class MemoryRecords:
 
     def _access(self, record: r.Access) -> None:
         op = self.state.ops.get(self._op_id)
-        fill = op.uses.pop(self._id, None) if op is not None else None
+        fill = op.uses.pop(self._id, None) if op is not None and op.uses else None
         event = self._event("frame written" if record.write else "frame read")
         self.memory_rules.accessed(fill, record, event, self._row)
-        if fill is not None:
+        if op is not None and fill is not None:
             fill.uses -= 1
             stats.bump(self.statistics.accesses, fill.cache)
             self.safety.accessed(fill, record, event, self._row)
-            self.coherence.accessed(fill, record, self._op_id, event)
-            self.identity.accessed(fill, self._op(), event)
+            if self.coherence.pages:
+                self.coherence.accessed(fill, record, self._op_id, event)
+            self.identity.accessed(fill, op, event)
 
     def _tag_free(self, record: r.TagFree) -> None:
         self.identity.freed(record, self._op(), self._event("tag taken back"), self._row)

@@ -13,6 +13,8 @@ first of the two locks is released (catalogue 5.3).
 
 from __future__ import annotations
 
+from typing import Final
+
 from nodes.world import World
 from oracle.obligations import Obligations
 from oracle.order import Row
@@ -32,11 +34,11 @@ class Moves:
         units = frozenset(unit.name for unit in world.units)
         self.shared = units | {link.name for link in world.links}
         """Agents that walk the table that the CPUs walk."""
-        self.taken: dict[str, list[Change]] = {}
+        self.taken: Final[dict[str, list[Change]]] = {}
         """Operation -> what it took out under a lock that it still holds."""
-        self.moved: dict[str, list[Change]] = {}
+        self.moved: Final[dict[str, list[Change]]] = {}
         """Operation -> the same, once put in elsewhere."""
-        self.seen: dict[str, dict[str, int]] = {}
+        self.seen: Final[dict[str, dict[str, int]]] = {}
         """Operation -> coroutine -> its last release of a page-table lock."""
 
     def took(self, change: Change) -> None:
@@ -63,11 +65,6 @@ class Moves:
                 alone = Deadline("S2", event, row, change.new, self.shared)
                 self.obligations.due(change, alone, row)
             self.obligations.due(change, Deadline("O", event, row, change.new), row)
-
-    def ended(self, op_id: str) -> None:
-        """The operation is over."""
-        for kept in (self.taken, self.moved, self.seen):
-            kept.pop(op_id, None)
 
 
 def _older(fill: Cached, change: Change, row: Row, cache: str) -> bool:

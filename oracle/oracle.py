@@ -92,6 +92,11 @@ class Oracle(MemoryRecords, GuestRecords):
         self.identity = Identity(world, self.state, self._found)
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
         self.sometimes = Sometimes(conditions, self.state, self._memory)
+        self._until_ended: tuple[dict[str, Any], ...] = (
+            self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
+            self.moves.taken, self.moves.moved, self.moves.seen,
+        )  # fmt: skip
+        """What rules keep by operation, and forget with it."""
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
         self._mm_of = {vm.name: vm.mm for vm in world.vms}
         self._handlers = self._record_handlers()
@@ -150,14 +155,14 @@ class Oracle(MemoryRecords, GuestRecords):
         if kind in _WATCHED:
             self._lock_moved(n, message, src, dst, kind, row)
         if at == self._memory:
-            if self.sometimes.began:
+            if self.sometimes.unheard:
                 self.sometimes.memory_step(operation_of(message), row)
             if message in self.tables.uses:
                 self.tables.reached(Event("walk", n, dst, message))
         if not records:
             return self._take() if self._found else _NOTHING
-        self._n, self._id, self._node, self._at, self._row = n, message, dst, at, row
-        self._op_id = operation_of(message)
+        self._n, self._id, self._op_id = n, message, operation_of(message)
+        self._node, self._at, self._row = dst, at, row
         handlers = self._handlers
         for record in records:
             handler = handlers.get(type(record))
@@ -173,7 +178,7 @@ class Oracle(MemoryRecords, GuestRecords):
             if kind in CONTEXT:
                 self.context.delivered(kind, message, op_id, n, dst)
             if kind in LOCKS:
-                self.deadlocks.lock(kind, message, src, dst)
+                self.deadlocks.lock(kind, op_id, src, dst)
         if kind == PTL_UNLOCK:
             self.moves.unlocked(op_id, Event(PTL_RELEASED, n, dst, message), row)
         elif kind == PTL_LOCK:
@@ -323,7 +328,8 @@ class Oracle(MemoryRecords, GuestRecords):
             if 0 < fill.closed < self._n:
                 self.containment.used(fill, self._event("used"))
             self.state.op(operation_of(record.access)).uses[record.access] = fill
-            self.coherence.issued(fill, record.access, self._row)
+            if self.coherence.pages:
+                self.coherence.issued(fill, record.access, self._row)
 
     def _permission_fault(self, record: r.PermissionFault) -> None:
         self.denied.faulted(record, self._event("permission fault"), self._row[self._memory])
@@ -350,27 +356,30 @@ class Oracle(MemoryRecords, GuestRecords):
             self.state.end_op(previous)
 
     def _op_end(self, record: r.OpEnd) -> None:
-        self.order.keep(self._n, record.op or self._op_id)
         op = self.state.op(record.op or self._op_id)
+        self.order.keep(self._n, op.id)
         event = self._event(OPERATION_ENDED)
-        self.obligations.op_ended(op, record.kind, event, self._row)
-        self.inherited.ended(op, event, self._row)
-        self.containment.op_ended(op, event, self._row)
+        if op.changes:
+            self.obligations.op_ended(op, record.kind, event, self._row)
+        if op.id in self.inherited.first:
+            self.inherited.ended(op, event, self._row)
+        if op.changes:
+            self.containment.op_ended(op, event, self._row)
         self.memory_rules.ended(op, self._n)
-        self.context.ended(op, event)
-        self.callbacks.ended(op)
-        self.lifetimes.ended(op.id)
+        if op.id in self.context.threads:
+            self.context.ended(op, event)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:
             self.sometimes.mark(op, "op_end", self._row)
             self.sometimes.op_ended(op, self._n)
-        self.progress.ended(op.id)
-        self.deadlocks.ended(op.id)
-        self.coherence.ended(op, self._n)
-        self.measures.ended(op)
-        self.moves.ended(op.id)
-        self.tables.ended(op.id)
+        if op.id in self.coherence.stores:
+            self.coherence.ended(op, self._n)
+        if op.id in self.measures.said:
+            self.measures.ended(op)
+        self.lifetimes.ended(op.id)
         self.targeting.ended(op.id)
+        for kept in self._until_ended:
+            kept.pop(op.id, None)
         self.state.end_op(op)
 
     def _notifier_call(self, record: r.NotifierCall) -> None:

@@ -39,15 +39,22 @@ class Order:
 
         Raises ``EmulatorError`` if a cause is not known: steps out of order, or forgotten.
         """
-        row = list(self.last[index])
+        before = self.last[index]
+        row: list[int] | None = None
         rows = self._rows
         for cause in causes:
             other = rows.get(cause) or self._kept.get(cause)
             if other is None:
                 raise EmulatorError(f"delivery {n}: its cause {cause} is not in the trace")
+            if row is None:
+                if other[index] == before[index]:  # who knows of that knows all that it knew
+                    row = list(other)
+                    continue
+                row = list(before)
             for at, known in enumerate(other):  # several times faster than map(max, ...)
                 if known > row[at]:
                     row[at] = known
+        row = list(before) if row is None else row
         row[index] = n
         self.last[index] = rows[n] = found = tuple(row)
         return found

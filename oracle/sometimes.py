@@ -168,8 +168,8 @@ class Sometimes:
         self.open = set(range(len(self.conditions)))
         """Indexes of those not met yet."""
         self.adversaries: dict[str, deque[_Seen]] = {}
-        self._reached: set[str] = set()
-        """Operations that memory has heard of."""
+        self.unheard: dict[str, Op] = {}
+        """Operations whose begin a condition is about, until memory hears of them."""
         self._sort()
 
     def _sort(self) -> None:
@@ -179,6 +179,8 @@ class Sometimes:
         self.changed = [(at, c) for at, c in cached if c.at == "changed"]
         self.began = [(at, c) for at, c in cached if c.at == "began"]
         self.nodes = {c.node for _, c in self.between}
+        if not self.began:
+            self.unheard.clear()
 
     def _met(self, at: int) -> None:
         self.open.discard(at)
@@ -194,10 +196,9 @@ class Sometimes:
 
     def memory_step(self, op_id: str, row: Row) -> None:
         """Memory handles a message of an operation."""
-        op = self.state.ops.get(op_id)
-        if op is None or op_id in self._reached:
+        op = self.unheard.pop(op_id, None)
+        if op is None:
             return
-        self._reached.add(op_id)
         for at, condition in self.began:
             if condition.op == op.kind and any(
                 _holds(condition, page, row) for page in self._pages(op)
@@ -214,13 +215,15 @@ class Sometimes:
 
     def op_began(self, op: Op) -> None:
         """An operation began at its initiator."""
+        if any(condition.op == op.kind for _, condition in self.began):
+            self.unheard[op.id] = op
         if op.node in self.nodes:
             kept = self.adversaries.setdefault(op.node, deque(maxlen=ORACLE_OPERATIONS_KEPT))
             kept.append(_Seen(op))
 
     def op_ended(self, op: Op, n: int) -> None:
         """An operation ended at its initiator."""
-        self._reached.discard(op.id)
+        self.unheard.pop(op.id, None)
         for seen in self.adversaries.get(op.node, ()):
             if seen.id == op.id:
                 seen.ended = n

@@ -13,6 +13,8 @@ A walker may keep upper entries.  One that leads to a table must be gone when th
 
 from __future__ import annotations
 
+from typing import Final
+
 from oracle.order import Row
 from oracle.state import Read, State
 from oracle.violation import Event, Violation
@@ -58,17 +60,17 @@ class Tables:
         self.uses: dict[str, _Kept] = {}
         """Loads on their way: message id -> the kept entry that they go through."""
         self._kept: dict[str, _Kept] = {}
-        self._reads: dict[str, dict[str, tuple[Event, int]]] = {}
-        """Operation -> load -> when it was, and the generation of the table then."""
+        self.reads: Final[dict[str, dict[str, tuple[Event, int]]]] = {}
+        """Operation in flight -> load -> when it was, and the generation of the table then."""
 
     def read(self, record: TableRead, event: Event) -> None:
         """Memory answered a load of an upper entry."""
         generation = self.state.frame(record.table).generation
-        self._reads.setdefault(operation_of(event.id), {})[event.id] = (event, generation)
+        self.reads.setdefault(operation_of(event.id), {})[event.id] = (event, generation)
 
     def cached(self, record: TableCached, event: Event, index: int) -> None:
         """A walker keeps what a load found."""
-        found = self._reads.get(operation_of(record.source), {}).get(record.source)
+        found = self.reads.get(operation_of(record.source), {}).get(record.source)
         if found is None:
             return
         kept = self._kept[record.fill] = _Kept(record, event, index, *found)
@@ -106,10 +108,6 @@ class Tables:
                 kept.record.table == frame and kept.generation < self.state.frame(frame).generation
             ):
                 self._report("O", kept, event, "still held when its table was freed")
-
-    def ended(self, op_id: str) -> None:
-        """The operation is over: nothing is made of its loads any more."""
-        self._reads.pop(op_id, None)
 
     def _report(
         self, rule: str, kept: _Kept, freed: Event | None, why: str, use: Event | None = None

@@ -79,7 +79,7 @@ def test_a_repeated_request_repeats_its_answer_and_acts_once() -> None:
 
 def test_choices_are_given_or_drawn_and_must_fit() -> None:
     cpu = build("cpu0", msgspec.structs.replace(small_world(), evict_one_in=4), 7)
-    cpu.path = "p/1"
+    cpu.current.path = "p/1"
     cpu.given = [("evict", 4, 2)]
     assert cpu.choose("evict", 4) == 2
     assert cpu.choose("evict", 4) == draw(7, "p/1/1/evict") % 4
