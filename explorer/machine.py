@@ -16,9 +16,9 @@ from typing import Final
 from explorer.frozen import Frozen, clone, freeze_driver
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
-from oracle.inherited import PTL_LOCK
+from oracle.inherited import LOOK, PTL_LOCK
 from oracle.obligations import REVOKING
-from protocol.envelope import BROKER, Envelope, Handled, request_id
+from protocol.envelope import BROKER, Envelope, Handled, operation_of, request_id
 from protocol.messages.base import Message
 from protocol.pte import hw_present
 from protocol.records import (
@@ -245,14 +245,15 @@ class Machine:
         driver.touched = None
         target = self._arrive(driver, (state, message, ways))
         touched += _recorded(handled.records)
+        finds = message.kind == PTL_LOCK and self.tables.kind_of(message) in LOOK
         private = (
-            message.kind != PTL_LOCK
+            not finds
             and not handled.records
             and not handled.choices
             and all(key[:1] == ("task",) for key, _ in touched)
         )
         move = Move(target, self.footprints.number(touched), private, handled)
-        if message.kind == PTL_LOCK:
+        if finds:
             move.judged |= REACHES  # what was changed before, its holder finds changed
         self._note_sends(move, handled)
         return move
@@ -308,10 +309,17 @@ class Tables:
 
     def __init__(self, make: Callable[[str], Driver], nodes: tuple[str, ...]) -> None:
         self._messages: dict[tuple[object, ...], Sent] = {}
+        self.operations: Mapping[str, Sent] = {}
+        """By name; whoever has the programs says so."""
         self.machines: Mapping[str, Machine] = {
             name: Machine(lambda name=name: make(name), self)  # type: ignore[misc]  # bound now
             for name in nodes
         }
+
+    def kind_of(self, message: Sent) -> str:
+        """The kind of the operation that a message belongs to."""
+        operation = self.operations.get(operation_of(message.id))
+        return "" if operation is None else operation.kind
 
     def message(self, envelope: Envelope) -> Sent:
         """The one object for this message."""

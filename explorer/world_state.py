@@ -110,6 +110,7 @@ class Model:
         self.tables = Tables(make, nodes)
         self.machines = [self.tables.machines[name] for name in nodes]
         self.feed = Feed(programs, self.tables.message)
+        self.tables.operations = self.feed.operations
         self._fronts: dict[tuple[frozenset[Queue], frozenset[str]], Front] = {}
 
     def first(self) -> Config:
