@@ -159,14 +159,15 @@ def search_dpor(
 
 
 def explore_stateful(
-    spec: RunSpec, budget: Budget, go_on: bool = False, eager: bool = True
+    spec: RunSpec, budget: Budget, go_on: bool = False, eager: bool = True, wanted: str = ""
 ) -> Exhaustion:
     """Visit every state of ``spec`` (its chaos left out) once, breadth-first.
 
     With ``eager`` off, deliveries that commute with everything are tried in every order, too, and
-    the counterexample is the shortest there is in deliveries.
+    the counterexample is the shortest there is in deliveries.  It ends with the first violation of
+    ``wanted``, or of the rule that the spec expects.
     """
-    model, wanted = model_of(spec), _expected_rule(spec)
+    model, wanted = model_of(spec), wanted or _expected_rule(spec)
 
     def oracle(everything: bool) -> Oracle:
         if everything:

@@ -20,7 +20,7 @@ from explorer.case import Case, Target, thread_of
 from explorer.lenient import How, Played, attempt, faults_of
 from explorer.reduce import keep_operations, related, shorter_ranges, smaller_worlds
 from explorer.schedule_file import Loaded
-from explorer.shortest import Proof, look_for_shorter
+from explorer.shortest import Proof, look_for_shorter, shortest_by_states
 from protocol.envelope import REPLY_MARK
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ GUESSES: Final = (1, 2, 3)
 SECONDS_MAX: Final = 60.0
 QUICK_TRIES: Final = 250
 """Tries of a quick minimisation: about a second."""
+STATES_SECONDS_MAX: Final = 20.0
+"""How long every state may be visited at the end."""
 SEARCH_RUNS: Final = 300
 """Runs that look for a shorter schedule at the end, unless told otherwise."""
 
@@ -310,10 +312,16 @@ class Minimizer:
             search = look_for_shorter(self.case, self.target, self.played.cost, runs, seconds)
             self.tries += search.proof.runs
             if search.better is None:
-                return search.proof
+                return search.proof if search.proof.shortest else self._by_states(search.proof)
             self._keep(replace(self.case, order=search.better.order), search.better)
             self._schedule()
             self.phase = "shortest"
+
+    def _by_states(self, proof: Proof) -> Proof:
+        """Another way to show it, if the first has shown nothing."""
+        seconds = min(STATES_SECONDS_MAX, self._ends - time.monotonic())
+        deliveries = self.played.cost[0]
+        return shortest_by_states(self.case, self.target, deliveries, seconds) or proof
 
 
 def _weight(case: Case, played: Played) -> tuple[int, int, int]:

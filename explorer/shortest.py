@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from explorer.case import Case, Target
+from explorer.exhaustive import Budget, explore_stateful
 from explorer.lenient import How, Played, attempt, play
+from explorer.oracle_state import RULES
 from explorer.races import Order
-from protocol.errors import EmulatorError
+from protocol.errors import EmulatorError, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,33 @@ def look_for_shorter(
                 asked.add(reversal.order)
                 queue.append(reversal)
     return Search(None, Proof(True, runs, f"all {len(seen)} traces were run, none is shorter"))
+
+
+def shortest_by_states(
+    case: Case, target: Target, deliveries: int, seconds_max: float
+) -> Proof | None:
+    """The same by visiting every state in the order of deliveries; None if that shows nothing.
+
+    Every order and every choice of the hardware is tried, so the first breach of the rule that is
+    met has the fewest deliveries.  There are no faults in such a search, and only rules whose
+    memory is part of a state can be looked for.
+    """
+    if case.faults or target.rule not in RULES:
+        return None
+    ends = time.monotonic() + seconds_max
+    spec = replace(case.spec, chaos=None)
+    budget = Budget(expired=lambda: time.monotonic() > ends)
+    try:
+        found = explore_stateful(spec, budget, eager=False, wanted=target.rule)
+    except UserError:
+        return None
+    first = found.violation
+    if first is None or len(first.entries) != deliveries:
+        return None
+    if not any(violation.rule == target.rule for violation in first.verdict.violations):
+        return None
+    detail = f"breadth-first through {found.states} states, all orders and choices: none is shorter"
+    return Proof(True, found.judged, detail)
 
 
 def _whole(case: Case, target: Target) -> Played | None:

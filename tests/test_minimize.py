@@ -25,6 +25,7 @@ from explorer.reduce import keep_operations, smaller_worlds
 from explorer.replay_file import replay_file
 from explorer.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
 from explorer.session import simulate
+from explorer.shortest import shortest_by_states
 from nodes.kernel.variant import preset
 from protocol.errors import ReplayDivergence, UserError
 from scenarios.catalogue import find
@@ -60,6 +61,14 @@ def test_no_operation_can_be_left_out(small: Minimized) -> None:
         cut = keep_operations(small.case, set(small.case.operations()) - {gone})
         for eager in (False, True):
             assert play(cut, How(small.target, eager=eager)).found is None, gone
+
+
+def test_nothing_shorter_breaks_the_rule(small: Minimized) -> None:
+    deliveries = len(small.case.order)
+    proof = shortest_by_states(small.case, small.target, deliveries, 60.0)
+    assert proof is not None
+    assert proof.shortest
+    assert shortest_by_states(small.case, small.target, deliveries + 1, 60.0) is None
 
 
 def test_a_schedule_file_says_all(small: Minimized, tmp_path: Path) -> None:
