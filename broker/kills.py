@@ -133,7 +133,7 @@ class Kills:
         self._soonest()
         return victims
 
-    def gone(self, number: int, ready: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+    def gone(self, number: int, ready: Sequence[str]) -> Sequence[str]:  # noqa: ARG002 - see KillSource
         """Who of those that have done all they had to do is gone after delivery ``number``."""
         return ready
 
@@ -158,11 +158,11 @@ class RecordedKills:
         self.note: Note | None = None
         self._begun, self._gone = list(begun), list(gone)
 
-    def begin(self, number: int, begun: Collection[str]) -> Sequence[str]:  # noqa: ARG002
+    def begin(self, number: int, begun: Collection[str]) -> Sequence[str]:  # noqa: ARG002 - see KillSource
         """Who began to die by delivery ``number``."""
         return _due(self._begun, number)
 
-    def gone(self, number: int, ready: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+    def gone(self, number: int, ready: Sequence[str]) -> Sequence[str]:  # noqa: ARG002 - see KillSource
         """Who was gone by delivery ``number``."""
         return _due(self._gone, number)
 

@@ -21,14 +21,14 @@ from functools import reduce
 from operator import or_
 from typing import Final
 
-from explorer.machine import Move, Sent, rival_bits
+from explorer.machine import JUDGED_BITS, Move, Sent, rival_bits
 from explorer.world_state import Front, Model
 from protocol.envelope import REPLY_MARK
 
 Vertex = Sent | str
 """A message, or the id of a request whose handling only somebody else can continue."""
 _Step = tuple[int, int, int]
-STREAM_BITS: Final = 4
+STREAM_BITS: Final = JUDGED_BITS
 """Where the bits of declared streams begin, after the classes of records."""
 
 

@@ -16,7 +16,9 @@ from typing import Final
 from explorer.frozen import Frozen, clone, freeze_driver
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
+from oracle.denied import MMAP_UNLOCK
 from oracle.inherited import LOOK, PTL_LOCK
+from oracle.moves import PTL_UNLOCK
 from oracle.obligations import REVOKING
 from protocol.envelope import BROKER, Envelope, Handled, operation_of, request_id
 from protocol.messages.base import Message
@@ -25,6 +27,7 @@ from protocol.records import (
     Access,
     Evict,
     Fill,
+    FlushDeferred,
     FrameCopied,
     FrameFreed,
     GuestEnter,
@@ -70,7 +73,9 @@ class Move:
         "choices", "done", "footprint", "judged", "private", "records", "sent", "streams", "target",
     )  # fmt: skip
 
-    def __init__(self, target: int, footprint: int, private: bool, handled: Handled) -> None:
+    def __init__(
+        self, target: int, footprint: int, private: bool, judged: int, handled: Handled
+    ) -> None:
         self.target, self.footprint = target, footprint
         self.sent: tuple[Sent, ...] = ()
         self.done: tuple[str, ...] = ()
@@ -79,7 +84,7 @@ class Move:
         """Declared streams that it sent to: their order is shared with other nodes."""
         self.records: tuple[Record, ...] = tuple(handled.records)
         self.choices = tuple(handled.choices)
-        self.judged = judged_by_order(handled.records)
+        self.judged = judged
         """Classes of records whose order the oracle compares wherever they are made."""
         self.private = private
         """It touched nothing but the coroutine that it resumed, and nobody saw it."""
@@ -91,38 +96,64 @@ class Move:
 
 
 CLOSES: Final = 1
-"""Ends the use of something that a cache holds."""
+"""Ends or begins the use of something that a cache holds."""
 DUE: Final = 2
 """A moment by which older copies must be gone."""
 REACHES: Final = 4
 """Judged by what the page table says at that moment, or by which operations are over."""
 DECIDES: Final = 8
 """Changes what that is."""
-_RIVAL_BITS: Final = {CLOSES: DUE, DUE: CLOSES, REACHES: DECIDES, DECIDES: REACHES}
+REFUSED: Final = 16
+"""A fault that is justified until whoever added the right has left its critical section."""
+LEAVES: Final = 32
+"""Leaves such a section."""
+LOOKS: Final = 64
+"""The end of an operation that inherits what others have left undone."""
+ENDS: Final = 128
+"""Leaves something undone, or is the end of an operation, which then leaves nothing."""
+JUDGED_BITS: Final = 8
+"""So many classes there are."""
+_RIVALS: Final = ((CLOSES, DUE), (REACHES, DECIDES), (REFUSED, LEAVES), (LOOKS, ENDS))
 
 
-def judged_by_order(records: Iterable[Record]) -> int:
-    """What the oracle compares the order of these records with, wherever they are made."""
+def judged_by_order(kind: str, operation: str, records: Iterable[Record]) -> int:
+    """What the oracle compares the order of this delivery with, wherever both are made.
+
+    Of a message of ``kind`` that belongs to an operation of kind ``operation``.
+    """
     found = 0
+    if kind == PTL_UNLOCK and operation == "Mremap":
+        found = DUE  # of what was moved under the lock
+    elif kind == PTL_LOCK and operation in LOOK:
+        found = REACHES  # what was changed before, its holder finds changed
+    elif kind == MMAP_UNLOCK:
+        found = LEAVES
     for record in records:
         found |= _ORDERED.get(type(record), 0)
         if isinstance(record, PteChange) and hw_present(record.new):
             found |= DUE
-        elif isinstance(record, OpEnd) and record.kind in REVOKING:
-            found |= DUE | DECIDES
+        elif isinstance(record, OpEnd):
+            found |= DUE | DECIDES if record.kind in REVOKING else 0
+            found |= LOOKS if record.kind in LOOK else 0
     return found
 
 
 def rival_bits(judged: int) -> int:
     """What must not swap with records of these classes."""
-    return sum(rival for bit, rival in _RIVAL_BITS.items() if judged & bit)
+    rivals = 0
+    for one, other in _RIVALS:
+        rivals |= (other if judged & one else 0) | (one if judged & other else 0)
+    return rivals
 
 
 _ORDERED: Final[Mapping[type[Record], int]] = {
-    **dict.fromkeys((Evict, InvalidateDone, RequestPosted), CLOSES),
+    **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter), CLOSES),
     **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, Invalidation), DUE),
-    **dict.fromkeys((Access, PermissionFault), REACHES),
+    Access: REACHES,
+    PermissionFault: REACHES | REFUSED,
     PteChange: DECIDES,
+    FlushDeferred: ENDS,
+    OpEnd: ENDS,
 }
 
 
@@ -245,16 +276,15 @@ class Machine:
         driver.touched = None
         target = self._arrive(driver, (state, message, ways))
         touched += _recorded(handled.records)
-        finds = message.kind == PTL_LOCK and self.tables.kind_of(message) in LOOK
+        operation = self.tables.kind_of(message)
+        judged = judged_by_order(message.kind, operation, handled.records)
         private = (
-            not finds
+            not judged
             and not handled.records
             and not handled.choices
             and all(key[:1] == ("task",) for key, _ in touched)
         )
-        move = Move(target, self.footprints.number(touched), private, handled)
-        if finds:
-            move.judged |= REACHES  # what was changed before, its holder finds changed
+        move = Move(target, self.footprints.number(touched), private, judged, handled)
         self._note_sends(move, handled)
         return move
 

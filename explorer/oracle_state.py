@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 from explorer.machine import Move, Sent
+from oracle.denied import MMAP_UNLOCK
 from oracle.inherited import PTL_LOCK, Inherited
 from oracle.moves import PTL_UNLOCK, Moves
 from oracle.oracle import Oracle
@@ -28,7 +29,7 @@ Frozen = Hashable
 
 RULES: Final = ("O", "S1", "S2", "S3", "S4", "S6", "S10", "L3", "L6")
 """Rules whose whole memory is part of a state (L3 needs none), so that they are judged in all."""
-_SEEN_WITHOUT_RECORDS: Final = frozenset({PTL_LOCK, PTL_UNLOCK})
+_SEEN_WITHOUT_RECORDS: Final = frozenset({PTL_LOCK, PTL_UNLOCK, MMAP_UNLOCK})
 
 
 class TotalOrder(Order):
@@ -169,17 +170,14 @@ def _page(page: Page, state: State) -> Frozen:
         for read in page.reads
     ]
     return (
-        page.mm, page.address, page.pte, _granted(page), frozenset(fills), frozenset(reads),
+        page.mm, page.address, page.pte, _granting(page), frozenset(fills), frozenset(reads),
         tuple(map(_change, changes)), page.changes[-1].id if page.changes else "",
     )  # fmt: skip
 
 
-def _granted(page: Page) -> Frozen:
-    """Who may still have to invalidate a right that was added."""
-    if page.granted is None or not page.fills:
-        return None
-    n, op = page.granted
-    return n < op.unlocked
+def _granting(page: Page) -> bool:
+    """Whether somebody may still have to invalidate a right that was added."""
+    return page.granted is not None and page.granted[1].unlocked <= page.granted[0]
 
 
 def _open(fill: Cached) -> bool:

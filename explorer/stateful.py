@@ -57,7 +57,7 @@ class Stateful:
         self.left: set[Key] = set()
         """States that were left in more than one way, or ended."""
         self._asked = 0
-        self.passes = self.deliveries = self.terminal = self.depth = 0
+        self.deliveries = self.terminal = 0
 
     def run(self) -> bool:
         """Search until ``visit`` or ``stop`` says so; True if every state was visited.
@@ -68,8 +68,7 @@ class Stateful:
             self._look_around()
         while True:
             known = self.futures.grown
-            self.passes += 1
-            self.seen, self.left, self.terminal, self.depth = set(), set(), 0, 0
+            self.seen, self.left, self.terminal = set(), set(), 0
             if not self._pass():
                 return False
             if self.futures.grown == known:
@@ -101,7 +100,6 @@ class Stateful:
                 if self._over() or self._expand(key, last, following):
                     return False
             level = following
-            self.depth += 1
         return True
 
     def _over(self) -> bool:

@@ -68,6 +68,8 @@ def scope_text(spec: RunSpec, found: Exhaustion) -> str:
             f"judged in every state: {', '.join(found.rules)}; "
             f"all other rules in {words.many(found.judged, 'execution')}"
         )
+    if found.estimate is not None:
+        lines.append(f"estimate: some {found.estimate:.0e} executions in all, likely more")
     return "\n".join(map(words.plain, lines))
 
 
@@ -101,6 +103,7 @@ def exhaustion_dict(spec: RunSpec, found: Exhaustion, outcome: Outcome | None) -
         "states": found.states,
         "deliveries": found.deliveries,
         "judged": found.judged,
+        "estimate": found.estimate,
         "rules": list(found.rules),
         "run": None if outcome is None else outcome_dict(outcome),
     }

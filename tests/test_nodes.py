@@ -146,5 +146,6 @@ def test_an_ipi_waits_while_interrupts_are_off() -> None:
     cpu.irq_disable()
     assert replies(hand.request(FlushTlbIpi(MM, 0, page(1)), "i/0.0")) == []
     cpu.irq_enable()  # takes effect in the handling that does it; here that is the next one
-    answered = replies(hand.request(FlushTlbIpi(MM, 0, page(1)), "i/0.1"))
-    assert sorted(answered) == ["i/0.0~", "i/0.1~"]
+    again = hand.request(FlushTlbIpi(MM, 0, page(1)), "i/0.0")  # a repetition does nothing itself
+    assert replies(again) == ["i/0.0~"]
+    assert replies(hand.request(FlushTlbIpi(MM, 0, page(1)), "i/0.1")) == ["i/0.1~"]

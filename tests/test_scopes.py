@@ -40,6 +40,14 @@ def test_a_good_kernel_is_held_in_every_state(name: str, kernel: str) -> None:
     assert found.rules == RULES
 
 
+def test_endless_denial_is_seen_where_it_happens() -> None:
+    """Rule L6 depends on the release of a lock, which leaves no record."""
+    spec = RACES["E02"].run_in_scope("v6.2-arm64")
+    found = explore_stateful(spec, Budget())
+    assert found.violation is not None
+    assert len(found.violation.entries) < 400, "a whole execution, in which the device gives up"
+
+
 def test_both_engines_agree() -> None:
     spec = RACES["E02"].run_in_scope("v6.6-arm64")
     traces = explore_dpor(spec, Budget())
