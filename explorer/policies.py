@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from broker.schedules import RandomWalk, Schedule
-from explorer.strategies import CountedWalk, Pct, Pos, Surw
+from explorer.strategies import CountedWalk, Paces, Pct, Pos, Surw
 from nodes.driver import draw
 from protocol.errors import UserError
 
@@ -19,6 +19,7 @@ CYCLES: Final[dict[str, tuple[str, ...]]] = {
     "pos": ("pos",),
     "pct": tuple(f"pct{depth}" for depth in DEPTHS),
     "surw": ("surw",),
+    "paces": ("paces",),
     # PCT 50 %, POS 40 %, random 10 %: either of the first two finds what the other does not.
     "portfolio": (
         "random", "pos", "pct2", "pos", "pct3", "pos", "pct2", "pct4", "pos", "pct3",
@@ -63,6 +64,8 @@ class Policies:
         seed = draw(self.seed, f"explore/{policy}/{index}")
         if policy == "pos":
             return Pos(seed)
+        if policy == "paces":
+            return Paces(seed)
         if policy == "surw":
             walks = max(1, self._walks)
             return Surw(seed, {name: n / walks for name, n in self._interesting.items()})

@@ -8,6 +8,7 @@
             OOPSLA 2018): a priority for each chain and depth - 1 random drops
 ``surw``    selectively uniform random walk (Zhao et al., *Selectively Uniform Concurrency
             Testing*, ASPLOS 2025): uniform over the interleavings of interesting messages
+``paces``   what processes do: each node handles its messages at a pace of its own
 ========== =====================================================================================
 
 Each is determined by its seed and by what it is shown.
@@ -197,6 +198,42 @@ class Surw:
     def _turn(self, programs: list[str]) -> None:
         self._intended = self._draw(programs)
         self._blocked.clear()
+
+
+class Paces:
+    """A clock that nobody reads: a message takes as long as the node that it goes to needs.
+
+    How far the nodes' paces lie apart is drawn too: all alike, or up to sixteen times.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed).random
+        self._spread = 2.0 ** int(5 * self._draw())
+        self._pace: dict[str, float] = {}
+        """Node -> mean time that it takes for a message; the fastest takes 1."""
+        self._due: dict[int, float] = {}
+        """When each head is handled, by the identity of its envelope."""
+        self._now = 0.0
+
+    def pick(self, heads: list[Envelope]) -> int:
+        """The head that is due first."""
+        due = self._due
+        chosen, first = 0, float("inf")
+        for index, envelope in enumerate(heads):
+            at = due.get(id(envelope))
+            if at is None:
+                at = due[id(envelope)] = self._now + self._duration(envelope.dst)
+            if at < first:
+                chosen, first = index, at
+        self._now = max(self._now, first)
+        del due[id(heads[chosen])]
+        return chosen
+
+    def _duration(self, node: str) -> float:
+        pace = self._pace.get(node)
+        if pace is None:
+            pace = self._pace[node] = self._spread ** self._draw()
+        return pace * (0.5 + self._draw())
 
 
 class CountedWalk:

@@ -20,7 +20,7 @@ from explorer.schedule_file import read_case
 from explorer.session import replay
 from explorer.statistics import at_most, median, missed_by, pct_bound, unseen_mass, wilson
 from explorer.story import FILE
-from explorer.strategies import CountedWalk, Pct, Pos, Surw, interesting, races
+from explorer.strategies import CountedWalk, Paces, Pct, Pos, Surw, interesting, races
 from nodes.footprint import Footprint
 from oracle.statistics import Statistics
 from protocol.envelope import Envelope, Handled
@@ -55,7 +55,8 @@ def message(
 
 
 def strategies(seed: int) -> list[Schedule]:
-    return [CountedWalk(seed), Pos(seed), Pct(seed, 3, 200), Surw(seed, {"cpu0": 40, "cpu1": 20})]
+    surw = Surw(seed, {"cpu0": 40, "cpu1": 20})
+    return [CountedWalk(seed), Pos(seed), Pct(seed, 3, 200), surw, Paces(seed)]
 
 
 @pytest.mark.parametrize("which", range(4))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.schedules import RandomWalk, Schedule
 from explorer.session import run_on_processes, simulate
+from explorer.strategies import Paces
 from scenarios.catalogue import KernelCase, Race, load_all
 
 CASES = [
@@ -17,9 +19,16 @@ CASES = [
 SEEDS = 20
 
 
+def schedule(seed: int) -> Schedule:
+    """Half of the seeds walk at random, half have nodes of unequal pace, as processes are."""
+    return Paces(seed) if seed % 2 else RandomWalk(seed)
+
+
 @pytest.mark.parametrize(("race", "case"), CASES)
 def test_verdicts_in_the_simulator(race: Race, case: KernelCase) -> None:
-    outcomes = [simulate(race.run(case.name, seed)) for seed in range(SEEDS)]
+    outcomes = [
+        simulate(race.run(case.name, seed), schedule=schedule(seed)) for seed in range(SEEDS)
+    ]
     met = sum(bool(outcome.expected) for outcome in outcomes)
     if case.expect.verdict == "held":
         assert met == SEEDS, [o.verdict.reasons for o in outcomes if not o.expected]
