@@ -205,6 +205,9 @@ def explore(
     exhaust: Annotated[
         bool, typer.Option("--exhaustive", help="All of a small scope: --strategy stateful.")
     ] = False,
+    scope: Annotated[
+        str, typer.Option(metavar="NAME", help="With --exhaustive: another scope of the race.")
+    ] = "",
     schedules: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Run for so long.")] = None,
     keep_going: Annotated[
@@ -225,8 +228,10 @@ def explore(
     if exhaust or strategy in exhaustive.ENGINES:
         engine = strategy if strategy in exhaustive.ENGINES else "stateful"
         limits = exhaustive.Limits(schedules, seconds)
-        spec = known.run_in_scope(kernel, seed_from(seed))
+        spec = known.run_in_scope(kernel, seed_from(seed), scope)
         return searches.search(spec, engine, limits, out, as_json, explanation)
+    if scope:
+        raise UserError("--scope", "says what is searched exhaustively", "--exhaustive with it")
     spec = known.run(kernel, seed_from(seed))
     spec = spec if recipe else replace(spec, chaos=None)
     options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")

@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--race", action="append", default=[], help="only these; else all")
     parser.add_argument("--kernel", default="", help="only this one")
+    parser.add_argument("--scope", default="", help="another scope of that race")
     parser.add_argument("--seconds", type=float, default=120.0, help="for each search")
     parser.add_argument("--all-orders", action="store_true", help="count executions, too")
     given = parser.parse_args()
@@ -35,7 +36,7 @@ def main() -> None:
     for race in races(given.race):
         for case in race.kernels:
             if given.kernel in ("", case.name):
-                spec = race.run_in_scope(case.name)
+                spec = race.run_in_scope(case.name, scope=given.scope)
                 search(race, case.name, spec, given.seconds)
                 if given.all_orders:
                     compare(spec, given.seconds)
@@ -55,7 +56,8 @@ def search(race: Race, kernel: str, spec: RunSpec, seconds: float) -> None:
     expected = race.kernel_case(kernel).expect
     print(
         f"{race.id:5} {kernel:28} {expected.rule or 'held':9} {outcome(found):38} "
-        f"{found.states:9,} {found.deliveries:11,} {took:7.1f}",
+        f"{found.states:9,} {found.deliveries:11,} {took:7.1f}"
+        + (f" of some {found.estimate:.0e} states" if found.estimate is not None else ""),
         flush=True,
     )
 

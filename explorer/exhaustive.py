@@ -8,9 +8,10 @@ on, and no fault.  The clock is the caller's.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import exp, log
 from typing import Final, Literal
 
 from msgspec.structs import replace
@@ -25,6 +26,10 @@ from oracle.oracle import Oracle
 from oracle.verdict import Verdict, combine
 from scenarios.spec import RunSpec
 
+GROWTH_LEVELS: Final = 8
+"""Levels of a breadth-first search from which the growth of the next ones is estimated."""
+GROWTH_LEAST: Final = 0.05
+"""How far growth may be from zero without being told from it."""
 PROBES: Final = 32
 """Random executions from which what is left is estimated."""
 
@@ -68,7 +73,7 @@ class Exhaustion:
     judged: int
     """Executions that the oracle saw."""
     estimate: float | None
-    """Executions in all, if not exhaustive: the mean of random probes, an order of magnitude."""
+    """Executions in all (stateful: states), if not exhaustive; an order of magnitude."""
     verdict: Verdict
     """Of everything that was run."""
     rules: tuple[str, ...] = ()
@@ -202,9 +207,13 @@ def search_stateful(
 
     search = Stateful(model, OracleTable(lambda: oracle(False)), visit, stop, eager)
     exhaustive = search.run()
+    estimate = None
+    if not exhaustive and verdicts.first is None:
+        estimate = max(levels_estimate(search.levels), float(len(search.seen)))
     return Exhaustion(
         "stateful", verdicts.first, exhaustive, search.terminal, 0, search.deliveries,
-        len(search.seen), judge.judged, None, verdicts.total(exhaustive, search.deliveries), RULES,
+        len(search.seen), judge.judged, estimate, verdicts.total(exhaustive, search.deliveries),
+        RULES,
     )  # fmt: skip
 
 
@@ -244,3 +253,23 @@ class _Probe(Dpor):
         for point in self.points:
             product *= max(1, len(point.todo)) * (1 + len(point.queue))
         return product
+
+
+def levels_estimate(levels: Sequence[int]) -> float:
+    """States in all of a breadth-first search that was cut after these levels.
+
+    Levels grow, and then shrink, as what is in flight is used up.  It is assumed that the growth of
+    the last ones goes on to fall so that it is zero after half as many levels again.  From
+    the middle of searches that did end, this was wrong by a factor of up to five.
+    """
+    last = levels[-GROWTH_LEVELS - 1 :]
+    if len(last) < 2 or not last[-1]:
+        return float(sum(levels))
+    growth = log(last[-1] / last[0]) / (len(last) - 1)
+    fall = max(abs(growth), GROWTH_LEAST) * 2 / len(levels)
+    size, total = float(last[-1]), float(sum(levels))
+    while size >= 1:
+        growth -= fall
+        size *= exp(growth)
+        total += size
+    return total

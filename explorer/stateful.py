@@ -56,6 +56,8 @@ class Stateful:
         """States that were reached by a delivery to which there was an alternative."""
         self.left: set[Key] = set()
         """States that were left in more than one way, or ended."""
+        self.levels: list[int] = []
+        """Number of deliveries with an alternative -> states that were first reached by so many."""
         self._asked = 0
         self.deliveries = self.terminal = 0
 
@@ -69,6 +71,7 @@ class Stateful:
         while True:
             known = self.futures.grown
             self.seen, self.left, self.terminal = set(), set(), 0
+            self.levels = []
             if not self._pass():
                 return False
             if self.futures.grown == known:
@@ -100,6 +103,7 @@ class Stateful:
                 if self._over() or self._expand(key, last, following):
                     return False
             level = following
+            self.levels.append(len(level))
         return True
 
     def _over(self) -> bool:

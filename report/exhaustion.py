@@ -69,7 +69,8 @@ def scope_text(spec: RunSpec, found: Exhaustion) -> str:
             f"all other rules in {words.many(found.judged, 'execution')}"
         )
     if found.estimate is not None:
-        lines.append(f"estimate: some {found.estimate:.0e} executions in all, likely more")
+        what = "states" if found.engine == "stateful" else "executions"
+        lines.append(f"estimate: some {found.estimate:.0e} {what} in all, within an order or so")
     return "\n".join(map(words.plain, lines))
 
 

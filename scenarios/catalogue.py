@@ -50,6 +50,8 @@ class _ScopeTable(TomlTable, frozen=True):
     """Names of the kernels that it is for; none: all that no scope before it is for."""
     world: Table = {}
     """If it needs another world than the race."""
+    name: str = ""
+    """Searched only if it is asked for by this name."""
 
 
 class _RaceTable(TomlTable, frozen=True):
@@ -79,10 +81,11 @@ class Scope(msgspec.Struct, frozen=True):
     world: World
     programs: tuple[Program, ...]
     sometimes: tuple[Condition, ...]
+    name: str = ""
 
-    def covers(self, kernel: str) -> bool:
-        """Whether it is for a kernel of that name."""
-        return not self.kernels or kernel in self.kernels
+    def covers(self, kernel: str, name: str) -> bool:
+        """Whether it is for a kernel of that name, and is what was asked for."""
+        return name == self.name and (not self.kernels or kernel in self.kernels)
 
 
 class KernelCase(msgspec.Struct, frozen=True):
@@ -137,14 +140,21 @@ class Race(msgspec.Struct, frozen=True):
             sometimes=self.sometimes,
         )
 
-    def run_in_scope(self, kernel: str = "", seed: int = 0) -> RunSpec:
-        """The same for an exhaustive search: in the kernel's scope if it has one, no chaos."""
+    def run_in_scope(self, kernel: str = "", seed: int = 0, scope: str = "") -> RunSpec:
+        """The same for an exhaustive search: in the kernel's scope if it has one, no chaos.
+
+        ``scope`` is the name of another one.  Raises ``UserError`` if the kernel has none of it.
+        """
         name, spec = self.kernel_case(kernel).name, replace(self.run(kernel, seed), chaos=None)
-        for scope in self.scopes:
-            if scope.covers(name):
-                world = msgspec.structs.replace(scope.world, kernel=spec.world.kernel)
-                workload = Script(scope.programs)
-                return replace(spec, world=world, workload=workload, sometimes=scope.sometimes)
+        for one in self.scopes:
+            if one.covers(name, scope):
+                world = msgspec.structs.replace(one.world, kernel=spec.world.kernel)
+                workload = Script(one.programs)
+                return replace(spec, world=world, workload=workload, sometimes=one.sometimes)
+        if scope:
+            known = [one.name for one in self.scopes if one.covers(name, one.name) and one.name]
+            problem = f"{self.id} has no scope {scope!r} for {name}"
+            raise UserError("--scope", problem, ", ".join(known) or "none")
         return spec
 
 
@@ -188,7 +198,7 @@ def _scopes(
         own = world_from(table.world, kernels[0].kernel, f"{place}.world") if table.world else world
         programs = programs_from(table.program, own, f"{place}.program")
         conditions = conditions_from(table.sometimes, f"{place}.sometimes")
-        scopes.append(Scope(tuple(table.kernels), own, programs, conditions))
+        scopes.append(Scope(tuple(table.kernels), own, programs, conditions, table.name))
     return tuple(scopes)
 
 

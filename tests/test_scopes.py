@@ -48,6 +48,25 @@ def test_endless_denial_is_seen_where_it_happens() -> None:
     assert len(found.violation.entries) < 400, "a whole execution, in which the device gives up"
 
 
+def test_what_a_search_that_was_cut_says_is_left() -> None:
+    """Cut after two thirds of its states, the estimate is of the size of the whole."""
+    spec = RACES["E12"].run_in_scope("v6.2")
+    whole = explore_stateful(spec, Budget())
+    assert whole.estimate is None
+    cut = explore_stateful(spec, Budget(executions_max=whole.states * 2 // 3))
+    assert not cut.exhaustive
+    assert cut.estimate is not None
+    assert whole.states / 10 < cut.estimate < whole.states * 10
+
+
+def test_another_scope_of_a_race_is_searched_by_name() -> None:
+    race = RACES["E01"]
+    assert "vcpu1" in race.run_in_scope("v6.6", scope="two-vcpus").world.nodes()
+    assert "vcpu1" not in race.run_in_scope("v6.6").world.nodes()
+    with pytest.raises(UserError, match="two-vcpus"):
+        race.run_in_scope("v6.6", scope="three-vcpus")
+
+
 def test_both_engines_agree() -> None:
     spec = RACES["E02"].run_in_scope("v6.6-arm64")
     traces = explore_dpor(spec, Budget())
