@@ -310,23 +310,25 @@ class Memory(Swap):
         self.port.emit(FrameAllocated(number, message.use))
         return m.FrameNumber(number)
 
-    def page_get(self, message: m.PageGet, _: Envelope) -> m.Count:
+    def page_get(self, message: m.PageGet, _: Envelope) -> m.Flag:
         """Take a reference unless none is left."""
         frame = self.frame(message.frame)
-        if frame.refs > 0:
-            frame.refs += 1
-        return m.Count(frame.refs)
+        if frame.refs == 0:
+            return m.Flag(False)
+        frame.refs += 1
+        return m.Flag(True)
 
-    def page_put(self, message: m.PagePut, _: Envelope) -> m.Count:
+    def page_put(self, message: m.PagePut, _: Envelope) -> Ack:
         """Drop a reference; free the frame with the last one."""
-        return m.Count(self.put(message.frame))
+        self.put(message.frame)
+        return Ack()
 
-    def put(self, number: int) -> int:
-        """Drop a reference: how many are left; free the frame with the last one."""
+    def put(self, number: int) -> None:
+        """Drop a reference; free the frame with the last one."""
         frame = self.frame(number)
         if frame.refs <= 0:  # "Bad page state" (mm/page_alloc.c)
             self.port.emit(Coverage("bad_page"))
-            return 0
+            return
         frame.refs -= 1
         if frame.refs == 0:
             frame.level = -1
@@ -334,7 +336,6 @@ class Memory(Swap):
             self.port.touch(("allocator",))
             self.port.touch(("word", number))
             self.port.emit(FrameFreed(number))
-        return frame.refs
 
     def page_freeze(self, message: m.PageFreeze, _: Envelope) -> m.Flag:
         """Whether exactly the expected references are held."""

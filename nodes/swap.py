@@ -66,8 +66,8 @@ class Swap(Files):
             s.TlbBatchedCmpxchg: self.batched_cmpxchg,
         }  # fmt: skip
 
-    def put(self, number: int) -> int:
-        """Drop a reference to a frame: how many are left."""
+    def put(self, number: int) -> None:
+        """Drop a reference to a frame; free it with the last one."""
         raise NotImplementedError
 
     # -- the LRU list ----------------------------------------------------------------------

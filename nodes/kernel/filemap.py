@@ -34,7 +34,7 @@ async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:
         frame = (await cpu.mem(PageCacheLoad(file, index))).frame
         if frame < 0:
             return -1
-        if (await cpu.mem(PageGet(frame))).value == 0:
+        if not (await cpu.mem(PageGet(frame))).value:
             continue
         if (await cpu.mem(PageCacheLoad(file, index))).frame == frame:
             return frame

@@ -87,7 +87,7 @@ async def _try_get(cpu: Processor, pte: int) -> bool:
     """``try_get_page``; the zero page is not counted."""
     if pte & ptes.SPECIAL:
         return True
-    return (await cpu.mem(PageGet(ptes.frame_of(pte)))).value > 0
+    return (await cpu.mem(PageGet(ptes.frame_of(pte)))).value
 
 
 async def put_page(cpu: Processor, frame: int) -> None:

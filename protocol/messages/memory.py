@@ -291,14 +291,14 @@ class FrameAlloc(Request[FrameNumber], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("allocator",)
 
 
-class PageGet(Request[Count], frozen=True):
-    """``try_get_page``: one more reference, unless there is none left; the reply is the count."""
+class PageGet(Request[Flag], frozen=True):
+    """``try_get_page``: one more reference, unless there is none left."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
 
 
-class PagePut(Request[Count], frozen=True):
+class PagePut(Request[Ack], frozen=True):
     """``put_page``: one reference less; the frame is free at none."""
 
     frame: int
