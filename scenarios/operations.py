@@ -3,6 +3,7 @@
 The tables are derived from the messages of ``protocol.messages.program``: ``op`` is the class
 name in small letters, ``length`` becomes ``pages``, ``read`` and ``write`` of a mapping become
 ``prot`` (``none``, ``r`` or ``rw``), and ``mm`` may be left out in a world with one.
+``repeat = 8`` stands for eight steps, numbered one by one, of which the first has the ``after``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from scenarios.tables import Table, TomlTable, array, convert, convert_each, dee
 Prot = Literal["none", "r", "rw"]
 Pages = Annotated[int, msgspec.Meta(ge=1)]
 Address = Annotated[int, msgspec.Meta(ge=0)]
+Times = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 _RIGHTS: Final[dict[str, tuple[bool, bool]]] = {
     "none": (False, False), "r": (True, False), "rw": (True, True),
@@ -55,7 +57,9 @@ def _has_prot(kind: type[Operation]) -> bool:
 
 def _table_kind(kind: type[Operation]) -> type[Any]:
     """The struct of a table for ``kind``."""
-    fields: list[Any] = [("op", str), ("mm", str, ""), ("after", tuple[str, ...], ())]
+    fields: list[Any] = [
+        ("op", str), ("mm", str, ""), ("after", tuple[str, ...], ()), ("repeat", Times, 1),
+    ]  # fmt: skip
     for field in msgspec.structs.fields(kind):
         name = field.name
         if name in ("address", "gpa"):
@@ -79,8 +83,8 @@ OPERATIONS: Final = {op_name(kind): kind for kind in Operation.__subclasses__()}
 _TABLES: Final = {name: _table_kind(kind) for name, kind in OPERATIONS.items()}
 
 
-def step_from(value: Any, mm: str, where: str) -> Step:
-    """One step of a program.  Raises ``UserError``; ``mm`` is meant where none is named."""
+def steps_from(value: Any, mm: str, where: str) -> list[Step]:
+    """The steps of one table.  Raises ``UserError``; ``mm`` is meant where none is named."""
     table = sub_table(value, where)
     name = table.get("op")
     if name is None:
@@ -90,7 +94,8 @@ def step_from(value: Any, mm: str, where: str) -> Step:
             deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(OPERATIONS)}"
         )
     checked = convert(table, _TABLES[name], where)
-    return Step(_operation(OPERATIONS[name], checked, mm, where), checked.after)
+    operation = _operation(OPERATIONS[name], checked, mm, where)
+    return [Step(operation, checked.after), *[Step(operation)] * (checked.repeat - 1)]
 
 
 def _operation(kind: type[Operation], checked: Any, mm: str, where: str) -> Operation:
@@ -112,7 +117,7 @@ def _operation(kind: type[Operation], checked: Any, mm: str, where: str) -> Oper
 
 
 def step_to(step: Step) -> Table:
-    """A step as a table that ``step_from`` reads back."""
+    """A step as a table that ``steps_from`` reads back."""
     operation = step.operation
     kind = type(operation)
     table: Table = {"op": op_name(kind)}
@@ -142,13 +147,13 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
             )
         if not _NAME.match(table.name or table.node):
             raise UserError(f"{place}.name", f"is {table.name!r}", "letters, digits, - and _")
-        steps = tuple(
-            step_from(item, world.mms[0], f"{place}.steps[{number}]")
-            for number, item in enumerate(array(table.steps, f"{place}.steps"))
-        )
-        for number, step in enumerate(steps):
-            _check_step(step, table.node, world, f"{place}.steps[{number}]")
-        programs.append(Program(table.name or table.node, table.node, steps))
+        steps: list[Step] = []
+        for number, item in enumerate(array(table.steps, f"{place}.steps")):
+            here = f"{place}.steps[{number}]"
+            found = steps_from(item, world.mms[0], here)
+            _check_step(found[0], table.node, world, here)
+            steps += found
+        programs.append(Program(table.name or table.node, table.node, tuple(steps)))
     _check_order(programs, where)
     return tuple(programs)
 
