@@ -45,6 +45,8 @@ from protocol.errors import EmulatorError, TimedOut, UserError
 from protocol.trace import Ending
 
 ROUTER = "router"
+PRELOADED = ["broker.router", "nodes.build", "nodes.runtime"]
+"""What the server of a campaign has imported; it has no socket and no thread."""
 ABORT_SECONDS = 0.4
 """How long an aborted run may take to write its end; then its processes are killed."""
 TERMINATE_SECONDS = 0.4
@@ -93,7 +95,9 @@ class Supervisor:
     def _start(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="mmu-")  # 0700; the path is short
         endpoint = router.endpoint(self.directory)
-        context = multiprocess.get_context("spawn")
+        context = multiprocess.get_context("forkserver" if self.plan.campaign else "spawn")
+        if self.plan.campaign:
+            context.set_forkserver_preload(PRELOADED)
         targets: dict[str, tuple[Any, tuple[Any, ...]]] = {
             ROUTER: (router.main, (self.plan, self.directory, self.token))
         }

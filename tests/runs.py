@@ -54,9 +54,9 @@ def one_touch(directory: Path, address: int, **changes: Any) -> Plan:
     return toys(directory, programs=(odd, *toy.programs(3)), **changes)
 
 
-def endless(directory: Path) -> Plan:
+def endless(directory: Path, **changes: Any) -> Plan:
     """A plan that does not end by itself."""
-    return toys(directory, count=1 << 40)
+    return toys(directory, count=1 << 40, **changes)
 
 
 def finish(run: Plan) -> Outcome:

@@ -56,6 +56,6 @@ PAIRS = [
 @pytest.mark.parametrize(("race", "case"), PAIRS)
 def test_verdicts_on_processes(race: Race, case: KernelCase, tmp_path: Path) -> None:
     spec = race.run(case.name, seed=1).save(tmp_path)
-    outcome = run_on_processes(spec, tmp_path)
+    outcome = run_on_processes(spec, tmp_path, campaign=True)
     assert outcome.status == "finished", outcome.detail
     assert outcome.expected, outcome.verdict.reasons
