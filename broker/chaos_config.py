@@ -18,7 +18,7 @@ import msgspec
 from protocol.envelope import REPLY_MARK
 from protocol.errors import UserError
 from protocol.limits import REPEAT_DISTANCE_MAX
-from protocol.messages.base import Request, kinds
+from protocol.messages.base import Message, Request, kinds
 from protocol.messages.program import Operation
 
 SCHEMA = 1
@@ -285,8 +285,10 @@ def _check_match(match: Match, where: str) -> None:
     for field in msgspec.structs.fields(Match):
         if getattr(match, field.name) == ():
             raise UserError(f"{where}.{field.name}", "an empty list matches nothing", "a name")
-    _check_kinds(match.kind, message_kinds(), f"{where}.kind")
-    _check_kinds(match.op, operation_kinds(), f"{where}.op")
+    if match.kind is not None:
+        _check_kinds(match.kind, message_kinds(), f"{where}.kind")
+    if match.op is not None:
+        _check_kinds(match.op, operation_kinds(), f"{where}.op")
 
 
 def _check_kinds(given: Globs, known: Iterable[str], where: str) -> None:
@@ -342,10 +344,14 @@ def globs(given: Globs) -> tuple[str, ...]:
 
 def request_kinds() -> set[str]:
     """Kinds of requests: the classes that are sent, not the bases that they share."""
+    return _leaves(Request)
+
+
+def _leaves(base: type[Message]) -> set[str]:
     return {
         name
         for name, cls in kinds().items()
-        if issubclass(cls, Request) and not cls.__subclasses__()
+        if issubclass(cls, base) and not cls.__subclasses__()
     }
 
 
@@ -357,7 +363,7 @@ def message_kinds() -> set[str]:
 
 def operation_kinds() -> set[str]:
     """Kinds of operations (``Munmap``, ``Touch``, ...)."""
-    return {name for name in request_kinds() if issubclass(kinds()[name], Operation)}
+    return _leaves(Operation)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
