@@ -166,7 +166,7 @@ def list_races(as_json: JsonOption = False) -> int:
 
 @app.command()
 def show(
-    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race.")],
+    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race, or its file.")],
     as_json: JsonOption = False,
 ) -> int:
     """Tell all about one race."""
@@ -179,7 +179,7 @@ def show(
 
 @app.command()
 def repro(
-    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race.")],
+    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race, or its file.")],
     kernel: Annotated[
         str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
     ] = "",
@@ -195,7 +195,7 @@ def repro(
 
 @app.command()
 def explore(
-    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race.")],
+    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race, or its file.")],
     kernel: Annotated[
         str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
     ] = "",

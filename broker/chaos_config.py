@@ -349,9 +349,7 @@ def request_kinds() -> set[str]:
 
 def _leaves(base: type[Message]) -> set[str]:
     return {
-        name
-        for name, cls in kinds().items()
-        if issubclass(cls, base) and not cls.__subclasses__()
+        name for name, cls in kinds().items() if issubclass(cls, base) and not cls.__subclasses__()
     }
 
 

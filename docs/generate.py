@@ -1,4 +1,4 @@
-"""Write the pages that are made from code: ``docs/protocol.md``.
+"""Write the pages that are made from code: ``docs/protocol.md`` and ``docs/reference.md``.
 
 ``python docs/generate.py`` writes them, ``--check`` only says whether they are up to date (exit
 status 1 if not).
@@ -6,17 +6,17 @@ status 1 if not).
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import sys
-import textwrap
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ForwardRef, get_args, get_origin, get_type_hints
 
 import msgspec
+import reference
+from structs import field_notes, plain
 
 from protocol import messages, records
 from protocol.envelope import REPLY_MARK
@@ -24,7 +24,6 @@ from protocol.messages import base
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PAGE = ROOT / "docs" / "protocol.md"
 HEAD = """\
 <!-- Made by docs/generate.py from protocol/messages and protocol/records.py.  Do not edit. -->
 
@@ -132,30 +131,9 @@ def type_name(hint: Any) -> str:
     return f"{getattr(get_origin(hint), '__name__', hint)}[{', '.join(names)}]"
 
 
-def field_notes(cls: type) -> dict[str, str]:
-    """The string literals below the fields of a class, which say what a field means."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    notes = {}
-    for before, here in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(before, ast.AnnAssign)
-            and isinstance(before.target, ast.Name)
-            and isinstance(here, ast.Expr)
-            and isinstance(here.value, ast.Constant)
-        ):
-            notes[before.target.id] = " ".join(plain(str(here.value.value)).split())
-    return notes
-
-
 def paragraphs(described: object) -> str:
     """A docstring as Markdown."""
     return plain(inspect.getdoc(described) or "")
-
-
-def plain(text: str) -> str:
-    """reStructuredText literals as Markdown ones."""
-    return text.replace("``", "`")
 
 
 def main(arguments: list[str]) -> int:
@@ -163,16 +141,25 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print(f"usage: {Path(__file__).name} [--check]", file=sys.stderr)
         return 2
-    new = page()
-    if not arguments:
-        PAGE.write_text(new)
-        return 0
-    old = PAGE.read_text() if PAGE.exists() else ""
+    pages = {
+        ROOT / "docs" / "protocol.md": page(),
+        ROOT / "docs" / "reference.md": reference.page(),
+    }
+    if arguments:
+        return max(check(path, new) for path, new in pages.items())
+    for path, new in pages.items():
+        path.write_text(new)
+    return 0
+
+
+def check(path: Path, new: str) -> int:
+    """1, and the difference, if a page is not what the code says."""
+    old = path.read_text() if path.exists() else ""
     if old == new:
         return 0
     difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "page", "code", n=1)
     print("\n".join(list(difference)[:40]))
-    print(f"{PAGE.relative_to(ROOT)} is out of date: run python docs/generate.py", file=sys.stderr)
+    print(f"{path.relative_to(ROOT)} is out of date: run python docs/generate.py", file=sys.stderr)
     return 1
 
 

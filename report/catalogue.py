@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -84,10 +85,12 @@ def _value(value: object) -> str:
 
 
 def _programs(race: Race) -> list[str]:
-    """Each program and its operations, in order."""
+    """Each program and its operations, in order; ``Dma x8``: eight of them."""
     lines = []
     for program in race.programs:
-        kinds = [type(step.operation).__name__ for step in program.steps]
+        runs = groupby(type(step.operation).__name__ for step in program.steps)
+        counts = ((kind, sum(1 for _ in run)) for kind, run in runs)
+        kinds = (f"{kind} x{count}" if count > 1 else kind for kind, count in counts)
         lines.append(f"{program.name} on {program.node}: {', '.join(kinds)}")
     return lines
 
@@ -115,7 +118,8 @@ def _match(match: Mapping[str, Any]) -> str:
 
 
 def _commands(race: Race) -> list[str]:
-    return [words.command("repro", race.id, "--kernel", case.name) for case in race.kernels]
+    name = race.id if race.in_catalogue() else race.where
+    return [words.command("repro", name, "--kernel", case.name) for case in race.kernels]
 
 
 def race_dict(race: Race) -> dict[str, Any]:

@@ -35,6 +35,8 @@ _NAME: Final = re.compile(r"^[A-Za-z0-9_-]+$")
 _DEVICE: Final = (ops.Dma,)
 _GUEST: Final = (ops.GuestTouch, ops.GuestApic)
 _AFU: Final = (ops.AfuTouch,)
+_EVERYWHERE: Final = ("op", "mm", "after", "repeat")
+"""Keys that every step can have."""
 
 
 class ProgramTable(TomlTable, frozen=True):
@@ -68,12 +70,14 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
             fields.append(("pages", Pages))
         elif name == "new_length":
             fields.append(("new_pages", Pages))
-        elif name in ("new_address", "file", "child", "vm", "gfn", "link") and field.required:
-            fields.append((name, field.type))
         elif name in ("read", "write") and _has_prot(kind):
             fields += [("prot", Prot, "rw")] if name == "read" else []
+        elif name == "write" and field.required:
+            fields.append((name, bool, False))
         elif name != "mm":
-            fields.append((name, field.type, field.default if not field.required else False))
+            fields.append(
+                (name, field.type) if field.required else (name, field.type, field.default)
+            )
     return msgspec.defstruct(
         op_name(kind), fields, frozen=True, forbid_unknown_fields=True, kw_only=True
     )
@@ -81,6 +85,12 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
 
 OPERATIONS: Final = {op_name(kind): kind for kind in Operation.__subclasses__()}
 _TABLES: Final = {name: _table_kind(kind) for name, kind in OPERATIONS.items()}
+
+
+def operation_keys(name: str) -> list[tuple[str, bool, Any]]:
+    """The keys that an operation has for itself: name, whether it must be given, else its value."""
+    own = (f for f in msgspec.structs.fields(_TABLES[name]) if f.name not in _EVERYWHERE)
+    return [(f.name, f.required, None if f.required else f.default) for f in own]
 
 
 def steps_from(value: Any, mm: str, where: str) -> list[Step]:

@@ -12,6 +12,8 @@ import pytest
 
 import launch
 from broker.chaos_config import After, ChaosConfig, Match, Rule, Until, When, parse_rules
+from explorer.explore import Options, explore
+from scenarios.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
@@ -60,3 +62,14 @@ def test_commands_that_pages_name_exist(page: Path) -> None:
     known = {c.name or getattr(c.callback, "__name__", "") for c in launch.app.registered_commands}
     assert {"stress", "repro"} <= known
     assert set(re.findall(r"launch\.py ([a-z]+)", page.read_text())) <= known
+
+
+def test_the_race_that_the_pages_write_happens_and_is_cured(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scenarios.md").read_text()
+    path = tmp_path / "my-race.toml"
+    path.write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)[0])
+    race = find(str(path))
+    options = Options(schedules=50, stop_on="")
+    bad, good = (explore(race.run(case.name, 1), options) for case in race.kernels)
+    assert bad.expected
+    assert (good.violated, good.entered) == (0, good.schedules)

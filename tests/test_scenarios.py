@@ -93,6 +93,7 @@ def test_the_recipe_of_a_race_gives_its_verdict_on_every_kernel(
 def test_a_race_is_found_by_id_and_by_name() -> None:
     assert catalogue.find("e08") is not None
     assert catalogue.find("kvm-apic-reload-vs-range").id == "E01"
+    assert catalogue.find(str(RACE)).id == "E08"
     with pytest.raises(UserError, match=r"^scenario: unknown scenario 'E99' \(expected one of E01"):
         catalogue.find("E99")
 
@@ -106,11 +107,15 @@ WRONG = [
     ('op = "munmap"', 'op = "munmapp"', "race.toml: program[0].steps[5].op: unknown op 'munmapp' "
      "(expected one of mmap, "),
     ('op = "munmap"', 'op = "dma"', "race.toml: program[0].steps[5]: unknown key 'pages' "
-     "(expected one of op, mm, after, address, write, value)"),
+     "(expected one of op, mm, after, repeat, address, write, value)"),
     ('{ op = "munmap", address = 0x10000', '{ op = "munmap", address = 0x10001',
      "race.toml: program[0].steps[5].address: is not page aligned (expected a multiple of 0x1000)"),
     ('{ op = "munmap", address = 0x10000', '{ op = "munmap", address = 0x40000',
      "race.toml: program[0].steps[5].address: ends at 0x44000 (expected at most 0x40000)"),
+    ('op = "munmap", address = 0x10000, pages = 4', 'op = "kswapd"',
+     "race.toml: program[0].steps[5]: missing key 'pages'"),
+    ('op = "munmap"', 'repeat = 0, op = "munmap"',
+     "race.toml: program[0].steps[5].repeat: expected `int` >= 1"),
     ('after = ["device0/0", "cpu1/1"]', 'after = ["device0/9"]',
      "race.toml: program[0].steps[5].after: unknown operation 'device0/9' "
      "(expected program/index)"),
@@ -258,3 +263,14 @@ def test_the_writer_escapes_whatever_a_string_holds() -> None:
     }
     assert parse_toml(toml_text(table), "t") == table
     assert "address = 0x1000" in toml_text(table)
+
+
+def test_a_repeated_step_is_so_many_steps() -> None:
+    race = catalogue.find("E27")
+    device = next(p for p in race.programs if p.node == "device0")
+    assert [step.after for step in device.steps] == [
+        ("cpu0/2",),
+        *[()] * 22,
+        ("cpu1/0",),
+        ("cpu1/1",),
+    ]

@@ -1,0 +1,106 @@
+"""The page of what a scenario can say: ``docs/reference.md``, made by ``docs/generate.py``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from structs import field_notes, plain
+
+from nodes.kernel.variant import Kernel
+from oracle.sometimes import CACHES, Condition, Mark
+from scenarios.operations import OPERATIONS, operation_keys
+
+HEAD = """\
+<!-- Made by docs/generate.py from nodes/kernel/variant.py, protocol/messages/program.py and
+oracle/sometimes.py.  Do not edit. -->
+
+# What a scenario can say
+
+How a file is put together says [scenarios.md](scenarios.md).
+
+- [Switches](#switches)
+- [Operations](#operations)
+- [Conditions](#conditions)
+"""
+SWITCHES = """\
+## Switches
+
+What a kernel does, each on its own.  A release and an architecture are a preset of them; `set` in a
+`[[kernel]]` and `--set` change single ones.  Values that contradict each other are refused.
+
+| switch | values | |
+|---|---|---|"""
+OPERATION_HEAD = """\
+## Operations
+
+One step of a program.  Every step may have `after` (steps of programs that it waits for) and
+`repeat`, and in a world with more than one mm it says which, `mm`.  Addresses are in bytes, `pages`
+in pages of 4 KiB.
+
+| `op` | keys | |
+|---|---|---|"""
+CONDITION_HEAD = """\
+## Conditions
+
+What `[[sometimes]]` can ask for, by `kind`.
+
+| `kind` | keys | |
+|---|---|---|"""
+
+
+def page() -> str:
+    """The whole page."""
+    marks = ", ".join(f"`{mark}`" for mark in get_args(Mark))
+    caches = ", ".join(f"`{cache}`" for cache in CACHES)
+    return "\n".join([
+        HEAD, SWITCHES, *switches(), "", OPERATION_HEAD, *operations(), "",
+        CONDITION_HEAD, *conditions(), "",
+        f"Steps for `from` and `to`: {marks}.  Caches: {caches}.", "",
+    ])  # fmt: skip
+
+
+def switches() -> Iterator[str]:
+    """A row for each."""
+    notes, hints = field_notes(Kernel), get_type_hints(Kernel)
+    for name in Kernel.__struct_fields__:
+        if name not in ("release", "arch"):
+            yield f"| `{name}` | {values(hints[name])} | {notes.get(name, '')} |"
+
+
+def values(hint: Any) -> str:
+    """What a switch can be."""
+    if hint is bool:
+        return "`false`, `true`"
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(hint))
+    return f"`{getattr(hint, '__name__', hint)}`"
+
+
+def operations() -> Iterator[str]:
+    """A row for each, by name."""
+    for name, kind in sorted(OPERATIONS.items()):
+        keys = ", ".join(
+            f"`{key}`" if needed else f"`{key}` ({json.dumps(default)})"
+            for key, needed, default in operation_keys(name)
+        )
+        yield f"| `{name}` | {keys} | {summary(kind)} |"
+
+
+def conditions() -> Iterator[str]:
+    """A row for each kind."""
+    for kind in get_args(Condition):
+        keys = ", ".join(
+            f"`{f.encode_name}`" if f.required else f"`{f.encode_name}` ({json.dumps(f.default)})"
+            for f in msgspec.structs.fields(kind)
+        )
+        yield f"| `{kind.__struct_config__.tag}` | {keys} | {summary(kind)} |"
+
+
+def summary(described: type) -> str:
+    """The first paragraph of a docstring, on one line."""
+    text = plain(inspect.getdoc(described) or "").partition("\n\n")[0]
+    return " ".join(text.split()).replace("|", "\\|")
