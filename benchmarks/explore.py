@@ -1,7 +1,7 @@
 """How fast explorations are, and how soon each strategy finds each race.
 
     python benchmarks/explore.py [--seeds N] [--schedules N] [--race ID]... [--strategy NAME]...
-                                 [--speed]
+                                 [--until-first | --speed]
 
 The first-bug table has a row for each race and strategy, the random walk always among them.  Under
 every seed an exploration runs the same number of schedules; recipes are not injected.
@@ -14,6 +14,9 @@ every seed an exploration runs the same number of schedules; recipes are not inj
   of the search; ``--speed`` prints the time to start.
 
 The policies of the portfolio have rows of their own below it, made of its schedules.
+
+With ``--until-first`` every exploration ends with its first violation, as ``explore`` does, or
+after ``--schedules``: one row for each race with the medians, and how many found none.
 
 Speed is measured on E01 with one CPU, one VM and two vCPUs, alternating, each schedule by
 its best round: nodes and broker alone, with the clocks of happens-before, with the oracle, and with
@@ -155,6 +158,26 @@ def first_bugs(races: list[Race], strategies: list[str], seeds: int, schedules: 
                 print(row.text(), flush=True)
 
 
+def until_first(races: list[Race], strategy: str, seeds: int, schedules: int) -> None:
+    """Print how soon explorations end."""
+    print(
+        f"until the first violation, {strategy}, {seeds} seeds, at most {schedules} schedules each"
+    )
+    print(f"{'race':<34}{'none':>5}{'schedules':>10}{'seconds':>9}{'per 1000 (95 %)':>28}")
+    for spec in bad_kernels(races):
+        counts, times, hits = [], [], 0
+        for seed in range(seeds):
+            began = time.process_time()
+            found = explore(spec.with_seed(seed), Options(strategy, schedules))
+            times.append(time.process_time() - began)
+            counts.append(found.schedules)
+            hits += found.finding is not None
+        low, high = (1000 * bound for bound in wilson(hits, sum(counts)))
+        rate = f"{1000 * hits / sum(counts):.1f} [{low:.1f}, {high:.1f}]"
+        medians = f"{median(counts):>10,.0f}{median(times):>9.2f}"
+        print(f"{spec.name:<34}{seeds - hits:>5}{medians}{rate:>28}", flush=True)
+
+
 def start() -> None:
     """Print how long a command takes that explores one schedule."""
     options = ["--schedules", "1", "--seed", "1", "--no-explain"]
@@ -253,6 +276,7 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=100)
     parser.add_argument("--strategy", action="append", default=[], choices=CYCLES)
     parser.add_argument("--race", action="append", default=[], help="only these")
+    parser.add_argument("--until-first", action="store_true", help="end with the first violation")
     parser.add_argument("--speed", action="store_true", help="the speed instead of the table")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
@@ -264,6 +288,10 @@ def main() -> None:
         speed()
         return
     races = [find(name) for name in arguments.race] or list(load_all().values())
+    if arguments.until_first:
+        for strategy in arguments.strategy or ["portfolio"]:
+            until_first(races, strategy, arguments.seeds, arguments.schedules)
+        return
     strategies = list(dict.fromkeys(["random", *(arguments.strategy or CYCLES)]))
     first_bugs(races, strategies, arguments.seeds, arguments.schedules)
 
