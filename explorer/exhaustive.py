@@ -79,6 +79,8 @@ class Exhaustion:
     rules: tuple[str, ...] = ()
     """Rules that were judged in every state, others only in the executions that were ``judged``;
     empty if all rules were judged in every execution."""
+    interrupted: bool = False
+    """Ctrl-C ended it."""
 
 
 class _Verdicts:
@@ -153,14 +155,23 @@ def search_dpor(
         return budget.expired()
 
     search = Dpor(model, visit, stop)
-    exhaustive = search.run()
+    exhaustive, interrupted = _run(search.run)
     tally = search.tally
-    estimate = None if exhaustive or verdicts.first else _estimate(model, tally)
+    done = exhaustive or interrupted or verdicts.first is not None
+    estimate = None if done else _estimate(model, tally)
     total = verdicts.total(exhaustive, tally.deliveries)
     return Exhaustion(
         "dpor", verdicts.first, exhaustive, tally.executions, tally.blocked, tally.deliveries,
-        sum(map(len, model.machines)), judge.judged, estimate, total,
+        sum(map(len, model.machines)), judge.judged, estimate, total, interrupted=interrupted,
     )  # fmt: skip
+
+
+def _run(search: Callable[[], bool]) -> tuple[bool, bool]:
+    """Whether a search saw everything, and whether Ctrl-C ended it."""
+    try:
+        return search(), False
+    except KeyboardInterrupt:
+        return False, True
 
 
 def explore_stateful(
@@ -206,14 +217,14 @@ def search_stateful(
         return (most is not None and states >= most) or budget.expired()
 
     search = Stateful(model, OracleTable(lambda: oracle(False)), visit, stop, eager)
-    exhaustive = search.run()
+    exhaustive, interrupted = _run(search.run)
     estimate = None
-    if not exhaustive and verdicts.first is None:
+    if not exhaustive and verdicts.first is None and search.levels:
         estimate = max(levels_estimate(search.levels), float(len(search.seen)))
     return Exhaustion(
         "stateful", verdicts.first, exhaustive, search.terminal, 0, search.deliveries,
         len(search.seen), judge.judged, estimate, verdicts.total(exhaustive, search.deliveries),
-        RULES,
+        RULES, interrupted,
     )  # fmt: skip
 
 

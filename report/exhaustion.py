@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from explorer.exhaustive import Exhaustion
-from explorer.outcome import HELD, INCONCLUSIVE, VIOLATED, Outcome
+from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
 from report import words
 from report.machine import outcome_dict
 from report.terminal import STYLES, WORDS, chosen_violation, repeat_command
@@ -21,6 +21,8 @@ def exit_code(found: Exhaustion) -> int:
     """The exit status of the command that searched."""
     if found.violation is not None:
         return VIOLATED
+    if found.interrupted:
+        return INTERRUPTED
     return HELD if found.verdict.outcome == "held" else INCONCLUSIVE
 
 
@@ -98,6 +100,7 @@ def exhaustion_dict(spec: RunSpec, found: Exhaustion, outcome: Outcome | None) -
         "name": spec.name,
         "engine": found.engine,
         "exhaustive": found.exhaustive,
+        "interrupted": found.interrupted,
         "verdict": found.verdict.outcome,
         "executions": found.executions,
         "blocked": found.blocked,

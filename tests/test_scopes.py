@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from explorer.exhaustive import Budget, explore_dpor, explore_stateful
+from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
 from explorer.oracle_state import RULES
+from explorer.outcome import INTERRUPTED
 from protocol.errors import UserError
+from report.exhaustion import exit_code
 from scenarios.catalogue import DIRECTORY, load_all, load_race
+from scenarios.spec import RunSpec
 
 RACES = {name: race for name, race in load_all().items() if race.scopes}
 BAD = [
@@ -57,6 +61,22 @@ def test_what_a_search_that_was_cut_says_is_left() -> None:
     assert not cut.exhaustive
     assert cut.estimate is not None
     assert whole.states / 10 < cut.estimate < whole.states * 10
+
+
+@pytest.mark.parametrize("engine", [explore_stateful, explore_dpor])
+def test_ctrl_c_keeps_what_was_searched(engine: Callable[[RunSpec, Budget], Exhaustion]) -> None:
+    asked = iter(range(250))
+
+    def expired() -> bool:
+        if next(asked, None) is None:
+            raise KeyboardInterrupt
+        return False
+
+    found = engine(RACES["E12"].run_in_scope("v6.2"), Budget(expired=expired))
+    assert found.interrupted
+    assert not found.exhaustive
+    assert found.deliveries > 0
+    assert exit_code(found) == INTERRUPTED
 
 
 def test_another_scope_of_a_race_is_searched_by_name() -> None:
