@@ -51,6 +51,8 @@ ABORT_SECONDS = 0.4
 """How long an aborted run may take to write its end; then its processes are killed."""
 TERMINATE_SECONDS = 0.4
 """From SIGTERM to SIGKILL."""
+LAST_WORD_SECONDS = 2.0
+"""How long the last word of a router that left in order may take."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -193,8 +195,10 @@ class Supervisor:
         process.join(limits.STOP_SECONDS_MAX)
         self._exits[name] = status = process.exitcode
         if name == ROUTER:
-            while self.outcome is None and self._hear():
-                pass  # what it said last
+            # What it said last may still be on its way in the socket's own thread.
+            patience = LAST_WORD_SECONDS if status == 0 else 0.0
+            while self.outcome is None and self._socket.poll(int(patience * 1000)):
+                self._hear()
             if self.outcome is None:
                 self.outcome = self._broken(plan.ROUTER_DIED, _how(status))
         elif status != 0 and self.outcome is None and name not in self._killed:

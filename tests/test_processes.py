@@ -11,15 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 
 from broker import plan
 from broker.follow import Follower, compare_runs
 from broker.plan import Plan
 from broker.recorder import broker_records, read_record, read_schedule
 from broker.schedules import RandomWalk, Recorded
-from broker.supervisor import Supervisor
-from protocol import codec
+from broker.supervisor import ROUTER, Supervisor
+from protocol import codec, wire
 from protocol.errors import EmulatorError, UserError
+from protocol.trace import Ending
 from tests import toy, worlds
 from tests.runs import (
     RUN_SECONDS_MAX,
@@ -231,6 +233,45 @@ def test_a_directory_with_a_run_is_refused(tmp_path: Path) -> None:
         Supervisor(toys(tmp_path))
     with pytest.raises(UserError, match="not a directory"):
         Supervisor(toys(tmp_path, directory=tmp_path / "none"))
+
+
+class _Exited:
+    """A process that has left in order."""
+
+    exitcode = 0
+
+    def join(self, _seconds: float) -> None:
+        """It has."""
+
+
+class _LateSocket:
+    """A message is there only after somebody has waited for it."""
+
+    def __init__(self, *frames: bytes) -> None:
+        self.frames, self.arrived = list(frames), 0
+
+    def poll(self, milliseconds: int) -> int:
+        """Waiting is what lets one arrive."""
+        self.arrived += milliseconds > 0
+        return int(bool(self.frames) and self.arrived > 0)
+
+    def recv(self, _flags: int) -> bytes:
+        """Nothing, before."""
+        if not self.frames or not self.arrived:
+            raise zmq.Again
+        self.arrived -= 1
+        return self.frames.pop(0)
+
+
+def test_the_last_word_of_a_router_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+    ending = Ending(5, 1, True, ())
+    said = plan.Outcome(plan.QUIESCENT, ending, {})
+    supervisor = Supervisor(toys(tmp_path))
+    supervisor.processes[ROUTER] = _Exited()
+    late = _LateSocket(wire.control_frame("end", said))
+    supervisor._socket = late  # type: ignore[assignment]
+    supervisor._gone(ROUTER)
+    assert supervisor.outcome == said
 
 
 # ---- it is interrupted ---------------------------------------------------------------------
