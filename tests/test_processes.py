@@ -269,7 +269,7 @@ def test_the_last_word_of_a_router_that_is_gone_is_waited_for(tmp_path: Path) ->
     supervisor = Supervisor(toys(tmp_path))
     supervisor.processes[ROUTER] = _Exited()
     late = _LateSocket(wire.control_frame("end", said))
-    supervisor._socket = late  # type: ignore[assignment]
+    supervisor._socket = late  # type: ignore[assignment]  # stands in for one
     supervisor._gone(ROUTER)
     assert supervisor.outcome == said
 
