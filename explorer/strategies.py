@@ -211,8 +211,8 @@ class Paces:
         self._spread = 2.0 ** int(5 * self._draw())
         self._pace: dict[str, float] = {}
         """Node -> mean time that it takes for a message; the fastest takes 1."""
-        self._due: dict[int, float] = {}
-        """When each head is handled, by the identity of its envelope."""
+        self._due: dict[tuple[str, int], float] = {}
+        """When each head is handled, by id and copy: one that can never arrive leaves its entry."""
         self._now = 0.0
 
     def pick(self, heads: list[Envelope]) -> int:
@@ -220,13 +220,14 @@ class Paces:
         due = self._due
         chosen, first = 0, float("inf")
         for index, envelope in enumerate(heads):
-            at = due.get(id(envelope))
+            key = (envelope.id, envelope.copy)
+            at = due.get(key)
             if at is None:
-                at = due[id(envelope)] = self._now + self._duration(envelope.dst)
+                at = due[key] = self._now + self._duration(envelope.dst)
             if at < first:
                 chosen, first = index, at
         self._now = max(self._now, first)
-        del due[id(heads[chosen])]
+        del due[heads[chosen].id, heads[chosen].copy]
         return chosen
 
     def _duration(self, node: str) -> float:

@@ -118,8 +118,8 @@ class Race(msgspec.Struct, frozen=True):
     scopes: tuple[Scope, ...] = ()
 
     def in_catalogue(self) -> bool:
-        """Whether its id is enough to find it."""
-        return (DIRECTORY / self.where).is_file() and Path(self.where).name == self.where
+        """Whether its id is enough to find it; a file of one's own has a path with a ``/``."""
+        return "/" not in self.where
 
     def kernel_case(self, name: str = "") -> KernelCase:
         """The kernel of that name, or the first.  Raises ``UserError``."""
@@ -244,7 +244,7 @@ def load_all(directory: Path = DIRECTORY) -> dict[str, Race]:
 def find(wanted: str, races: Iterable[Race] | None = None) -> Race:
     """The race with that id or name, whatever the case, or in that file.  Raises ``UserError``."""
     if races is None and wanted.endswith(".toml"):
-        return load_race(Path(wanted))
+        return load_race(Path(wanted), wanted if "/" in wanted else f"./{wanted}")
     if races is None:
         return _named(wanted) or find(wanted, load_all().values())
     known = list(races)

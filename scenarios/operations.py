@@ -35,8 +35,10 @@ _NAME: Final = re.compile(r"^[A-Za-z0-9_-]+$")
 _DEVICE: Final = (ops.Dma,)
 _GUEST: Final = (ops.GuestTouch, ops.GuestApic)
 _AFU: Final = (ops.AfuTouch,)
-_EVERYWHERE: Final = ("op", "mm", "after", "repeat")
-"""Keys that every step can have."""
+_EVERYWHERE: Final[list[Any]] = [
+    ("op", str), ("mm", str, ""), ("after", tuple[str, ...], ()), ("repeat", Times, 1),
+]  # fmt: skip
+"""Keys that every step can have, with types and what they are if they are left out."""
 
 
 class ProgramTable(TomlTable, frozen=True):
@@ -59,9 +61,7 @@ def _has_prot(kind: type[Operation]) -> bool:
 
 def _table_kind(kind: type[Operation]) -> type[Any]:
     """The struct of a table for ``kind``."""
-    fields: list[Any] = [
-        ("op", str), ("mm", str, ""), ("after", tuple[str, ...], ()), ("repeat", Times, 1),
-    ]  # fmt: skip
+    fields = list(_EVERYWHERE)
     for field in msgspec.structs.fields(kind):
         name = field.name
         if name in ("address", "gpa"):
@@ -89,7 +89,7 @@ _TABLES: Final = {name: _table_kind(kind) for name, kind in OPERATIONS.items()}
 
 def operation_keys(name: str) -> list[tuple[str, bool, Any]]:
     """The keys that an operation has for itself: name, whether it must be given, else its value."""
-    own = (f for f in msgspec.structs.fields(_TABLES[name]) if f.name not in _EVERYWHERE)
+    own = msgspec.structs.fields(_TABLES[name])[len(_EVERYWHERE) :]
     return [(f.name, f.required, None if f.required else f.default) for f in own]
 
 
