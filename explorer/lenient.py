@@ -142,12 +142,7 @@ class Player:
         exchange.release(exchange.number, handled.messages)
         if self.observer is not None:
             self.observer(envelope, handled)
-        self._judge(
-            self.oracle.see(
-                handled.n, envelope.id, envelope.src, envelope.dst, envelope.kind, envelope.causes,
-                handled.records,
-            )
-        )  # fmt: skip
+        self._judge(self.oracle.see(handled.n, envelope, handled.records))
         if self._held and self.how.hold is not None and name == self.how.hold[1]:
             self._held = False
         return envelope, handled

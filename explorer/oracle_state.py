@@ -24,6 +24,7 @@ from oracle.order import Order, Row
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.violation import Violation
 from protocol.pte import frame_of
+from protocol.trace import TraceStep
 
 Frozen = Hashable
 
@@ -110,7 +111,8 @@ _LIVE_MAX = 2048
 
 
 def _see(oracle: Oracle, n: int, message: Sent, move: Move) -> list[Violation]:
-    return list(oracle.see(n, message.id, message.src, message.dst, message.kind, (), move.records))
+    step = TraceStep(n, message.id, message.src, message.dst, message.kind, (), move.records)
+    return oracle.step(step)
 
 
 # ---- what can still be judged --------------------------------------------------------------------

@@ -49,25 +49,24 @@ class Pos:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
-        self._priority: dict[int, float] = {}
-        """Of each head, by the identity of its envelope."""
+        self._priority: dict[str, float] = {}
+        """Of each head, by id: a repetition that is on its way beside the first shares it."""
 
     def pick(self, heads: list[Envelope]) -> int:
         """The head of the highest priority."""
         priority = self._priority
         best, chosen = -1.0, 0
         for index, envelope in enumerate(heads):
-            key = id(envelope)
-            mine = priority.get(key)
+            mine = priority.get(envelope.id)
             if mine is None:
-                mine = priority[key] = self._random()
+                mine = priority[envelope.id] = self._random()
             if mine > best:
                 best, chosen = mine, index
         winner = heads[chosen]
-        del priority[id(winner)]
+        del priority[winner.id]
         for envelope in heads:
             if envelope.dst == winner.dst and envelope is not winner and races(envelope, winner):
-                priority[id(envelope)] = self._random()
+                priority[envelope.id] = self._random()
         return chosen
 
 
@@ -101,8 +100,8 @@ class Pct:
         self._random = draws.random
         steps = draws.sample(range(1, max(length, depth - 1) + 1), depth - 1)
         self._drops = {step: float(-place) for place, step in enumerate(steps, start=1)}
-        self._chain: dict[int, int] = {}
-        """The chain of each head, by the identity of its envelope."""
+        self._chain: dict[str, int] = {}
+        """The chain of each head, by id."""
         self._ends: dict[int, int] = {}
         """Delivery -> the chain that ends there."""
         self._rank: list[float] = []
@@ -123,16 +122,16 @@ class Pct:
             self.contested += 1
             drop = self._drops.get(self.contested)
             if drop is not None:
-                self._rank[self._chain[id(heads[chosen])]] = drop
+                self._rank[self._chain[heads[chosen].id]] = drop
                 chosen = self._highest(heads)
         self._number += 1
-        self._ends[self._number] = self._chain.pop(id(heads[chosen]))
+        self._ends[self._number] = self._chain.pop(heads[chosen].id)
         return chosen
 
     def _highest(self, heads: list[Envelope]) -> int:
         best, chosen = float("-inf"), 0
         for index, envelope in enumerate(heads):
-            chain = self._chain.get(id(envelope))
+            chain = self._chain.get(envelope.id)
             if chain is None:
                 chain = self._join(envelope)
             rank = self._rank[chain]
@@ -149,7 +148,7 @@ class Pct:
         else:
             chain = len(self._rank)
             self._rank.append(self._random())
-        self._chain[id(envelope)] = chain
+        self._chain[envelope.id] = chain
         return chain
 
 
@@ -163,7 +162,7 @@ class Surw:
     def __init__(self, seed: int, expected: Mapping[str, float]) -> None:
         self._random = random.Random(seed).random
         self._left = dict(sorted(expected.items()))
-        self._blocked: set[int] = set()
+        self._blocked: set[str] = set()
         self._intended = self._draw(list(self._left))
 
     def _draw(self, programs: list[str]) -> str:
@@ -180,7 +179,7 @@ class Surw:
         """A uniform draw among those that are not held back."""
         blocked = self._blocked
         while True:
-            free = [index for index, e in enumerate(heads) if id(e) not in blocked]
+            free = [index for index, e in enumerate(heads) if e.id not in blocked]
             if not free:  # the one whose turn it is cannot go on now
                 self._turn(list(dict.fromkeys(operation_program(e.id) for e in heads)))
                 continue
@@ -193,7 +192,7 @@ class Surw:
                 self._left[program] = self._left.get(program, 0.0) - 1
                 self._turn([name for name, left in self._left.items() if left > 0])
                 return chosen
-            blocked.add(id(envelope))
+            blocked.add(envelope.id)
 
     def _turn(self, programs: list[str]) -> None:
         self._intended = self._draw(programs)

@@ -83,12 +83,12 @@ class Context:
         self.threads: dict[str, _Thread] = {}
         """By operation in flight; those that have come to no lock and no callback are not here."""
 
-    def delivered(self, kind: str, message: str, op_id: str, n: int, dst: str) -> None:
+    def delivered(self, kind: str, message: str, op: Op, n: int, dst: str) -> None:
         """A delivery of a kind in ``CONTEXT`` for an operation in flight."""
-        thread = self.threads.get(op_id)
+        thread = self.threads.get(op.id)
         if kind in _TAKEN:
             if thread is None:
-                thread = self.threads[op_id] = _Thread()
+                thread = self.threads[op.id] = _Thread()
             if message not in thread.seen:
                 thread.seen.add(message)
                 thread.held.append((_TAKEN[kind], message))
@@ -99,7 +99,7 @@ class Context:
                 thread.seen.add(message)
                 thread.release(_FREED[kind], message)
         elif thread.held or thread.atomic:
-            self._sleeps(thread, self.state.ops[op_id], Event(kind, n, dst, message))
+            self._sleeps(thread, op, Event(kind, n, dst, message))
 
     def _sleeps(self, thread: _Thread, op: Op, event: Event) -> None:
         """A request that may sleep arrived: was it sent under a lock of its coroutine?"""

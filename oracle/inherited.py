@@ -45,11 +45,10 @@ class Inherited:
         self.first: dict[str, int] = {}
         """Operation -> memory's delivery that granted its first page-table lock."""
 
-    def locked(self, op_id: str, n: int) -> None:
+    def locked(self, op: Op, n: int) -> None:
         """The operation got a page-table lock: what was cleared up to ``n``, it will see."""
-        op = self.state.ops.get(op_id)
-        if op is not None and op.kind in LOOK:
-            self.first.setdefault(op_id, n)
+        if op.kind in LOOK:
+            self.first.setdefault(op.id, n)
 
     def deferred(self, record: FlushDeferred) -> None:
         """Reclaim left an entry that it has cleared for others to see, and flushes later."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodes.world import World
+from nodes.world import MEMORY, World
 from oracle.obligations import Obligations
 from oracle.order import Row
 from oracle.state import Cached, Change, Deadline, Op
@@ -52,15 +52,19 @@ class Moves:
             if page.mm == mm and page.address != address and frame_of(change.old) == frame_of(new):
                 self.moved.setdefault(op.id, []).append(change)
 
-    def unlocked(self, op_id: str, event: Event, row: Row) -> None:
-        """The operation released a page-table lock."""
-        coroutine, _, index = event.id.rpartition(".")
+    def unlocked(self, op_id: str, n: int, message: str, row: Row) -> None:
+        """The operation released a page-table lock: ``message``, in memory's delivery ``n``."""
+        coroutine, _, index = message.rpartition(".")
         seen = self.seen.setdefault(op_id, {})
         if int(index) <= seen.get(coroutine, -1):
             return  # a repetition
         seen[coroutine] = int(index)
         self.taken.pop(op_id, None)
-        for change in self.moved.pop(op_id, ()):
+        if op_id in self.moved:
+            self._due(self.moved.pop(op_id), Event(PTL_RELEASED, n, MEMORY, message), row)
+
+    def _due(self, moved: list[Change], event: Event, row: Row) -> None:
+        for change in moved:
             if not any(_older(fill, change, row, "tlb") for fill in change.page.fills):
                 alone = Deadline("S2", event, row, change.new, self.shared)
                 self.obligations.due(change, alone, row)

@@ -27,7 +27,7 @@ from oracle.liveness import LOCKS, Deadlocks, FaultProgress
 from oracle.measures import Measures
 from oracle.memory_records import MemoryRecords
 from oracle.memory_rules import MemoryRules
-from oracle.moves import PTL_RELEASED, PTL_UNLOCK, Moves
+from oracle.moves import PTL_UNLOCK, Moves
 from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
 from oracle.rules import chosen_rules
@@ -46,6 +46,8 @@ from protocol.errors import EmulatorError
 from protocol.limits import ORACLE_VIOLATIONS_KEPT
 from protocol.trace import Ending, TraceStep
 
+Delivered = Envelope | TraceStep
+"""Either says what was delivered: ``id``, ``src``, ``dst``, ``kind`` and ``causes``."""
 _NOTHING: list[Violation] = []
 _STORE = ptes.WRITE | ptes.DIRTY
 _WATCHED = CONTEXT | set(LOCKS)
@@ -92,6 +94,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.identity = Identity(world, self.state, self._found)
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
         self.sometimes = Sometimes(conditions, self.state, self._memory)
+        self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
@@ -130,61 +133,58 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def step(self, step: TraceStep) -> list[Violation]:
         """One delivery; what it broke, if anything.  Raises ``EmulatorError`` on a gap."""
-        return self.see(
-            step.n, step.id, step.src, step.dst, step.kind, step.causes, step.records
-        )  # fmt: skip
+        return self.see(step.n, step, step.records)
 
     def observe(self, envelope: Envelope, handled: Handled) -> bool | None:
         """The same as an observer of a broker; never ends the run."""
-        self.see(
-            handled.n, envelope.id, envelope.src, envelope.dst, envelope.kind, envelope.causes,
-            handled.records,
-        )  # fmt: skip
+        self.see(handled.n, envelope, handled.records)
         return None
 
-    def see(
-        self, n: int, message: str, src: str, dst: str, kind: str, causes: Sequence[int],
-        records: Sequence[r.Record],
-    ) -> list[Violation]:  # fmt: skip
+    def see(self, n: int, message: Delivered, records: Sequence[r.Record]) -> list[Violation]:
         """The same with the parts of a step."""
-        at = self._index.get(dst, -1)
+        at = self._index.get(message.dst, -1)
         if at < 0:
-            raise EmulatorError(f"delivery {n} went to {dst}, which is not in this world")
-        row = self.order.deliver(n, at, causes)
+            raise EmulatorError(f"delivery {n} went to {message.dst}, which is not in this world")
+        row = self.order.deliver(n, at, message.causes)
         self.statistics.deliveries += 1
-        if kind in _WATCHED:
-            self._lock_moved(n, message, src, dst, kind, row)
-        if at == self._memory:
-            if self.sometimes.unheard:
-                self.sometimes.memory_step(operation_of(message), row)
-            if message in self.tables.uses:
-                self.tables.reached(Event("walk", n, dst, message))
-        if not records:
-            return self._take() if self._found else _NOTHING
-        self._n, self._id, self._op_id = n, message, operation_of(message)
-        self._node, self._at, self._row = dst, at, row
-        handlers = self._handlers
-        for record in records:
-            handler = handlers.get(type(record))
-            if handler is not None:
-                handler(record)
-        if self.state.sweep_due():
-            self.state.sweep(self.order.last[self._memory])
+        if message.kind in _WATCHED:
+            self._lock_moved(n, message, row)
+        if at == self._memory and (self._unheard or self._walking):
+            self._memory_reached(n, message, row)
+        if records:
+            self._n, self._node, self._at, self._row = n, message.dst, at, row
+            self._id = message.id
+            self._op_id = operation_of(message.id)
+            handlers = self._handlers
+            for record in records:
+                handler = handlers.get(type(record))
+                if handler is not None:
+                    handler(record)
+            if self.state.sweep_due():
+                self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
 
-    def _lock_moved(self, n: int, message: str, src: str, dst: str, kind: str, row: Row) -> None:
-        op_id = operation_of(message)
-        if op_id in self.state.ops:
-            if kind in CONTEXT:
-                self.context.delivered(kind, message, op_id, n, dst)
-            if kind in LOCKS:
-                self.deadlocks.lock(kind, op_id, src, dst)
+    def _memory_reached(self, n: int, message: Delivered, row: Row) -> None:
+        if self._unheard:
+            self.sometimes.memory_step(operation_of(message.id), row)
+        if message.id in self._walking:
+            self.tables.reached(Event("walk", n, message.dst, message.id))
+
+    def _lock_moved(self, n: int, message: Delivered, row: Row) -> None:
+        kind, op_id = message.kind, operation_of(message.id)
         if kind == PTL_UNLOCK:
-            self.moves.unlocked(op_id, Event(PTL_RELEASED, n, dst, message), row)
-        elif kind == PTL_LOCK:
-            self.inherited.locked(op_id, row[self._memory])
-        elif kind == MMAP_UNLOCK and op_id in self.state.ops:
-            self.state.ops[op_id].unlocked = n
+            self.moves.unlocked(op_id, n, message.id, row)
+        op = self.state.ops.get(op_id)
+        if op is None:
+            return
+        if kind in CONTEXT:
+            self.context.delivered(kind, message.id, op, n, message.dst)
+        if kind in LOCKS:
+            self.deadlocks.lock(kind, op_id, message.src, message.dst)
+        if kind == PTL_LOCK:
+            self.inherited.locked(op, row[self._memory])
+        elif kind == MMAP_UNLOCK:
+            op.unlocked = n
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -340,34 +340,19 @@ class Oracle(MemoryRecords, GuestRecords):
     # -- by initiators ---------------------------------------------------------------------------
 
     def _op_begin(self, record: r.OpBegin) -> None:
-        op = self.state.op(record.op or self._op_id)
+        op = self.state.begin_op(record.op or self._op_id)
         op.kind, op.tag, op.start, op.end = record.kind, record.tag, record.start, record.end
         op.node, op.index, op.began = self._node, self._at, self._n
-        self._retire_previous(op.id)
         if self.sometimes.open:
             self.sometimes.op_began(op)
             self.sometimes.mark(op, "op_begin", self._row)
 
-    def _retire_previous(self, op_id: str) -> None:
-        """Records that came for an operation after its end are forgotten with the next begin."""
-        program, _, index = op_id.rpartition("/")
-        previous = self.state.ops.get(f"{program}/{int(index) - 1}") if index.isdigit() else None
-        if previous is not None:
-            self.state.end_op(previous)
-
     def _op_end(self, record: r.OpEnd) -> None:
         op = self.state.op(record.op or self._op_id)
         self.order.keep(self._n, op.id)
-        event = self._event(OPERATION_ENDED)
-        if op.changes:
-            self.obligations.op_ended(op, record.kind, event, self._row)
-        if op.id in self.inherited.first:
-            self.inherited.ended(op, event, self._row)
-        if op.changes:
-            self.containment.op_ended(op, event, self._row)
+        if op.changes or op.id in self.inherited.first or op.id in self.context.threads:
+            self._changer_ended(op, record.kind)
         self.memory_rules.ended(op, self._n)
-        if op.id in self.context.threads:
-            self.context.ended(op, event)
         stats.op_ended(self.statistics, op)
         if self.sometimes.open:
             self.sometimes.mark(op, "op_end", self._row)
@@ -379,8 +364,20 @@ class Oracle(MemoryRecords, GuestRecords):
         self.lifetimes.ended(op.id)
         self.targeting.ended(op.id)
         for kept in self._until_ended:
-            kept.pop(op.id, None)
+            if kept:
+                kept.pop(op.id, None)
         self.state.end_op(op)
+
+    def _changer_ended(self, op: Op, kind: str) -> None:
+        event = self._event(OPERATION_ENDED)
+        if op.changes:
+            self.obligations.op_ended(op, kind, event, self._row)
+        if op.id in self.inherited.first:
+            self.inherited.ended(op, event, self._row)
+        if op.changes:
+            self.containment.op_ended(op, event, self._row)
+        if op.id in self.context.threads:
+            self.context.ended(op, event)
 
     def _notifier_call(self, record: r.NotifierCall) -> None:
         self.measures.notifier_call(record, record.op or self._op_id)

@@ -178,7 +178,9 @@ class Sometimes:
         self.between = [(at, c) for at, c in unmet if isinstance(c, Between)]
         self.changed = [(at, c) for at, c in cached if c.at == "changed"]
         self.began = [(at, c) for at, c in cached if c.at == "began"]
-        self.nodes = {c.node for _, c in self.between}
+        self._awaited = {c.op for _, c in self.began}
+        self._beside = {(c.node, c.op) for _, c in self.between}
+        self._marked = {c.of for _, c in self.between}
         if not self.began:
             self.unheard.clear()
 
@@ -215,21 +217,24 @@ class Sometimes:
 
     def op_began(self, op: Op) -> None:
         """An operation began at its initiator."""
-        if any(condition.op == op.kind for _, condition in self.began):
+        if op.kind in self._awaited:
             self.unheard[op.id] = op
-        if op.node in self.nodes:
+        if (op.node, op.kind) in self._beside:
             kept = self.adversaries.setdefault(op.node, deque(maxlen=ORACLE_OPERATIONS_KEPT))
             kept.append(_Seen(op))
 
     def op_ended(self, op: Op, n: int) -> None:
         """An operation ended at its initiator."""
         self.unheard.pop(op.id, None)
-        for seen in self.adversaries.get(op.node, ()):
-            if seen.id == op.id:
-                seen.ended = n
+        if (op.node, op.kind) in self._beside:
+            for seen in self.adversaries.get(op.node, ()):
+                if seen.id == op.id:
+                    seen.ended = n
 
     def mark(self, op: Op, mark: Mark, row: Row) -> None:
         """A step of an operation."""
+        if op.kind not in self._marked:
+            return
         for at, condition in self.between:
             if condition.of != op.kind:
                 continue

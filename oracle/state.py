@@ -198,6 +198,8 @@ class State:
         self.vmcs: dict[str, list[Cached]] = {}
         """Values that a vCPU's VMCS has or had, until replaced."""
         self.serial = 0
+        self._strays: dict[str, None] = {}
+        """Operations of which something was recorded before they began, or after they ended."""
         self._untidy: dict[Page, None] = {}
         self._kept, self._sweep_at = 0, ORACLE_SWEEP_MIN
 
@@ -207,9 +209,28 @@ class State:
         """The operation in flight of that id."""
         found = self.ops.get(op_id)
         if found is None:
-            found = self.ops[op_id] = Op(op_id, self.serial)
-            self.serial += 1
+            found = self._new_op(op_id)
+            self._strays[op_id] = None
         return found
+
+    def _new_op(self, op_id: str) -> Op:
+        found = self.ops[op_id] = Op(op_id, self.serial)
+        self.serial += 1
+        return found
+
+    def begin_op(self, op_id: str) -> Op:
+        """The operation of that id, which begins."""
+        if self._strays:
+            self._retire_before(op_id)
+        return self.ops.get(op_id) or self._new_op(op_id)
+
+    def _retire_before(self, op_id: str) -> None:
+        """Records that came for an operation after its end are forgotten with the next begin."""
+        self._strays.pop(op_id, None)
+        program, _, index = op_id.rpartition("/")
+        previous = f"{program}/{int(index) - 1}" if index.isdigit() else ""
+        if previous in self._strays:
+            self.end_op(self.ops[previous])
 
     def page(self, mm: str, address: int, n: int, pte: int) -> Page:
         """The page; ``pte`` is what its entry held at ``n`` if it is new here."""
@@ -269,6 +290,8 @@ class State:
         """Its reads and accesses can no longer matter."""
         op.ended = True
         self.ops.pop(op.id, None)
+        if self._strays:
+            self._strays.pop(op.id, None)
         for read in op.reads:
             if self.reads.get(read.id) is read:
                 del self.reads[read.id]

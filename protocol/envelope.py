@@ -69,8 +69,8 @@ def request_id(reply: str) -> str:
 
 def operation_of(message_id: str) -> str:
     """``program/index``: the operation that caused a message."""
-    head, dot, _ = message_id.partition(".")
-    return head if dot else head.rstrip(REPLY_MARK)
+    dot = message_id.find(".")
+    return message_id[:dot] if dot >= 0 else message_id.rstrip(REPLY_MARK)
 
 
 def header_of(envelope: Envelope) -> list[Any]:

@@ -89,6 +89,23 @@ def test_pct_drops_a_chain_at_a_change_point(seed: int) -> None:
     assert pct.pick(heads) == 1, "even a new chain comes before the one that was dropped"
 
 
+@pytest.mark.parametrize("which", range(5))
+def test_no_strategy_takes_a_message_for_another_that_can_never_arrive(which: int) -> None:
+    def picks(keep: bool) -> list[int]:
+        """Thirty choices among four new messages each, whatever becomes of the other three.
+
+        If nobody keeps those, new ones take their place in storage.
+        """
+        schedule, chosen, kept = strategies(7)[which], list[int](), list[Envelope]()
+        for turn in range(30):
+            heads = [message(f"main/{turn}.{at}", FrameRead(3, at)) for at in range(4)]
+            chosen.append(schedule.pick(heads))
+            kept += heads if keep else ()
+        return chosen
+
+    assert picks(keep=True) == picks(keep=False)
+
+
 def test_what_races() -> None:
     read, write = FrameRead(3, 1), FrameWrite(3, 1, 7)
     assert races(message("a", read), message("b", write))
