@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from broker.exchange import Exchange, FaultKind
 from broker.programs import Feeder
 from explorer.case import Case, NamedFaults, Names, Target, switches, target_of, thread_of
+from explorer.deaths import NamedDeaths
 from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.footprint import Footprint
@@ -58,6 +59,10 @@ class Played:
     quiescent: bool
     """Nothing more could move (else: it stopped at the violation or at a bound)."""
     moments: list[Moment] = field(default_factory=list)
+    begun: dict[str, int] = field(default_factory=dict)
+    """Nodes that began to die -> the delivery after which."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """Nodes that were dead -> the delivery after which."""
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -94,7 +99,9 @@ class Player:
     def __init__(self, case: Case, how: How) -> None:
         self.case, self.how = case, how
         self.names = Names()
-        self.exchange = Exchange(Feeder(case.programs), NamedFaults(self.names, case.faults))
+        self.deaths = NamedDeaths(case.deaths, case.spec.world)
+        faults = NamedFaults(self.names, case.faults, self.deaths)
+        self.exchange = Exchange(Feeder(case.programs), faults)
         self.drivers = build_all(case.spec.world, case.spec.seed)
         self.oracle = Oracle(case.spec.world, case.spec.sometimes)
         self.kinds = case.kinds()
@@ -104,8 +111,11 @@ class Player:
         self.choices: dict[str, int] = {}
         self.moments: list[Moment] = []
         self.found: Violation | None = None
+        self.gone: dict[str, int] = {}
         self.observer: Callable[[Envelope, Handled], object] | None = None
         """Sees every delivery, as an observer of the simulator does."""
+        self.mourner: Callable[[str], object] | None = None
+        """Told of every node that is gone, before the next delivery."""
         self._random = None if how.seed is None else random.Random(how.seed)
         self._held = how.hold is not None
         for driver in self.drivers.values():
@@ -118,6 +128,7 @@ class Player:
         last = self.how.deliveries_max or spare
         quiescent = False
         while self.exchange.number < last and not (self.found and self.how.stop):
+            self._reap()
             if not self.exchange.heads:
                 if self.exchange.unstick():
                     continue
@@ -129,12 +140,21 @@ class Player:
             self.step(index)
         return self._result(quiescent)
 
+    def _reap(self) -> None:
+        """Let begin and end the deaths that are due."""
+        for node in self.exchange.reap(_always):
+            self.gone[node] = self.exchange.number
+            self.oracle.lost(node)
+            if self.mourner is not None:
+                self.mourner(node)
+
     def step(self, index: int) -> tuple[Envelope, Handled]:
         """Deliver ``heads[index]`` and judge what that did."""
         exchange = self.exchange
         envelope = exchange.take(index)
         name = self.names.of(envelope)
         self.order.append(name)
+        self.deaths.delivered(name)
         if self._turns:
             self._advance(name)
         handled = self._deliver(self.drivers[envelope.dst], envelope, name)
@@ -189,7 +209,7 @@ class Player:
         self._judge(self.oracle.finish(ending, quiescent))
         return Played(
             tuple(self.order), self.choices, self.found, list(self.oracle.violations), ending,
-            quiescent, self.moments,
+            quiescent, self.moments, self.deaths.begun, self.gone,
         )  # fmt: skip
 
     # -- who is next -------------------------------------------------------------------------
@@ -242,6 +262,11 @@ class Player:
             return ordered[int(self._random.random() * len(ordered))]
         current = operation_of(self.order[-1]) if self.order else ""
         return min(free, key=lambda i: _patience(heads[i], current))
+
+
+def _always(_: str) -> bool:
+    """Here every node has handled what it was given."""
+    return True
 
 
 def _turns(order: Sequence[str]) -> dict[str, deque[int]]:
