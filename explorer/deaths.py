@@ -10,7 +10,7 @@ and so does the schedule: there is nothing to say about it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from broker.kills import Note, kind_of, tasks
@@ -35,13 +35,16 @@ def programs_of(deaths: Iterable[Death], world: World) -> tuple[Program, ...]:
 
 
 def moved(deaths: Iterable[Death], order: Iterable[tuple[str, str]]) -> tuple[Death, ...]:
-    """The deaths in another order; ``order``: old names, and new ones or empty for left out."""
+    """The deaths in another order; ``order``: old names, and new ones or empty for left out.
+
+    One that the order does not name stays as it is.
+    """
     places = {"": ""}
     last = ""
     for old, new in order:
         last = new or last
         places[old] = last
-    return tuple(replace(death, after=places.get(death.after, "")) for death in deaths)
+    return tuple(replace(d, after=places.get(d.after, d.after)) for d in deaths)
 
 
 def moved_back(
@@ -118,8 +121,3 @@ def check_deaths(deaths: Sequence[Death], order: Collection[str], world: World, 
         if death.after and death.after not in order:
             raise UserError(f"{here}.after", f"{death.after!r} is not in the order", "a delivery")
         seen.add(death.node)
-
-
-def happened(deaths: Iterable[Death], begun: Mapping[str, int]) -> tuple[Death, ...]:
-    """Those that began in a run."""
-    return tuple(death for death in deaths if death.node in begun)

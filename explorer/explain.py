@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from explorer.case import Case, Target
-from explorer.deaths import happened
 from explorer.explain_deaths import Fate, death_rows, fates
 from explorer.lenient import How, Moment, Played, play
 from explorer.races import Order
@@ -119,7 +118,7 @@ def explain(
     violation = failing.found
     if violation is None:
         raise UserError("schedule", f"does not violate {target.text()}", "a schedule that does")
-    case = replace(case, order=failing.order, deaths=happened(case.deaths, failing.begun))
+    case = replace(case, order=failing.order, deaths=failing.deaths)
     tick("orders")
     order = Order(failing.moments)
     races = _races(order, failing.moments)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker.exchange import Exchange, FaultKind
 from broker.programs import Feeder
 from explorer.case import Case, NamedFaults, Names, Target, switches, target_of, thread_of
-from explorer.deaths import NamedDeaths
+from explorer.deaths import Death, NamedDeaths, moved_back
 from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.footprint import Footprint
@@ -59,6 +59,8 @@ class Played:
     quiescent: bool
     """Nothing more could move (else: it stopped at the violation or at a bound)."""
     moments: list[Moment] = field(default_factory=list)
+    deaths: tuple[Death, ...] = ()
+    """Those that began."""
     begun: dict[str, int] = field(default_factory=dict)
     """Nodes that began to die -> the delivery after which."""
     gone: dict[str, int] = field(default_factory=dict)
@@ -89,8 +91,18 @@ class How:
 
 
 def play(case: Case, how: How | None = None) -> Played:
-    """Play a case.  Raises ``ReplayDivergence`` if strict and the order does not fit."""
-    return Player(case, how or How()).run()
+    """Play a case.  Raises ``ReplayDivergence`` if strict and the order does not fit.
+
+    Where a death waited in vain, leniently, for a delivery that never came, it moves back to one
+    that did: on another kernel, or with less in the world, some messages are not sent.
+    """
+    how = how or How()
+    played = Player(case, how).run()
+    waited = len(played.deaths) < len(case.deaths) and not (played.found and how.stop)
+    if not waited or how.strict:
+        return played
+    back = moved_back(case.deaths, case.order, set(played.order))
+    return played if back == case.deaths else Player(replace(case, deaths=back), how).run()
 
 
 class Player:
@@ -209,7 +221,9 @@ class Player:
         self._judge(self.oracle.finish(ending, quiescent))
         return Played(
             tuple(self.order), self.choices, self.found, list(self.oracle.violations), ending,
-            quiescent, self.moments, self.deaths.begun, self.gone,
+            quiescent, self.moments,
+            tuple(death for death in self.case.deaths if death.node in self.deaths.begun),
+            self.deaths.begun, self.gone,
         )  # fmt: skip
 
     # -- who is next -------------------------------------------------------------------------
@@ -305,6 +319,14 @@ def attempt(case: Case, how: How) -> Played | None:
     except EmulatorError:
         return None
     return played if played.found is not None else None
+
+
+def as_played(case: Case, played: Played) -> Case:
+    """The case with nothing that its run did not come to."""
+    return replace(
+        case, order=played.order, choices=played.choices, faults=faults_of(case, played),
+        deaths=played.deaths,
+    )  # fmt: skip
 
 
 def faults_of(case: Case, played: Played) -> dict[tuple[str, int], FaultKind]:

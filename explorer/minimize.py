@@ -17,8 +17,7 @@ from itertools import groupby
 from typing import Final, TypeVar
 
 from explorer.case import Case, Target, thread_of
-from explorer.deaths import happened
-from explorer.lenient import How, Played, attempt, faults_of
+from explorer.lenient import How, Played, as_played, attempt
 from explorer.reduce import keep_operations, related, shorter_ranges, smaller_worlds, with_order
 from explorer.schedule_file import Loaded
 from explorer.shortest import Proof, look_for_shorter, shortest_by_states
@@ -174,13 +173,7 @@ class Minimizer:
         return True
 
     def _keep(self, candidate: Case, played: Played) -> None:
-        self.case = replace(
-            candidate,
-            order=played.order,
-            choices=played.choices,
-            faults=faults_of(candidate, played),
-            deaths=happened(candidate.deaths, played.begun),
-        )
+        self.case = as_played(candidate, played)
         self.played = played
         if self._progress is not None:
             size = size_of(self.case, *played.cost)

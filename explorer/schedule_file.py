@@ -21,7 +21,7 @@ from broker.recorder import Record, ReplayedFaults, read_record
 from broker.schedules import Recorded
 from explorer.case import Case, Names, Target, chosen_violation, scripted, switches, target_of
 from explorer.deaths import Death, check_deaths, recorded
-from explorer.lenient import How, Played, Player, attempt, play
+from explorer.lenient import How, Played, Player, as_played, attempt, play
 from nodes.driver import draw
 from nodes.journal import JournalReader, journal_path
 from nodes.kernel.variant import ARCHES, RELEASES, preset
@@ -187,7 +187,7 @@ def _by_name(case: Case, target: Target, where: str) -> Loaded:
     for how in (How(target), How(target, eager=True)):
         played = attempt(case, how)
         if played is not None:
-            return Loaded(replace(case, order=played.order, choices=played.choices), target, played)
+            return Loaded(as_played(case, played), target, played)
     problem = "its violation is not there when its nodes die as fast as in the simulator"
     raise UserError(where, problem, "a run whose violation does not depend on that")
 
@@ -202,7 +202,8 @@ def _load_file(source: Path, rule: str) -> Loaded:
         played = play(case, How(target, eager=True))
         if played.found is None:
             raise
-        return Loaded(replace(case, order=played.order), _known(target), played, str(error))
+        case = replace(case, order=played.order, deaths=played.deaths)
+        return Loaded(case, _known(target), played, str(error))
     if target is None or played.found is None:
         target = _target(case, played, str(source), rule)
     return Loaded(case, target, played)
