@@ -425,7 +425,9 @@ def test_stress_refuses_to_kill_who_is_not_there(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_a_death_is_no_schedule_file(tmp_path: Path) -> None:
+def test_a_run_with_a_death_is_a_case(tmp_path: Path) -> None:
     session.simulate(spec_of(1, kill("device0", 200)).save(tmp_path), tmp_path)
-    with pytest.raises(UserError, match="chaos killed device0 in it"):
-        schedule_file.case_of_run(tmp_path)
+    case, played = schedule_file.case_of_run(tmp_path)
+    assert [(death.node, played.order.index(death.after)) for death in case.deaths] == [
+        ("device0", 199)
+    ]
