@@ -21,7 +21,7 @@ from broker.simulator import Simulator
 from explorer import schedule_file, session
 from explorer.outcome import HELD, INCONCLUSIVE, Outcome
 from nodes.build import build_all
-from nodes.world import Unit, World
+from nodes.world import Link, Unit, World
 from oracle.oracle import Oracle
 from protocol.envelope import BROKER, Envelope, Handled
 from protocol.errors import UserError
@@ -388,6 +388,8 @@ def test_what_dies_how() -> None:
         "memory": "vital", "cpu0": "vital", "cpu1": "vital", "iommu0": "vital",
         "device0": "device", "kvm0": "kvm", "vcpu0": "vcpu",
     }  # fmt: skip
+    links = msgspec.structs.replace(world, links=(Link("ocxl0", (worlds.MM,), "cpu0"),))
+    assert kind_of("ocxl0", links) == "vital"
 
 
 @pytest.mark.parametrize(
