@@ -29,14 +29,15 @@ class Fate:
 
 def fates(case: Case, target: Target, moments: Sequence[Moment]) -> list[Fate]:
     """Each death of a case left out, all else as it was."""
-    spots = {moment.name: spot_of(moment, case) for moment in moments}
+    there = {moment.name: moment for moment in moments}
     kinds = case.kinds()
     found = []
     for death in case.deaths:
         without = replace(case, deaths=tuple(d for d in case.deaths if d != death))
         passed = _passed(completions(without, target, death.after))
         kind = kinds.get(last_operation(death.node), "")
-        found.append(Fate(death.node, kind, spots.get(death.after), passed, passed > 0))
+        spot = spot_of(there[death.after], case) if death.after in there else None
+        found.append(Fate(death.node, kind, spot, passed, passed > 0))
     return found
 
 
