@@ -3,7 +3,8 @@
 A device is taken out by surprise: it is gone at once, and the hotplug worker then takes it off
 its unit's list.  A vCPU is sent SIGKILL and is gone once its thread has run ``do_exit``.  A VM's
 vCPUs are killed, then a processor destroys the VM, and only then is its ``kvm`` node gone.  Memory,
-a processor or an IOMMU cannot be done without: its death is the end of the run.
+a processor or an IOMMU cannot be done without, and an OpenCAPI link Linux cannot lose
+(docs/chaos.md says why): its death is the end of the run.
 
 Windows are counted in deliveries.  Whether somebody dies in a window, who, and at which delivery
 of it are draws by (seed, rule, number of the window).

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Final
 
+from broker.deaths import KillSource
 from broker.exchange import Fault, FaultKind
+from broker.kills import Kills
 from broker.programs import Program
+from explorer.deaths import Death, programs_of
 from nodes.build import node_class
 from nodes.world import World
 from oracle.violation import Violation
@@ -32,7 +35,7 @@ class Case:
     """A run to play again.
 
     ``order`` is a wish: what to deliver in which order, by name.  Choices and faults that are
-    not listed are not taken: the hardware rests, and no message is lost or repeated.
+    not listed are not taken: the hardware rests, no message is lost or repeated, nobody dies.
     """
 
     spec: RunSpec
@@ -42,21 +45,27 @@ class Case:
     """Identity of a choice (``Names.choice``) -> the way taken."""
     faults: Mapping[tuple[str, int], FaultKind] = field(default_factory=dict)
     """(name of a message, how often it was sent before) -> what became of it."""
+    deaths: tuple[Death, ...] = ()
 
     @property
     def programs(self) -> tuple[Program, ...]:
         """The programs, operation by operation."""
         return self.spec.programs()
 
+    @property
+    def aftermath(self) -> tuple[Program, ...]:
+        """What the kernel does about the deaths."""
+        return programs_of(self.deaths, self.spec.world)
+
     def operations(self) -> list[str]:
         """Every operation, ``program/index``."""
         return [f"{p.name}/{at}" for p in self.programs for at, _ in enumerate(p.steps)]
 
     def kinds(self) -> dict[str, str]:
-        """Operation -> the class name of its message."""
+        """Operation -> the class name of its message; what is done about deaths included."""
         return {
             f"{p.name}/{at}": type(step.operation).__name__
-            for p in self.programs
+            for p in (*self.programs, *self.aftermath)
             for at, step in enumerate(p.steps)
         }
 
@@ -137,8 +146,14 @@ def switches(order: Iterable[str]) -> int:
 class NamedFaults:
     """The faults of a case: what must exist twice, what must be lost.  A ``Chaos``."""
 
-    def __init__(self, names: Names, kinds: Mapping[tuple[str, int], FaultKind]) -> None:
+    def __init__(
+        self,
+        names: Names,
+        kinds: Mapping[tuple[str, int], FaultKind],
+        kills: KillSource | None = None,
+    ) -> None:
         self._names, self._kinds = names, kinds
+        self.kills: KillSource = kills or Kills((), 0, None)
         self._seen: dict[str, int] = {}
 
     def key(self, envelope: Envelope) -> tuple[str, int]:

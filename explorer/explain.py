@@ -14,18 +14,19 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from explorer.case import Case, Target
+from explorer.explain_deaths import Fate, death_rows, fates
 from explorer.lenient import How, Moment, Played, play
 from explorer.races import Order
 from explorer.reduce import with_world
 from explorer.schedule_file import Loaded
+from explorer.spots import Spot, spot_of
 from explorer.timeline import Row, setup_of, timeline
+from explorer.ways import completions
 from nodes.kernel.variant import Kernel
 from oracle.violation import Violation
 from protocol.errors import EmulatorError, UserError
 from protocol.messages.base import Message
 
-COMPLETIONS: Final = 8
-"""Ways to go on that are tried before an order counts as necessary, or a switch as a cure."""
 PASSING_TRIES: Final = 200
 _IDENTITY: Final = ("release", "arch")
 """Fields of a kernel that are names, not switches."""
@@ -40,19 +41,6 @@ INVALIDATES: Final = {
     "vmcs": ("KvmRequest",),
 }
 """Cache -> messages that end a translation in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """A delivery of a run, as people need to find it."""
-
-    n: int
-    name: str
-    kind: str
-    src: str
-    dst: str
-    operation: str
-    operation_kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +87,7 @@ class Missed:
 
 @dataclass(slots=True)
 class Explanation:
-    """All four parts."""
+    """All parts."""
 
     case: Case
     target: Target
@@ -111,6 +99,7 @@ class Explanation:
     orderings: list[Ordering]
     races: int
     """Immediate races that were reversed."""
+    deaths: list[Fate]
     swap: Swap | None
     missed: Missed
     cures: list[Cure]
@@ -129,7 +118,7 @@ def explain(
     violation = failing.found
     if violation is None:
         raise UserError("schedule", f"does not violate {target.text()}", "a schedule that does")
-    case = replace(case, order=failing.order)
+    case = replace(case, order=failing.order, deaths=failing.deaths)
     tick("orders")
     order = Order(failing.moments)
     races = _races(order, failing.moments)
@@ -139,19 +128,13 @@ def explain(
     swap = None if passing is None else _Path(case, target, failing, passing).search()
     tick("kernels")
     cures, contradictory = _cures(case, target)
-    rows = timeline(case, violation, failing.moments)
+    rows = [*timeline(case, violation, failing.moments), *death_rows(case, failing)]
+    rows.sort(key=lambda row: row.n)
     return Explanation(
         case, target, violation, rows, setup_of(case, rows), *failing.cost, orderings, len(races),
-        swap, _missed(case, target, violation), cures, contradictory,
+        fates(case, target, failing.moments), swap, _missed(case, target, violation), cures,
+        contradictory,
     )  # fmt: skip
-
-
-def spot_of(moment: Moment, case: Case) -> Spot:
-    """A delivery for people."""
-    e = moment.envelope
-    operation = e.id.partition(".")[0].rstrip("~")
-    kind = case.kinds().get(operation, "")
-    return Spot(moment.n, moment.name, e.kind, e.src, e.dst, operation, kind)
 
 
 # ---- necessary orders --------------------------------------------------------------------------
@@ -177,7 +160,10 @@ def _necessary(
         early, late = order.moments[first], order.moments[second]
         other = replace(case, order=order.reversed_order(first, second))
         passed: list[Played] = []
-        for played in _completions(other, target, (early.name, late.name)):
+        hold = (early.name, late.name)
+        for played in completions(other, target, early.name, hold):
+            if not _kept(played, hold):
+                continue
             if played.found is not None:
                 passed.clear()
                 break
@@ -186,25 +172,6 @@ def _necessary(
             passing = passed[0]  # of the last one: it has most in common with the failing run
             found.append(Ordering(spot_of(early, case), spot_of(late, case), len(passed)))
     return found, passing
-
-
-def _completions(case: Case, target: Target, hold: tuple[str, str]) -> Iterator[Played]:
-    """Runs in which ``hold`` was kept: as ordered, eagerly, then drawn."""
-    plans = [How(target, hold=hold), How(target, hold=hold, eager=True)]
-    plans += [How(target, hold=hold, seed=seed) for seed in range(COMPLETIONS - len(plans))]
-    for how in plans:
-        cut = case if how.seed is None else replace(case, order=_until(case.order, hold[0]))
-        try:
-            played = play(cut, how)
-        except EmulatorError:
-            continue
-        if _kept(played, hold):
-            yield played
-
-
-def _until(order: Sequence[str], name: str) -> tuple[str, ...]:
-    """The order up to a name; what follows is free."""
-    return tuple(order[: order.index(name) + 1]) if name in order else tuple(order)
 
 
 def _kept(played: Played, hold: tuple[str, str]) -> bool:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker.exchange import Exchange, FaultKind
 from broker.programs import Feeder
 from explorer.case import Case, NamedFaults, Names, Target, switches, target_of, thread_of
+from explorer.deaths import Death, NamedDeaths, moved_back
 from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.footprint import Footprint
@@ -58,6 +59,12 @@ class Played:
     quiescent: bool
     """Nothing more could move (else: it stopped at the violation or at a bound)."""
     moments: list[Moment] = field(default_factory=list)
+    deaths: tuple[Death, ...] = ()
+    """Those that began."""
+    begun: dict[str, int] = field(default_factory=dict)
+    """Nodes that began to die -> the delivery after which."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """Nodes that were dead -> the delivery after which."""
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -84,8 +91,18 @@ class How:
 
 
 def play(case: Case, how: How | None = None) -> Played:
-    """Play a case.  Raises ``ReplayDivergence`` if strict and the order does not fit."""
-    return Player(case, how or How()).run()
+    """Play a case.  Raises ``ReplayDivergence`` if strict and the order does not fit.
+
+    Where a death waited in vain, leniently, for a delivery that never came, it moves back to one
+    that did: on another kernel, or with less in the world, some messages are not sent.
+    """
+    how = how or How()
+    played = Player(case, how).run()
+    waited = len(played.deaths) < len(case.deaths) and not (played.found and how.stop)
+    if not waited or how.strict:
+        return played
+    back = moved_back(case.deaths, case.order, set(played.order))
+    return played if back == case.deaths else Player(replace(case, deaths=back), how).run()
 
 
 class Player:
@@ -94,7 +111,9 @@ class Player:
     def __init__(self, case: Case, how: How) -> None:
         self.case, self.how = case, how
         self.names = Names()
-        self.exchange = Exchange(Feeder(case.programs), NamedFaults(self.names, case.faults))
+        self.deaths = NamedDeaths(case.deaths, case.spec.world)
+        faults = NamedFaults(self.names, case.faults, self.deaths)
+        self.exchange = Exchange(Feeder(case.programs), faults)
         self.drivers = build_all(case.spec.world, case.spec.seed)
         self.oracle = Oracle(case.spec.world, case.spec.sometimes)
         self.kinds = case.kinds()
@@ -104,8 +123,11 @@ class Player:
         self.choices: dict[str, int] = {}
         self.moments: list[Moment] = []
         self.found: Violation | None = None
+        self.gone: dict[str, int] = {}
         self.observer: Callable[[Envelope, Handled], object] | None = None
         """Sees every delivery, as an observer of the simulator does."""
+        self.mourner: Callable[[str], object] | None = None
+        """Told of every node that is gone, before the next delivery."""
         self._random = None if how.seed is None else random.Random(how.seed)
         self._held = how.hold is not None
         for driver in self.drivers.values():
@@ -118,6 +140,7 @@ class Player:
         last = self.how.deliveries_max or spare
         quiescent = False
         while self.exchange.number < last and not (self.found and self.how.stop):
+            self._reap()
             if not self.exchange.heads:
                 if self.exchange.unstick():
                     continue
@@ -129,12 +152,21 @@ class Player:
             self.step(index)
         return self._result(quiescent)
 
+    def _reap(self) -> None:
+        """Let begin and end the deaths that are due."""
+        for node in self.exchange.reap(_always):
+            self.gone[node] = self.exchange.number
+            self.oracle.lost(node)
+            if self.mourner is not None:
+                self.mourner(node)
+
     def step(self, index: int) -> tuple[Envelope, Handled]:
         """Deliver ``heads[index]`` and judge what that did."""
         exchange = self.exchange
         envelope = exchange.take(index)
         name = self.names.of(envelope)
         self.order.append(name)
+        self.deaths.delivered(name)
         if self._turns:
             self._advance(name)
         handled = self._deliver(self.drivers[envelope.dst], envelope, name)
@@ -185,6 +217,8 @@ class Player:
         return Played(
             tuple(self.order), self.choices, self.found, list(self.oracle.violations), ending,
             quiescent, self.moments,
+            tuple(death for death in self.case.deaths if death.node in self.deaths.begun),
+            self.deaths.begun, self.gone,
         )  # fmt: skip
 
     # -- who is next -------------------------------------------------------------------------
@@ -239,6 +273,11 @@ class Player:
         return min(free, key=lambda i: _patience(heads[i], current))
 
 
+def _always(_: str) -> bool:
+    """Here every node has handled what it was given."""
+    return True
+
+
 def _turns(order: Sequence[str]) -> dict[str, deque[int]]:
     """The ranks that an order gives each thread, ascending."""
     turns: dict[str, deque[int]] = {}
@@ -275,6 +314,14 @@ def attempt(case: Case, how: How) -> Played | None:
     except EmulatorError:
         return None
     return played if played.found is not None else None
+
+
+def as_played(case: Case, played: Played) -> Case:
+    """The case with nothing that its run did not come to."""
+    return replace(
+        case, order=played.order, choices=played.choices, faults=faults_of(case, played),
+        deaths=played.deaths,
+    )  # fmt: skip
 
 
 def faults_of(case: Case, played: Played) -> dict[tuple[str, int], FaultKind]:

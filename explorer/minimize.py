@@ -2,8 +2,8 @@
 
 From the coarse to the fine, because a coarse cut is worth a thousand fine ones: first what the
 violation can need at all (operations that share pages with it), then programs, operations,
-faults, nodes and ranges by delta debugging (Zeller, ddmin), then the schedule itself: fewest
-deliveries, then fewest switches between threads.  Every candidate is played leniently
+faults, deaths, nodes and ranges by delta debugging (Zeller, ddmin), then the schedule itself:
+fewest deliveries, then fewest switches between threads.  Every candidate is played leniently
 (``lenient.py``) and counts only if the same target (``case.Target``) is violated.
 """
 
@@ -17,8 +17,8 @@ from itertools import groupby
 from typing import Final, TypeVar
 
 from explorer.case import Case, Target, thread_of
-from explorer.lenient import How, Played, attempt, faults_of
-from explorer.reduce import keep_operations, related, shorter_ranges, smaller_worlds
+from explorer.lenient import How, Played, as_played, attempt
+from explorer.reduce import keep_operations, related, shorter_ranges, smaller_worlds, with_order
 from explorer.schedule_file import Loaded
 from explorer.shortest import Proof, look_for_shorter, shortest_by_states
 from protocol.envelope import REPLY_MARK
@@ -46,6 +46,7 @@ class Size:
     faults: int
     deliveries: int
     switches: int
+    deaths: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,9 @@ def minimize_quickly(loaded: Loaded, tries_max: int = QUICK_TRIES) -> Minimized:
 def size_of(case: Case, deliveries: int, switched: int) -> Size:
     """The size of a case whose run has so many deliveries and switches."""
     return Size(
-        len(case.operations()), len(case.spec.world.nodes()), len(case.faults), deliveries, switched
-    )
+        len(case.operations()), len(case.spec.world.nodes()), len(case.faults), deliveries,
+        switched, len(case.deaths),
+    )  # fmt: skip
 
 
 class _TimeUp(Exception):  # noqa: N818 - not an error
@@ -138,11 +140,11 @@ class Minimizer:
         """All phases."""
         interrupted, proof = False, Proof(False, 0, "not looked for")
         try:
-            self._cut()
-            for phase in (self._programs, self._operations, self._faults, self._nodes):
+            for phase in (
+                self._deaths, self._cut, self._deaths, self._programs, self._operations,
+                self._faults, self._deaths, self._nodes, self._ranges, self._schedule,
+            ):  # fmt: skip
                 phase()
-            self._ranges()
-            self._schedule()
             proof = self._shortest(search_runs) if search_runs else proof
         except (KeyboardInterrupt, _TimeUp):
             interrupted = True
@@ -171,12 +173,7 @@ class Minimizer:
         return True
 
     def _keep(self, candidate: Case, played: Played) -> None:
-        self.case = replace(
-            candidate,
-            order=played.order,
-            choices=played.choices,
-            faults=faults_of(candidate, played),
-        )
+        self.case = as_played(candidate, played)
         self.played = played
         if self._progress is not None:
             size = size_of(self.case, *played.cost)
@@ -184,6 +181,13 @@ class Minimizer:
             self._progress(Update(self.phase, size, self.tries, elapsed))
 
     # -- phases ------------------------------------------------------------------------------
+
+    def _deaths(self) -> None:
+        """Without any, as most violations need none; else with as few as will do."""
+        self.phase = "deaths"
+        base = self.case
+        if base.deaths and not self._try(replace(base, deaths=())):
+            ddmin(base.deaths, lambda kept: self._try(replace(base, deaths=tuple(kept))))
 
     def _cut(self) -> None:
         """What the violation's causes can need: until it happened, then what shares its pages."""
@@ -249,7 +253,7 @@ class Minimizer:
             requests = [name for name in cut.order if not name.endswith(REPLY_MARK)]
             for late in requests:
                 order = tuple(name for name in cut.order if name != late)
-                if self._try(replace(cut, order=order), eager=False):
+                if self._try(with_order(cut, order), eager=False):
                     return True
         return False
 
@@ -291,7 +295,7 @@ class Minimizer:
             while at < len(self.case.order):
                 order = self.case.order
                 shorter = order[:at] + order[at + chunk :]
-                if not self._try(replace(self.case, order=shorter), shorter=True):
+                if not self._try(with_order(self.case, shorter), shorter=True):
                     at += chunk
             if chunk == 1:
                 return

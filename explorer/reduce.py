@@ -14,6 +14,7 @@ import msgspec
 
 from broker.programs import Program, Step
 from explorer.case import Case, operation_in
+from explorer.deaths import moved, moved_back
 from nodes.world import Unit, Vm, World
 from oracle.violation import Violation
 from protocol.envelope import operation_of
@@ -40,20 +41,27 @@ def with_world(case: Case, world: World) -> Case:
     return replace(case, spec=replace(case.spec, world=world))
 
 
+def with_order(case: Case, order: tuple[str, ...]) -> Case:
+    """The case with only some deliveries of its order; deaths after others move back."""
+    return replace(case, order=order, deaths=moved_back(case.deaths, case.order, set(order)))
+
+
 # ---- operations --------------------------------------------------------------------------------
 
 
 def keep_operations(case: Case, keep: Collection[str]) -> Case:
-    """Only these operations (``program/index``), renamed."""
-    new_names: dict[str, str] = {}
+    """Only these operations (``program/index``), renamed; and what is done about deaths."""
+    new_names = {op: op for p in case.aftermath for op in _operations(p)}
     for program in case.programs:
         kept = [at for at, _ in enumerate(program.steps) if f"{program.name}/{at}" in keep]
         new_names |= {f"{program.name}/{at}": f"{program.name}/{i}" for i, at in enumerate(kept)}
     programs = [replace(p, steps=_kept_steps(p, new_names)) for p in case.programs]
     cut = with_programs(case, programs)
+    names = [(name, _renamed(name, new_names)) for name in case.order]
     return replace(
         cut,
-        order=tuple(n for name in case.order if (n := _renamed(name, new_names))),
+        order=tuple(new for _, new in names if new),
+        deaths=moved(case.deaths, names),
         choices={n: w for name, w in case.choices.items() if (n := _renamed(name, new_names))},
         faults={
             (n, nth): kind
@@ -61,6 +69,10 @@ def keep_operations(case: Case, keep: Collection[str]) -> Case:
             if (n := _renamed(name, new_names))
         },
     )
+
+
+def _operations(program: Program) -> list[str]:
+    return [f"{program.name}/{at}" for at, _ in enumerate(program.steps)]
 
 
 def _kept_steps(program: Program, new_names: Mapping[str, str]) -> tuple[Step, ...]:
@@ -164,6 +176,7 @@ def halves(operation: Any) -> list[Operation]:
 def smaller_worlds(case: Case) -> Iterator[Case]:
     """The case without one part of its world that no program needs, in every way."""
     world, used = case.spec.world, {program.node for program in case.programs}
+    used |= {death.node for death in case.deaths}
     for name in ("vm", "link"):
         used |= {getattr(s.operation, name, "") for p in case.programs for s in p.steps}
     for smaller in (

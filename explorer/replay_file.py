@@ -53,7 +53,7 @@ def simulate_case(case: Case, out: Path) -> Outcome:
         watch.step(step_of(envelope, handled))
         recorder.observe(envelope, handled)
 
-    player.observer = observe
+    player.observer, player.mourner = observe, watch.oracle.lost
     status: Status = "finished"
     detail, how = "", plans.SCHEDULE_END
     try:
@@ -80,7 +80,7 @@ def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
         pack(spec.world),
         spec.seed,
         spec.programs(),
-        chaos=record.faults,
+        chaos=record.chaos(spec.world),
         schedule=Recorded(record.deliveries),
         choices=recorded_choices(recorded, spec.world),
     )

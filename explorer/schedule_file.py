@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.exchange import Chaos, Exchange, Fault, FaultKind
-from broker.recorder import read_record
+from broker.exchange import Exchange, Fault, FaultKind
+from broker.recorder import Record, ReplayedFaults, read_record
 from broker.schedules import Recorded
 from explorer.case import Case, Names, Target, chosen_violation, scripted, switches, target_of
-from explorer.lenient import How, Played, Player, play
+from explorer.deaths import Death, check_deaths, recorded
+from explorer.lenient import How, Played, Player, as_played, attempt, play
 from nodes.driver import draw
 from nodes.journal import JournalReader, journal_path
 from nodes.kernel.variant import ARCHES, RELEASES, preset
@@ -32,6 +33,8 @@ from scenarios.spec import RunSpec
 from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, toml_text
 
 FORMAT: Final = 1
+FORMAT_WITH_DEATHS: Final = 2
+"""A file says the oldest version that can say it, so that older programs read what they can."""
 SUFFIX: Final = ".schedule.toml"
 HEAD: Final = """\
 # A schedule of the mmu_notifier emulator: python launch.py replay, minimize or explain THIS FILE
@@ -47,6 +50,13 @@ class _FaultTable(TomlTable, frozen=True):
     kind: FaultKind
 
 
+class _DeathTable(TomlTable, frozen=True):
+    """``[[death]]``: a node dies after a delivery of the order; without ``after`` before any."""
+
+    node: str
+    after: str = ""
+
+
 class _FileTable(TomlTable, frozen=True):
     """The keys of a schedule file."""
 
@@ -55,6 +65,7 @@ class _FileTable(TomlTable, frozen=True):
     order: str
     choices: dict[str, int] = {}
     fault: list[_FaultTable] = []
+    death: list[_DeathTable] = []
     target: dict[str, str] = {}
 
 
@@ -80,12 +91,13 @@ def schedule_text(case: Case, target: Target | None = None) -> str:
     ]
     about = "" if target is None else f"# {target.text()}\n"
     size = f"# {len(case.order)} deliveries, {switches(case.order)} switches between threads\n"
-    head: Table = {"format": FORMAT}
+    head: Table = {"format": FORMAT_WITH_DEATHS if case.deaths else FORMAT}
     if target is not None:
         head["target"] = msgspec.to_builtins(target)
     body: Table = {
         "choices": dict(sorted(case.choices.items())) or None,
         "fault": faults or None,
+        "death": [{"node": d.node, "after": d.after} for d in case.deaths] or None,
         "run": parse_toml(case.spec.to_toml(Path()), "run"),
     }
     order = "\n".join(("", *case.order, ""))
@@ -120,8 +132,14 @@ def read_case(path: Path) -> tuple[Case, Target | None]:
     """The case in a schedule file.  Raises ``UserError``: file, key, what was expected."""
     where = str(path)
     table = convert(read_toml(path), _FileTable, where)
-    if table.format != FORMAT:
-        raise UserError(f"{where}: format", f"is {table.format}", str(FORMAT))
+    if table.format not in (FORMAT, FORMAT_WITH_DEATHS):
+        raise UserError(
+            f"{where}: format", f"is {table.format}", f"{FORMAT} to {FORMAT_WITH_DEATHS}"
+        )
+    if table.death and table.format != FORMAT_WITH_DEATHS:
+        raise UserError(
+            f"{where}: format", f"{table.format} has no deaths", str(FORMAT_WITH_DEATHS)
+        )
     run = _with_new_switches(table.run, f"{where}: run.world.kernel")
     spec = RunSpec.from_table(run, f"{where}: run", path.parent)
     order = tuple(table.order.split())
@@ -130,7 +148,9 @@ def read_case(path: Path) -> tuple[Case, Target | None]:
         raise UserError(f"{where}: order", f"{repeated[0]} is there twice", "each delivery once")
     faults = {(fault.message, fault.nth): fault.kind for fault in table.fault}
     target = convert(table.target, Target, f"{where}: target") if table.target else None
-    return Case(scripted(spec), order, table.choices, faults), target
+    deaths = tuple(Death(death.node, death.after) for death in table.death)
+    check_deaths(deaths, order, spec.world, where)
+    return Case(scripted(spec), order, table.choices, faults, deaths), target
 
 
 def _with_new_switches(run: Table, where: str) -> Table:
@@ -158,7 +178,18 @@ def load(source: Path, rule: str = "") -> Loaded:
     if is_schedule_file(source):
         return _load_file(source, rule)
     case, played = case_of_run(source)
-    return Loaded(case, _target(case, played, str(source), rule), played)
+    target = _target(case, played, str(source), rule)
+    return _by_name(case, target, str(source)) if case.deaths else Loaded(case, target, played)
+
+
+def _by_name(case: Case, target: Target, where: str) -> Loaded:
+    """A record with deaths as a case: on processes they take longer than in the simulator."""
+    for how in (How(target), How(target, eager=True)):
+        played = attempt(case, how)
+        if played is not None:
+            return Loaded(as_played(case, played), target, played)
+    problem = "its violation is not there when its nodes die as fast as in the simulator"
+    raise UserError(where, problem, "a run whose violation does not depend on that")
 
 
 def _load_file(source: Path, rule: str) -> Loaded:
@@ -171,7 +202,8 @@ def _load_file(source: Path, rule: str) -> Loaded:
         played = play(case, How(target, eager=True))
         if played.found is None:
             raise
-        return Loaded(replace(case, order=played.order), _known(target), played, str(error))
+        case = replace(case, order=played.order, deaths=played.deaths)
+        return Loaded(case, _known(target), played, str(error))
     if target is None or played.found is None:
         target = _target(case, played, str(source), rule)
     return Loaded(case, target, played)
@@ -197,15 +229,14 @@ def case_of_run(directory: Path) -> tuple[Case, Played]:
     """A recorded run as a case, and its replay.  Raises ``UserError``, ``ReplayDivergence``."""
     spec = RunSpec.load(directory)
     record = read_record(directory)
-    if record.killed:
-        node = record.killed[0][1]
-        raise UserError(str(directory), f"chaos killed {node} in it", "a run without kills")
     case = Case(scripted(spec, record.operations))
-    player = _Exact(case, Recorded(record.deliveries), recorded_choices(directory, spec.world))
-    faults = _Noted(player.names, record.faults)
-    player.exchange.chaos = faults
+    player = _Exact(case, record, recorded_choices(directory, spec.world))
     played = player.run()
-    return replace(case, order=played.order, choices=played.choices, faults=faults.kinds), played
+    deaths = recorded(record.begun, record.killed, played.order, spec.world)
+    case = replace(
+        case, order=played.order, choices=played.choices, faults=player.noted.kinds, deaths=deaths
+    )
+    return case, played
 
 
 def recorded_choices(directory: Path, world: World) -> dict[int, list[tuple[str, int, int]]]:
@@ -229,8 +260,8 @@ def recorded_choices(directory: Path, world: World) -> dict[int, list[tuple[str,
 class _Noted:
     """The faults of a record, noted by name as they happen."""
 
-    def __init__(self, names: Names, faults: Chaos) -> None:
-        self.faults, self.names = faults, names
+    def __init__(self, names: Names, faults: ReplayedFaults) -> None:
+        self.faults, self.names, self.kills = faults, names, faults.kills
         self.kinds: dict[tuple[str, int], FaultKind] = {}
         self._seen: dict[str, int] = {}
         self.delivered, self.hold = faults.delivered, faults.hold
@@ -251,11 +282,12 @@ class _Exact(Player):
     """Plays a record by the messages' own ids, with its choices."""
 
     def __init__(
-        self, case: Case, recorded: Recorded, choices: Mapping[int, list[tuple[str, int, int]]]
+        self, case: Case, record: Record, choices: Mapping[int, list[tuple[str, int, int]]]
     ) -> None:
-        super().__init__(case, How(deliveries_max=len(recorded.entries) + 1))
-        self.exchange = Exchange(self.exchange.feeder, recorded=True)
-        self._recorded, self._given = recorded, choices
+        super().__init__(case, How(deliveries_max=len(record.deliveries) + 1))
+        self.noted = _Noted(self.names, record.chaos(case.spec.world))
+        self.exchange = Exchange(self.exchange.feeder, self.noted, recorded=True)
+        self._recorded, self._given = Recorded(record.deliveries), choices
         self._at = (0, 0)
 
     def _pick(self, heads: list[Envelope]) -> int:

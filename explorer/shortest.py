@@ -4,7 +4,8 @@ From a complete run every race is reversed, from the runs that come of it again,
 trace appears (every trace of a finite program is reached so) or a bound is hit.  If none of all
 traces has the violation after fewer deliveries, the schedule is shortest *for these operations in
 this world, with the choices and losses as they were*, as far as footprints tell all that two
-handlings share; if a bound was hit, that is said and nothing is claimed.
+handlings share; if a bound was hit, that is said and nothing is claimed.  Nor is it where a node
+dies: reversing races moves no death.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def look_for_shorter(
             if reversal.order not in asked:
                 asked.add(reversal.order)
                 queue.append(reversal)
-    return Search(None, Proof(True, runs, f"all {len(seen)} traces were run, none is shorter"))
+    detail = f"all {len(seen)} traces were run, none is shorter"
+    if case.deaths:
+        return Search(None, Proof(False, runs, f"{detail} with the deaths where they are"))
+    return Search(None, Proof(True, runs, detail))
 
 
 def shortest_by_states(
@@ -79,10 +83,10 @@ def shortest_by_states(
     """The same by visiting every state in the order of deliveries; None if that shows nothing.
 
     Every order and every choice of the hardware is tried, so the first breach of the rule that is
-    met has the fewest deliveries.  There are no faults in such a search, and only rules whose
-    memory is part of a state can be looked for.
+    met has the fewest deliveries.  There are no faults and no deaths in such a search, and only
+    rules whose memory is part of a state can be looked for.
     """
-    if case.faults or target.rule not in RULES:
+    if case.faults or case.deaths or target.rule not in RULES:
         return None
     ends = time.monotonic() + seconds_max
     spec = replace(case.spec, chaos=None)

@@ -14,7 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.explain import Cure, Explanation, Missed, Ordering, Spot
+from explorer.explain import Cure, Explanation, Missed, Ordering
+from explorer.explain_deaths import Fate
+from explorer.spots import Spot
 from explorer.timeline import DECISIVE, DETAIL, ESSENTIAL, Row
 from protocol.envelope import BROKER, REPLY_MARK
 from report import words
@@ -126,8 +128,9 @@ def chosen_rows(rows: Sequence[Row], weight: int) -> list[Row]:
 
 def titles(explanation: Explanation, rows: Iterable[Row]) -> dict[str, str]:
     """Column -> ``cpu0 (move_pages)``: the node, and what it was asked to do in these rows."""
-    nodes = {program.name: program.node for program in explanation.case.programs}
-    cpus = explanation.case.spec.world.cpus
+    case = explanation.case
+    nodes = {program.name: program.node for program in (*case.programs, *case.aftermath)}
+    cpus = case.spec.world.cpus
     doing: dict[str, list[str]] = {}
     for row in rows:
         mine = nodes.get(row.operation.rpartition("/")[0]) == row.party
@@ -170,6 +173,7 @@ def _line(mark: str, columns: Sequence[str], room: int, texts: dict[str, str]) -
 def _reasons(explanation: Explanation, width: int) -> list[str]:
     return [
         *_orderings(explanation.orderings, explanation.races, width),
+        *(line for fate in explanation.deaths for line in _wrap(_fate(fate), width)),
         *_swap(explanation, width),
         *_owed(explanation, width),
         *_cures(explanation.cures, explanation.contradictory, width),
@@ -192,6 +196,18 @@ def _orderings(orderings: Sequence[Ordering], races: int, width: int) -> list[st
     if len(counts) > ORDERINGS_SHOWN_MAX:
         lines.append(f"- and {len(counts) - ORDERINGS_SHOWN_MAX} more")
     return lines
+
+
+def _fate(fate: Fate) -> str:
+    after = "before anything else" if fate.after is None else f"after {spot(fate.after)}"
+    if not fate.necessary:
+        return (
+            f"The death of {fate.node} {after} is not necessary: left out, it fails all the same."
+        )
+    return (
+        f"The death of {fate.node} {after} is necessary: without it all of "
+        f"{words.many(fate.runs, 'way')} to go on passed."
+    )
 
 
 def _spots(first: Spot, second: Spot) -> tuple[str, str]:
@@ -315,6 +331,7 @@ def as_dict(explanation: Explanation) -> dict[str, Any]:
         "rows": [_row_dict(row) for row in e.rows],
         "races_reversed": e.races,
         "necessary": msgspec.to_builtins(e.orderings),
+        "deaths": msgspec.to_builtins(e.deaths),
         "swap": None if e.swap is None else msgspec.to_builtins(e.swap),
         "missed": msgspec.to_builtins(e.missed),
         "cures": msgspec.to_builtins(e.cures),

@@ -48,9 +48,10 @@ def minimized_text(found: Minimized, file: str) -> str:
 def size_text(size: Size) -> str:
     """``4 operations, 4 nodes, 131 deliveries, 2 switches``."""
     faults = f", {words.many(size.faults, 'fault')}" if size.faults else ""
+    deaths = f", {words.many(size.deaths, 'death')}" if size.deaths else ""
     return (
-        f"{words.many(size.operations, 'operation')}, {words.many(size.nodes, 'node')}{faults}, "
-        f"{words.many(size.deliveries, 'delivery', 'deliveries')}, "
+        f"{words.many(size.operations, 'operation')}, {words.many(size.nodes, 'node')}{faults}"
+        f"{deaths}, {words.many(size.deliveries, 'delivery', 'deliveries')}, "
         f"{words.many(size.switches, 'switch', 'switches')}"
     )
 

@@ -193,6 +193,10 @@ def _fill(values: Values, _: Row) -> str:
     return f"{values['cache']} filled: {describe(values['pte'])}"
 
 
+def _killed(_: Values, row: Row) -> str:
+    return f"killed: {operation_text(row.operation_kind)}"
+
+
 def _begin(values: Values, row: Row) -> str:
     kind = row.operation_kind
     if kind in _ACCESSES:
@@ -276,6 +280,8 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "InvalidateBegin": _dropped,
     "InvalidateDone": lambda values, _: f"{values['cache']} invalidation done",
     "FaultRetry": lambda values, _: f"retry ({values['why']})",
+    "Killed": _killed,
+    "Gone": _says("gone"),
     "Repeated": _again,
     "WalkDiscarded": _says("walk discarded, it overlapped an invalidation"),
 }

@@ -21,7 +21,7 @@ from broker.simulator import Simulator
 from explorer import schedule_file, session
 from explorer.outcome import HELD, INCONCLUSIVE, Outcome
 from nodes.build import build_all
-from nodes.world import Unit, World
+from nodes.world import Link, Unit, World
 from oracle.oracle import Oracle
 from protocol.envelope import BROKER, Envelope, Handled
 from protocol.errors import UserError
@@ -388,6 +388,8 @@ def test_what_dies_how() -> None:
         "memory": "vital", "cpu0": "vital", "cpu1": "vital", "iommu0": "vital",
         "device0": "device", "kvm0": "kvm", "vcpu0": "vcpu",
     }  # fmt: skip
+    links = msgspec.structs.replace(world, links=(Link("ocxl0", (worlds.MM,), "cpu0"),))
+    assert kind_of("ocxl0", links) == "vital"
 
 
 @pytest.mark.parametrize(
@@ -425,7 +427,9 @@ def test_stress_refuses_to_kill_who_is_not_there(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_a_death_is_no_schedule_file(tmp_path: Path) -> None:
+def test_a_run_with_a_death_is_a_case(tmp_path: Path) -> None:
     session.simulate(spec_of(1, kill("device0", 200)).save(tmp_path), tmp_path)
-    with pytest.raises(UserError, match="chaos killed device0 in it"):
-        schedule_file.case_of_run(tmp_path)
+    case, played = schedule_file.case_of_run(tmp_path)
+    assert [(death.node, played.order.index(death.after)) for death in case.deaths] == [
+        ("device0", 199)
+    ]

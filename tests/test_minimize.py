@@ -114,7 +114,7 @@ def test_a_schedule_that_no_longer_fits_says_where(small: Minimized, tmp_path: P
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [
-        ("format = 1", "format = 2", "format"),
+        ("format = 1", "format = 3", "format"),
         ("format = 1", "format = 1\nextra = 1", "unknown key 'extra'"),
         ("order = '''\n", "order = '''\ncpu0/0\ncpu0/0\n", "twice"),
         ('arch = "x86"', 'arch = "sparc"', "run"),
