@@ -22,6 +22,7 @@ from broker.counts import Counts
 from broker.deaths import Deaths, Killing, peer_gone
 from broker.programs import Feeder
 from protocol.envelope import BROKER, REPLY_MARK, Envelope, request_id
+from protocol.trace import Ending
 
 Channel = tuple[str, str] | str
 
@@ -103,10 +104,10 @@ class Exchange:
         self._recorded = recorded
         self._plain = chaos is None and not recorded
         self.feeder, self.chaos = feeder, chaos
-        self._gates = chaos.gates if isinstance(chaos, Gated) else None
+        self._gates = chaos.gates if chaos is not None and isinstance(chaos, Gated) else None
         self.deaths: Deaths | None = None
         """Who is dying and dead, if anybody can die."""
-        if isinstance(chaos, Killing) and chaos.kills.world is not None:
+        if chaos is not None and isinstance(chaos, Killing) and chaos.kills.world is not None:
             self.deaths = Deaths(chaos.kills, chaos.kills.world, feeder)
         self._gated: list[Envelope] = []
         """Firsts of their channels that a closed gate stops."""
@@ -114,7 +115,6 @@ class Exchange:
         """The number of the last delivery."""
         self.heads: list[Envelope] = []
         """Deliverable now; each is the first of its channel."""
-        self.pending = 0
         self.counts = Counts()
         self._followers: dict[Channel, deque[Envelope] | None] = {}
         self._blocked: dict[Channel, Envelope] = {}
@@ -153,7 +153,6 @@ class Exchange:
                 if envelope.dst != BROKER:
                     heads.append(envelope)  # the only one of its channel
                 else:
-                    self.pending -= 1
                     self._consume(envelope, n)
             else:
                 self.requests[envelope.id] = envelope
@@ -163,7 +162,6 @@ class Exchange:
                 else:
                     channels[channel] = None
                     heads.append(envelope)
-        self.pending += len(messages)
         self.counts.sent += len(messages)
 
     def _release_under_chaos(self, n: int, messages: list[Envelope]) -> None:
@@ -200,7 +198,6 @@ class Exchange:
             self.requests[envelope.id] = envelope
         if self.chaos is None:
             if not request:  # nothing is repeated, so it is the only one of its channel
-                self.pending += 1
                 self.heads.append(envelope)
                 return
         else:
@@ -258,7 +255,6 @@ class Exchange:
         heapq.heappush(self._later, (self.number + after, self._order, envelope))
 
     def _enqueue(self, envelope: Envelope) -> None:
-        self.pending += 1
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
         if channel not in self._followers:
             self._followers[channel] = None
@@ -284,7 +280,6 @@ class Exchange:
         if last is not envelope:
             heads[index] = last
         self.number = self.number + 1 if number is None else number
-        self.pending -= 1
         self.counts.delivered += 1
         chaos = self.chaos
         if envelope.id[-1] == REPLY_MARK:
@@ -407,7 +402,6 @@ class Exchange:
 
     def _cannot_arrive(self, envelope: Envelope) -> None:
         """A message to a dead node, or lost with a device: whoever waits for a reply gets one."""
-        self.pending -= 1
         self.counts.undeliverable += 1
         self._doubled.pop((envelope.id, envelope.causes), None)
         # A duplicate came after its original, which is answered; other copies make up for a loss.
@@ -430,6 +424,17 @@ class Exchange:
         """
         open_ = (*self._all_pending(), *self.requests.values())
         return min((min(e.causes) for e in open_ if _binds(e)), default=self.number)
+
+    @property
+    def pending(self) -> int:
+        """How many messages were sent and not yet delivered, counted where they are."""
+        return sum(1 for _ in self._all_pending())
+
+    def ending(self) -> Ending:
+        """How things stand now."""
+        waiting = tuple((e.id, e.kind, e.src, e.dst) for e in self.requests.values())
+        complete = self.feeder.exhausted and not self.heads
+        return Ending(self.number, self.feeder.finished, complete, waiting)
 
     def _all_pending(self) -> Iterator[Envelope]:
         yield from self.heads

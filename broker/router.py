@@ -34,7 +34,6 @@ from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
 from protocol import codec, limits, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope
 from protocol.errors import PeerError
-from protocol.trace import Ending
 
 LAUNCHER = "launcher"
 """The name under which the launcher says hello; no node may have it."""
@@ -352,19 +351,12 @@ class Router:
             self.status = plan.UNBALANCED
         return Outcome(
             status=self.status,
-            ending=ending(exchange),
+            ending=exchange.ending(),
             counts=exchange.counts.as_dict() | {"pending": pending},
             rejected=self.rejected,
             chaos=chaos.report() if isinstance(chaos, plan.Reporting) else {},
             detail=self.detail,
         )
-
-
-def ending(exchange: Exchange) -> Ending:
-    """How things stand in an exchange."""
-    waiting = tuple((e.id, e.kind, e.src, e.dst) for e in exchange.requests.values())
-    complete = exchange.feeder.exhausted and not exchange.heads
-    return Ending(exchange.number, exchange.feeder.finished, complete, waiting)
 
 
 def _fields(frames: list[bytes]) -> list[Any]:

@@ -59,7 +59,7 @@ class Simulator:
             release(n, handled.messages)
             if observer is not None and observer(envelope, handled):
                 exchange.feeder.stop()
-        return self.ending()
+        return exchange.ending()
 
     def _reap(self) -> bool:
         """Let die who is to die by now; whether the run ends with that."""
@@ -67,13 +67,6 @@ class Simulator:
             if self.mourner is not None:
                 self.mourner(node)
         return self.exchange.deaths is not None and self.exchange.deaths.ended_by != ""
-
-    def ending(self) -> Ending:
-        """How things stand now."""
-        exchange = self.exchange
-        waiting = tuple((e.id, e.kind, e.src, e.dst) for e in exchange.requests.values())
-        complete = exchange.feeder.exhausted and not exchange.heads
-        return Ending(exchange.number, exchange.feeder.finished, complete, waiting)
 
 
 def _always(_: str) -> bool:

@@ -41,7 +41,7 @@ SCHEDULES: Final = 1000
 """The budget if none is given."""
 SIGN_EVERY: Final = 7
 """One schedule of so many is signed; prime to the lengths of cycles: a fair sample of policies."""
-COLLECT_EVERY: Final = 64
+COLLECT_EVERY: Final = 4
 """Schedules between two collections of garbage; a world is a few thousand objects."""
 VIOLATIONS_KEPT: Final = 100
 """Different violations that an exploration lists."""

@@ -209,10 +209,7 @@ class Player:
         return way
 
     def _result(self, quiescent: bool) -> Played:
-        exchange = self.exchange
-        waiting = tuple((e.id, e.kind, e.src, e.dst) for e in exchange.requests.values())
-        complete = exchange.feeder.exhausted and not exchange.heads
-        ending = Ending(exchange.number, exchange.feeder.finished, complete, waiting)
+        ending = self.exchange.ending()
         self._judge(self.oracle.finish(ending, quiescent))
         return Played(
             tuple(self.order), self.choices, self.found, list(self.oracle.violations), ending,

@@ -148,9 +148,9 @@ def _simulate(
         with collector_at_rest():
             ending = simulator.run(deliveries_max)
     except ReplayDivergence as error:
-        status, detail, ending = "diverged", str(error), simulator.ending()
+        status, detail, ending = "diverged", str(error), exchange.ending()
     except KeyboardInterrupt:
-        status, detail, ending = "interrupted", "Ctrl-C", simulator.ending()
+        status, detail, ending = "interrupted", "Ctrl-C", exchange.ending()
     quiescent = status == "finished" and not exchange.heads
     how = _how_it_ended(status, quiescent)
     if exchange.deaths is not None and exchange.deaths.ended_by:

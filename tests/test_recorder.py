@@ -26,7 +26,6 @@ from broker.recorder import (
     read_record,
     read_schedule,
 )
-from broker.router import ending as ending_of
 from broker.schedules import Arrival, RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
 from nodes.journal import Journal, JournalReader, journal_path
@@ -108,7 +107,7 @@ def pipelined(directory: Path, seed: int, rules: ChaosRules, schedule: Schedule)
             name = chance.choice(back)
             exchange.release(in_flight[name].popleft(), handled[name].popleft().messages)
     assert dispatch.status == QUIESCENT, dispatch.detail
-    ending = ending_of(exchange)
+    ending = exchange.ending()
     recorder.close(Outcome(QUIESCENT, ending, exchange.counts.as_dict()))
     assert exchange.counts.balance(exchange.pending) == 0
     return ending
