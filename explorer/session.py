@@ -327,7 +327,7 @@ def check(source: Path) -> Outcome:
     """The oracle alone on a saved run, whole or cut short.  Raises ``UserError``."""
     began = time.monotonic()
     spec = RunSpec.load(source)
-    watch = Watch(spec)
+    watch = Watch(spec, spec.programs())
     with closing(Follower(source, spec.world.nodes())) as follower:
         watch.rest_of(follower)
         result = follower.outcome

@@ -22,17 +22,19 @@ from protocol.records import Access
 class Replaced:
     """A page whose frame was replaced, and the first store to the new one."""
 
-    __slots__ = ("before", "change", "ended", "index", "new", "op_id", "stored", "word")
+    __slots__ = ("before", "change", "ended", "index", "new", "op_id", "serial", "stored", "word")
 
-    def __init__(self, change: Change, new: int) -> None:
-        self.change, self.new = change, frame_of(new)
+    def __init__(self, change: Change, new: int, serial: int) -> None:
+        self.change, self.new, self.serial = change, frame_of(new), serial
         self.stored: Event | None = None
         self.op_id, self.word = "", -1
         """The operation of the first store, and its word."""
         self.index = self.ended = 0
         """Where and when that operation ended; 0: it has not."""
-        self.before: tuple[Replaced, ...] = ()
-        """Pages whose first store happens before this page's."""
+        self.before: frozenset[int] = frozenset()
+        """Serials of those whose first store happens before this page's.
+
+        Numbers, because each of them has such a set of its own, back to the first of the run."""
 
     def known_in(self, row: Row) -> bool:
         """Whether the end of the first store's operation happens before the delivery of row."""
@@ -48,15 +50,17 @@ class Coherence:
         """Those followed; nothing is to be told to this rule before there is one."""
         self.stores: dict[str, list[Replaced]] = {}
         """Operation in flight -> pages to which it was the first to store."""
-        self._issued: dict[str, tuple[Replaced, ...]] = {}
+        self._issued: dict[str, frozenset[int]] = {}
         """Access in flight to a page replaced -> the stores that happen before its issue."""
+        self._serial = 0
         self._seen: dict[str, list[Replaced]] = {}
         """Program -> pages of which it has read the new content."""
 
     def replaced(self, change: Change, new: int) -> None:
         """An operation maps another frame where it took one away."""
         self.pages.pop(change.page, None)
-        self.pages[change.page] = Replaced(change, new)
+        self._serial += 1
+        self.pages[change.page] = Replaced(change, new, self._serial)
         if len(self.pages) > ORACLE_REPLACED_KEPT:
             del self.pages[next(iter(self.pages))]
 
@@ -64,12 +68,12 @@ class Coherence:
         """An access goes out through a translation."""
         page = self.pages.get(fill.read.page)
         if page is not None and page.stored is None:
-            known = (other for other in self.pages.values() if other.known_in(row))
-            self._issued[access] = tuple(known)
+            followed = self.pages.values()
+            self._issued[access] = frozenset(p.serial for p in followed if p.known_in(row))
 
     def accessed(self, fill: Cached, record: Access, op_id: str, event: Event) -> None:
         """It reached memory."""
-        before = self._issued.pop(event.id, ()) if self._issued else ()
+        before = self._issued.pop(event.id, frozenset())
         page = self.pages.get(fill.read.page)
         if page is None:
             return
@@ -89,7 +93,7 @@ class Coherence:
         self._seen[program] = kept if page in kept else [*kept, page]
 
     def _read_old(self, fill: Cached, page: Replaced, program: str, event: Event) -> None:
-        later = next((b for b in self._seen.get(program, ()) if page in b.before), None)
+        later = next((b for b in self._seen.get(program, ()) if page.serial in b.before), None)
         if later is not None and "S7" not in fill.reported:
             fill.reported.add("S7")
             self.found.append(_report(fill, page, later, event))
