@@ -70,19 +70,20 @@ async def shrink_inactive_list(cpu: Processor, pages: int, current: str) -> tupl
     isolated = await cpu.mem(IsolateLru(pages))
     folios, ubc = isolated.frames, TlbUbc(current)
     free: list[int] = []
+    kept: list[int] = []
     for folio in folios:
         shrink = _shrink_file_folio if folio in isolated.files else _shrink_anon_folio
-        if (await cpu.mem(FolioTrylock(folio))).value and await shrink(cpu, ubc, folio):
-            free.append(folio)
-        else:
-            await cpu.mem(PutbackLru(folio))
-            await gup.put_page(cpu, folio)
+        freed = (await cpu.mem(FolioTrylock(folio))).value and await shrink(cpu, ubc, folio)
+        (free if freed else kept).append(folio)
     await _free_folios(cpu, ubc, free)
+    for folio in kept:
+        await cpu.mem(PutbackLru(folio))
+        await gup.put_page(cpu, folio)
     return len(folios), len(free)
 
 
 async def _free_folios(cpu: Processor, ubc: TlbUbc, free: list[int]) -> None:
-    """The end of ``shrink_folio_list``: flush, then free.
+    """The end of ``shrink_folio_list``: flush, then free; what is kept goes back only after it.
 
     cpu0 (reclaim)                      any agent
     entries cleared, flush deferred     (holds a copy)
