@@ -211,16 +211,19 @@ def cut_while_reclaimed(seed: int) -> tuple[Program, ...]:
     )
 
 
+@pytest.mark.parametrize("first", range(0, 100, 20))
 @pytest.mark.parametrize(("release", "arch", "switches"), KERNELS)
-def test_truncation_beside_reclaim(release: str, arch: str, switches: dict[str, object]) -> None:
+def test_truncation_beside_reclaim(
+    release: str, arch: str, switches: dict[str, object], first: int
+) -> None:
     covered = Counter[str]()
-    for seed in range(100):
+    for seed in range(first, first + 20):
         here = file_world(release, arch, switches)
         oracle, _, complete = run(here, cut_while_reclaimed(seed), seed)
         assert complete
         assert not oracle.violations, [v.text() for v in oracle.violations]
         covered.update(oracle.statistics.covered)
-    assert covered["file_page_reclaimed"] > 20
+    assert covered["file_page_reclaimed"] > 4
     assert covered["file_page_kept"]
     assert covered["filemap_fault_truncated"]
 
