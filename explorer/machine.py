@@ -26,6 +26,7 @@ from protocol.pte import hw_present
 from protocol.records import (
     Access,
     Evict,
+    FilePageWritten,
     Fill,
     FlushDeferred,
     FrameCopied,
@@ -148,7 +149,7 @@ def rival_bits(judged: int) -> int:
 
 _ORDERED: Final[Mapping[type[Record], int]] = {
     **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter), CLOSES),
-    **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, Invalidation), DUE),
+    **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, FilePageWritten, Invalidation), DUE),
     Access: REACHES,
     PermissionFault: REACHES | REFUSED,
     PteChange: DECIDES,

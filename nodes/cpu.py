@@ -16,6 +16,7 @@ from nodes.kernel import (
     mmap,
     mprotect,
     mremap,
+    page_writeback,
     truncate,
     vmscan,
 )
@@ -252,6 +253,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.OcxlAttach: lambda c, o: ocxl_context_attach(c, o.mm, o.link),
     op.OcxlDetach: lambda c, o: ocxl_context_detach(c, o.mm, o.link),
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
+    op.Writeback: lambda c, o: page_writeback.write_cache_pages(c, o.file),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
     op.KvmAddMemslot: lambda c, o: kvm_main.kvm_vm_ioctl_set_memory_region(

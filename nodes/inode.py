@@ -1,21 +1,24 @@
-"""What memory keeps of files: ``struct address_space`` with its page cache and ``i_mmap``."""
+"""What memory keeps of files: ``struct address_space`` with page cache and ``i_mmap``; the disk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from nodes.driver import Handler, Port
+from nodes.locks import LockWord
 from nodes.node import Node
 from nodes.world import World
 from protocol.envelope import Envelope
-from protocol.limits import ULONG_MAX
+from protocol.limits import PAGE_SHIFT, ULONG_MAX
 from protocol.messages import filemap as fm
 from protocol.messages import memory as m
 from protocol.messages.base import Ack, Message
 from protocol.messages.filemap import FileVma
 from protocol.ranges import overlaps
+from protocol.records import FilePageDropped, FilePageRead, FilePageWritten, FileSized
 
 
 class Inode(msgspec.Struct):
@@ -26,6 +29,12 @@ class Inode(msgspec.Struct):
     """Index of a page -> its frame (``i_pages``)."""
     i_mmap: list[FileVma] = []
     """VMAs that map it, oldest first."""
+    disk: dict[int, dict[int, int]] = {}
+    """Index of a page -> its words as last written back; a page that is not here is a hole."""
+
+    def holds(self, index: int) -> bool:
+        """Whether the page is before the end of the file."""
+        return index << PAGE_SHIFT < self.size
 
 
 def parts_of(vmas: list[FileVma], start: int, end: int) -> tuple[FileVma, ...]:
@@ -54,11 +63,16 @@ def without(vmas: list[FileVma], mm: str, start: int, end: int) -> list[FileVma]
 
 
 def _part(vma: FileVma, start: int, end: int) -> FileVma:
-    return FileVma(vma.mm, start, end, vma.offset + start - vma.start)
+    return msgspec.structs.replace(
+        vma, start=start, end=end, offset=vma.offset + start - vma.start
+    )  # fmt: skip
 
 
 class Files(Node):
     """The part of the ``memory`` node that answers about files; the locks are with the others."""
+
+    frames: list[Any]
+    locks: dict[tuple[str, str | int], Any]
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)
@@ -72,7 +86,18 @@ class Files(Node):
             fm.FileSizeLoad: self.file_size_load, fm.FileSizeStore: self.file_size_store,
             fm.ImmapInsert: self.i_mmap_insert, fm.ImmapRemove: self.i_mmap_remove,
             fm.ImmapWalk: self.i_mmap_walk,
+            fm.FolioMapping: self.folio_mapping, fm.RemoveMapping: self.remove_mapping,
+            fm.ReadFolio: self.read_folio, fm.WritePage: self.writepage,
+            fm.TruncateBlocks: self.truncate_blocks,
         }  # fmt: skip
+
+    def put(self, number: int) -> None:
+        """Drop a reference to a frame; free it with the last one."""
+        raise NotImplementedError
+
+    def allocated(self, frame: int) -> None:
+        """The youngest page of the LRU list."""
+        raise NotImplementedError
 
     def _inode(self, file: str) -> Inode:
         return self.inodes.setdefault(file, Inode())
@@ -81,14 +106,79 @@ class Files(Node):
         """The frame at a page of a file."""
         return m.FrameNumber(self._inode(message.file).pages.get(message.index, -1))
 
-    def page_cache_add(self, message: fm.PageCacheAdd, _: Envelope) -> m.FrameNumber:
-        """Put a frame into the page cache unless there is one."""
-        pages = self._inode(message.file).pages
-        return m.FrameNumber(pages.setdefault(message.index, message.frame))
+    def page_cache_add(self, message: fm.PageCacheAdd, envelope: Envelope) -> m.FrameNumber:
+        """Put a frame into the page cache, locked, unless there is one."""
+        found = self._inode(message.file).pages.setdefault(message.index, message.frame)
+        if found == message.frame:
+            folio = self.frames[found]
+            folio.mapping, folio.index = message.file, message.index
+            word = self.locks.setdefault(("folio_lock", found), LockWord())
+            if not word.held:  # of a new page it never is, unless memory is corrupt
+                word.acquire(envelope.id)
+            self.port.touch(("page", found))
+            self.port.touch(("folio_lock", found))
+            self.allocated(found)
+        return m.FrameNumber(found)
 
     def page_cache_remove(self, message: fm.PageCacheRemove, _: Envelope) -> m.FrameNumber:
         """Take a frame out of the page cache."""
-        return m.FrameNumber(self._inode(message.file).pages.pop(message.index, -1))
+        frame = self._inode(message.file).pages.pop(message.index, -1)
+        if frame >= 0:
+            self._unmapped(frame)
+            self.port.touch(("lru",))  # reclaim passes over it from here on
+        return m.FrameNumber(frame)
+
+    def _unmapped(self, frame: int) -> None:
+        """``folio->mapping = NULL``."""
+        self.frames[frame].mapping = ""
+        self.port.touch(("page", frame))
+
+    def folio_mapping(self, message: fm.FolioMapping, _: Envelope) -> fm.FolioMappingWord:
+        """Which page of which file it is."""
+        folio = self.frames[message.frame]
+        return fm.FolioMappingWord(folio.mapping, folio.index)
+
+    def remove_mapping(self, message: fm.RemoveMapping, _: Envelope) -> m.Flag:
+        """Out of the page cache, if the other reference is the caller's and it is clean."""
+        folio = self.frames[message.frame]
+        self.port.touch(("page", message.frame))
+        if folio.refs != 2 or folio.dirty:
+            return m.Flag(False)
+        self._inode(message.file).pages.pop(message.index, None)
+        self._unmapped(message.frame)
+        self.port.emit(FilePageDropped(message.frame, message.file, message.index))
+        self.put(message.frame)
+        return m.Flag(True)
+
+    # -- the disk --------------------------------------------------------------------------
+
+    def read_folio(self, message: fm.ReadFolio, _: Envelope) -> Ack:
+        """From the disk; beyond the end of the file there is nothing."""
+        inode = self._inode(message.file)
+        self.port.touch(("disk", message.file, message.index), "read")
+        self.port.touch(("i_size", message.file), "read")
+        words = inode.disk.get(message.index, {}) if inode.holds(message.index) else {}
+        self.frames[message.frame].words = dict(words)
+        self.port.emit(FilePageRead(message.frame, message.file, message.index))
+        return Ack()
+
+    def writepage(self, message: fm.WritePage, _: Envelope) -> Ack:
+        """To the disk, unless the file ends before it."""
+        inode = self._inode(message.file)
+        self.port.touch(("word", message.frame), "read")
+        self.port.touch(("i_size", message.file), "read")
+        if inode.holds(message.index):
+            inode.disk[message.index] = dict(self.frames[message.frame].words)
+            self.port.emit(FilePageWritten(message.frame, message.file, message.index))
+        return Ack()
+
+    def truncate_blocks(self, message: fm.TruncateBlocks, _: Envelope) -> Ack:
+        """Drop the end of a file."""
+        inode = self._inode(message.file)
+        inode.disk = {index: w for index, w in inode.disk.items() if index < message.index}
+        return Ack()
+
+    # -- size and mappings -----------------------------------------------------------------
 
     def page_cache_next(self, message: fm.PageCacheNext, _: Envelope) -> m.Count:
         """The next page of a file that is in the cache."""
@@ -102,6 +192,7 @@ class Files(Node):
     def file_size_store(self, message: fm.FileSizeStore, _: Envelope) -> Ack:
         """Set the size of a file."""
         self._inode(message.file).size = message.size
+        self.port.emit(FileSized(message.file, message.size))
         return Ack()
 
     def i_mmap_insert(self, message: fm.ImmapInsert, _: Envelope) -> Ack:

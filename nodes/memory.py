@@ -53,6 +53,9 @@ class Frame(msgspec.Struct):
     """``PageDirty``: what entries and shadow entries that are gone have said."""
     swapbacked: bool = True
     """``PageSwapBacked``; not for a page of ``MADV_FREE``."""
+    mapping: str = ""
+    """``page->mapping``: the file in whose page cache it is."""
+    index: int = -1
 
 
 class MmStruct(msgspec.Struct):
@@ -101,6 +104,7 @@ class Memory(Swap):
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
             m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
+            fm.InodeLock: self.inode_lock, fm.InodeUnlock: self.inode_unlock,
             fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
             **self.file_handlers(), **self.swap_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
@@ -280,6 +284,14 @@ class Memory(Swap):
     def anon_vma_unlock(self, message: m.AnonVmaUnlock, _: Envelope) -> Ack:
         """Release the rmap lock."""
         return self._release(("anon_vma", message.mm))
+
+    def inode_lock(self, message: fm.InodeLock, envelope: Envelope) -> Ack | None:
+        """Grant a file's own lock, now or in turn."""
+        return self._acquire(("i_rwsem", message.file), envelope.id, True)
+
+    def inode_unlock(self, message: fm.InodeUnlock, _: Envelope) -> Ack:
+        """Release a file's own lock."""
+        return self._release(("i_rwsem", message.file))
 
     def i_mmap_lock(self, message: fm.ImmapLock, envelope: Envelope) -> Ack | None:
         """Grant a file's rmap lock, now or in turn."""

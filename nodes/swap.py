@@ -16,7 +16,7 @@ from protocol.errors import EmulatorError
 from protocol.messages import memory as m
 from protocol.messages import swap as s
 from protocol.messages.base import Ack, Message
-from protocol.records import PageRead, PageWritten
+from protocol.records import FilePageDirtied, PageRead, PageWritten
 
 
 class Slot(msgspec.Struct):
@@ -27,21 +27,24 @@ class Slot(msgspec.Struct):
     cached: int = -1
 
 
+def _evictable(folio: Any) -> bool:
+    """Whether reclaim has something to do with a page of the list."""
+    return bool(folio.rmap) if folio.anon else bool(folio.mapping)
+
+
 class Swap(Files):
     """Answers the messages of ``protocol.messages.swap``."""
 
-    frames: list[Any]
     free: list[int]
-    locks: dict[tuple[str, str | int], Any]
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)
         self.slots: dict[int, Slot] = {}
         self.next_slot = 1
         self.lru: list[int] = []
-        """Anonymous pages, longest unused first; may name frames that are free by now."""
+        """Anonymous pages and those of page caches, longest unused first; may name free frames."""
         self.isolated = 0
-        """Pages that reclaim has taken off the list (``NR_ISOLATED_ANON``)."""
+        """Pages that reclaim has taken off the list (``NR_ISOLATED_ANON``, ``_FILE``)."""
         self.throttled: tuple[str, ...] = ()
         """Requests that wait until one of them is freed or put back."""
         self.batched: dict[str, int] = {}
@@ -53,6 +56,7 @@ class Swap(Files):
             s.FolioTrylock: self.folio_trylock, s.AddToSwap: self.add_to_swap,
             s.FolioFlags: self.folio_flags, s.FolioRefCount: self.folio_ref_count,
             s.FolioMarkDirty: self.folio_mark_dirty, s.FolioClearDirty: self.folio_clear_dirty,
+            s.FolioTestClearDirty: self.folio_test_clear_dirty,
             s.FolioMarkLazyfree: self.folio_mark_lazyfree,
             s.FolioSetSwapbacked: self.folio_set_swapbacked,
             s.FolioFreeSwap: self.folio_free_swap,
@@ -66,23 +70,19 @@ class Swap(Files):
             s.TlbBatchedCmpxchg: self.batched_cmpxchg,
         }  # fmt: skip
 
-    def put(self, number: int) -> None:
-        """Drop a reference to a frame; free it with the last one."""
-        raise NotImplementedError
-
     # -- the LRU list ----------------------------------------------------------------------
 
     def allocated(self, frame: int) -> None:
-        """An anonymous page: the youngest of the list."""
+        """The youngest page of the list."""
         if frame in self.lru:
             self.lru.remove(frame)
         self.lru.append(frame)
         self.port.touch(("lru",))
 
     def isolate_lru(self, message: s.IsolateLru, _: Envelope) -> s.Folios:
-        """Take mapped pages off the list, with a reference each."""
+        """Take mapped anonymous pages and pages of files off the list, with a reference each."""
         frames = self.frames
-        taken = [f for f in self.lru if frames[f].refs > 0 and frames[f].anon and frames[f].rmap]
+        taken = [f for f in self.lru if frames[f].refs > 0 and _evictable(frames[f])]
         taken = taken[: message.count]
         for frame in taken:
             self.lru.remove(frame)
@@ -91,7 +91,7 @@ class Swap(Files):
         self.port.touch(("rmap",), "read")
         if taken:
             self._isolated(len(taken))
-        return s.Folios(tuple(taken))
+        return s.Folios(tuple(taken), tuple(f for f in taken if not frames[f].anon))
 
     def _isolated(self, delta: int) -> None:
         """Move the count; if it falls, whoever waits for that looks again."""
@@ -151,13 +151,22 @@ class Swap(Files):
 
     def folio_mark_dirty(self, message: s.FolioMarkDirty, _: Envelope) -> Ack:
         """Somebody has written, or may."""
-        self.frames[message.frame].dirty = True
+        folio = self.frames[message.frame]
+        folio.dirty = True
+        if folio.mapping:
+            self.port.emit(FilePageDirtied(message.frame))
         return Ack()
 
     def folio_clear_dirty(self, message: s.FolioClearDirty, _: Envelope) -> Ack:
         """What was written so far need not be kept."""
         self.frames[message.frame].dirty = False
         return Ack()
+
+    def folio_test_clear_dirty(self, message: s.FolioTestClearDirty, _: Envelope) -> m.Flag:
+        """What was written so far is about to be kept elsewhere."""
+        folio = self.frames[message.frame]
+        dirty, folio.dirty = folio.dirty, False
+        return m.Flag(dirty)
 
     def folio_mark_lazyfree(self, message: s.FolioMarkLazyfree, _: Envelope) -> Ack:
         """To the end of the list that is reclaimed first; not while reclaim has isolated it."""

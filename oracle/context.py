@@ -26,7 +26,7 @@ _TAKEN: Final = {"PtlLock~": "PtlLock", "MmuLock~": "MmuLock", "AtsdLock~": "Ats
 _FREED: Final = {"PtlUnlock": "PtlLock", "MmuUnlock": "MmuLock", "AtsdUnlock": "AtsdLock"}
 _SLEEP: Final = frozenset({
     "MmapLock", "FolioLock", "FolioWait", "AnonVmaLock", "ImmapLock", "MemslotAdd", "FrameAlloc",
-    "SynchronizeSrcu", "ReclaimThrottle", "SpaLock",
+    "SynchronizeSrcu", "ReclaimThrottle", "SpaLock", "InodeLock", "ReadFolio", "WritePage",
 })  # fmt: skip
 """Requests that may sleep: sleeping locks, memory (``GFP_KERNEL``), grace periods."""
 CONTEXT: Final = frozenset({*_TAKEN, *_FREED, *_SLEEP})

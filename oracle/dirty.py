@@ -6,8 +6,9 @@
                                         store the entry  [Required: dirty as it was found]
 
 The dirty bit stays with the entry; or it goes with the page when the same operation puts it
-elsewhere (a move, a migration entry, the copy of a migration); or the page is written before its
-frame is freed.  An operation that says that the content may go (``CLEANING``) may clear it.
+elsewhere (a move, a migration entry, the copy of a migration); or a page of a file says so itself;
+or the page is written before its frame is freed.  An operation that says that the content may go,
+or that it writes it (``CLEANING``), may clear it.  More of pages of files is in ``oracle.files``.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from protocol.pte import (
     takes_away,
 )
 
-CLEANING: Final = frozenset({"MadviseFree"})
-"""Operations after which nobody depends on the content any more."""
+CLEANING: Final = frozenset({"MadviseFree", "Writeback"})
+"""Operations after which nobody depends on the content of memory any more."""
 
 
 class _Taken:
@@ -101,6 +102,13 @@ class DirtyBits:
         """Reclaim drops a page unwritten."""
         for taken in self._taken.get(frame, ()):
             taken.discarded |= taken.page is page
+
+    def marked(self, op: Op, frame: int) -> None:
+        """The page of a file that the operation has unmapped says that it is dirty."""
+        if frame in self._taken:
+            kept = [taken for taken in self._taken.pop(frame) if taken.op is not op]
+            if kept:
+                self._taken[frame] = kept
 
     def copied(self, op: Op, source: int, target: int) -> None:
         """A copy that takes the place of the original is as dirty."""

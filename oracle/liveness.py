@@ -96,6 +96,7 @@ LOCKS = {
     "MmapLock~": ("MmapLock", True), "MmapUnlock": ("MmapLock", False),
     "FolioLock~": ("FolioLock", True), "FolioUnlock": ("FolioLock", False),
     "AnonVmaLock~": ("AnonVmaLock", True), "AnonVmaUnlock": ("AnonVmaLock", False),
+    "InodeLock~": ("InodeLock", True), "InodeUnlock": ("InodeLock", False),
     "ImmapLock~": ("ImmapLock", True), "ImmapUnlock": ("ImmapLock", False),
     "MmuLock~": ("MmuLock", True), "MmuUnlock": ("MmuLock", False),
     "SpaLock~": ("SpaLock", True), "SpaUnlock": ("SpaLock", False),

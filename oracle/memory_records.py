@@ -119,6 +119,18 @@ class MemoryRecords:
         self.obligations.page_written(self._op(), record.frame, event, self._row)
         self.memory_rules.written(record, self._op(), event)
 
+    def _file_page_written(self, record: r.FilePageWritten) -> None:
+        event = self._event(f"frame {record.frame:#x} written to {record.file}")
+        self.obligations.page_written(self._op(), record.frame, event, self._row)
+        self.memory_rules.file_written(record)
+
+    def _file_page_dirtied(self, record: r.FilePageDirtied) -> None:
+        self.memory_rules.dirty.marked(self._op(), record.frame)
+
+    def _file_page_dropped(self, record: r.FilePageDropped) -> None:
+        event = self._event(f"frame {record.frame:#x} dropped from {record.file}")
+        self.memory_rules.files.dropped(record, event)
+
     def _page_discarded(self, record: r.PageDiscarded) -> None:
         self.memory_rules.discarded(record, self._event("page discarded"))
 

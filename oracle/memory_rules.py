@@ -8,6 +8,7 @@ from __future__ import annotations
 from oracle.content import Content
 from oracle.dirty import DirtyBits
 from oracle.discards import Discards
+from oracle.files import FilePages
 from oracle.order import Row
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.stores import LostStores
@@ -25,10 +26,12 @@ class MemoryRules:
         self.content = Content(found)
         self.dirty = DirtyBits(found)
         self.successors = Successors(found)
+        self.files = FilePages(found)
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """A leaf entry changed."""
         self.dirty.changed(op, page, old, new, event)
+        self.files.changed(op, page, old, new, event)
         self.successors.changed(op, page, old, new, event)
         self.discards.changed(op, page)
         if not old:
@@ -49,6 +52,7 @@ class MemoryRules:
         self.successors.filled(frame)
         self.stores.freed(frame)
         self.dirty.freed(frame, event)
+        self.files.freed(frame)
 
     def copied(self, record: r.FrameCopied, op: Op, event: Event) -> None:
         """A frame was copied."""
@@ -75,11 +79,29 @@ class MemoryRules:
         self.content.read_in(record)
         self.successors.filled(record.frame)
 
+    def file_read(self, record: r.FilePageRead) -> None:
+        """A page of a file was read into a frame."""
+        self.content.file_read(record)
+        self.successors.filled(record.frame)
+        self.files.read_in(record)
+
+    def file_written(self, record: r.FilePageWritten) -> None:
+        """A frame was written to the disk."""
+        self.content.file_written(record)
+        self.dirty.written(record.frame)
+        self.files.written(record.frame)
+
+    def file_sized(self, record: r.FileSized) -> None:
+        """A file became longer or shorter."""
+        self.content.sized(record)
+        self.files.sized(record)
+
     def accessed(self, fill: Cached | None, record: r.Access, event: Event, row: Row) -> None:
         """A word was read or written, through a translation unless it was the kernel itself."""
         self.content.accessed(record, event)
         if fill is not None and record.write:
             self.stores.stored(fill, record.frame, event)
+            self.files.stored(fill, record.frame, event)
             self.discards.stored(fill, event, row)
 
     def ended(self, op: Op, n: int) -> None:

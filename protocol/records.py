@@ -79,6 +79,43 @@ class PageRead(Record, frozen=True):
     slot: int
 
 
+class FilePageRead(Record, frozen=True):
+    """What the disk has of a page of a file was read into ``frame``, which is in the page cache."""
+
+    frame: int
+    file: str
+    index: int
+
+
+class FilePageDirtied(Record, frozen=True):
+    """A page of a file says itself that it must be written, whatever becomes of its entries."""
+
+    frame: int
+
+
+class FilePageWritten(Record, frozen=True):
+    """The content of ``frame`` was written to the disk."""
+
+    frame: int
+    file: str
+    index: int
+
+
+class FilePageDropped(Record, frozen=True):
+    """Reclaim took ``frame`` out of the page cache: the disk alone has the page now."""
+
+    frame: int
+    file: str
+    index: int
+
+
+class FileSized(Record, frozen=True):
+    """A file has ``size`` bytes from here on; nobody needs what was beyond."""
+
+    file: str
+    size: int
+
+
 class PageDiscarded(Record, frozen=True):
     """Reclaim decided, under the lock of the entry at (mm, address), which is none by now, that a
     clean page of ``MADV_FREE`` needs no successor; by the processor that reclaims.

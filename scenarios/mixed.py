@@ -28,6 +28,7 @@ from scenarios.tables import Table, TomlTable, convert
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
+FILE: Final = "data"
 GUEST_BASE: Final = 0x7F00_0000_0000
 """Where the arena begins."""
 HEAP_BASE: Final = 0x5500_0000_0000
@@ -51,6 +52,10 @@ class Mix(TomlTable, frozen=True):
     """Move a slot onto another.  Up to v6.5 a device may write to the old place too late (S2)."""
     kswapd: Weight = 0
     """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3)."""
+    file: Weight = 0
+    """Map over what is mapped, a part of one file that all slots share, shared or private."""
+    writeback: Weight = 0
+    """Write that file back.  Up to v6.1 a store beside an unmap may be lost (S9)."""
 
 
 class Counts(TomlTable, frozen=True):
@@ -180,8 +185,9 @@ class CpuSteps:
             (mix.munmap, self._munmap), (mix.mprotect, self._mprotect),
             (mix.dontneed, self._dontneed), (mix.mmap, self._map_over),
             (mix.madvise_free, self._free), (mix.mremap, self._mremap),
+            (mix.file, self._map_file),
         ]  # fmt: skip
-        others = mix.touch + mix.migrate + mix.brk + mix.kswapd
+        others = mix.touch + mix.migrate + mix.brk + mix.kswapd + mix.writeback
         at = (number >> 8) % (sum(w for w, _ in weights) + others or 1)
         for weight, make in weights:
             if at < weight and mapped:
@@ -193,6 +199,8 @@ class CpuSteps:
             return self._brk(state, detail)
         if 0 <= at - mix.migrate - mix.brk < mix.kswapd:
             return ops.Kswapd(1 + detail % 4)
+        if 0 <= at - mix.migrate - mix.brk - mix.kswapd < mix.writeback:
+            return ops.Writeback(FILE)
         return self._touch(state, detail)
 
     def _span(self, slot: int, detail: int) -> tuple[int, int]:
@@ -210,6 +218,14 @@ class CpuSteps:
 
     def _map_over(self, state: _CpuState, slot: int, _: int) -> ops.Operation:
         return self._mmap(state, slot)
+
+    def _map_file(self, state: _CpuState, slot: int, detail: int) -> ops.Operation:
+        state.rights[slot] = "rw"
+        length = self.arena.options.pages * PAGE_SIZE
+        offset, shared = detail % 2 * PAGE_SIZE, detail % 3 > 0
+        return ops.Mmap(
+            self.arena.mm, self.arena.slot(slot), length, True, True, FILE, offset, shared
+        )  # fmt: skip
 
     def _munmap(self, state: _CpuState, slot: int, _: int) -> ops.Operation:
         del state.rights[slot]

@@ -105,7 +105,7 @@ def test_content_survives_a_pool_that_is_too_small_for_it() -> None:
 
 
 def killing() -> tuple[World, tuple[Program, ...]]:
-    """A file takes all frames of the pool; then two threads of a process, and another process."""
+    """Page tables take all frames of the pool; then come two threads of it, and another process."""
     here = World(
         kernel=preset("v6.6"),
         cpus=("cpu0", "cpu1"),
@@ -113,19 +113,19 @@ def killing() -> tuple[World, tuple[Program, ...]]:
         units=(Unit("iommu0", ("device0",), ("mm0",), "cpu1"),),
         frames=10,
     )
-    file = [op.Touch("mm0", page(n), True, n) for n in range(5)]
+    tables = [op.Touch("mm0", page(16 + 8 * n), False) for n in range(6)]
     cpu0: list[op.Operation] = [
-        op.Mmap("mm0", 0, page(8), True, True, "data", 0, True), *file,
+        op.Mmap("mm0", page(16), page(48), True, True), *tables,
         op.Mmap("mm0", page(8), page(8), True, True),
         *(op.Touch("mm0", page(8 + n), True, n) for n in range(4)),
     ]  # fmt: skip
-    cpu1 = [Step(op.Touch("mm0", page(12 + n), True, n), ("cpu0/6",)) for n in range(3)]
-    after = ("cpu0/10", "cpu1/2")
+    cpu1 = [Step(op.Touch("mm0", page(12 + n), True, n), ("cpu0/7",)) for n in range(3)]
+    after = ("cpu0/11", "cpu1/2")
     other = [
         Step(op.Mmap("mm1", 0, page(1), True, True), after),
         Step(op.Munmap("mm1", 0, page(1))),
     ]
-    device = [Step(op.Dma("mm0", page(8 + n), True, n), ("cpu0/6",)) for n in range(3)]
+    device = [Step(op.Dma("mm0", page(8 + n), True, n), ("cpu0/7",)) for n in range(3)]
     return here, (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
         Program("cpu1", "cpu1", cpu1),
@@ -157,7 +157,7 @@ def test_a_process_dies_when_nothing_can_be_reclaimed_and_the_others_go_on() -> 
         assert not oracle.violations, [v.text() for v in oracle.violations]
         assert oracle.statistics.oom_kills >= 1
         assert -12 in results.values()  # -ENOMEM for the thread that asked in vain ...
-        assert results["cpu0/10"] in (-4, -12)  # ... -EINTR for what its process does then
+        assert results["cpu0/11"] in (-4, -12)  # ... -EINTR for what its process does then
         assert (results["other/0"], results["other/1"]) == (0, 0)
 
 

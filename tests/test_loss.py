@@ -19,8 +19,10 @@ from nodes.world import World
 from oracle.oracle import Oracle
 from protocol.envelope import Envelope, Handled
 from protocol.messages import kinds as all_kinds
+from protocol.messages import program as op
 from protocol.messages.base import Request
 from protocol.trace import TraceStep
+from tests.file_programs import FILE, file_programs, file_world
 from tests.mm_programs import several_programs, several_world
 from tests.part_programs import link_programs, link_world, part_programs, part_world
 from tests.worlds import small_programs, small_world
@@ -45,6 +47,12 @@ def parts(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
     return part_world(arch), part_programs()
 
 
+def files(arch: str, seed: int) -> tuple[World, tuple[Program, ...]]:
+    """Several mms that share a file, which is written back, reclaimed and truncated."""
+    daemons = (op.Kswapd(3), op.Writeback(FILE))
+    return file_world("v6.6", arch, {}), file_programs(seed, 20, daemons, (1, 2, 4))
+
+
 def registers(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
     """Several mms that come and go at a link with registers."""
     assert arch == "ppc"
@@ -58,7 +66,7 @@ def bus(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
 
 
 MAKES: Final[dict[str, tuple[Make, ...]]] = {
-    "x86": (small, several), "arm64": (small, several, parts), "ppc": (registers, bus),
+    "x86": (small, several, files), "arm64": (small, several, parts), "ppc": (registers, bus),
 }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def locked(*asked: str, lock: str = "Ptl") -> Sequence[TraceStep]:
 
 SLEEPERS = (
     "MmapLock", "FolioLock", "FolioWait", "AnonVmaLock", "ImmapLock", "FrameAlloc", "MemslotAdd",
-    "ReclaimThrottle", "SpaLock", "SynchronizeSrcu",
+    "ReclaimThrottle", "SpaLock", "SynchronizeSrcu", "InodeLock", "ReadFolio", "WritePage",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,7 +312,7 @@ def test_mixed_does_every_operation() -> None:
     done = {type(s.operation) for steps in first(3, 400) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
     elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.KvmAddMemslot}
     elsewhere |= {ops.Kswapd, ops.MadviseFree, ops.Sigkill, ops.DeviceRemove, ops.KvmDestroyVm}
-    elsewhere |= {ops.AfuTouch, ops.OcxlAttach, ops.OcxlDetach}
+    elsewhere |= {ops.Writeback, ops.AfuTouch, ops.OcxlAttach, ops.OcxlDetach}
     assert done >= set(ops.Operation.__subclasses__()) - elsewhere
 
 
@@ -340,13 +341,15 @@ def test_mixed_runs_to_its_end_at_any_size(options: MixedOptions) -> None:
     assert records
 
 
-ALL_WEIGHTS = Mix(madvise_free=12, mremap=8, kswapd=8)
+ALL_WEIGHTS = Mix(madvise_free=12, mremap=8, kswapd=8, file=12, writeback=4)
 
 
 def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
     spec = mixed_run(KERNEL, 1, MixedOptions(mix=ALL_WEIGHTS))
     steps = [s.operation for p in spec.programs() for s in itertools.islice(p.steps, 300)]
-    assert {ops.MadviseFree, ops.Mremap, ops.Kswapd} <= {type(step) for step in steps}
+    told = {ops.MadviseFree, ops.Mremap, ops.Kswapd, ops.Writeback}
+    assert told <= {type(step) for step in steps}
+    assert any(isinstance(o, ops.Mmap) and o.file for o in steps)
     arena = 0x7F00_0000_0000 + 64 * PAGE_SIZE
     assert all(o.new_address < arena for o in steps if isinstance(o, ops.Mremap))
 
@@ -356,16 +359,17 @@ def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
     [("v6.6", "x86", 8), ("v6.6", "arm64", 8), ("v6.2", "x86", 0), ("v5.8", "x86", 0)],
 )
 def test_mixed_with_all_of_it_in_a_small_pool_holds(release: str, arch: str, mremap: int) -> None:
-    mix = Mix(madvise_free=12, mremap=mremap, kswapd=0 if arch == "arm64" else 2)
-    reclaimed = 0
+    mix = Mix(madvise_free=12, mremap=mremap, kswapd=0 if arch == "arm64" else 2, file=12)
+    covered = Counter[str]()
     for seed in range(6):
         spec = mixed_run(preset(release, arch), seed, MixedOptions(mix=mix), operations_max=120)
         world = msgspec.structs.replace(spec.world, frames=16)
         outcome = simulate(replace(spec, world=world))
         assert outcome.ending.complete
         assert not outcome.violations, [v.text() for v in outcome.violations]
-        reclaimed += outcome.verdict.how.statistics["covered"].get("direct_reclaim", 0)
-    assert reclaimed
+        covered.update(outcome.verdict.how.statistics["covered"])
+    assert covered["direct_reclaim"]
+    assert covered["file_page_reclaimed"]
 
 
 def test_mixed_without_weights_is_refused() -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from nodes.kernel import filemap, gup, page_alloc, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import ENOMEM
+from nodes.world import MEMORY
 from protocol import pte as ptes
+from protocol.messages.filemap import FolioMapping
 from protocol.messages.memory import (
+    FolioLock,
+    FolioUnlock,
     FrameAlloc,
     FrameCopy,
     PteLoad,
@@ -16,6 +20,7 @@ from protocol.messages.memory import (
     RmapAdd,
     Vma,
 )
+from protocol.messages.swap import FolioMarkDirty
 
 FILE_FLAGS = ptes.PRESENT | ptes.ACCESSED
 
@@ -36,6 +41,7 @@ async def do_fault(
     elif vma.shared:
         dirty = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
         result = await finish_fault(cpu, mm, address, table, ptes.make(frame, dirty))
+        await cpu.mem(FolioMarkDirty(frame))  # fault_dirty_shared_page
     else:
         result = await do_cow_fault(cpu, mm, address, table, frame)
     await filemap.unlock_and_put(cpu, frame)
@@ -65,3 +71,17 @@ async def finish_fault(cpu: Processor, mm: str, address: int, table: int, pte: i
         await cpu.mem(PteSet(table, index, pte))
     await cpu.mem(PtlUnlock(table))
     return 0
+
+
+async def do_page_mkwrite(cpu: Processor, file: str, frame: int) -> bool:
+    """``do_page_mkwrite``, with ``filemap_page_mkwrite``: locked and dirty; False: truncated.
+
+    The caller has a reference.  Locked, it is not written back between this and the change of the
+    entry.
+    """
+    await cpu.sleep(MEMORY, FolioLock(frame))
+    if (await cpu.mem(FolioMapping(frame))).file != file:
+        await cpu.mem(FolioUnlock(frame))
+        return False
+    await cpu.mem(FolioMarkDirty(frame))
+    return True

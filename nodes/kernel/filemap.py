@@ -15,6 +15,7 @@ from protocol.messages.filemap import (
     ImmapUnlock,
     PageCacheAdd,
     PageCacheLoad,
+    ReadFolio,
 )
 from protocol.messages.filemap import FileVma as Mapping
 from protocol.messages.memory import FolioLock, FolioUnlock, FrameAlloc, PageGet, Vma
@@ -42,12 +43,17 @@ async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:
 
 
 async def filemap_add_folio(cpu: Processor, mm: str, file: str, index: int) -> int:
-    """``page_cache_ra_unbounded`` for one page: read it in; with a reference, or -1: no memory."""
+    """``page_cache_ra_unbounded`` for one page: read it in; with a reference, or -1: no memory.
+
+    It is locked from the moment that others can find it until it has its content.
+    """
     frame = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("file"))
     if frame < 0:
         return -1
     await gup.get_page(cpu, frame)  # one for the cache, one for the caller
     if (await cpu.mem(PageCacheAdd(file, index, frame))).frame == frame:
+        await cpu.mem(ReadFolio(file, index, frame))
+        await cpu.mem(FolioUnlock(frame))
         return frame
     await gup.put_page(cpu, frame)
     await gup.put_page(cpu, frame)
@@ -57,8 +63,8 @@ async def filemap_add_folio(cpu: Processor, mm: str, file: str, index: int) -> i
 async def filemap_fault(cpu: Processor, mm: str, file: str, offset: int) -> int:
     """``filemap_fault``: the page at ``offset``, locked and with a reference; or -errno.
 
-    A page that was truncated while its lock was waited for is looked up again; beyond the end
-    of the file the fault is a SIGBUS.
+    A page that was truncated or reclaimed while its lock was waited for is looked up again; beyond
+    the end of the file the fault is a SIGBUS.
     """
     index = offset >> PAGE_SHIFT
     while offset < (await cpu.mem(FileSizeLoad(file))).value:
@@ -86,7 +92,7 @@ async def vma_link_file(cpu: Processor, mm: str, vma: Vma) -> None:
     """mm/mmap.c ``__vma_link_file``: the rmap finds the VMA from here on."""
     if vma.file:
         await cpu.sleep(MEMORY, ImmapLock(vma.file, True))
-        mapping = Mapping(mm, vma.start, vma.end, vma.offset)
+        mapping = Mapping(mm, vma.start, vma.end, vma.offset, vma.shared)
         await cpu.mem(ImmapInsert(vma.file, mapping))
         await cpu.mem(ImmapUnlock(vma.file))
 

@@ -45,7 +45,7 @@ async def madvise_dontneed(cpu: Processor, mm: str, address: int, length: int) -
     for vma in found.vmas:
         start, stop = max(vma.start, address), min(vma.end, end)
         covered += stop - start
-        await memory.zap_page_range_single(cpu, mm, start, stop)
+        await memory.zap_page_range_single(cpu, mm, vma.part(start, stop))
     await cpu.mem(MmapUnlock(mm))
     return 0 if covered == end - address else -ENOMEM
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nodes.kernel import (
@@ -23,9 +24,11 @@ from nodes.world import MEMORY
 from protocol import pte as ptes
 from protocol.events import MmuNotifierEvent
 from protocol.limits import PAGE_SIZE
+from protocol.messages.filemap import FileVma
 from protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
+    FolioUnlock,
     FolioWait,
     FrameAlloc,
     FrameCopy,
@@ -46,9 +49,14 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
-from protocol.messages.swap import SwapFree
+from protocol.messages.swap import FolioMarkDirty, SwapFree
 from protocol.ranges import page_of
 from protocol.records import Coverage
+
+Vmas = Sequence[Vma | FileVma]
+"""What is zapped; of interest is whether it is shared."""
+Mapped = tuple[int, int]
+"""A frame, and where it was mapped."""
 
 ZERO_PAGE = 0
 ANON_FLAGS = ptes.PRESENT | ptes.ACCESSED
@@ -174,33 +182,49 @@ async def _set(cpu: Processor, fault: VmFault, pte: int) -> None:
 
 
 async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
-    """``do_wp_page``: reuse a page that is ours alone, else copy."""
+    """``do_wp_page``: write to the page of the file, reuse a page that is ours alone, or copy."""
     await cpu.mem(PtlLock(fault.table))
     if await _load(cpu, fault) != fault.pte:
         await cpu.mem(PtlUnlock(fault.table))
         return 0
-    if not await _wp_can_reuse(cpu, fault):
-        if not fault.pte & ptes.SPECIAL:
-            await cpu.mem(PageGet(ptes.frame_of(fault.pte)))
+    frame, counted = ptes.frame_of(fault.pte), not fault.pte & ptes.SPECIAL
+    of_file = counted and bool(fault.vma.file)
+    cached = of_file and not (await cpu.mem(PageAnon(frame))).value
+    # reuse_swap_page to v5.16; wp_can_reuse_anon_folio also looks at references.
+    if counted and not cached and len((await cpu.mem(RmapWalk(frame))).places) == 1:
+        await wp_page_reuse(cpu, fault)
         await cpu.mem(PtlUnlock(fault.table))
-        return await wp_page_copy(cpu, fault)
-    await wp_page_reuse(cpu, fault)
+        await notify_upgrade(cpu, fault)
+        return 0
+    if counted:
+        await cpu.mem(PageGet(frame))
     await cpu.mem(PtlUnlock(fault.table))
-    await notify_upgrade(cpu, fault)
-    return 0
+    shared = cached and fault.vma.shared
+    return await (wp_page_shared if shared else wp_page_copy)(cpu, fault)
 
 
-async def _wp_can_reuse(cpu: Processor, fault: VmFault) -> bool:
-    """Whether the page need not be copied: of a shared mapping, or anonymous and mapped once.
+async def wp_page_shared(cpu: Processor, fault: VmFault) -> int:
+    """``wp_page_shared`` with ``finish_mkwrite_fault``: the caller took a reference.
 
-    (``reuse_swap_page`` to v5.16; ``wp_can_reuse_anon_folio`` also looks at references.)
+    cpu0 (write fault)                  cpu1 (writeback)
+    folio lock; page: dirty             waits for it
+    PTL; pte: writable, dirty           [Required: not clean between the two]
+    unlock                              pte: read-only, clean; writes the page
     """
-    if fault.pte & ptes.SPECIAL:
-        return False
     frame = ptes.frame_of(fault.pte)
-    if fault.vma.file and not (await cpu.mem(PageAnon(frame))).value:
-        return fault.vma.shared
-    return len((await cpu.mem(RmapWalk(frame))).places) == 1
+    changed = False
+    locked = await do_fault.do_page_mkwrite(cpu, fault.vma.file, frame)
+    if locked:
+        await cpu.mem(PtlLock(fault.table))
+        changed = await _load(cpu, fault) == fault.pte
+        if changed:
+            await wp_page_reuse(cpu, fault)
+        await cpu.mem(PtlUnlock(fault.table))
+        await cpu.mem(FolioUnlock(frame))
+    await gup.put_page(cpu, frame)
+    if changed:
+        await notify_upgrade(cpu, fault)
+    return 0
 
 
 async def wp_page_reuse(cpu: Processor, fault: VmFault) -> None:
@@ -262,40 +286,49 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
 # ---- zapping ---------------------------------------------------------------------------------
 
 
-async def unmap_vmas(cpu: Processor, gather: MmuGather, start: int, end: int) -> None:
+async def unmap_vmas(
+    cpu: Processor, gather: MmuGather, start: int, end: int, vmas: Vmas
+) -> None:  # fmt: skip
     """``unmap_vmas``: one bracket around the zap of every VMA in [start, end)."""
     range_ = MmuNotifierRange(gather.mm, start, end, MmuNotifierEvent.UNMAP)
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    await unmap_page_range(cpu, gather, start, end)
+    await unmap_page_range(cpu, gather, start, end, vmas)
     await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
-async def zap_page_range_single(cpu: Processor, mm: str, start: int, end: int) -> None:
-    """``zap_page_range_single``: gather, bracket, zap, finish."""
-    gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
-    range_ = MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR)
+async def zap_page_range_single(cpu: Processor, mm: str, vma: Vma | FileVma) -> None:
+    """``zap_page_range_single``: gather, bracket, zap, finish; of a VMA, or a part of one."""
+    gather = await mmu_gather.tlb_gather_mmu(cpu, mm, vma.start, vma.end)
+    range_ = MmuNotifierRange(mm, vma.start, vma.end, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    await unmap_page_range(cpu, gather, start, end)
+    await unmap_page_range(cpu, gather, vma.start, vma.end, (vma,))
     await mmu_notifier.invalidate_range_end(cpu, range_)
     await mmu_gather.tlb_finish_mmu(cpu, gather)
 
 
-async def unmap_page_range(cpu: Processor, gather: MmuGather, start: int, end: int) -> None:
+async def unmap_page_range(
+    cpu: Processor, gather: MmuGather, start: int, end: int, vmas: Vmas
+) -> None:  # fmt: skip
     """``unmap_page_range``: zap every leaf table of [start, end)."""
 
     async def visit(table: int, first: int, last: int, address: int) -> None:
-        await zap_pte_range(cpu, gather, table, first, last, address)
+        await zap_pte_range(cpu, gather, table, (first, last), address, vmas)
 
     await pgtable.walk_page_range(cpu, gather.mm, start, end, visit)
 
 
 async def zap_pte_range(
-    cpu: Processor, gather: MmuGather, table: int, first: int, last: int, address: int
+    cpu: Processor, gather: MmuGather, table: int, part: tuple[int, int], address: int, vmas: Vmas
 ) -> None:
-    """``zap_pte_range``: clear entries under the PTL; a full batch is flushed after it."""
+    """``zap_pte_range``: clear entries under the PTL; a full batch is flushed after it.
+
+    If a dirty one of a shared mapping is among them, all are flushed before the PTL is released
+    (``force_flush``).
+    """
+    first, last = part
     base = address - first * PAGE_SIZE
     while first < last:
-        full = False
+        full, written = False, list[Mapped]()
         await cpu.mem(PtlLock(table))
         await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
         while first < last and not full:
@@ -303,30 +336,62 @@ async def zap_pte_range(
             first = last if found.index < 0 else found.index + 1
             if found.index >= 0:
                 at = base + found.index * PAGE_SIZE
-                full = await _zap_entry(cpu, gather, table, found.index, at)
+                shared = any(vma.shared and vma.start <= at < vma.end for vma in vmas)
+                place = (table, found.index)
+                full = await _zap_entry(cpu, gather, place, at, written if shared else None)
+        if written:
+            await mmu_gather.tlb_flush_mmu_tlbonly(cpu, gather)
+            await _tlb_flush_rmaps(cpu, gather, written)
         await cpu.mem(PtlUnlock(table))
         if full:
             cpu.port.emit(Coverage("gather_batch_full"))
+        if full or written:
             await mmu_gather.tlb_flush_mmu(cpu, gather)
 
 
 async def _zap_entry(
-    cpu: Processor, gather: MmuGather, table: int, index: int, address: int
-) -> bool:
-    """Clear one entry; True if the batch is full."""
-    old = (await cpu.mem(PteGetAndClear(table, index))).pte
+    cpu: Processor, gather: MmuGather, place: tuple[int, int], address: int,
+    written: list[Mapped] | None,
+) -> bool:  # fmt: skip
+    """Clear one entry; True if the batch is full.
+
+    ``written`` gets the page if the mapping is shared (else there is none) and the entry was dirty:
+    the page itself has to say so from now on.
+    """
+    old = (await cpu.mem(PteGetAndClear(*place))).pte
+    frame = ptes.frame_of(old)
     if not ptes.pte_present(old):
         if ptes.is_migration(old):  # it holds no reference
-            await cpu.mem(RmapRemove(ptes.frame_of(old), gather.mm, address))
+            await cpu.mem(RmapRemove(frame, gather.mm, address))
         elif ptes.is_swap(old):
-            await cpu.mem(SwapFree(ptes.frame_of(old)))
+            await cpu.mem(SwapFree(frame))
         return False
     gather.adjust_range(address)
     if old & ptes.SPECIAL:
         return False
-    frame = ptes.frame_of(old)
-    await cpu.mem(RmapRemove(frame, gather.mm, address))
+    dirty = written is not None and bool(old & ptes.DIRTY)
+    if dirty and written is not None:
+        await cpu.mem(FolioMarkDirty(frame))
+        written.append((frame, address))
+    if not (dirty and cpu.world.kernel.zap_delays_rmap):
+        await cpu.mem(RmapRemove(frame, gather.mm, address))
     return mmu_gather.tlb_remove_page(cpu, gather, frame)
+
+
+async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapped]) -> None:
+    """``tlb_flush_rmaps`` (5df397dec7c4, v6.2), under the PTL; before, the rmap was told at once.
+
+    cpu0 (zap)                          cpu1                      cpu2 (writeback)
+    clear pte: it was dirty             (holds a dirty copy)
+    mark the page dirty
+                                                                  nobody maps it: clean; write
+                                        store
+    flush                               [Required: before the rmap forgets the mapping, so that
+    forget the mapping                  writeback waits for the PTL]
+    """
+    if cpu.world.kernel.zap_delays_rmap:
+        for frame, address in written:
+            await cpu.mem(RmapRemove(frame, gather.mm, address))
 
 
 # ---- page tables -----------------------------------------------------------------------------

@@ -80,7 +80,7 @@ async def _unmap_region(
     if downgrade:
         await cpu.mem(MmapDowngrade(mm))
     gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
-    await memory.unmap_vmas(cpu, gather, start, end)
+    await memory.unmap_vmas(cpu, gather, start, end, found.vmas)
     for vma in found.vmas:
         await filemap.unlink_file_vma(cpu, mm, vma, start, end)
     await memory.free_pgtables(cpu, gather, start, end, floor, ceiling)

@@ -18,21 +18,35 @@ from protocol.messages.filemap import (
     ImmapLock,
     ImmapUnlock,
     ImmapWalk,
+    InodeLock,
+    InodeUnlock,
     PageCacheLoad,
     PageCacheNext,
     PageCacheRemove,
+    TruncateBlocks,
 )
 from protocol.messages.memory import FolioLock, RmapWalk
 
 
 async def truncate_setsize(cpu: Processor, file: str, size: int) -> int:
-    """``ftruncate``: ``do_truncate`` with ``truncate_setsize``, in whole pages; 0 or -errno."""
+    """``ftruncate``: ``do_truncate`` with ``truncate_setsize``, in whole pages; 0 or -errno.
+
+    cpu0 (truncate)                     cpu1 (fault, writeback)
+    inode lock
+    i_size                              reads nothing and writes nothing beyond it from here on
+    unmap; drop the pages
+    drop the blocks                     [Required: no page is left that they could come back from]
+    unlock                              the file may become longer again
+    """
     if size % PAGE_SIZE or size < 0:
         return -EINVAL
+    await cpu.sleep(MEMORY, InodeLock(file))
     old = (await cpu.mem(FileSizeLoad(file))).value
     await cpu.mem(FileSizeStore(file, size))
     if size < old:
         await truncate_pagecache(cpu, file, size)
+        await cpu.mem(TruncateBlocks(file, size >> PAGE_SHIFT))
+    await cpu.mem(InodeUnlock(file))
     return 0
 
 
@@ -55,7 +69,7 @@ async def unmap_mapping_range(cpu: Processor, file: str, start: int, end: int) -
     """
     await cpu.sleep(MEMORY, ImmapLock(file, False))
     for vma in (await cpu.mem(ImmapWalk(file, start, end))).vmas:
-        await memory.zap_page_range_single(cpu, vma.mm, vma.start, vma.end)
+        await memory.zap_page_range_single(cpu, vma.mm, vma)
     await cpu.mem(ImmapUnlock(file))
 
 

@@ -64,6 +64,9 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``): all that it was asked to
     unmap (v4.13); the whole mm, of which ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch
     hook (0, ~0) (v6.6); or only what it has unmapped itself (to v4.12)."""
+    zap_delays_rmap: bool
+    """``zap_pte_range`` takes a dirty page of a shared mapping out of the rmap when it has flushed
+    (5df397dec7c4, v6.2), not when it has cleared the entry."""
     munmap_downgrades: bool
     """``munmap`` downgrades mmap_lock to read before it unmaps (v4.20)."""
     change_protection_gathers: bool
@@ -242,6 +245,7 @@ _V4_15: dict[str, object] = {
     "arch_secondary_flush": False,
     "upgrade_notify": "none",
     "nested_encoding": "exact",
+    "zap_delays_rmap": False,
     "munmap_downgrades": False,
     "mremap_cpu_flush": "dirty_under_old_ptl",
     "mremap_sec_flush": "at_end",
@@ -284,6 +288,7 @@ _V5_8 = _V5_7 | {"apic_gen": 2}
 _V5_10 = _V5_8
 _V5_12 = _V5_10 | {"kvm_retry_hva": True, "ocxl_notifier": True}
 _V6_2 = _V5_12 | {
+    "zap_delays_rmap": True,
     "batched_marker": "generation",
     "change_protection_gathers": True,
     "move_pmd_rmap_locks": "always",

@@ -1,40 +1,22 @@
-"""mm/vmscan.c with the reclaim half of mm/rmap.c: anonymous pages go to swap.
+"""mm/vmscan.c: anonymous pages go to swap, pages of files to where they came from.
 
-Swap is unlimited and synchronous.  Pages of files stay: a file has no store behind its page cache
-here, so a page that leaves it could not be read again.
+Swap is unlimited, and both are written at once.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
-from nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
+from nodes.kernel import gup, page_writeback, rmap, tlbbatch
 from nodes.kernel.context import Processor
-from nodes.kernel.mmu_notifier import MmuNotifierRange
 from nodes.kernel.tlbbatch import TlbUbc
 from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
-    FolioUnlock,
-    PageFreeze,
-    PteGetAndClear,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
-    RmapRemove,
-    RmapWalk,
-)
+from protocol.messages.filemap import FolioMapping, FolioMappingWord, RemoveMapping, WritePage
+from protocol.messages.memory import FolioUnlock, PageFreeze
 from protocol.messages.swap import (
     AddToSwap,
     FolioFlags,
-    FolioMarkDirty,
     FolioRefCount,
-    FolioSetSwapbacked,
     FolioTrylock,
     FreePages,
     FreeUnrefPage,
@@ -44,10 +26,9 @@ from protocol.messages.swap import (
     SwapCacheDelete,
     SwapCacheFreeze,
     SwapCount,
-    SwapDuplicate,
     SwapWrite,
 )
-from protocol.records import Coverage, PageDiscarded
+from protocol.records import Coverage
 
 SWAP_CLUSTER_MAX: Final = 4
 """Pages of one round of direct reclaim; 32 in the kernel, whose memory is larger."""
@@ -86,21 +67,23 @@ async def shrink_inactive_list(cpu: Processor, pages: int, current: str) -> tupl
 
     ``current`` is the mm of the thread, empty for kswapd.
     """
-    folios = (await cpu.mem(IsolateLru(pages))).frames
-    ubc = TlbUbc(current)
+    isolated = await cpu.mem(IsolateLru(pages))
+    folios, ubc = isolated.frames, TlbUbc(current)
     free: list[int] = []
+    kept: list[int] = []
     for folio in folios:
-        if await _shrink_folio(cpu, ubc, folio):
-            free.append(folio)
-        else:
-            await cpu.mem(PutbackLru(folio))
-            await gup.put_page(cpu, folio)
+        shrink = _shrink_file_folio if folio in isolated.files else _shrink_anon_folio
+        freed = (await cpu.mem(FolioTrylock(folio))).value and await shrink(cpu, ubc, folio)
+        (free if freed else kept).append(folio)
     await _free_folios(cpu, ubc, free)
+    for folio in kept:
+        await cpu.mem(PutbackLru(folio))
+        await gup.put_page(cpu, folio)
     return len(folios), len(free)
 
 
 async def _free_folios(cpu: Processor, ubc: TlbUbc, free: list[int]) -> None:
-    """The end of ``shrink_folio_list``: flush, then free.
+    """The end of ``shrink_folio_list``: flush, then free; what is kept goes back only after it.
 
     cpu0 (reclaim)                      any agent
     entries cleared, flush deferred     (holds a copy)
@@ -112,22 +95,23 @@ async def _free_folios(cpu: Processor, ubc: TlbUbc, free: list[int]) -> None:
         await cpu.mem(FreeUnrefPage(folio))
 
 
-async def _shrink_folio(cpu: Processor, ubc: TlbUbc, folio: int) -> bool:
-    """One page of ``shrink_folio_list``: whether the caller's is the last reference."""
-    if not (await cpu.mem(FolioTrylock(folio))).value:
-        return False
+async def _shrink_anon_folio(cpu: Processor, ubc: TlbUbc, folio: int) -> bool:
+    """A locked anonymous page of ``shrink_folio_list``: whether the caller's is the last reference.
+
+    Unlocked when it returns.
+    """
     slot = (await cpu.mem(AddToSwap(folio))).value
-    await try_to_unmap(cpu, ubc, folio, slot)
-    freed = not (await cpu.mem(RmapWalk(folio))).places
+    await rmap.try_to_unmap(cpu, ubc, folio, slot)
+    freed = not await rmap.folio_mapped(cpu, folio)
     if slot < 0:
         freed = freed and (await cpu.mem(PageFreeze(folio, 1))).value
     else:
-        freed = await _pageout(cpu, ubc, folio, slot, freed)
+        freed = await _swap_out(cpu, ubc, folio, slot, freed)
     await cpu.mem(FolioUnlock(folio))
     return freed
 
 
-async def _pageout(cpu: Processor, ubc: TlbUbc, folio: int, slot: int, unmapped: bool) -> bool:
+async def _swap_out(cpu: Processor, ubc: TlbUbc, folio: int, slot: int, unmapped: bool) -> bool:
     """``pageout`` and ``__remove_mapping`` of a page with a slot: whether it can be freed."""
     freed = unmapped
     if unmapped:
@@ -139,87 +123,52 @@ async def _pageout(cpu: Processor, ubc: TlbUbc, folio: int, slot: int, unmapped:
     return freed
 
 
-async def try_to_unmap(cpu: Processor, ubc: TlbUbc, folio: int, slot: int) -> None:
-    """``try_to_unmap``: a swap entry in place of every mapping, under the rmap lock.
+async def _shrink_file_folio(cpu: Processor, ubc: TlbUbc, folio: int) -> bool:
+    """A locked page of a file, in ``shrink_folio_list``: as for ``_shrink_anon_folio``.
 
-    It stops at a mapping that must stay.
+    cpu0 (reclaim)                      cpu1 (fault, truncation, fast GUP)
+    folio lock
+    clear every entry; dirty? write     a fault waits for the lock
+    references as expected? dirty?
+    out of the page cache               [Required: as one access, or a reference that somebody
+    unlock                              takes, or a store through it, is overlooked]
+                                        looks the page up again, and reads it from the disk
     """
-    for mm, address in (await cpu.mem(RmapWalk(folio))).places:
-        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        on = await try_to_unmap_one(cpu, ubc, (mm, address), folio, slot)
-        await cpu.mem(AnonVmaUnlock(mm))
-        if not on:
-            return
+    at = await cpu.mem(FolioMapping(folio))
+    if at.file:  # else it was truncated before it was locked
+        await rmap.try_to_unmap_file(cpu, ubc, folio, at)
+    keep = not at.file or await rmap.folio_mapped(cpu, folio)
+    if not keep and (await cpu.mem(FolioFlags(folio))).dirty:
+        await tlbbatch.try_to_unmap_flush_dirty(cpu, ubc)
+        outcome = await pageout(cpu, folio, at)
+        keep = outcome == "keep"
+        if outcome == "success":
+            if not await _lock_again(cpu, folio):
+                return False
+            at = await cpu.mem(FolioMapping(folio))
+            keep = not at.file
+    removed = RemoveMapping(at.file, at.index, folio)
+    freed = not keep and (await cpu.mem(removed)).value
+    cpu.port.emit(Coverage("file_page_reclaimed" if freed else "file_page_kept"))
+    await cpu.mem(FolioUnlock(folio))
+    return freed
 
 
-async def try_to_unmap_one(
-    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], folio: int, slot: int
-) -> bool:
-    """``try_to_unmap_one``; up to v6.5 ``invalidate_range`` under the PTL, and at the end.
-
-    False: a page of ``MADV_FREE`` (which has no slot) is in use again and stays.
-    """
-    mm, address = place
-    on = True
-    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
-    table = await pgtable.find_leaf_table(cpu, mm, address)
-    if table >= 0:
-        await cpu.mem(PtlLock(table))
-        index = pgtable.pte_index(cpu, address)
-        pte = (await cpu.mem(PteLoad(table, index))).pte
-        if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
-            old = await _clear(cpu, ubc, mm, address, table)
-            if slot >= 0:
-                await cpu.mem(SwapDuplicate(slot))
-                await cpu.mem(PteSet(table, index, ptes.make(slot, ptes.SWAP)))
-            else:
-                on = await _may_discard(cpu, place, folio, old)
-            if on:
-                await _unmapped(cpu, place, folio)
-            else:
-                await cpu.mem(PteSet(table, index, old))
-                await cpu.mem(FolioSetSwapbacked(folio))
-        await cpu.mem(PtlUnlock(table))
-    await mmu_notifier.invalidate_range_end(cpu, range_)
-    return on
+async def pageout(
+    cpu: Processor, folio: int, at: FolioMappingWord
+) -> Literal["keep", "success", "clean"]:
+    """``pageout`` of a page of a file: in use by others; written, and unlocked; clean by now."""
+    if (await cpu.mem(FolioRefCount(folio))).value != 2:  # is_page_cache_freeable
+        return "keep"
+    if not await page_writeback.folio_clear_dirty_for_io(cpu, folio, at):
+        return "clean"
+    await cpu.mem(WritePage(at.file, at.index, folio))
+    await cpu.mem(FolioUnlock(folio))
+    return "success"
 
 
-async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int) -> None:
-    """The mapping is gone (``discard``): its place in the rmap and its reference, too."""
-    mm, address = place
-    await cpu.mem(RmapRemove(folio, mm, address))
-    if cpu.world.kernel.clear_flush_calls_ir:
-        await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
-    await gup.put_page(cpu, folio)
-
-
-async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: int) -> bool:
-    """``MADV_FREE page check``: whether the page, whose entry was ``pte``, is dropped unwritten.
-
-    cpu0 (reclaim)                      any agent
-                                        store: dirty in the entry, or a fault
-    clear pte; old entry clean?         [Required: no store through a copy that is dirty from
-    references? dirty?                  before MADV_FREE; that is what its flush is for]
-    drop the page
-    """
-    if pte & ptes.DIRTY:
-        await cpu.mem(FolioMarkDirty(folio))
-    references = (await cpu.mem(FolioRefCount(folio))).value
-    mapped = len((await cpu.mem(RmapWalk(folio))).places)
-    if references != 1 + mapped or (await cpu.mem(FolioFlags(folio))).dirty:
-        cpu.port.emit(Coverage("lazyfree_kept"))
+async def _lock_again(cpu: Processor, folio: int) -> bool:
+    """A page that was written at once can be freed, unless others have it by now."""
+    if (await cpu.mem(FolioFlags(folio))).dirty:
         return False
-    cpu.port.emit(Coverage("lazyfree_discarded"))
-    cpu.port.emit(PageDiscarded(folio, *place))
-    return True
-
-
-async def _clear(cpu: Processor, ubc: TlbUbc, mm: str, address: int, table: int) -> int:
-    """The entry out: flushed at once, or noted for a flush of many; what it was."""
-    if not await tlbbatch.should_defer_flush(cpu, mm):
-        return await pgtable.ptep_clear_flush(cpu, mm, address, table)
-    index = pgtable.pte_index(cpu, address)
-    old = (await cpu.mem(PteGetAndClear(table, index))).pte
-    await tlbbatch.set_tlb_ubc_flush_pending(cpu, ubc, mm, address, old)
-    return old
+    return (await cpu.mem(FolioTrylock(folio))).value

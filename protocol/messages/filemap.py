@@ -1,6 +1,7 @@
-"""What the ``memory`` node answers about files: their size, page cache and ``i_mmap``.
+"""What the ``memory`` node answers about files: size, page cache, ``i_mmap``, what is on disk.
 
-A file is a name.  It exists from its first use, as long as any mapping of it, until truncated.
+A file is a name.  It exists from its first use, as long as any mapping of it, until truncated.  Its
+disk is read and written at once, as swap is; what was never written back is a hole of zeros.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import ClassVar
 import msgspec
 
 from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import Count, FrameNumber
+from protocol.messages.memory import Count, Flag, FrameNumber
 
 
 class FileVma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -20,6 +21,8 @@ class FileVma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     start: int
     end: int
     offset: int
+    shared: bool = False
+    """``VM_SHARED``: what is stored through it is stored in the file."""
 
 
 class FileVmas(Message, frozen=True):
@@ -38,7 +41,10 @@ class PageCacheLoad(Request[FrameNumber], frozen=True):
 
 
 class PageCacheAdd(Request[FrameNumber], frozen=True):
-    """``filemap_add_folio``: the frame that is there then; another may have been faster."""
+    """``filemap_add_folio``: the frame that is there then; another may have been faster.
+
+    If it is this one, it is locked (``__folio_set_locked``) and on the LRU list from here on.
+    """
 
     file: str
     index: int
@@ -52,6 +58,60 @@ class PageCacheRemove(Request[FrameNumber], frozen=True):
     file: str
     index: int
     OBJECT: ClassVar[tuple[str, ...]] = ("i_pages", "file", "index")
+
+
+class FolioMappingWord(Message, frozen=True):
+    """``folio->mapping`` and ``folio->index``; no file: it is in no page cache (any more)."""
+
+    file: str
+    index: int
+
+
+class FolioMapping(Request[FolioMappingWord], frozen=True):
+    """``folio_mapping``; under the folio lock it stays what it is."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
+
+
+class RemoveMapping(Request[Flag], frozen=True):
+    """``__remove_mapping`` of a page of a file, under the folio lock: out of the page cache.
+
+    Only if nobody but the cache and the caller has a reference, and then only if it is not dirty;
+    the reference of the cache goes with it.
+    """
+
+    file: str
+    index: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("i_pages", "file", "index")
+
+
+class ReadFolio(Request[Ack], frozen=True):
+    """``->read_folio``: a page from the disk, under the folio lock; zeros beyond the end."""
+
+    file: str
+    index: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame")
+
+
+class WritePage(Request[Ack], frozen=True):
+    """``->writepage``: a page to the disk, under the folio lock; nothing if beyond the end."""
+
+    file: str
+    index: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("disk", "file", "index")
+
+
+class TruncateBlocks(Request[Ack], frozen=True):
+    """The last step of a truncation: what the disk has from page ``index`` on is dropped."""
+
+    file: str
+    index: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("disk", "file")
 
 
 class PageCacheNext(Request[Count], frozen=True):
@@ -77,6 +137,20 @@ class FileSizeStore(Request[Ack], frozen=True):
     file: str
     size: int
     OBJECT: ClassVar[tuple[str, ...]] = ("i_size", "file")
+
+
+class InodeLock(Request[Ack], frozen=True):
+    """``inode_lock``: one truncation of a file at a time; sleeps."""
+
+    file: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("i_rwsem", "file")
+
+
+class InodeUnlock(Request[Ack], frozen=True):
+    """``inode_unlock``."""
+
+    file: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("i_rwsem", "file")
 
 
 class ImmapLock(Request[Ack], frozen=True):

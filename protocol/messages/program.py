@@ -69,6 +69,12 @@ class Truncate(Operation, frozen=True):
     size: int
 
 
+class Writeback(Operation, frozen=True):
+    """A flusher thread writes the dirty pages of a file, which stay in memory."""
+
+    file: str
+
+
 class Munmap(Operation, frozen=True):
     """``munmap``."""
 

@@ -15,10 +15,12 @@ class Folios(Message, frozen=True):
     """Frames, each with one reference more."""
 
     frames: tuple[int, ...]
+    files: tuple[int, ...] = ()
+    """Those among them that are pages of files."""
 
 
 class IsolateLru(Request[Folios], frozen=True):
-    """``isolate_lru_folios``: up to ``count`` anonymous pages, longest unused first."""
+    """``isolate_lru_folios``: up to ``count`` pages, longest unused first."""
 
     count: int
     OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
@@ -77,6 +79,13 @@ class FolioMarkDirty(Request[Ack], frozen=True):
 
 class FolioClearDirty(Request[Ack], frozen=True):
     """``folio_clear_dirty``, under the folio lock."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class FolioTestClearDirty(Request[Flag], frozen=True):
+    """``folio_test_clear_dirty``, under the folio lock: whether it was."""
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")

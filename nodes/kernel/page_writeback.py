@@ -1,0 +1,56 @@
+"""mm/page-writeback.c: dirty pages of files go to the disk, and stay in memory."""
+
+from __future__ import annotations
+
+from nodes.kernel import filemap, rmap
+from nodes.kernel.context import Processor
+from nodes.world import MEMORY
+from protocol.messages.filemap import (
+    FolioMapping,
+    FolioMappingWord,
+    PageCacheNext,
+    WritePage,
+)
+from protocol.messages.memory import FolioLock
+from protocol.messages.swap import FolioFlags, FolioMarkDirty, FolioTestClearDirty
+
+
+async def folio_clear_dirty_for_io(cpu: Processor, folio: int, at: FolioMappingWord) -> bool:
+    """``folio_clear_dirty_for_io``, under the folio lock: whether the page must be written.
+
+    cpu0 (writeback)                    cpu1, device0
+    every entry: read-only, clean
+    page: clean                         [Required: a store from here on faults, or is in what ...]
+    write the page                      ... is written
+    """
+    if await rmap.folio_mkclean(cpu, folio, at):
+        await cpu.mem(FolioMarkDirty(folio))
+    return (await cpu.mem(FolioTestClearDirty(folio))).value
+
+
+async def write_cache_pages(cpu: Processor, file: str) -> int:
+    """``write_cache_pages`` of a whole file, as a flusher thread does it: how many were written.
+
+    The kernel finds dirty pages by a tag that changes with their flag.
+    """
+    index, written = 0, 0
+    while True:
+        index = (await cpu.mem(PageCacheNext(file, index))).value
+        if index < 0:
+            return written
+        folio = await filemap.filemap_get_folio(cpu, file, index)
+        if folio >= 0:
+            written += await _write_folio(cpu, folio, FolioMappingWord(file, index))
+            await filemap.unlock_and_put(cpu, folio)
+        index += 1
+
+
+async def _write_folio(cpu: Processor, folio: int, at: FolioMappingWord) -> bool:
+    """One page, locked when this returns: whether it was written; not if truncated or clean."""
+    await cpu.sleep(MEMORY, FolioLock(folio))
+    if await cpu.mem(FolioMapping(folio)) != at or not (await cpu.mem(FolioFlags(folio))).dirty:
+        return False
+    if not await folio_clear_dirty_for_io(cpu, folio, at):
+        return False
+    await cpu.mem(WritePage(at.file, at.index, folio))
+    return True

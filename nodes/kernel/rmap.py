@@ -1,0 +1,225 @@
+"""mm/rmap.c: from a page to the entries that map it, to take them away or to clean them.
+
+The rmap of anonymous pages is kept per frame; that of files is the list of their VMAs.
+"""
+
+from __future__ import annotations
+
+from nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
+from nodes.kernel.context import Processor
+from nodes.kernel.mmu_notifier import MmuNotifierRange
+from nodes.kernel.tlbbatch import TlbUbc
+from nodes.world import MEMORY
+from protocol import pte as ptes
+from protocol.events import MmuNotifierEvent
+from protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from protocol.messages.filemap import (
+    FileVma,
+    FolioMappingWord,
+    ImmapLock,
+    ImmapUnlock,
+    ImmapWalk,
+)
+from protocol.messages.memory import (
+    AnonVmaLock,
+    AnonVmaUnlock,
+    PteGetAndClear,
+    PteLoad,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+    RmapRemove,
+    RmapWalk,
+)
+from protocol.messages.swap import (
+    FolioFlags,
+    FolioMarkDirty,
+    FolioRefCount,
+    FolioSetSwapbacked,
+    SwapDuplicate,
+)
+from protocol.records import Coverage, PageDiscarded
+
+
+async def folio_mapped(cpu: Processor, folio: int) -> bool:
+    """``folio_mapped``: whether any entry maps it."""
+    return bool((await cpu.mem(RmapWalk(folio))).places)
+
+
+# ---- try_to_unmap ----------------------------------------------------------------------------
+
+
+async def try_to_unmap(cpu: Processor, ubc: TlbUbc, folio: int, slot: int) -> None:
+    """``try_to_unmap`` of an anonymous page: a swap entry in place of every mapping.
+
+    Each under the rmap lock of its mm.  It stops at a mapping that must stay.
+    """
+    for mm, address in (await cpu.mem(RmapWalk(folio))).places:
+        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
+        on = await try_to_unmap_one(cpu, ubc, (mm, address), folio, slot)
+        await cpu.mem(AnonVmaUnlock(mm))
+        if not on:
+            return
+
+
+async def try_to_unmap_file(
+    cpu: Processor, ubc: TlbUbc, folio: int, at: FolioMappingWord
+) -> None:  # fmt: skip
+    """``try_to_unmap`` of a page of a file: ``rmap_walk_file``, until nobody maps it any more.
+
+    The caller has the page locked, so no fault maps it meanwhile; moves and forks that the walk
+    meets half way have linked their new VMA behind the old one.
+    """
+    if not await folio_mapped(cpu, folio):
+        return
+    await cpu.sleep(MEMORY, ImmapLock(at.file, False))
+    for vma in await _vmas_of(cpu, at):
+        await try_to_unmap_one(cpu, ubc, (vma.mm, vma.start), folio, None)
+        if not await folio_mapped(cpu, folio):
+            break
+    await cpu.mem(ImmapUnlock(at.file))
+
+
+async def _vmas_of(cpu: Processor, at: FolioMappingWord) -> tuple[FileVma, ...]:
+    """The one page of each VMA that maps this page of the file, under the rmap lock of the file."""
+    offset = at.index << PAGE_SHIFT
+    return (await cpu.mem(ImmapWalk(at.file, offset, offset + PAGE_SIZE))).vmas
+
+
+async def try_to_unmap_one(
+    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], folio: int, slot: int | None
+) -> bool:
+    """``try_to_unmap_one``: one mapping of a page; ``slot`` is none for a page of a file.
+
+    Of anonymous pages up to v6.5 with ``invalidate_range`` under the PTL, and at the end; of a
+    locked page of a file, of which no other can take the place before the end, only there.
+    False: a page of ``MADV_FREE`` (whose slot is -1) is in use again and stays.
+    """
+    mm, address = place
+    on = True
+    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table >= 0:
+        await cpu.mem(PtlLock(table))
+        index = pgtable.pte_index(cpu, address)
+        pte = (await cpu.mem(PteLoad(table, index))).pte
+        if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
+            old = await _clear(cpu, ubc, mm, address, table)
+            if slot is None:
+                await _set_dirty(cpu, folio, old)
+            elif slot >= 0:
+                await cpu.mem(SwapDuplicate(slot))
+                await cpu.mem(PteSet(table, index, ptes.make(slot, ptes.SWAP)))
+            else:
+                on = await _may_discard(cpu, place, folio, old)
+            if on:
+                await _unmapped(cpu, place, folio, slot is not None)
+            else:
+                await cpu.mem(PteSet(table, index, old))
+                await cpu.mem(FolioSetSwapbacked(folio))
+        await cpu.mem(PtlUnlock(table))
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+    return on
+
+
+async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
+    """The entry is gone, so the page itself has to say that it must be written.
+
+    cpu0 (reclaim)                      any walker
+                                        store: sets dirty in the entry
+    clear pte; was it dirty?
+    mark the page dirty                 [Required: before anybody asks the page]
+    """
+    if pte & ptes.DIRTY:
+        await cpu.mem(FolioMarkDirty(folio))
+
+
+async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int, anon: bool) -> None:
+    """The mapping is gone (``discard``): its place in the rmap and its reference, too."""
+    mm, address = place
+    await cpu.mem(RmapRemove(folio, mm, address))
+    if anon and cpu.world.kernel.clear_flush_calls_ir:
+        await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
+    await gup.put_page(cpu, folio)
+
+
+async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: int) -> bool:
+    """``MADV_FREE page check``: whether the page, whose entry was ``pte``, is dropped unwritten.
+
+    cpu0 (reclaim)                      any agent
+                                        store: dirty in the entry, or a fault
+    clear pte; old entry clean?         [Required: no store through a copy that is dirty from
+    references? dirty?                  before MADV_FREE; that is what its flush is for]
+    drop the page
+    """
+    await _set_dirty(cpu, folio, pte)
+    references = (await cpu.mem(FolioRefCount(folio))).value
+    mapped = len((await cpu.mem(RmapWalk(folio))).places)
+    if references != 1 + mapped or (await cpu.mem(FolioFlags(folio))).dirty:
+        cpu.port.emit(Coverage("lazyfree_kept"))
+        return False
+    cpu.port.emit(Coverage("lazyfree_discarded"))
+    cpu.port.emit(PageDiscarded(folio, *place))
+    return True
+
+
+async def _clear(cpu: Processor, ubc: TlbUbc, mm: str, address: int, table: int) -> int:
+    """The entry out: flushed at once, or noted for a flush of many; what it was."""
+    if not await tlbbatch.should_defer_flush(cpu, mm):
+        return await pgtable.ptep_clear_flush(cpu, mm, address, table)
+    index = pgtable.pte_index(cpu, address)
+    old = (await cpu.mem(PteGetAndClear(table, index))).pte
+    await tlbbatch.set_tlb_ubc_flush_pending(cpu, ubc, mm, address, old)
+    return old
+
+
+# ---- folio_mkclean ---------------------------------------------------------------------------
+
+
+async def folio_mkclean(cpu: Processor, folio: int, at: FolioMappingWord) -> bool:
+    """``folio_mkclean`` (``page_mkclean``): no entry lets anybody store unheard; was any so?
+
+    The page is locked.  Private mappings have no such entry and are passed over
+    (``invalid_mkclean_vma``).
+    """
+    if not await folio_mapped(cpu, folio):
+        return False
+    cleaned = False
+    await cpu.sleep(MEMORY, ImmapLock(at.file, False))
+    for vma in await _vmas_of(cpu, at):
+        if vma.shared:
+            cleaned |= await page_mkclean_one(cpu, vma.mm, vma.start, folio)
+    await cpu.mem(ImmapUnlock(at.file))
+    return cleaned
+
+
+async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) -> bool:
+    """``page_mkclean_one`` (``page_vma_mkclean_one``, v5.18): read-only and clean, in a bracket.
+
+    cpu0 (writeback)                    any agent
+                                        (holds a writable, dirty copy)
+    clear pte; flush
+    set pte: read-only, clean           [Required: the copy is gone before the page is written]
+    write the page                      a store faults, and makes the page dirty again
+
+    Rights are taken away and no page replaces another, so from v4.15 to v6.5 only the end of the
+    bracket calls ``invalidate_range``.
+    """
+    cleaned = False
+    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_PAGE)
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table >= 0:
+        await cpu.mem(PtlLock(table))
+        index = pgtable.pte_index(cpu, address)
+        pte = (await cpu.mem(PteLoad(table, index))).pte
+        ours = ptes.pte_present(pte) and ptes.frame_of(pte) == folio
+        if ours and pte & (ptes.WRITE | ptes.DIRTY):
+            old = await pgtable.ptep_clear_flush(cpu, mm, address, table)
+            await cpu.mem(PteSet(table, index, old & ~(ptes.WRITE | ptes.DIRTY)))
+            cpu.port.emit(Coverage("folio_mkclean"))
+            cleaned = True
+        await cpu.mem(PtlUnlock(table))
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+    return cleaned
