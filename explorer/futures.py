@@ -27,7 +27,7 @@ from protocol.envelope import REPLY_MARK
 
 Vertex = Sent | str
 """A message, or the id of a request whose handling only somebody else can continue."""
-_Step = tuple[int, int, int]
+_Step = tuple[int, int, int, bool]
 STREAM_BITS: Final = JUDGED_BITS
 """Where the bits of declared streams begin, after the classes of records."""
 
@@ -127,14 +127,20 @@ class Futures:
         steps = [self._step(nodes, head) for head in heads]
         futures = self._pending(front)
         asleep = self._asleep(nodes)
-        best = list(range(len(heads)))
-        for first in best:
+        best = ready = _ready(front, steps)
+        for first in ready:
             chosen = _closed(first, steps, futures, asleep, len(best))
-            if chosen is not None:
+            if chosen is not None and all(at in ready for at in chosen):
                 best = chosen
                 if len(best) == 1:
                     break
         return [heads[at] for at in best]
+
+    def ready(self, nodes: tuple[int, ...], front: Front) -> list[Sent]:
+        """Heads that do more than wait; all, if none does."""
+        return [
+            front.heads[at] for at in _ready(front, [self._step(nodes, h) for h in front.heads])
+        ]
 
     def _pending(self, front: Front) -> list[list[int]]:
         """The future of each channel."""
@@ -152,18 +158,32 @@ class Futures:
         ]
 
     def _step(self, nodes: tuple[int, ...], message: Sent) -> _Step:
-        """Where a message goes, and what must not swap with its delivery: there, and anywhere."""
+        """Where a message goes, what must not swap with its delivery: there, and anywhere.
+
+        And whether it would only be queued.
+        """
         at = self.index[message.dst]
         found = self._steps.get((nodes[at], message))
         if found is None:
             machine = self.machines[at]
             there = anywhere = 0
+            waits = False
             for move in machine.moves_of(nodes[at], message):
                 self.learn(at, message, move)
                 there |= machine.footprints.rival_mask(move.footprint)
                 anywhere |= rival_bits(move.judged) | self.streams(move)
-            found = self._steps[nodes[at], message] = at, there, anywhere
+                waits = move.only_waits
+            found = self._steps[nodes[at], message] = at, there, anywhere, waits
         return found
+
+
+def _ready(front: Front, steps: Sequence[_Step]) -> list[int]:
+    """Places of heads whose delivery does more than queue a request, or that hold others up."""
+    heads, queues = front.heads, front.queues
+    ready = [
+        at for at, head in enumerate(heads) if not steps[at][-1] or len(queues[head.channel]) > 1
+    ]
+    return ready or list(range(len(heads)))
 
 
 def _closed(
@@ -179,7 +199,7 @@ def _closed(
     """
     chosen = [first]
     for mine in chosen:
-        at, there, anywhere = steps[mine]
+        at, there, anywhere, _ = steps[mine]
         for future in asleep:
             if future[at] & there or future[-1] & anywhere:
                 return None

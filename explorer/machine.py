@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from explorer.frozen import Frozen, clone, freeze_driver
+from explorer.waits import WAITS
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
 from oracle.denied import MMAP_UNLOCK
@@ -70,7 +71,8 @@ class Move:
     """What a node does with a message in a state."""
 
     __slots__ = (
-        "choices", "done", "footprint", "judged", "private", "records", "sent", "streams", "target",
+        "choices", "done", "footprint", "judged", "only_waits", "private", "records", "sent",
+        "streams", "target",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +90,8 @@ class Move:
         """Classes of records whose order the oracle compares wherever they are made."""
         self.private = private
         """It touched nothing but the coroutine that it resumed, and nobody saw it."""
+        self.only_waits = False
+        """The request was queued, and might as well have come later (``waits``)."""
 
     @property
     def ways(self) -> Ways:
@@ -286,6 +290,8 @@ class Machine:
         )
         move = Move(target, self.footprints.number(touched), private, judged, handled)
         self._note_sends(move, handled)
+        nothing = not (handled.messages or handled.records or handled.choices)
+        move.only_waits = nothing and message.kind in WAITS
         return move
 
     def _note_sends(self, move: Move, handled: Handled) -> None:

@@ -84,7 +84,7 @@ class Stateful:
             known = self.futures.grown
             nodes, front = self.model.first().nodes, self.model.first().front
             while front.heads:
-                message = draws.choice(front.heads)
+                message = draws.choice(self.futures.ready(nodes, front))
                 at = self.model.index[message.dst]
                 moves = self.model.machines[at].moves_of(nodes[at], message)
                 for move in moves:
