@@ -20,7 +20,7 @@ from protocol.messages.base import ObjectKey
 
 _TASK: Final = "task"
 """Label of a key that stands for a resumed coroutine, which may touch anything in its node."""
-_WRITE: Final = "write"
+_READ: Final = "read"
 _MASK: Final = (1 << 64) - 1
 
 
@@ -75,7 +75,7 @@ class Signature:
         self._sum = (self._sum + event) & _MASK
 
     def _in_parts(self, node: _Object, what: Hashable) -> int:
-        found = [(_find(node, key, how == _WRITE), how == _WRITE) for key, how in self._footprint]
+        found = [(_find(node, key, how != _READ), how != _READ) for key, how in self._footprint]
         event = hash((what, *[above + part.before(writes) for (part, above), writes in found]))
         for (part, _), writes in found:
             if writes:

@@ -20,7 +20,8 @@ from explorer.dpor import Dpor, Event, Tally
 from explorer.judge import Counterexample, Judge, counterexample
 from explorer.machine import Sent
 from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import Stateful, Step
+from explorer.stateful import NotAlikeError, Stateful, Step
+from explorer.symmetry import Forms
 from explorer.world_state import Config, Model, model_of
 from oracle.oracle import Oracle
 from oracle.verdict import Verdict, combine
@@ -81,6 +82,10 @@ class Exhaustion:
     empty if all rules were judged in every execution."""
     interrupted: bool = False
     """Ctrl-C ended it."""
+    symmetric: tuple[tuple[str, ...], ...] = ()
+    """Nodes that were interchangeable: of states that differ in their names one was searched."""
+    stands_for: int = 0
+    """So many states those are, with all that differ in these names."""
 
 
 class _Verdicts:
@@ -175,7 +180,12 @@ def _run(search: Callable[[], bool]) -> tuple[bool, bool]:
 
 
 def explore_stateful(
-    spec: RunSpec, budget: Budget, go_on: bool = False, eager: bool = True, wanted: str = ""
+    spec: RunSpec,
+    budget: Budget,
+    go_on: bool = False,
+    eager: bool = True,
+    wanted: str = "",
+    symmetry: bool = True,
 ) -> Exhaustion:
     """Visit every state of ``spec`` (its chaos left out) once, breadth-first.
 
@@ -190,7 +200,7 @@ def explore_stateful(
             return Oracle(spec.world, spec.sometimes)
         return Oracle(spec.world, (), frozenset(RULES))
 
-    return search_stateful(model, oracle, budget, go_on, eager, wanted)
+    return search_stateful(model, oracle, budget, go_on, eager, wanted, symmetry)
 
 
 def search_stateful(
@@ -200,9 +210,11 @@ def search_stateful(
     go_on: bool = False,
     eager: bool = True,
     wanted: str = "",
+    symmetry: bool = True,
 ) -> Exhaustion:
     """The same for a model.
 
+    With ``symmetry`` off, states are told apart that are the same but for names (``symmetry``).
     ``oracle`` makes one that judges all rules and *sometimes* conditions, or one of ``RULES`` only.
     """
     judge, verdicts = Judge(model, lambda: oracle(True)), _Verdicts(go_on, wanted)
@@ -216,16 +228,29 @@ def search_stateful(
         most = budget.executions_max
         return (most is not None and states >= most) or budget.expired()
 
-    search = Stateful(model, OracleTable(lambda: oracle(False)), visit, stop, eager)
-    exhaustive, interrupted = _run(search.run)
+    table = OracleTable(lambda: oracle(False))
+    forms = Forms(model, table) if symmetry else None
+    search = Stateful(model, table, visit, stop, eager, forms)
+    try:
+        exhaustive, interrupted = _run(search.run)
+    except NotAlikeError:  # node code that treats them differently: nothing is taken to be alike
+        search, forms = Stateful(model, table, visit, stop, eager), None
+        exhaustive, interrupted = _run(search.run)
     estimate = None
     if not exhaustive and verdicts.first is None and search.levels:
         estimate = max(levels_estimate(search.levels), float(len(search.seen)))
     return Exhaustion(
         "stateful", verdicts.first, exhaustive, search.terminal, 0, search.deliveries,
         len(search.seen), judge.judged, estimate, verdicts.total(exhaustive, search.deliveries),
-        RULES, interrupted,
+        RULES, interrupted, *_symmetric(search, forms),
     )  # fmt: skip
+
+
+def _symmetric(search: Stateful, forms: Forms | None) -> tuple[tuple[tuple[str, ...], ...], int]:
+    """Interchangeable nodes, and how many states those stand for that were seen."""
+    if forms is None or not forms.orbits:
+        return (), len(search.seen)
+    return tuple(forms.orbits), sum(forms.images(*key) for key, _ in search.seen.values())
 
 
 # ---- how much is left ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import gc
 import types
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,21 @@ from protocol.errors import EmulatorError
 
 Frozen = Hashable
 _CONSTANT = frozenset({"name", "world", "port"})
+
+
+class TaskState(NamedTuple):
+    """A suspended coroutine with what its next sends and choices will be called."""
+
+    path: str
+    sends: int
+    choices: int
+    suspended: Frozen
+
+
+class IteratorState(tuple[Frozen, ...]):
+    """What an iterator goes through, and how far it is."""
+
+    __slots__ = ()
 
 
 def freeze_driver(driver: Driver) -> Frozen:
@@ -51,8 +66,8 @@ def freeze_fields(node: object) -> Frozen:
 
 
 def freeze_task(task: Task) -> Frozen:
-    """A suspended coroutine with what its next sends and choices will be called."""
-    return (task.path, task.sends, task.choices, _freeze_suspended(task.coroutine))
+    """A suspended coroutine."""
+    return TaskState(task.path, task.sends, task.choices, _freeze_suspended(task.coroutine))
 
 
 def freeze(value: Any) -> Frozen:
@@ -85,7 +100,8 @@ def _freeze_suspended(awaitable: Any) -> Frozen:
         return (code.co_qualname, "over")
     values = frame.f_locals
     held = [v for v in gc.get_referents(awaitable) if v is not frame and v is not values]
-    return (code.co_qualname, frame.f_lasti, tuple(values), tuple(map(freeze, held)))
+    # The order of names says only when somebody looked at them before.
+    return (code.co_qualname, frame.f_lasti, frozenset(values), tuple(map(freeze, held)))
 
 
 def _same(value: Any) -> Frozen:
@@ -106,7 +122,7 @@ def _struct(value: Any) -> Frozen:
 
 
 def _iterator(value: Any) -> Frozen:
-    return ("iterator", *map(freeze, value.__reduce__()))
+    return IteratorState(map(freeze, value.__reduce__()))
 
 
 def _callable(value: Any) -> Frozen:

@@ -12,22 +12,29 @@ because all before it was reordered rightly.  One that learned something begins 
 Continuations belong to whoever waits for them.  A reply continues the request's own side; a lock
 that is granted or a coroutine that is woken by somebody else goes on from its own *sleeper*, not
 from the message that woke it.
+
+Where a search goes on from one of two states that are the same but for names (``symmetry``), it
+learns only what the messages of that one do.  ``alike`` gives it to those of the other; therefore
+footprints are kept without ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import Final
 
 from explorer.machine import JUDGED_BITS, Move, Sent, rival_bits
 from explorer.world_state import Front, Model
+from nodes.footprint import Footprint
 from protocol.envelope import REPLY_MARK
 
 Vertex = Sent | str
 """A message, or the id of a request whose handling only somebody else can continue."""
-_Step = tuple[int, int, int]
+Names = Mapping[str, str]
+"""New names of nodes and programs; what is not in it keeps its own."""
+_Step = tuple[int, int, int, bool]
 STREAM_BITS: Final = JUDGED_BITS
 """Where the bits of declared streams begin, after the classes of records."""
 
@@ -44,7 +51,10 @@ class Futures:
         self.grown = 0
         """How often something was learned."""
         self._future: dict[Vertex, list[int]] = {}
-        self._before: dict[Vertex, dict[Vertex, None]] = {}
+        self._before: dict[Vertex, dict[tuple[Vertex, int], None]] = {}
+        """What it is part of the future of, and how that names things."""
+        self._names: list[Names] = [{}]
+        self._renamed_bits: dict[tuple[int, int, int], int] = {}
         self._streams: dict[str, int] = {}
         self._learned: set[Move] = set()
         self._steps: dict[tuple[int, Sent], _Step] = {}
@@ -59,7 +69,7 @@ class Futures:
             return
         self._learned.add(move)
         machine = self.machines[at]
-        self._touch(message, at, 1 << move.footprint)
+        self._touch(message, at, 1 << move.outline)
         self._touch(message, -1, move.judged | self.streams(move))
         for request in machine.sleepers[move.target]:
             if _continues(message, request):
@@ -79,10 +89,21 @@ class Futures:
             self._follow(owner, sent)
 
     def _follow(self, first: Vertex, then: Vertex) -> None:
+        self._part(first, then, 0)
+
+    def alike(self, vertex: Vertex, other: Vertex, names: Names) -> None:
+        """What comes of ``other`` may come of ``vertex``, with these names."""
+        if not names and vertex == other:
+            return
+        if names not in self._names:
+            self._names.append(names)
+        self._part(vertex, other, self._names.index(names))
+
+    def _part(self, first: Vertex, then: Vertex, way: int) -> None:
         before = self._before.setdefault(then, {})
-        if first not in before:
-            before[first] = None
-            self._grow(first, self.of(then))
+        if (first, way) not in before:
+            before[first, way] = None
+            self._grow(first, self._renamed(self.of(then), way))
 
     def _touch(self, vertex: Vertex, at: int, bits: int) -> None:
         if bits & ~self.of(vertex)[at]:
@@ -92,9 +113,9 @@ class Futures:
 
     def _grow(self, vertex: Vertex, more: Sequence[int]) -> None:
         """Add to a future and to all that it is part of."""
-        todo = [vertex]
+        todo: list[tuple[Vertex, Sequence[int]]] = [(vertex, more)]
         while todo:
-            vertex = todo.pop()
+            vertex, more = todo.pop()
             future = self.of(vertex)
             larger = [old | new for old, new in zip(future, more, strict=True)]
             if larger != future:
@@ -102,7 +123,34 @@ class Futures:
                 self._steps.clear()
                 self._fronts.clear()
                 future[:] = larger
-                todo += self._before.get(vertex, ())
+                for before, way in self._before.get(vertex, ()):
+                    todo.append((before, self._renamed(larger, way)))
+
+    def _renamed(self, future: Sequence[int], way: int) -> Sequence[int]:
+        """A future with other names for nodes and operations."""
+        if way == 0:
+            return future
+        found = [0] * len(future)
+        for node, at in self.index.items():
+            found[self.index[self._names[way].get(node, node)]] = self._bits(future[at], at, way)
+        found[-1] = future[-1]
+        return found
+
+    def _bits(self, bits: int, at: int, way: int) -> int:
+        """Footprints at node ``at``, as they are at the node that has its name."""
+        key = bits, at, way
+        found = self._renamed_bits.get(key)
+        if found is None:
+            names = self._names[way]
+            node = list(self.index)[at]
+            mine = self.machines[at].outlines
+            theirs = self.machines[self.index[names.get(node, node)]].outlines
+            found = 0
+            for number in range(bits.bit_length()):
+                if bits >> number & 1:
+                    found |= 1 << theirs.number(_renamed(mine.known[number], names))
+            self._renamed_bits[key] = found
+        return found
 
     def of(self, vertex: Vertex) -> list[int]:
         """The future of a message or sleeper, as far as it is known."""
@@ -127,14 +175,20 @@ class Futures:
         steps = [self._step(nodes, head) for head in heads]
         futures = self._pending(front)
         asleep = self._asleep(nodes)
-        best = list(range(len(heads)))
-        for first in best:
+        best = ready = _ready(front, steps)
+        for first in ready:
             chosen = _closed(first, steps, futures, asleep, len(best))
-            if chosen is not None:
+            if chosen is not None and all(at in ready for at in chosen):
                 best = chosen
                 if len(best) == 1:
                     break
         return [heads[at] for at in best]
+
+    def ready(self, nodes: tuple[int, ...], front: Front) -> list[Sent]:
+        """Heads that do more than wait; all, if none does."""
+        return [
+            front.heads[at] for at in _ready(front, [self._step(nodes, h) for h in front.heads])
+        ]
 
     def _pending(self, front: Front) -> list[list[int]]:
         """The future of each channel."""
@@ -152,18 +206,46 @@ class Futures:
         ]
 
     def _step(self, nodes: tuple[int, ...], message: Sent) -> _Step:
-        """Where a message goes, and what must not swap with its delivery: there, and anywhere."""
+        """Where a message goes, what must not swap with its delivery: there, and anywhere.
+
+        And whether it would only be queued.
+        """
         at = self.index[message.dst]
         found = self._steps.get((nodes[at], message))
         if found is None:
             machine = self.machines[at]
             there = anywhere = 0
+            waits = False
             for move in machine.moves_of(nodes[at], message):
                 self.learn(at, message, move)
-                there |= machine.footprints.rival_mask(move.footprint)
+                there |= machine.outlines.rival_mask(move.outline)
                 anywhere |= rival_bits(move.judged) | self.streams(move)
-            found = self._steps[nodes[at], message] = at, there, anywhere
+                waits = move.only_waits
+            found = self._steps[nodes[at], message] = at, there, anywhere, waits
         return found
+
+
+def _renamed(touched: Footprint, names: Names) -> Footprint:
+    return [(tuple(_word(word, names) for word in key), access) for key, access in touched]
+
+
+def _word(word: str | int, names: Names) -> str | int:
+    return word if isinstance(word, int) else rename(word, names)
+
+
+def rename(word: str, names: Names) -> str:
+    """A node or an operation with its new name."""
+    program, slash, index = word.rpartition("/")
+    return f"{names.get(program, program)}/{index}" if slash else names.get(word, word)
+
+
+def _ready(front: Front, steps: Sequence[_Step]) -> list[int]:
+    """Places of heads whose delivery does more than queue a request, or that hold others up."""
+    heads, queues = front.heads, front.queues
+    ready = [
+        at for at, head in enumerate(heads) if not steps[at][-1] or len(queues[head.channel]) > 1
+    ]
+    return ready or list(range(len(heads)))
 
 
 def _closed(
@@ -179,7 +261,7 @@ def _closed(
     """
     chosen = [first]
     for mine in chosen:
-        at, there, anywhere = steps[mine]
+        at, there, anywhere, _ = steps[mine]
         for future in asleep:
             if future[at] & there or future[-1] & anywhere:
                 return None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from explorer.frozen import Frozen, clone, freeze_driver
+from explorer.waits import WAITS
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
 from oracle.denied import MMAP_UNLOCK
@@ -71,7 +72,8 @@ class Move:
     """What a node does with a message in a state."""
 
     __slots__ = (
-        "choices", "done", "footprint", "judged", "private", "records", "sent", "streams", "target",
+        "choices", "done", "footprint", "judged", "only_waits", "outline", "private", "records",
+        "sent", "streams", "target",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +91,10 @@ class Move:
         """Classes of records whose order the oracle compares wherever they are made."""
         self.private = private
         """It touched nothing but the coroutine that it resumed, and nobody saw it."""
+        self.outline = 0
+        """Its footprint without ids: of whom the operation is that they belong to."""
+        self.only_waits = False
+        """The request was queued, and might as well have come later (``waits``)."""
 
     @property
     def ways(self) -> Ways:
@@ -223,11 +229,13 @@ class Machine:
         self.make, self.tables = make, tables
         self.moves: dict[tuple[int, int, Ways], Move] = {}
         self._all: dict[tuple[int, Sent], tuple[Move, ...]] = {}
-        self.footprints = Footprints()
+        self.footprints, self.outlines = Footprints(), Footprints()
         self.runs = 0
         """How often node code ran."""
         self.sleepers: list[tuple[str, ...]] = []
         """By state: requests that only somebody else can make go on (locks, parked coroutines)."""
+        self.frozen: list[Frozen] = []
+        """The states by number."""
         self._numbers: dict[Frozen, int] = {}
         self._origin: list[tuple[int, Sent, Ways]] = []
         self._copies: dict[int, tuple[object, object]] = {}
@@ -287,6 +295,9 @@ class Machine:
         )
         move = Move(target, self.footprints.number(touched), private, judged, handled)
         self._note_sends(move, handled)
+        nothing = not (handled.messages or handled.records or handled.choices)
+        move.outline = self.outlines.number(_without_ids(touched))
+        move.only_waits = nothing and message.kind in WAITS
         return move
 
     def _note_sends(self, move: Move, handled: Handled) -> None:
@@ -302,6 +313,7 @@ class Machine:
         if number is None:
             number = self._numbers[frozen] = len(self._origin)
             self._origin.append(origin)
+            self.frozen.append(frozen)
             self.sleepers.append(_sleepers(driver))
             if self.copied_now(driver):
                 self._copies[number] = (clone(vars(driver.node)), dict(driver.open))
@@ -340,6 +352,8 @@ class Tables:
 
     def __init__(self, make: Callable[[str], Driver], nodes: tuple[str, ...]) -> None:
         self._messages: dict[tuple[object, ...], Sent] = {}
+        self.receivers: dict[str, str | None] = {}
+        """Id of a request -> who gets it; None if that depends on the execution."""
         self.operations: Mapping[str, Sent] = {}
         """By name; whoever has the programs says so."""
         self.machines: Mapping[str, Machine] = {
@@ -361,6 +375,9 @@ class Tables:
         found = self._messages.get(key)
         if found is None:
             found = self._messages[key] = Sent(len(self._messages), envelope)
+            known = self.receivers.setdefault(envelope.id, envelope.dst)
+            if known != envelope.dst:
+                self.receivers[envelope.id] = None
         return found
 
 
@@ -384,6 +401,17 @@ def _deliver(driver: Driver, message: Sent, ways: Ways) -> Handled:
     # Nothing is repeated here; and a state may be one from before a request that was answered.
     driver.stored.clear()
     return handled
+
+
+def _without_ids(touched: Footprint) -> Footprint:
+    """The same for executions in which messages have other ids."""
+    return [
+        ((key[0], operation_of(str(key[1]))) if key[:1] in _BY_ID else key, access)
+        for key, access in touched
+    ]
+
+
+_BY_ID: Final = (("task",), ("posted",))
 
 
 def _recorded(records: list[Record]) -> Footprint:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 from explorer.machine import Move, Sent
+from nodes.world import World
 from oracle.denied import MMAP_UNLOCK
 from oracle.inherited import PTL_LOCK, Inherited
 from oracle.moves import PTL_UNLOCK, Moves
@@ -54,6 +55,8 @@ class OracleTable:
 
     def __init__(self, make: Callable[[], Oracle]) -> None:
         self._make = make
+        self.frozen: list[Frozen] = []
+        """The states by number."""
         self._numbers: dict[Frozen, int] = {}
         self._origin: list[tuple[int, Sent, Move] | None] = []
         self._next: dict[tuple[int, int, Move], tuple[int, tuple[Violation, ...]]] = {}
@@ -72,6 +75,11 @@ class OracleTable:
         if found is None:
             found = self._next[key] = self._run(state, message, move)
         return found
+
+    @property
+    def world(self) -> World:
+        """The world that is judged."""
+        return self._live[next(iter(self._live))][0].world
 
     def _new(self) -> Oracle:
         oracle = self._make()
@@ -100,6 +108,7 @@ class OracleTable:
         if number is None:
             number = self._numbers[frozen] = len(self._origin)
             self._origin.append(origin)
+            self.frozen.append(frozen)
         self._live[number] = (oracle, n)
         if len(self._live) > _LIVE_MAX:
             del self._live[next(iter(self._live))]

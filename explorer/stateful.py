@@ -7,17 +7,22 @@ there are no collisions.
 With ``eager`` on, a state is left only by deliveries of which it is enough to make one next
 (``futures``); the rest of the orders is equivalent.  (Every delivery is of a message that was never
 delivered before, so there are no cycles in which something could be put off for ever.)
+
+With ``forms`` given, of states that are the same but for names one is searched.  Some of those that
+are not are compared with it: what can come next must be the same, too.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from explorer.futures import Futures
+from explorer.futures import Futures, rename
 from explorer.machine import Move, Sent
 from explorer.oracle_state import OracleTable
+from explorer.symmetry import Canonical, Forms, Key
 from explorer.world_state import Config, Front, Model
 
 WALKS: Final = 64
@@ -26,7 +31,17 @@ WALKS: Final = 64
 STOP_EVERY: Final = 8
 """States between two questions whether to stop."""
 
-Key = tuple[tuple[int, ...], Front, int]
+Seen = Key | Canonical
+Table = dict[Seen, tuple[Key, int]]
+"""States by what they have in common with all that are the same but for names: the first that was
+met, and the permutation that shows it."""
+
+CHECK_EVERY: Final = 16
+"""Of states that are the same but for names so many are believed for one that is compared."""
+
+
+class NotAlikeError(Exception):
+    """States that were taken to be the same but for names have another future."""
 
 
 class Step:
@@ -48,17 +63,22 @@ class Stateful:
         visit: Callable[[list[Step], Config], bool],
         stop: Callable[[int], bool],
         eager: bool,
+        forms: Forms | None = None,
     ) -> None:
         self.model, self.oracle, self.visit, self.stop = model, oracle, visit, stop
         self.eager = eager
         self.futures = Futures(model)
-        self.seen: set[Key] = set()
+        self.forms = forms
+        """If given, of states that are the same but for names one is searched."""
+        self.seen: Table = {}
         """States that were reached by a delivery to which there was an alternative."""
-        self.left: set[Key] = set()
+        self.left: Table = {}
         """States that were left in more than one way, or ended."""
         self.levels: list[int] = []
         """Number of deliveries with an alternative -> states that were first reached by so many."""
-        self._asked = 0
+        self._asked = self._merged = 0
+        self._linked: set[tuple[Front, int, Front, int]] = set()
+        """Fronts of states that are the same but for names, whose futures were linked."""
         self.deliveries = self.terminal = 0
 
     def run(self) -> bool:
@@ -70,7 +90,7 @@ class Stateful:
             self._look_around()
         while True:
             known = self.futures.grown
-            self.seen, self.left, self.terminal = set(), set(), 0
+            self.seen, self.left, self.terminal = {}, {}, 0
             self.levels = []
             if not self._pass():
                 return False
@@ -84,7 +104,7 @@ class Stateful:
             known = self.futures.grown
             nodes, front = self.model.first().nodes, self.model.first().front
             while front.heads:
-                message = draws.choice(front.heads)
+                message = draws.choice(self.futures.ready(nodes, front))
                 at = self.model.index[message.dst]
                 moves = self.model.machines[at].moves_of(nodes[at], message)
                 for move in moves:
@@ -123,10 +143,8 @@ class Stateful:
             key, last = todo.pop()
             ahead = self._ahead(key)
             alone = self.eager and len(ahead) == 1
-            if not alone:
-                if key in self.left:
-                    continue
-                self.left.add(key)
+            if not alone and self._known(self.left, key):
+                continue
             if not ahead:
                 self.terminal += 1
                 if self.visit(path_of(last), Config(key[0], key[1])):
@@ -138,10 +156,55 @@ class Stateful:
                     return True
                 if alone:
                     todo.append((reached, step))
-                elif reached not in self.seen:
-                    self.seen.add(reached)
+                elif not self._known(self.seen, reached):
                     following.append((reached, step))
         return False
+
+    def _known(self, table: Table, key: Key) -> bool:
+        """Whether it is in the table, or one that is the same but for names; it is from now on."""
+        if self.forms is None:
+            return table.setdefault(key, (key, 0))[0] is not key
+        form, way = self.forms.least(key)
+        first, first_way = table.setdefault(form, (key, way))
+        if first is key:
+            return False
+        if first != key:
+            self._same_future(key, way, first, first_way)
+            self._merged += 1
+            if self._merged % CHECK_EVERY == 1 and self._after(key) != self._after(first):
+                raise NotAlikeError(f"{key[0]} and {first[0]} differ in more than names")
+        return True
+
+    def _after(self, key: Key) -> Counter[object]:
+        """What can come next, names apart, and what that breaks."""
+        assert self.forms is not None
+        nodes, front, oracle = key
+        found = Counter[object]()
+        for message in front.heads:
+            at = self.model.index[message.dst]
+            for move in self.model.machines[at].moves_of(nodes[at], message):
+                then, _ = self.model.pass_on(front, message, move)
+                judged, broken = self.oracle.step(oracle, message, move)
+                reached = (*nodes[:at], move.target, *nodes[at + 1 :])
+                form = self.forms.canonical(reached, then, judged)
+                found[form, tuple(violation.rule for violation in broken)] += 1
+        return found
+
+    def _same_future(self, key: Key, way: int, first: Key, first_way: int) -> None:
+        """What is learned from one of two states that differ in names is known of the other."""
+        assert self.forms is not None
+        asleep = any(m.sleepers[n] for m, n in zip(self.model.machines, first[0], strict=True))
+        pair = key[1], way, first[1], first_way
+        if not asleep and pair in self._linked:
+            return
+        self._linked.add(pair)
+        names, ids, messages = self.forms.match(key, way, first, first_way)
+        for mine, other in messages:
+            self.futures.alike(mine, other, names)
+        for node, machine in enumerate(self.model.machines):
+            for request in machine.sleepers[first[0][node]]:
+                mine_too = ids.get(request) or rename(request, names)
+                self.futures.alike(mine_too, request, names)
 
     def _ahead(self, key: Key) -> list[tuple[int, Sent, Move]]:
         """The deliveries that are tried from a state, with what they do."""

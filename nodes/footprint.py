@@ -14,7 +14,7 @@ from protocol.envelope import Envelope
 from protocol.messages.base import ObjectKey
 
 Footprint = list[tuple[ObjectKey, str]]
-"""(object, ``read`` or ``write``) of every access; () is the whole node."""
+"""(object, ``read``, ``add`` or ``write``) of every access; () is the whole node."""
 
 
 _CONSTANT = frozenset({"name", "world", "port"})
@@ -80,9 +80,12 @@ def footprint_of(driver: Driver, envelope: Envelope) -> Footprint:
 
 
 def conflict(left: Footprint, right: Footprint) -> bool:
-    """Whether some access of one and some access of the other are to one object, one a write."""
+    """Whether some access of one and some access of the other to one object do not commute.
+
+    Reads commute, and so do adds; an add and a read do not.
+    """
     return any(
-        "write" in (a_access, b_access) and _overlap(a, b)
+        (a_access != b_access or a_access == "write") and _overlap(a, b)
         for a, a_access in left
         for b, b_access in right
     )

@@ -80,10 +80,15 @@ class Kvm(Node):
 
     def lock(self, message: k.MmuLock, envelope: Envelope) -> Ack | None:
         """Grant mmu_lock, now or in turn."""
-        return Ack() if self.mmu_lock.acquire(envelope.id, message.write) else None
+        granted = self.mmu_lock.acquire(envelope.id, message.write)
+        if message.write or not granted:
+            self.port.touch(("mmu_lock",))
+        return Ack() if granted else None
 
     def unlock(self, _message: k.MmuUnlock, _: Envelope) -> Ack:
         """Release mmu_lock."""
+        if self.mmu_lock.writer or self.mmu_lock.waiters:
+            self.port.touch(("mmu_lock",))
         for request in self.mmu_lock.release():
             self.port.reply(request, Ack())
         return Ack()

@@ -224,12 +224,17 @@ class Memory(Swap):
 
     def _acquire(self, lock: tuple[str, str | int], request: str, write: bool) -> Ack | None:
         word = self.locks.setdefault(lock, LockWord())
-        return Ack() if word.acquire(request, write) else None
+        granted = word.acquire(request, write)
+        if write or not granted:
+            self.port.touch(lock)
+        return Ack() if granted else None
 
     def _release(self, lock: tuple[str, str | int]) -> Ack:
         word = self.locks.get(lock)
         if word is None:
             raise EmulatorError(f"{lock} is not held")
+        if word.writer or word.waiters:
+            self.port.touch(lock)
         self._granted(word.release())
         if not word.held:
             del self.locks[lock]
@@ -326,9 +331,16 @@ class Memory(Swap):
         """Take a reference unless none is left."""
         frame = self.frame(message.frame)
         if frame.refs == 0:
+            self.port.touch(("page", message.frame))
             return m.Flag(False)
         frame.refs += 1
+        self._counted(message.frame)
         return m.Flag(True)
+
+    def _counted(self, number: int) -> None:
+        """Counts that stay above one commute: without either of two, the other leaves one."""
+        if self.frames[number].refs < 2:
+            self.port.touch(("page", number))
 
     def page_put(self, message: m.PagePut, _: Envelope) -> Ack:
         """Drop a reference; free the frame with the last one."""
@@ -339,9 +351,11 @@ class Memory(Swap):
         """Drop a reference; free the frame with the last one."""
         frame = self.frame(number)
         if frame.refs <= 0:  # "Bad page state" (mm/page_alloc.c)
+            self.port.touch(("page", number))
             self.port.emit(Coverage("bad_page"))
             return
         frame.refs -= 1
+        self._counted(number)
         if frame.refs == 0:
             frame.level = -1
             self.free.append(number)
@@ -357,6 +371,7 @@ class Memory(Swap):
         """Copy a page."""
         source, target = self.frame(message.source), self.frame(message.target)
         target.words = dict(source.words)
+        self.port.touch(("word", message.source), "read")
         if message.migrate:
             target.dirty, target.swapbacked = source.dirty, source.swapbacked
             self.port.touch(("page", message.source), "read")

@@ -70,6 +70,12 @@ def scope_text(spec: RunSpec, found: Exhaustion) -> str:
             f"judged in every state: {', '.join(found.rules)}; "
             f"all other rules in {words.many(found.judged, 'execution')}"
         )
+    if found.symmetric:
+        alike = "; ".join(" and ".join(nodes) for nodes in found.symmetric)
+        lines.append(
+            f"interchangeable: {alike}; the {words.many(found.states, 'state')} stand for "
+            f"{found.stands_for:,}"
+        )
     if found.estimate is not None:
         what = "states" if found.engine == "stateful" else "executions"
         lines.append(f"estimate: some {found.estimate:.0e} {what} in all, within an order or so")
@@ -106,6 +112,8 @@ def exhaustion_dict(spec: RunSpec, found: Exhaustion, outcome: Outcome | None) -
         "blocked": found.blocked,
         "states": found.states,
         "deliveries": found.deliveries,
+        "symmetric": list(found.symmetric),
+        "stands_for": found.stands_for,
         "judged": found.judged,
         "estimate": found.estimate,
         "rules": list(found.rules),

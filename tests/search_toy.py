@@ -77,8 +77,16 @@ class Worker(Node):
         return OpDone(0)
 
 
-def toy(*workers: Accesses, operations: int = 1, after: Mapping[str, str] | None = None) -> Model:
-    """A model with one worker and one program for each list of accesses."""
+def toy(
+    *workers: Accesses,
+    operations: int = 1,
+    after: Mapping[str, str] | None = None,
+    alike: bool = False,
+) -> Model:
+    """A model with one worker and one program for each list of accesses.
+
+    If they are ``alike``, all write the same values.
+    """
     names = [f"w{at}" for at in range(len(workers))]
 
     def make(name: str) -> Driver:
@@ -91,9 +99,10 @@ def toy(*workers: Accesses, operations: int = 1, after: Mapping[str, str] | None
         return driver
 
     waits = {name: tuple(earlier.split()) for name, earlier in (after or {}).items()}
+    apart = 0 if alike else 10
     programs = [
         Program(name, name, [
-            Step(Touch("mm0", 0, True, 10 * at + n + 1), waits.get(f"{name}/{n}", ()))
+            Step(Touch("mm0", 0, True, apart * at + n + 1), waits.get(f"{name}/{n}", ()))
             for n in range(operations)
         ])
         for at, name in enumerate(names)

@@ -25,7 +25,8 @@ class Message(
     """A request or a reply.  Plain values only.
 
     ``OBJECT`` is the label of the object accessed, then the fields that complete its key;
-    empty means "the whole receiver".  ``ACCESS`` is ``read`` or ``write``.
+    empty means "the whole receiver".  ``ACCESS`` is ``read``, ``write`` or ``add``: adds commute
+    with each other (counts of references, shared holds of a lock), and with nothing else.
     """
 
     OBJECT: ClassVar[tuple[str, ...]] = ()

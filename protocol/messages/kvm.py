@@ -71,12 +71,14 @@ class MmuLock(Request[Ack], frozen=True):
 
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
+    ACCESS: ClassVar[str] = "add"
 
 
 class MmuUnlock(Request[Ack], frozen=True):
     """``KVM_MMU_UNLOCK``."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
+    ACCESS: ClassVar[str] = "add"
 
 
 class SeqRead(Request[Seq], frozen=True):

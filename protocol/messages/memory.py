@@ -223,6 +223,7 @@ class MmapLock(Request[Ack], frozen=True):
     mm: str
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
+    ACCESS: ClassVar[str] = "add"
 
 
 class MmapUnlock(Request[Ack], frozen=True):
@@ -230,6 +231,7 @@ class MmapUnlock(Request[Ack], frozen=True):
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
+    ACCESS: ClassVar[str] = "add"
 
 
 class MmapDowngrade(Request[Ack], frozen=True):
@@ -266,6 +268,7 @@ class AnonVmaLock(Request[Ack], frozen=True):
     mm: str
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
+    ACCESS: ClassVar[str] = "add"
 
 
 class AnonVmaUnlock(Request[Ack], frozen=True):
@@ -273,6 +276,7 @@ class AnonVmaUnlock(Request[Ack], frozen=True):
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
+    ACCESS: ClassVar[str] = "add"
 
 
 # ---- frames --------------------------------------------------------------------------------
@@ -296,6 +300,7 @@ class PageGet(Request[Flag], frozen=True):
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "add"
 
 
 class PagePut(Request[Ack], frozen=True):
@@ -303,6 +308,7 @@ class PagePut(Request[Ack], frozen=True):
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "add"
 
 
 class PageFreeze(Request[Flag], frozen=True):
@@ -311,6 +317,7 @@ class PageFreeze(Request[Flag], frozen=True):
     frame: int
     expected: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
 
 
 class FrameCopy(Request[Ack], frozen=True):
@@ -320,7 +327,7 @@ class FrameCopy(Request[Ack], frozen=True):
     target: int
     migrate: bool = False
     """With ``folio_migrate_flags``: dirty, and swapbacked."""
-    OBJECT: ClassVar[tuple[str, ...]] = ("word",)
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "target")
 
 
 class RmapAdd(Request[Ack], frozen=True):
