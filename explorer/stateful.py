@@ -28,6 +28,9 @@ from explorer.world_state import Config, Front, Model
 WALKS: Final = 64
 """Random executions in a row from which nothing was learned before a search begins."""
 
+LITTLE: Final = 2
+"""A pass that learned something goes on once it saw one in so many of the states of another."""
+
 STOP_EVERY: Final = 8
 """States between two questions whether to stop."""
 
@@ -76,7 +79,7 @@ class Stateful:
         """States that were left in more than one way, or ended."""
         self.levels: list[int] = []
         """Number of deliveries with an alternative -> states that were first reached by so many."""
-        self._asked = self._merged = 0
+        self._asked = self._merged = self._most = 0
         self._linked: set[tuple[Front, int, Front, int]] = set()
         """Fronts of states that are the same but for names, whose futures were linked."""
         self.deliveries = self.terminal = 0
@@ -92,8 +95,9 @@ class Stateful:
             known = self.futures.grown
             self.seen, self.left, self.terminal = {}, {}, 0
             self.levels = []
-            if not self._pass():
+            if not self._pass(known):
                 return False
+            self._most = max(self._most, len(self.seen))
             if self.futures.grown == known:
                 return True
 
@@ -114,10 +118,10 @@ class Stateful:
                 front, _ = self.model.pass_on(front, message, move)
             vain = 0 if self.futures.grown > known else vain + 1
 
-    def _pass(self) -> bool:
+    def _pass(self, known: int) -> bool:
         first = self.model.first()
         level: list[tuple[Key, Step | None]] = [((first.nodes, first.front, 0), None)]
-        while level:
+        while level and not self._in_vain(known):
             following: list[tuple[Key, Step | None]] = []
             for key, last in level:
                 if self._over() or self._expand(key, last, following):
@@ -125,6 +129,10 @@ class Stateful:
             level = following
             self.levels.append(len(level))
         return True
+
+    def _in_vain(self, known: int) -> bool:
+        """Whether this pass must be begun again, and little was done that this would lose."""
+        return self.futures.grown > known and len(self.seen) * LITTLE < self._most
 
     def _over(self) -> bool:
         """Ask now and then whether to stop: to look at a clock takes longer than a state."""
