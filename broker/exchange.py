@@ -357,10 +357,11 @@ class Exchange:
 
     # -- deaths --------------------------------------------------------------------------
 
-    def reap(self, idle: Callable[[str], bool]) -> list[str]:
+    def reap(self, idle: Callable[[str], bool] = lambda _: True) -> list[str]:
         """Let begin and end the deaths that are due after the last delivery: who is gone.
 
-        ``idle``: whether a node has handled everything that was delivered to it.
+        ``idle``: whether a node has handled everything that was delivered to it; in one process
+        each has.
         """
         deaths = self.deaths
         if deaths is None:

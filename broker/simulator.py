@@ -63,12 +63,7 @@ class Simulator:
 
     def _reap(self) -> bool:
         """Let die who is to die by now; whether the run ends with that."""
-        for node in self.exchange.reap(_always):
+        for node in self.exchange.reap():
             if self.mourner is not None:
                 self.mourner(node)
         return self.exchange.deaths is not None and self.exchange.deaths.ended_by != ""
-
-
-def _always(_: str) -> bool:
-    """Here every node has handled what it was given."""
-    return True

@@ -154,7 +154,7 @@ class Player:
 
     def _reap(self) -> None:
         """Let begin and end the deaths that are due."""
-        for node in self.exchange.reap(_always):
+        for node in self.exchange.reap():
             self.gone[node] = self.exchange.number
             self.oracle.lost(node)
             if self.mourner is not None:
@@ -268,11 +268,6 @@ class Player:
             return ordered[int(self._random.random() * len(ordered))]
         current = operation_of(self.order[-1]) if self.order else ""
         return min(free, key=lambda i: _patience(heads[i], current))
-
-
-def _always(_: str) -> bool:
-    """Here every node has handled what it was given."""
-    return True
 
 
 def _turns(order: Sequence[str]) -> dict[str, deque[int]]:

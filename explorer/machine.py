@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from explorer.frozen import Frozen, clone, freeze_driver
-from explorer.waits import WAITS
+from explorer.waits import may_come_later
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
 from oracle.denied import MMAP_UNLOCK
@@ -297,7 +297,7 @@ class Machine:
         self._note_sends(move, handled)
         nothing = not (handled.messages or handled.records or handled.choices)
         move.outline = self.outlines.number(_without_ids(touched))
-        move.only_waits = nothing and message.kind in WAITS
+        move.only_waits = nothing and may_come_later(message.body)
         return move
 
     def _note_sends(self, move: Move, handled: Handled) -> None:

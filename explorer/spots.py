@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from explorer.case import Case
 from explorer.lenient import Moment
+from protocol.envelope import operation_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,6 @@ class Spot:
 def spot_of(moment: Moment, case: Case) -> Spot:
     """A delivery for people."""
     e = moment.envelope
-    operation = e.id.partition(".")[0].rstrip("~")
+    operation = operation_of(e.id)
     kind = case.kinds().get(operation, "")
     return Spot(moment.n, moment.name, e.kind, e.src, e.dst, operation, kind)

@@ -34,7 +34,9 @@ from typing import Any, Final
 
 import msgspec
 
+from broker.programs import operation_program
 from explorer.frozen import Frozen, IteratorState, TaskState, freeze
+from explorer.futures import Names, rename
 from explorer.machine import Sent
 from explorer.oracle_state import OracleTable
 from explorer.world_state import Front, Model
@@ -50,8 +52,6 @@ _ID: Final = re.compile(r"(?:([\w:]*):)?([\w.-]+/\d+)((?:\.\d+)*)(~?)")
 _ATOMS: Final = (int, bytes, float, range, CodeType, type(None))
 """What has no names in it."""
 
-Names = Mapping[str, str]
-"""What a permutation calls nodes; those not in it keep their names."""
 Form = tuple[int, tuple[str, ...]]
 """The number of a template, and the ids that fill its gaps, in order."""
 Canonical = tuple[tuple[int, ...], tuple[int, ...]]
@@ -81,15 +81,11 @@ def _last_operations(model: Model) -> dict[str, list[tuple[str, Any]]]:
     """By node: the last operation of each of its programs, and what that is called."""
     last: dict[str, Sent] = {}
     for operation in model.feed.operations.values():
-        last[_program(operation.id)] = operation
+        last[operation_program(operation.id)] = operation
     found: dict[str, list[tuple[str, Any]]] = {node: [] for node in model.nodes}
     for name, operation in sorted(last.items()):
         found[operation.dst].append((name, msgspec.to_builtins(operation.body)))
     return found
-
-
-def _program(operation: str) -> str:
-    return operation.rpartition("/")[0]
 
 
 def _may_swap(
@@ -357,5 +353,4 @@ class _Way:
             raise EmulatorError(f"cannot rename what is in {value!r}")
 
     def _op(self, operation: str) -> str:
-        program, _, index = operation.rpartition("/")
-        return f"{self.names.get(program, program)}/{index}"
+        return rename(operation, self.names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable
+from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
 from nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -109,21 +109,16 @@ async def try_to_migrate_one(cpu: Processor, mm: str, address: int, old: int) ->
     """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    replaced = False
-    table = await pgtable.find_leaf_table(cpu, mm, address)
-    if table >= 0:
-        await cpu.mem(PtlLock(table))
-        index = pgtable.pte_index(cpu, address)
-        pte = (await cpu.mem(PteLoad(table, index))).pte
-        if ptes.pte_present(pte) and ptes.frame_of(pte) == old:
-            entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-            migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
-            await cpu.mem(PteSet(table, index, migration))
-            await gup.put_page(cpu, old)
-            replaced = True
+    found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
+    if found is not None:
+        table, _ = found
+        entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
+        migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
+        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), migration))
+        await gup.put_page(cpu, old)
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
-    return replaced
+    return found is not None
 
 
 async def remove_migration_ptes(cpu: Processor, old: int, to: int) -> None:

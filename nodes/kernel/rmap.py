@@ -46,6 +46,24 @@ async def folio_mapped(cpu: Processor, folio: int) -> bool:
     return bool((await cpu.mem(RmapWalk(folio))).places)
 
 
+async def page_vma_mapped_walk(
+    cpu: Processor, mm: str, address: int, folio: int
+) -> tuple[int, int] | None:
+    """``page_vma_mapped_walk``: (table, entry) that maps the page there, with its table locked.
+
+    None if nothing does (any more); then no lock is held.
+    """
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table < 0:
+        return None
+    await cpu.mem(PtlLock(table))
+    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
+        return table, pte
+    await cpu.mem(PtlUnlock(table))
+    return None
+
+
 # ---- try_to_unmap ----------------------------------------------------------------------------
 
 
@@ -99,25 +117,22 @@ async def try_to_unmap_one(
     on = True
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    table = await pgtable.find_leaf_table(cpu, mm, address)
-    if table >= 0:
-        await cpu.mem(PtlLock(table))
-        index = pgtable.pte_index(cpu, address)
-        pte = (await cpu.mem(PteLoad(table, index))).pte
-        if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
-            old = await _clear(cpu, ubc, mm, address, table)
-            if slot is None:
-                await _set_dirty(cpu, folio, old)
-            elif slot >= 0:
-                await cpu.mem(SwapDuplicate(slot))
-                await cpu.mem(PteSet(table, index, ptes.make(slot, ptes.SWAP)))
-            else:
-                on = await _may_discard(cpu, place, folio, old)
-            if on:
-                await _unmapped(cpu, place, folio, slot is not None)
-            else:
-                await cpu.mem(PteSet(table, index, old))
-                await cpu.mem(FolioSetSwapbacked(folio))
+    found = await page_vma_mapped_walk(cpu, mm, address, folio)
+    if found is not None:
+        table, index = found[0], pgtable.pte_index(cpu, address)
+        old = await _clear(cpu, ubc, mm, address, table)
+        if slot is None:
+            await _set_dirty(cpu, folio, old)
+        elif slot >= 0:
+            await cpu.mem(SwapDuplicate(slot))
+            await cpu.mem(PteSet(table, index, ptes.make(slot, ptes.SWAP)))
+        else:
+            on = await _may_discard(cpu, place, folio, old)
+        if on:
+            await _unmapped(cpu, place, folio, slot is not None)
+        else:
+            await cpu.mem(PteSet(table, index, old))
+            await cpu.mem(FolioSetSwapbacked(folio))
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
     return on
@@ -209,15 +224,13 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
     cleaned = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_PAGE)
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    table = await pgtable.find_leaf_table(cpu, mm, address)
-    if table >= 0:
-        await cpu.mem(PtlLock(table))
-        index = pgtable.pte_index(cpu, address)
-        pte = (await cpu.mem(PteLoad(table, index))).pte
-        ours = ptes.pte_present(pte) and ptes.frame_of(pte) == folio
-        if ours and pte & (ptes.WRITE | ptes.DIRTY):
+    found = await page_vma_mapped_walk(cpu, mm, address, folio)
+    if found is not None:
+        table, pte = found
+        if pte & (ptes.WRITE | ptes.DIRTY):
             old = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-            await cpu.mem(PteSet(table, index, old & ~(ptes.WRITE | ptes.DIRTY)))
+            clean = old & ~(ptes.WRITE | ptes.DIRTY)
+            await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), clean))
             cpu.port.emit(Coverage("folio_mkclean"))
             cleaned = True
         await cpu.mem(PtlUnlock(table))
