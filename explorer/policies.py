@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from broker.schedules import RandomWalk, Schedule
-from explorer.strategies import CountedWalk, Paces, Pct, Pos, Surw
+from explorer.strategies import CountedWalk, Paces, Pct, Pos, Stall, Surw
 from nodes.driver import draw
 from protocol.errors import UserError
 
@@ -20,9 +20,10 @@ CYCLES: Final[dict[str, tuple[str, ...]]] = {
     "pct": tuple(f"pct{depth}" for depth in DEPTHS),
     "surw": ("surw",),
     "paces": ("paces",),
-    # PCT 50 %, POS 40 %, random 10 %: either of the first two finds what the other does not.
+    "stall": ("stall",),
+    # Each of stall, PCT and POS finds what the others do not.
     "portfolio": (
-        "random", "pos", "pct2", "pos", "pct3", "pos", "pct2", "pct4", "pos", "pct3",
+        "random", "stall", "pos", "pct2", "stall", "pct3", "stall", "pos", "pct4", "stall",
     ),
 }  # fmt: skip
 """Strategy -> the policies that its schedules follow in turn."""
@@ -66,6 +67,8 @@ class Policies:
             return Pos(seed)
         if policy == "paces":
             return Paces(seed)
+        if policy == "stall":
+            return Stall(seed)
         if policy == "surw":
             walks = max(1, self._walks)
             return Surw(seed, {name: n / walks for name, n in self._interesting.items()})

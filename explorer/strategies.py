@@ -9,6 +9,8 @@
 ``surw``    selectively uniform random walk (Zhao et al., *Selectively Uniform Concurrency
             Testing*, ASPLOS 2025): uniform over the interleavings of interesting messages
 ``paces``   what processes do: each node handles its messages at a pace of its own
+``stall``   a walk in which programs now and then stand still until nobody else can go on, as in
+            the chaos mode of rr (O'Callahan, *Introducing rr Chaos Mode*, 2016)
 ========== =====================================================================================
 
 Each is determined by its seed and by what it is shown.
@@ -21,6 +23,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.programs import operation_program
+from broker.schedules import RandomWalk
 from protocol.envelope import Envelope
 from protocol.messages.base import Message
 
@@ -234,6 +237,38 @@ class Paces:
         if pace is None:
             pace = self._pace[node] = self._spread ** self._draw()
         return pace * (0.5 + self._draw())
+
+
+class Stall:
+    """A random walk, or POS, in which a program now and then stands still.
+
+    It goes on when nobody else can, the one that has stood still for longest first.  So all of a
+    system call fits between two messages of another one, and then another one between two of that.
+    How often that happens is drawn too: at one choice in 8 to 64.
+    """
+
+    def __init__(self, seed: int) -> None:
+        draws = random.Random(seed)
+        self._random = draws.random
+        self._rate = 2.0 ** -(3 + 3 * draws.random())
+        walk = RandomWalk if draws.random() < 0.5 else Pos
+        self._walk: RandomWalk | Pos = walk(draws.getrandbits(64))
+        self._still: list[str] = []
+        """Programs that stand still, in the order in which they stopped."""
+
+    def pick(self, heads: list[Envelope]) -> int:
+        """What the walk picks of those that do not stand still."""
+        while True:
+            still = self._still
+            free = [e for e in heads if operation_program(e.id) not in still] if still else heads
+            if not free:
+                still.pop(0)
+            elif len(free) > 1 and self._random() < self._rate:
+                stopped = free[int(self._random() * len(free))]
+                still.append(operation_program(stopped.id))
+            else:
+                chosen = self._walk.pick(free)
+                return heads.index(free[chosen]) if still else chosen
 
 
 class CountedWalk:
