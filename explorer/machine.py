@@ -26,6 +26,7 @@ from protocol.messages.base import Message
 from protocol.pte import hw_present
 from protocol.records import (
     Access,
+    ApicTrapped,
     Evict,
     FilePageWritten,
     Fill,
@@ -154,7 +155,7 @@ def rival_bits(judged: int) -> int:
 
 
 _ORDERED: Final[Mapping[type[Record], int]] = {
-    **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter), CLOSES),
+    **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter, ApicTrapped), CLOSES),
     **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, FilePageWritten, Invalidation), DUE),
     Access: REACHES,
     PermissionFault: REACHES | REFUSED,

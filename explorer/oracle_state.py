@@ -13,7 +13,7 @@ rules that are not in ``RULES``, which are judged on whole executions.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from explorer.machine import Move, Sent
 from nodes.world import World
@@ -22,7 +22,7 @@ from oracle.inherited import PTL_LOCK, Inherited
 from oracle.moves import PTL_UNLOCK, Moves
 from oracle.oracle import Oracle
 from oracle.order import Order, Row
-from oracle.state import Cached, Change, Op, Page, State
+from oracle.state import PARENTS, Cached, Change, Op, Page, State
 from oracle.violation import Violation
 from protocol.pte import frame_of
 from protocol.trace import TraceStep
@@ -128,22 +128,41 @@ def _see(oracle: Oracle, n: int, message: Sent, move: Move) -> list[Violation]:
 
 
 def _freeze(oracle: Oracle) -> Frozen:
-    state = oracle.state
+    state, kept = oracle.state, _kept(oracle.world)
     return (
         frozenset(_op(op) for op in state.ops.values()),
-        frozenset(_page(page, state) for page in state.pages.values()),
+        frozenset(_page(page, state, kept) for page in state.pages.values()),
         frozenset(
             (node, b.begins - b.ends, b.in_progress, b.seq)
             for node, b in oracle.brackets.of.items()
         ),
         frozenset(
-            (number, tuple(_place(c) for c in frame.changes if _alive(c)))
+            (number, tuple(_place(c) for c in frame.changes if _alive(c, kept)))
             for number, frame in state.frames.items()
             if frame.changes
         ),
         _moved(oracle.moves),
-        _inherited(oracle.inherited, state),
+        _inherited(oracle.inherited, state, kept),
         frozenset(i for i in oracle.denied.count.items() if i[0] in state.fills),
+    )
+
+
+class _Kept(NamedTuple):
+    """What has to be kept beyond what every world needs."""
+
+    sources: frozenset[str]
+    """Caches whose translations others are made from, maybe when they are gone already: a device
+    keeps what its unit answered, whatever has become of the unit's own copy meanwhile."""
+    denials: bool
+    """Whether anybody faults on an entry that is too weak, instead of walking again."""
+
+
+def _kept(world: World) -> _Kept:
+    ats = any(unit.ats for unit in world.units)
+    walkers = bool(world.units or world.links)
+    return _Kept(
+        PARENTS if ats else PARENTS - {"iotlb"},
+        walkers and not world.kernel.refetch_on_perm_fault,
     )
 
 
@@ -155,9 +174,9 @@ def _moved(moves: Moves) -> Frozen:
     )
 
 
-def _inherited(inherited: Inherited, state: State) -> Frozen:
+def _inherited(inherited: Inherited, state: State, kept: _Kept) -> Frozen:
     """Which changes an operation in flight may have found done."""
-    changes = [c for page in state.pages.values() for c in page.changes if _alive(c)]
+    changes = [c for page in state.pages.values() for c in page.changes if _alive(c, kept)]
     return frozenset(
         (op, frozenset(_place(c) for c in changes if c.n <= first))
         for op, first in inherited.first.items()
@@ -173,27 +192,31 @@ def _op(op: Op) -> Frozen:
     return (op.id, op.kind, op.tag, op.start, op.end, op.node, uses)
 
 
-def _page(page: Page, state: State) -> Frozen:
-    changes = [change for change in page.changes if _alive(change)]
-    fills = [_fill(fill, changes, state) for fill in page.fills if _open(fill)]
+def _page(page: Page, state: State, kept: _Kept) -> Frozen:
+    changes = [change for change in page.changes if _alive(change, kept)]
+    fills = [_fill(fill, changes, state) for fill in page.fills if _open(fill, kept)]
     reads = [
         (read.id, read.pte, _current(read.generation, read.pte, state), _newer(read.n, changes))
         for read in page.reads
     ]
     return (
-        page.mm, page.address, page.pte, _granting(page), frozenset(fills), frozenset(reads),
-        tuple(map(_change, changes)), page.changes[-1].id if page.changes else "",
+        page.mm, page.address, page.pte, _granting(page) if kept.denials else "",
+        frozenset(fills), frozenset(reads), tuple(map(_change, changes)),
+        page.changes[-1].id if page.changes else "",
     )  # fmt: skip
 
 
-def _granting(page: Page) -> bool:
-    """Whether somebody may still have to invalidate a right that was added."""
-    return page.granted is not None and page.granted[1].unlocked <= page.granted[0]
+def _granting(page: Page) -> str:
+    """Who may still have to invalidate a right that was added: whose unlock it is that counts."""
+    if page.granted is None:
+        return ""
+    n, op = page.granted
+    return op.id if op.unlocked <= n else ""
 
 
-def _open(fill: Cached) -> bool:
+def _open(fill: Cached, kept: _Kept) -> bool:
     """Whether it can still be used, is being used, or may be the source of another."""
-    return not fill.closed or not fill.gone or fill.uses > 0 or fill.cache == "spte"
+    return not fill.closed or not fill.gone or fill.uses > 0 or fill.cache in kept.sources
 
 
 def _fill(fill: Cached, changes: list[Change], state: State) -> Frozen:
@@ -204,13 +227,13 @@ def _fill(fill: Cached, changes: list[Change], state: State) -> Frozen:
     )  # fmt: skip
 
 
-def _alive(change: Change) -> bool:
+def _alive(change: Change, kept: _Kept) -> bool:
     """Whether a deadline may still come, or something older than it may still be used."""
     page = change.page
     return (
         not change.op.ended
         or any(read.n < change.n for read in page.reads)
-        or any(fill.read.n < change.n and _open(fill) for fill in page.fills)
+        or any(fill.read.n < change.n and _open(fill, kept) for fill in page.fills)
     )
 
 

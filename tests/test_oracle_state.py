@@ -1,0 +1,66 @@
+"""The oracle's part of a state: all that it needs to judge what may still come."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.programs import Program, Step
+from explorer.exhaustive import Budget, explore_stateful
+from explorer.machine import CLOSES, judged_by_order
+from nodes.kernel.variant import preset
+from nodes.world import Unit, World
+from protocol.messages import program as op
+from protocol.records import ApicTrapped, GuestEnter
+from scenarios.spec import RunSpec
+from scenarios.workloads import Script
+from tests.test_futures import compare
+from tests.worlds import MM, page
+
+
+def copied_from_what_is_gone() -> RunSpec:
+    """A device keeps a page that is unmapped, and is told so when that may be over already.
+
+    Its unit drops its own copy at once, so what the device has was made from one that is gone.
+    """
+    world = World(
+        kernel=preset("v6.2", "x86", {"ats_wait": False}), cpus=("cpu0",), levels=1,
+        units=(Unit("iommu0", ("device0",), (MM,), "cpu0", ats=True),), evict_one_in=1,
+    )  # fmt: skip
+    cpu = [
+        Step(op.Mmap(MM, 0, page(1), True, True)),
+        Step(op.Touch(MM, 0, True, 1)),
+        Step(op.Munmap(MM, 0, page(1))),
+    ]
+    device = [Step(op.Dma(MM, 0, True, 2), ("cpu0/1",))]
+    programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
+    return RunSpec("t", world, 0, Script(programs))
+
+
+def granted_to_two() -> RunSpec:
+    """Two ask for the same page: whose unlock ends the time in which refusals are justified?"""
+    world = World(
+        kernel=preset("v6.2", "arm64"), levels=1,
+        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
+    )  # fmt: skip
+    cpu = [Step(op.Mmap(MM, 0, page(1), True, False)), Step(op.Touch(MM, 0, False))]
+    device = [Step(op.Dma(MM, 0, False), ("cpu0/0",))]
+    programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
+    return RunSpec("t", world, 0, Script(programs))
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_what_was_made_from_what_is_gone_is_judged(eager: bool) -> None:
+    found = explore_stateful(copied_from_what_is_gone(), Budget(), eager=eager)
+    assert found.verdict.outcome == "violated"
+
+
+@pytest.mark.parametrize("spec", [copied_from_what_is_gone(), granted_to_two()])
+def test_states_that_are_told_apart_by_what_they_can_judge(spec: RunSpec) -> None:
+    """Which of two independent deliveries comes first does not change what the oracle knows."""
+    assert compare(spec, 60) > 100
+
+
+def test_whatever_uses_the_vmcs_is_ordered_with_what_it_is_judged_by() -> None:
+    """S1 asks at both whether the frame in the VMCS was freed before."""
+    for record in (GuestEnter("vmcs:vcpu0/0.1"), ApicTrapped(True, 3)):
+        assert judged_by_order("SpteLoad~", "GuestApic", [record]) & CLOSES
