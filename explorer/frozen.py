@@ -17,6 +17,7 @@ import msgspec
 
 from nodes.driver import Driver, Port, Task
 from nodes.node import Node
+from nodes.pwc import PagingStructureCache
 from nodes.translation import TranslationCache
 from nodes.world import World
 from protocol.envelope import Envelope
@@ -59,9 +60,7 @@ def freeze_driver(driver: Driver) -> Frozen:
 def freeze_fields(node: object) -> Frozen:
     """A node's own fields."""
     return tuple(
-        _freeze_cache(value) if isinstance(value, TranslationCache) else freeze(value)
-        for name, value in vars(node).items()
-        if name not in _CONSTANT
+        _freeze_field(value) for name, value in vars(node).items() if name not in _CONSTANT
     )
 
 
@@ -78,10 +77,21 @@ def freeze(value: Any) -> Frozen:
     return known(value)
 
 
-def _freeze_cache(cache: TranslationCache) -> Frozen:
+def _freeze_field(value: Any) -> Frozen:
+    if isinstance(value, TranslationCache):
+        return _freeze_cache(value)
+    return _freeze_entries(value) if isinstance(value, PagingStructureCache) else freeze(value)
+
+
+def _freeze_entries(cache: TranslationCache | PagingStructureCache) -> Frozen:
+    """In their order only if that decides something: which one is dropped for another."""
     entries = cache.entries.values()
+    return tuple(entries) if cache.evicts else frozenset(entries)
+
+
+def _freeze_cache(cache: TranslationCache) -> Frozen:
     return (
-        tuple(entries) if cache.evicts else frozenset(entries),  # else their order decides nothing
+        _freeze_entries(cache),
         tuple((walk.tag, walk.address, walk.stale) for walk in cache.walks),
         tuple(cache.in_flight),
     )

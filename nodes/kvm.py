@@ -140,6 +140,8 @@ class Kvm(Node):
         self.mn_active_invalidate_count += message.delta
         if self.mn_active_invalidate_count == 0:
             waiters, self.slot_waiters = self.slot_waiters, []
+            if waiters:
+                self.port.touch(("memslots",))
             for request, slot in waiters:
                 self.slots = (*self.slots, slot)
                 self.port.reply(request, Ack())

@@ -39,7 +39,13 @@ class PagingStructureCache:
 
     def __init__(self, world: World, port: Port) -> None:
         self.world, self.port = world, port
+        self.evicts = world.tlb_entries < _tables(world)
+        """Whether it may ever drop an entry of its own accord: the oldest one."""
         self.entries: dict[tuple[str, int, int], TableEntry] = {}
+
+    def _touch(self, tag: str) -> None:
+        """Say that entries changed; which is the oldest, and how many there are, may matter."""
+        self.port.touch((PWC,) if self.evicts else (PWC, tag))
 
     def _base(self, level: int, address: int) -> int:
         """The first address that a table at ``level`` maps."""
@@ -62,7 +68,7 @@ class PagingStructureCache:
 
     def fill(self, tag: str, address: int, level: int, table: int, source: str) -> TableEntry:
         """Keep what the load ``source`` found: the table at ``level``."""
-        self.port.touch((PWC, tag))
+        self._touch(tag)
         base = self._base(level, address)
         replaced = self.entries.pop((tag, level, base), None)
         if replaced is not None:
@@ -78,7 +84,7 @@ class PagingStructureCache:
 
     def drop(self, tag: str, start: int, end: int) -> tuple[str, ...]:
         """Drop entries of tables that map any of [start, end); their names."""
-        self.port.touch((PWC, tag))
+        self._touch(tag)
         hit = [key for key in self.entries if key[0] == tag and self._in(key, start, end)]
         return tuple(self.entries.pop(key).fill for key in hit)
 
@@ -86,3 +92,9 @@ class PagingStructureCache:
         _, level, base = key
         size = 1 << self.world.shift(level + 1)
         return overlaps(base, base + size, start, end) or covers(start, end, base)
+
+
+def _tables(world: World) -> int:
+    """How many tables below the top there can be."""
+    each: int = sum(world.entries**level for level in range(1, world.levels))
+    return len(world.mms) * each

@@ -165,9 +165,9 @@ class TranslationCache:
 
 def _pages(cache: str, world: World) -> int:
     """How many pages can have an entry."""
-    if cache == "gtlb":
-        return sum(slot.pages for vm in world.vms for slot in vm.slots)
     mapped: int = world.entries**world.levels
+    if cache == "gtlb":  # a program may give a guest all the rest
+        return max(mapped, sum(slot.pages for vm in world.vms for slot in vm.slots))
     return len(world.mms) * mapped
 
 

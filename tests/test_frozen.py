@@ -1,0 +1,77 @@
+"""States as values: what decides something later is a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from explorer.frozen import freeze_fields
+from nodes.build import build
+from nodes.driver import Driver
+from nodes.footprint import independent
+from nodes.iommu import Iommu
+from nodes.kernel.variant import preset
+from nodes.translation import TranslationCache
+from nodes.world import Unit, Vm, World
+from protocol.envelope import Envelope
+from protocol.messages.base import Request
+from protocol.messages.kvm import ActiveInvalidate, Memslot, MemslotAdd, MemslotsLoad
+from tests.worlds import MM, page
+
+SLOT = Memslot(0, 1, 0)
+TABLES = 8
+"""How many leaf tables there can be."""
+
+
+def world(tlb_entries: int) -> World:
+    """A unit that keeps upper entries, and a guest that has one page."""
+    return World(
+        kernel=preset("v6.2"), tlb_entries=tlb_entries,
+        units=(Unit("iommu0", ("device0",), (MM,), "cpu0", pwc=True),),
+        vms=(Vm("kvm0", ("vcpu0",), MM, (SLOT,)),),
+    )  # fmt: skip
+
+
+def kept(tables: Iterable[int], tlb_entries: int) -> object:
+    """The state of a unit that has come to know of leaf tables in that order."""
+    node = build("iommu0", world(tlb_entries), 0).node
+    assert isinstance(node, Iommu)
+    assert node.pwc is not None
+    for table in tables:
+        node.pwc.fill(MM, page(8 * table), 0, table, f"device0/{table}.0")
+    return freeze_fields(node)
+
+
+def test_the_order_of_upper_entries_is_told_where_the_oldest_is_dropped() -> None:
+    assert kept((1, 2), TABLES - 1) != kept((2, 1), TABLES - 1)
+
+
+def test_and_only_there() -> None:
+    assert kept((1, 2), TABLES) == kept((2, 1), TABLES)
+
+
+def test_a_guest_may_be_given_more_pages_than_it_begins_with() -> None:
+    """So its TLB may drop entries although it could hold all of the first memslots."""
+    port = build("vcpu0", world(2), 0).port
+    assert TranslationCache("gtlb", world(2), port).evicts
+    assert not TranslationCache("gtlb", world(64), port).evicts
+
+
+def sent(name: str, message: Request[Any]) -> Envelope:
+    """A request of cpu0 to the VM."""
+    return Envelope(name, "cpu0", "kvm0", type(message).__name__, name, "", message)
+
+
+def brackets(waits: bool) -> Driver:
+    """A VM with an open bracket, for the end of which a new slot may wait."""
+    driver = build("kvm0", world(64), 0)
+    driver.deliver(1, sent("cpu0/0", ActiveInvalidate(1)))
+    if waits:
+        driver.deliver(2, sent("cpu0/1", MemslotAdd(Memslot(1, 1, page(1)), True)))
+    return driver
+
+
+def test_the_end_of_a_bracket_installs_the_slots_that_wait_for_it() -> None:
+    end, load = sent("cpu0/2", ActiveInvalidate(-1)), sent("cpu0/3", MemslotsLoad())
+    assert not independent(brackets(True), end, load)
+    assert independent(brackets(False), end, load)
