@@ -133,7 +133,18 @@ class Futures:
         found = [0] * len(future)
         for node, at in self.index.items():
             found[self.index[self._names[way].get(node, node)]] = self._bits(future[at], at, way)
-        found[-1] = future[-1]
+        key = future[-1], -1, way
+        if key not in self._renamed_bits:
+            self._renamed_bits[key] = self.renamed_streams(future[-1], self._names[way])
+        found[-1] = self._renamed_bits[key]
+        return found
+
+    def renamed_streams(self, bits: int, names: Names) -> int:
+        """Classes of records, and streams with the names that their nodes have then."""
+        found = bits & ((1 << STREAM_BITS) - 1)
+        for stream, number in list(self._streams.items()):
+            if bits >> (STREAM_BITS + number) & 1:
+                found |= self.stream(rename(stream, names))
         return found
 
     def _bits(self, bits: int, at: int, way: int) -> int:
@@ -161,11 +172,11 @@ class Futures:
 
     def streams(self, move: Move) -> int:
         """The declared streams that a move sends to, as bits."""
-        bits = 0
-        for stream in move.streams:
-            number = self._streams.setdefault(stream, len(self._streams))
-            bits |= 1 << (STREAM_BITS + number)
-        return bits
+        return reduce(or_, map(self.stream, move.streams), 0)
+
+    def stream(self, stream: str) -> int:
+        """The bit of a declared stream."""
+        return 1 << (STREAM_BITS + self._streams.setdefault(stream, len(self._streams)))
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -234,9 +245,12 @@ def _word(word: str | int, names: Names) -> str | int:
 
 
 def rename(word: str, names: Names) -> str:
-    """A node or an operation with its new name."""
+    """A node, one of its streams, or an operation with its new name."""
     program, slash, index = word.rpartition("/")
-    return f"{names.get(program, program)}/{index}" if slash else names.get(word, word)
+    if slash or word in names:
+        return f"{names.get(program, program)}/{index}" if slash else names[word]
+    node, dot, stream = word.partition(".")
+    return names.get(node, node) + dot + stream
 
 
 def _ready(front: Front, steps: Sequence[_Step]) -> list[int]:

@@ -335,8 +335,7 @@ class _Way:
             return self._number(("node", self.names.get(value, value))), ()
         match = _ID.fullmatch(value)
         if match is None:
-            self._check(value)
-            return self._number(("value", value)), ()
+            return self._word(value)
         cache, operation, sends, mark = match.groups()
         if not sends:
             return self._number(("operation", cache, self._op(operation), mark)), ()
@@ -347,10 +346,14 @@ class _Way:
         to = self.names[receiver] if receiver in self.members else ""
         return self._number(("id", self._op(operation), to, mark)), (raw,)
 
-    def _check(self, value: str) -> None:
-        """Other texts must not hide a name."""
+    def _word(self, value: str) -> Form:
+        """A node's stream, or a text that has no name in it."""
+        node, dot, stream = value.partition(".")
+        if dot and node in self._nodes and stream.isidentifier():
+            return self._number(("stream", self.names.get(node, node), stream)), ()
         if any(name in value for name in self.members):
             raise EmulatorError(f"cannot rename what is in {value!r}")
+        return self._number(("value", value)), ()
 
     def _op(self, operation: str) -> str:
         return rename(operation, self.names)

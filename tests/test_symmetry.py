@@ -9,6 +9,8 @@ import pytest
 
 from broker.programs import Program, Step
 from explorer.exhaustive import Budget, explore_stateful
+from explorer.futures import Futures
+from explorer.machine import CLOSES
 from explorer.oracle_state import RULES, OracleTable
 from explorer.stateful import Stateful
 from explorer.symmetry import Forms, Key, interchangeable
@@ -214,6 +216,30 @@ def test_states_of_one_form_have_the_same_future(name: str, kernel: str) -> None
 def test_the_same_of_devices() -> None:
     spec = under_dma(switches={"gather_calls_ir": False})
     assert check_successors(model_of(spec), table_of(spec.world), 5000) > 1000
+
+
+def with_caches_of_their_own(**switches: object) -> RunSpec:
+    """Two devices that keep translations; each has a stream of invalidations that is its own."""
+    unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu0", ats=True)
+    return under_dma(units=(unit,), switches=switches, pages=1)
+
+
+def test_streams_are_named_after_nodes() -> None:
+    spec = with_caches_of_their_own()
+    assert check_successors(model_of(spec), table_of(spec.world), 2000) > 100
+    found = explore_stateful(with_caches_of_their_own(ats_wait=False), Budget())
+    assert found.verdict.outcome == "violated"
+    assert found.symmetric == (("device0", "device1"),)
+
+
+def test_what_is_sent_to_a_stream_has_another_stream_for_another_node() -> None:
+    """The future of one device's messages is that of the other's, with its stream."""
+    futures = Futures(model_of(with_caches_of_their_own()))
+    mine, other = (futures.stream(f"device{n}.atc") for n in (0, 1))
+    shared = futures.stream("iommu0.cmdq")
+    assert futures.renamed_streams(CLOSES | other | shared, {"device1": "device0"}) == (
+        CLOSES | mine | shared
+    )
 
 
 def two_vcpus(kernel: str) -> RunSpec:
