@@ -177,12 +177,14 @@ class Ocxl(Node):
     async def _leaf_table(self, walk: Walk, pid: int, address: int) -> int:
         """The table with the leaf entry; -1 if there is none."""
         mm = (await self.port.call(MEMORY, o.ProcessTableLoad(pid))).mm
+        self.xsl.touch(walk.tag, address, "read")  # whether the walk is stale
         if not mm or address >= self.world.address_end():
             return -1
         table = self.world.pgd(mm)
         for level in range(self.world.levels - 1, 0, -1):
             index = table_index(self.world, level, address)
             upper = (await self.port.call(MEMORY, PteLoad(table, index))).pte
+            self.xsl.touch(walk.tag, address, "read")
             if walk.stale or not ptes.hw_present(upper):
                 return -1
             table = ptes.frame_of(upper)

@@ -14,8 +14,15 @@ from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.fingerprint import fingerprint
 from nodes.footprint import independent
-from nodes.world import World
-from protocol.envelope import Envelope
+from nodes.kernel.variant import preset
+from nodes.world import MEMORY, Link, World
+from protocol.envelope import REPLY_MARK, Envelope
+from protocol.limits import PAGE_SIZE
+from protocol.messages import ocxl as o
+from protocol.messages import program as op
+from protocol.messages.base import Message
+from protocol.messages.memory import Count, PteValue
+from protocol.pte import PRESENT, WRITE, make
 from tests.worlds import small_programs, small_world
 
 PAIRS_MAX = 60
@@ -75,3 +82,25 @@ def commuting_pairs(world: World, programs: tuple[Program, ...], pairs_max: int)
             backward = outcome(replay(world, seed, run[:at], first.dst), (second, first))
             assert forward == backward, (first, second)
     return tried
+
+
+def answered(request: Envelope, body: Message) -> Envelope:
+    """The reply of memory to a request of a link."""
+    kind = request.kind + REPLY_MARK
+    return Envelope(request.id + REPLY_MARK, MEMORY, request.src, kind, request.id, "", body)
+
+
+@pytest.mark.parametrize("steps", [1, 2], ids=["process table", "upper entry"])
+def test_a_walk_of_a_link_looks_whether_it_is_stale_at_every_step(steps: int) -> None:
+    """So an answer of its walk does not commute with an invalidation that overlaps it."""
+    world = World(kernel=preset("v6.6", "ppc"), links=(Link("link0", ("mm0",), "cpu1"),))
+    driver = build_all(world, 0)["link0"]
+    message = Envelope("afu/0", "", "link0", "AfuTouch", "afu", "", op.AfuTouch("mm0", 0, False))
+    table = PteValue(make(5, PRESENT | WRITE))
+    bodies: list[Message] = [Count(1), o.MmName("mm0"), table]
+    for number, body in enumerate(bodies[: steps + 1], 1):
+        (request,) = driver.deliver(number, message).messages
+        message = answered(request, body)
+    command = o.Tlbie(1, 0, PAGE_SIZE)
+    invalidation = Envelope("cpu0/0.0", "cpu0", "link0", "Tlbie", "cpu0/0", "", command)
+    assert not independent(driver, message, invalidation)
