@@ -14,7 +14,7 @@ from protocol.envelope import Envelope
 from protocol.messages.base import ObjectKey
 
 Footprint = list[tuple[ObjectKey, str]]
-"""(object, ``read``, ``add`` or ``write``) of every access; () is the whole node."""
+"""(object, ``read``, ``add``, ``drop`` or ``write``) of every access; () is the whole node."""
 
 
 _CONSTANT = frozenset({"name", "world", "port"})
@@ -82,7 +82,7 @@ def footprint_of(driver: Driver, envelope: Envelope) -> Footprint:
 def conflict(left: Footprint, right: Footprint) -> bool:
     """Whether some access of one and some access of the other to one object do not commute.
 
-    Reads commute, and so do adds; an add and a read do not.
+    Reads commute, and so do adds, and drops; an add and a read do not, nor do an add and a drop.
     """
     return any(
         (a_access != b_access or a_access == "write") and _overlap(a, b)

@@ -338,7 +338,11 @@ class Memory(Swap):
         return m.Flag(True)
 
     def _counted(self, number: int) -> None:
-        """Counts that stay above one commute: without either of two, the other leaves one."""
+        """Drops commute while one is left: whichever of them comes last sees how few there are.
+
+        Not so a drop and a get, which hides that: whether the count ever gets low then depends on
+        all that come in between, and not on any two of them.
+        """
         if self.frames[number].refs < 2:
             self.port.touch(("page", number))
 

@@ -25,8 +25,9 @@ class Message(
     """A request or a reply.  Plain values only.
 
     ``OBJECT`` is the label of the object accessed, then the fields that complete its key;
-    empty means "the whole receiver".  ``ACCESS`` is ``read``, ``write`` or ``add``: adds commute
-    with each other (counts of references, shared holds of a lock), and with nothing else.
+    empty means "the whole receiver".  ``ACCESS`` is ``read``, ``write``, ``add`` or ``drop``: adds
+    commute with each other (references that are taken, shared holds of a lock), and so do drops
+    (references that are given back), but with nothing else.
     """
 
     OBJECT: ClassVar[tuple[str, ...]] = ()

@@ -308,7 +308,7 @@ class PagePut(Request[Ack], frozen=True):
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
-    ACCESS: ClassVar[str] = "add"
+    ACCESS: ClassVar[str] = "drop"
 
 
 class PageFreeze(Request[Flag], frozen=True):
