@@ -29,7 +29,7 @@ import multiprocess
 import zmq
 
 from broker import router
-from broker.plan import Outcome, Plan
+from broker.plan import LAUNCHER, Outcome, Plan
 from broker.programs import Program, Step
 from nodes import sockets
 from nodes.runtime import prepare_child, send
@@ -103,7 +103,7 @@ def our_run(calls: int, senders: int, profile: str = "") -> float:
             processes.start(thin_node, name, nodes[(index + 1) % senders], calls, at)
         context: zmq.Context[sockets.Socket] = zmq.Context()
         launcher = sockets.dealer(context, at)
-        send(launcher, [wire.control_frame("hello", router.LAUNCHER, TOKEN)])
+        send(launcher, [wire.control_frame("hello", LAUNCHER, TOKEN)])
         _expect(launcher, "ready")
         began = time.perf_counter()
         end = _expect(launcher, "end")

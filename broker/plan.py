@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
 from broker.exchange import Chaos
 from broker.programs import Program
 from broker.schedules import Arrival, Schedule
+from protocol.envelope import BROKER
 from protocol.trace import Ending
 from protocol.wire import Choices
+
+NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""A node's name is a part of a file's name, its journal's."""
+ROUTER: Final = "router"
+LAUNCHER: Final = "launcher"
+"""The name under which the launcher says hello."""
+
+
+def impossible_names(names: Iterable[str]) -> list[str]:
+    """Those that no node can have: they make no file name, or mean somebody else."""
+    taken = (BROKER, ROUTER, LAUNCHER)
+    return [name for name in names if not NODE_NAME.fullmatch(name) or name in taken]
 
 
 @dataclass(frozen=True, slots=True)

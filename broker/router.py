@@ -25,7 +25,7 @@ import zmq
 
 from broker import dispatch, plan
 from broker.exchange import Exchange
-from broker.plan import Outcome, Plan
+from broker.plan import LAUNCHER, Outcome, Plan
 from broker.programs import Feeder
 from broker.recorder import BrokerJournal
 from broker.schedules import Recorded
@@ -34,9 +34,6 @@ from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
 from protocol import codec, limits, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope
 from protocol.errors import PeerError
-
-LAUNCHER = "launcher"
-"""The name under which the launcher says hello; no node may have it."""
 
 KINDS = frozenset(codec.MESSAGE_KINDS) | {kind + REPLY_MARK for kind in codec.MESSAGE_KINDS}
 UNENDING = 1 << 62

@@ -15,7 +15,6 @@ status ``aborted`` and every process is gone within a second.
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 import signal
@@ -35,7 +34,7 @@ import zmq
 
 from broker import plan, router
 from broker.counts import Counts
-from broker.plan import Outcome, Plan
+from broker.plan import ROUTER, Outcome, Plan
 from broker.recorder import last_number, write_schedule
 from nodes import runtime, sockets
 from nodes.journal import journal_path
@@ -44,7 +43,6 @@ from protocol.envelope import BROKER
 from protocol.errors import EmulatorError, TimedOut, UserError
 from protocol.trace import Ending
 
-ROUTER = "router"
 PRELOADED = ["broker.router", "nodes.build", "nodes.runtime"]
 """What the server of a campaign has imported; it has no socket and no thread."""
 ABORT_SECONDS = 0.4
@@ -53,7 +51,6 @@ TERMINATE_SECONDS = 0.4
 """From SIGTERM to SIGKILL."""
 LAST_WORD_SECONDS = 2.0
 """How long the last word of a router that left in order may take."""
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Supervisor:
@@ -112,7 +109,7 @@ class Supervisor:
                 self.processes[name] = process
         self._context = zmq.Context()
         self._socket = sockets.dealer(self._context, endpoint)
-        self._send("hello", router.LAUNCHER, self.token)
+        self._send("hello", plan.LAUNCHER, self.token)
         self._await_ready()
 
     def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
@@ -200,7 +197,7 @@ class Supervisor:
             while self.outcome is None and self._socket.poll(int(patience * 1000)):
                 self._hear()
             if self.outcome is None:
-                self.outcome = self._broken(plan.ROUTER_DIED, _how(status))
+                self.outcome = self._broken(plan.ROUTER_DIED, f"{ROUTER} {_how(status)}")
         elif status != 0 and self.outcome is None and name not in self._killed:
             self._send("died", name, _how(status))
 
@@ -266,9 +263,8 @@ def _how(status: int) -> str:
 
 def _check_run(run: Plan) -> None:
     """Raises ``UserError`` for what would fail later and less clearly."""
-    for name in run.nodes:
-        if not NODE_NAME.fullmatch(name) or name in (BROKER, ROUTER, router.LAUNCHER):
-            raise UserError("nodes", f"a node cannot be called {name!r}", NODE_NAME.pattern)
+    for name in plan.impossible_names(run.nodes):
+        raise UserError("nodes", f"a node cannot be called {name!r}", plan.NODE_NAME.pattern)
     if len(set(run.nodes)) != len(run.nodes) or not 0 < len(run.nodes) <= limits.NODES_MAX:
         raise UserError(
             "nodes", f"{len(run.nodes)} names", f"1 to {limits.NODES_MAX}, no two equal"

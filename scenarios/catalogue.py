@@ -16,12 +16,15 @@ import msgspec
 from broker.chaos import ChaosConfig, parse_rules
 from broker.chaos_config import check_names
 from broker.programs import Program
-from nodes.kernel.variant import Kernel, preset
+from nodes.kernel.variant import Kernel
 from nodes.world import World
-from oracle.sometimes import Condition, conditions_from
+from oracle.rules import chosen_rules
+from oracle.sometimes import CACHES, Condition, conditions_from
+from oracle.tables import PWC
 from protocol.errors import UserError
 from scenarios.operations import programs_from
 from scenarios.spec import Expectation, RunSpec
+from scenarios.switches import kernel_from
 from scenarios.tables import Table, TomlTable, array, convert, convert_each, read_toml
 from scenarios.workloads import Script
 from scenarios.worlds import world_from
@@ -172,6 +175,7 @@ def load_race(path: Path, name: str = "") -> Race:
     kernels = _kernels(table.kernel, f"{where}: kernel")
     world = world_from(table.world, kernels[0].kernel, f"{where}: world")
     programs = programs_from(table.program, world, f"{where}: program")
+    _check_expectations(kernels, world, f"{where}: kernel")
     return Race(
         id=table.id,
         name=table.name,
@@ -183,7 +187,7 @@ def load_race(path: Path, name: str = "") -> Race:
         programs=programs,
         kernels=kernels,
         chaos=_chaos(table.chaos, world, programs, f"{where}: chaos"),
-        sometimes=conditions_from(table.sometimes, f"{where}: sometimes"),
+        sometimes=_conditions(table.sometimes, world, f"{where}: sometimes"),
         where=where,
         scopes=_scopes(table.scope, world, kernels, f"{where}: scope"),
     )
@@ -201,7 +205,7 @@ def _scopes(
                 raise UserError(f"{place}.kernels", f"no kernel {name!r}", ", ".join(known))
         own = world_from(table.world, kernels[0].kernel, f"{place}.world") if table.world else world
         programs = programs_from(table.program, own, f"{place}.program")
-        conditions = conditions_from(table.sometimes, f"{place}.sometimes")
+        conditions = _conditions(table.sometimes, own, f"{place}.sometimes")
         scopes.append(Scope(tuple(table.kernels), own, programs, conditions, table.name))
     return tuple(scopes)
 
@@ -217,11 +221,39 @@ def _chaos(
     return config
 
 
+def _conditions(value: list[Table], world: World, where: str) -> tuple[Condition, ...]:
+    """The conditions; one that no run could ever miss or meet is refused."""
+    conditions = conditions_from(value, where)
+    for index, condition in enumerate(conditions):
+        place = f"{where}[{index}]"
+        for key in ("agent", "node"):
+            _check_known(getattr(condition, key, ""), world.nodes(), f"{place}.{key}")
+        at_least = getattr(condition, "at_least", 1)
+        if at_least < 1:
+            raise UserError(f"{place}.at_least", f"is {at_least}", "1 or more")
+    return conditions
+
+
+def _check_expectations(cases: tuple[KernelCase, ...], world: World, where: str) -> None:
+    """What is expected is something that can be found in this world."""
+    for index, case in enumerate(cases):
+        expect, place = case.expect, f"{where}[{index}].expect"
+        chosen_rules(frozenset(filter(None, [expect.rule])), f"{place}.rule")
+        _check_known(expect.agent, world.nodes(), f"{place}.agent")
+        _check_known(expect.cache, (*CACHES, PWC), f"{place}.cache")
+        _check_known(expect.mm, world.mms, f"{place}.mm")
+
+
+def _check_known(name: str, known: tuple[str, ...], where: str) -> None:
+    if name and name not in known:
+        raise UserError(where, f"unknown name {name!r}", f"one of {', '.join(known)}")
+
+
 def _kernels(value: Any, where: str) -> tuple[KernelCase, ...]:
     cases: list[KernelCase] = []
     for index, table in enumerate(convert_each(value, KernelTable, where)):
         place = f"{where}[{index}]"
-        kernel = preset(table.release, table.arch, table.set, place)
+        kernel = kernel_from(table.release, table.arch, table.set, place, "set")
         if table.name in (case.name for case in cases):
             raise UserError(f"{place}.name", f"{table.name!r} is there twice", "different names")
         cases.append(KernelCase(table.name, kernel, table.expect))
@@ -252,7 +284,9 @@ def find(wanted: str, races: Iterable[Race] | None = None) -> Race:
         if wanted.lower() in (race.id.lower(), race.name.lower()):
             return race
     raise UserError(
-        "scenario", f"unknown scenario {wanted!r}", f"one of {', '.join(r.id for r in known)}"
+        "scenario",
+        f"unknown scenario {wanted!r}",
+        f"one of {', '.join(r.id for r in known)}, or a file that ends with .toml",
     )
 
 

@@ -21,10 +21,10 @@ from protocol.limits import PAGE_SIZE
 from protocol.messages import program as ops
 from protocol.messages.program import Operation
 from scenarios.tables import Table, TomlTable, array, convert, convert_each, deeper, sub_table
+from scenarios.worlds import Number
 
 Prot = Literal["none", "r", "rw"]
 Pages = Annotated[int, msgspec.Meta(ge=1)]
-Address = Annotated[int, msgspec.Meta(ge=0)]
 Times = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 _RIGHTS: Final[dict[str, tuple[bool, bool]]] = {
@@ -64,9 +64,7 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
     fields = list(_EVERYWHERE)
     for field in msgspec.structs.fields(kind):
         name = field.name
-        if name in ("address", "gpa"):
-            fields.append((name, Address))
-        elif name == "length":
+        if name == "length":
             fields.append(("pages", Pages))
         elif name == "new_length":
             fields.append(("new_pages", Pages))
@@ -75,9 +73,8 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
         elif name == "write" and field.required:
             fields.append((name, bool, False))
         elif name != "mm":
-            fields.append(
-                (name, field.type) if field.required else (name, field.type, field.default)
-            )
+            known = Number if field.type is int else field.type
+            fields.append((name, known) if field.required else (name, known, field.default))
     return msgspec.defstruct(
         op_name(kind), fields, frozen=True, forbid_unknown_fields=True, kw_only=True
     )

@@ -30,7 +30,7 @@ def workload_run(
     """
     file = file or WorldFile()
     if name == "mixed":
-        spec = mixed_run(kernel, seed, file.options(), chaos, operations_max)
+        spec = mixed_run(kernel, seed, file.options(kernel), chaos, operations_max)
         return replace(spec, world=file.resize(spec.world))
     if not Path(name).is_file():
         raise UserError("--workload", f"no workload {name!r}", "mixed, or the file of a log")

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -53,7 +53,7 @@ def parse_toml(text: str, where: str) -> Table:
     """The top table of a text.  Raises ``UserError``."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and arrays beyond Python's bounds
         raise UserError(where, f"is not TOML: {error}") from None
 
 
@@ -110,7 +110,15 @@ def _user_error(message: str, kind: type[Any], where: str) -> UserError:
         return UserError(place, f"missing key '{found['key']}'")
     if found := _TYPE.match(problem):
         return UserError(place, f"is {found['got']}", found["expected"])
-    return UserError(place, problem[:1].lower() + problem[1:])
+    return UserError(place, problem[:1].lower() + problem[1:], _choices(kind, path))
+
+
+def _choices(kind: Any, path: str) -> str:
+    """The words that can stand at ``path`` in ``kind``, if only some can."""
+    for name in filter(None, path.split(".")):
+        fields = msgspec.structs.fields(kind) if _keys(kind) else ()
+        kind = next((field.type for field in fields if field.encode_name == name), None)
+    return f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
 
 
 def _keys(kind: type[Any]) -> list[str]:

@@ -36,13 +36,14 @@ from nodes.kernel.variant import Kernel, preset
 from nodes.world import World
 from protocol.errors import UserError
 from scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
+from scenarios.switches import kernel_from
 from scenarios.tables import Table, TomlTable, convert, read_toml
+from scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
 
 SCHEMA: Final = 1
 RELEASE: Final = "v6.6"
 ARCH: Final = "x86"
 """The kernel where neither the file nor the command line names one."""
-FRAMES_MAX: Final = 1 << 20
 
 Switches = dict[str, object]
 
@@ -58,12 +59,12 @@ class KernelTable(TomlTable, frozen=True):
 class SizeTable(TomlTable, frozen=True):
     """``[sizes]``: what is left out is as the workload has it (see ``nodes.world.World``)."""
 
-    levels: Annotated[int, msgspec.Meta(ge=1, le=5)] | None = None
+    levels: Levels | None = None
     entries: Annotated[int, msgspec.Meta(ge=2, le=512)] | None = None
     frames: Annotated[int, msgspec.Meta(ge=16, le=FRAMES_MAX)] | None = None
-    gather_batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
-    tlb_entries: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
-    evict_one_in: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    gather_batch: Few | None = None
+    tlb_entries: Few | None = None
+    evict_one_in: OneIn | None = None
 
 
 class _WorldFileTable(TomlTable, frozen=True):
@@ -95,18 +96,22 @@ class WorldFile:
         """
         table = self.kernel
         named = (release or table.release, arch or table.arch)
-        preset(*named)
+        preset(named[0])
+        preset(*named, where="--arch")
         where = "--set" if switches else "--kernel"
-        return preset(*named, dict(table.set) | (switches or {}), where)
+        return kernel_from(*named, dict(table.set) | (switches or {}), where)
 
-    def options(self) -> MixedOptions:
-        """The options of the mixed workload.  Raises ``UserError``."""
+    def options(self, kernel: Kernel | None = None) -> MixedOptions:
+        """The options of the mixed workload, which ``kernel`` must have room for: ``UserError``."""
         counts = convert(self.nodes or {}, Counts, self._at("nodes"))
         for key in self.mixed or {}:
             if key in Counts.__struct_fields__:
                 raise UserError(self._at(f"mixed.{key}"), "is not of the workload", f"nodes.{key}")
         options = Mixed.from_table(self.mixed or {}, self._at("mixed")).options
         _check_counts(counts, self._at("nodes"))
+        if kernel is not None and counts.links and kernel.arch != "ppc":
+            problem = f"is {counts.links} on {kernel.arch}"
+            raise UserError(self._at("nodes.links"), problem, "0, or arch = ppc")
         return msgspec.structs.replace(options, **msgspec.structs.asdict(counts))
 
     def resize(self, world: World) -> World:
@@ -143,7 +148,7 @@ class WorldFile:
         table = self.kernel
         preset(table.release, where=self._at("kernel.release"))
         preset(RELEASE, table.arch, where=self._at("kernel.arch"))
-        preset(table.release, table.arch, table.set, self._at("kernel.set"))
+        kernel_from(table.release, table.arch, table.set, self._at("kernel.set"))
         self.options()
 
     def _at(self, key: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from broker.plan import NODE_NAME, impossible_names
 from nodes.kernel.variant import Kernel
 from nodes.world import Link, Unit, Vm, World
 from protocol.errors import UserError
@@ -14,14 +15,22 @@ from protocol.messages.kvm import Memslot
 from scenarios.tables import Table, TomlTable, convert, convert_each
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""What TOML promises to hold, and a message to carry."""
+FRAMES_MAX: Final = 1 << 20
+Levels = Annotated[int, msgspec.Meta(ge=1, le=5)]
+Entries = Annotated[int, msgspec.Meta(ge=1, le=512)]
+Frames = Annotated[int, msgspec.Meta(ge=1, le=FRAMES_MAX)]
+Few = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+OneIn = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class SlotTable(TomlTable, frozen=True):
     """``struct kvm_memory_slot``: ``pages`` guest frames from ``gfn`` are at ``hva``."""
 
-    gfn: int
+    gfn: Number
     pages: Positive
-    hva: int
+    hva: Number
     apic: bool = False
 
 
@@ -61,12 +70,12 @@ class WorldTable(TomlTable, frozen=True):
     units: list[Any] = []
     vms: list[Any] = []
     links: list[Any] = []
-    levels: Positive = 2
-    entries: Positive = 8
-    frames: Positive = 32
-    gather_batch: Positive = 8
-    tlb_entries: Positive = 64
-    evict_one_in: int = 0
+    levels: Levels = 2
+    entries: Entries = 8
+    frames: Frames = 32
+    gather_batch: Few = 8
+    tlb_entries: Few = 64
+    evict_one_in: OneIn = 0
 
 
 def world_from(value: Any, kernel: Kernel, where: str) -> World:
@@ -122,8 +131,10 @@ def _plain(value: Any) -> Any:
 def _check(world: World, where: str) -> None:
     """Names are there and are unique; sizes make sense."""
     names = world.nodes()
-    if len(set(names)) != len(names) or "broker" in names:
+    if len(set(names)) != len(names):
         raise UserError(where, "two nodes have one name", "a different name for each node")
+    for name in impossible_names(names):
+        raise UserError(where, f"a node cannot be called {name!r}", NODE_NAME.pattern)
     if len(names) > NODES_MAX:
         raise UserError(where, f"has {len(names)} nodes", f"at most {NODES_MAX}")
     if not world.cpus or not world.mms:

@@ -15,10 +15,10 @@ import zmq
 
 from broker import plan
 from broker.follow import Follower, compare_runs
-from broker.plan import Plan
+from broker.plan import ROUTER, Plan
 from broker.recorder import broker_records, read_record, read_schedule
 from broker.schedules import RandomWalk, Recorded
-from broker.supervisor import ROUTER, Supervisor
+from broker.supervisor import Supervisor
 from protocol import codec, wire
 from protocol.errors import EmulatorError, UserError
 from protocol.trace import Ending
@@ -198,7 +198,7 @@ def test_a_killed_process_ends_the_run_at_once(tmp_path: Path, victim: str) -> N
     assert time.monotonic() - began < 3.0
     assert outcome is not None
     assert outcome.status == (plan.ROUTER_DIED if victim == "router" else plan.NODE_DIED)
-    assert "SIGKILL" in outcome.detail
+    assert f"{victim} was killed by SIGKILL" in outcome.detail
     assert not Path(supervisor.directory).exists()
     steps = steps_of(run)
     assert steps[-1].n <= outcome.ending.deliveries

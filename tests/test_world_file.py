@@ -130,6 +130,10 @@ def test_a_log_brings_its_own_programs(tmp_path: Path, text: str) -> None:
         ("schema = 1\n[kernel]\narch = 'vax'\n", "world.toml: kernel.arch: unknown architecture"),
         ("schema = 1\n[kernel.set]\nbmt = true\n", "world.toml: kernel.set: unknown switch 'bmt'"),
         ("schema = 1\n[kernel.set]\nbtm = true\n", "world.toml: kernel.set: btm without broad"),
+        (
+            "schema = 1\n[kernel.set]\nbtm = 1\n",
+            "world.toml: kernel.set.btm: is int (expected bool",
+        ),
         ("schema =\n", "world.toml: is not TOML"),
     ],
 )
