@@ -7,9 +7,15 @@ Exit status: 0 held; 1 violated; 2 bad usage or input; 3 inconclusive; 4 the run
 from __future__ import annotations
 
 import os
+import signal
+
+if __name__ == "__main__":  # the imports take a second, and Ctrl-C may come meanwhile
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(ending) is not signal.SIG_IGN:
+            signal.signal(ending, lambda *_: os._exit(130))
+
 import re
 import secrets
-import signal
 import sys
 import tomllib
 import traceback
@@ -34,7 +40,7 @@ from explorer.bounds import size_from
 from explorer.outcome import Outcome
 from explorer.replay_file import replay_file
 from nodes.kernel.variant import RELEASES, Kernel
-from protocol.errors import PeerError, UserError
+from protocol.errors import EmulatorError, PeerError, UserError
 from report import catalogue as pages
 from report import exploration as explored
 from report import interleaving, machine, minimizing, searches, words
@@ -61,7 +67,7 @@ SHRINK_SECONDS: Final = 60.0
 OPERATIONS: Final = 2000
 """The same on the simulator, which has no clock."""
 PROGRAM: Final = "launch.py"
-INTEGER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]+")
+INTEGER: Final = re.compile(r"[0-9]{1,999}|0[xX][0-9a-fA-F]{1,999}")  # int() has a bound
 
 app = typer.Typer(
     name=PROGRAM,
@@ -73,9 +79,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-STRATEGIES: Final = (*exploration.STRATEGIES, *exhaustive.ENGINES)
 
 
 class On(StrEnum):
@@ -134,8 +137,9 @@ def stress(
         str, typer.Option(metavar="RULE", help="Stop feeding once it is broken; any: some rule.")
     ] = "",
     journal_max: Annotated[
-        str, typer.Option(metavar="SIZE", help="Stop feeding when the journals have 500M, 2G, ...")
-    ] = "",
+        str | None,
+        typer.Option(metavar="SIZE", help="Stop feeding when the journals have 500M, 2G, ..."),
+    ] = None,
     on: OnOption = On.processes,
     seed: SeedOption = None,
     out: OutOption = None,
@@ -145,12 +149,12 @@ def stress(
     check_bounds(on, seconds, operations, stop_on, journal_max)
     file = load_world(world)
     variant = kernel_from(file, kernel, arch, switches or [])
-    rules = load_rules(chaos) if chaos else None
+    rules = None if chaos is None else load_rules(chaos)
     spec = workload_run(workload, variant, seed_from(seed), rules, operations, file)
     if rules is not None:
         check_names(rules, spec.world.nodes(), (p.name for p in spec.programs()), str(chaos))
     spec, seconds = bounded(spec, on, seconds)
-    size = size_from(journal_max, "--journal-max") if journal_max else None
+    size = None if journal_max is None else size_from(journal_max, "--journal-max")
     return perform(spec, on, out, as_json, seconds, stop_on, size)
 
 
@@ -200,8 +204,11 @@ def explore(
         str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
     ] = "",
     strategy: Annotated[
-        str, typer.Option(metavar="NAME", help=f"One of {', '.join(STRATEGIES)}.")
-    ] = "portfolio",
+        str,
+        typer.Option(
+            metavar="NAME", help=f"One of {', '.join(searches.STRATEGIES)}; else portfolio."
+        ),
+    ] = "",
     exhaust: Annotated[
         bool, typer.Option("--exhaustive", help="All of a small scope: --strategy stateful.")
     ] = False,
@@ -225,13 +232,12 @@ def explore(
 ) -> int:
     """Run many schedules of one race in the simulator."""
     known = catalogue.find(race)
-    if exhaust or strategy in exhaustive.ENGINES:
-        engine = strategy if strategy in exhaustive.ENGINES else "stateful"
+    engine = searches.engine_from(strategy, exhaust, keep_going, recipe, scope)
+    if engine:
         limits = exhaustive.Limits(schedules, seconds)
         spec = known.run_in_scope(kernel, seed_from(seed), scope)
         return searches.search(spec, engine, limits, out, as_json, explanation)
-    if scope:
-        raise UserError("--scope", "says what is searched exhaustively", "--exhaustive with it")
+    strategy = strategy or "portfolio"
     spec = known.run(kernel, seed_from(seed))
     spec = spec if recipe else replace(spec, chaos=None)
     options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")
@@ -291,10 +297,11 @@ def minimize(
         )
     schedule_file.write(file, schedule_file.schedule_text(found.case, found.target))
     if as_json:
-        print_json(minimizing.minimized_dict(found, str(file)))
+        print_json(minimizing.minimized_dict(found, str(file), seconds))
     else:
-        typer.echo(minimizing.minimized_text(found, str(file)))
-    return codes.INTERRUPTED if found.interrupted else codes.VIOLATED
+        typer.echo(minimizing.minimized_text(found, str(file), seconds))
+    cut_short = found.interrupted and not minimizing.out_of_time(found, seconds)
+    return codes.INTERRUPTED if cut_short else codes.VIOLATED
 
 
 @app.command()
@@ -325,7 +332,7 @@ def check(
 ) -> int:
     """Judge a saved run with the oracle alone."""
     recorded = saved_run(source)
-    with damage_of(recorded):
+    with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
         outcome = session.check(recorded)
     return finish(outcome, as_json)
 
@@ -367,14 +374,14 @@ def switch_value(text: str) -> Any:
 
 
 def check_bounds(
-    on: On, seconds: float | None, operations: int | None, stop_on: str, journal_max: str = ""
+    on: On, seconds: float | None, operations: int | None, stop_on: str, journal_max: str | None
 ) -> None:
     """Raise ``UserError`` for bounds that exclude each other or do not exist here."""
     if seconds is not None and operations is not None:
         raise UserError("--seconds, --operations", "exclude each other", "one of them")
     if on is On.simulator and seconds is not None:
         raise UserError("--seconds", "the simulator has no clock", "--operations")
-    if on is On.simulator and journal_max:
+    if on is On.simulator and journal_max is not None:
         raise UserError("--journal-max", "the simulator runs to the end", "--operations")
     if on is On.simulator and stop_on:
         raise UserError("--stop-on", "the simulator runs to the end", "--on processes")
@@ -416,11 +423,13 @@ def perform(
 
 
 @contextmanager
-def damage_of(recorded: Path) -> Iterator[None]:
+def damage_of(
+    recorded: Path, *, kinds: tuple[type[Exception], ...] = (PeerError,)
+) -> Iterator[None]:
     """What does not parse in a saved run is the input's fault.  Raises ``UserError``."""
     try:
         yield
-    except PeerError as error:
+    except kinds as error:
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
 
 
@@ -474,5 +483,7 @@ def complain(problem: str, status: int, given: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    for ending in (signal.SIGINT, signal.SIGTERM):  # SIGTERM ends as Ctrl-C does
+        if signal.getsignal(ending) is not signal.SIG_IGN:
+            signal.signal(ending, signal.default_int_handler)
     sys.exit(main())

@@ -124,11 +124,13 @@ def load_rules(path: str | Path) -> ChaosConfig:
     """
     file = find_config(path)
     try:
-        table = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(file), f"cannot be read: {error}", "a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(str(file), f"not TOML: {error}") from None
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(str(file), f"cannot be read: {error.strerror}", "a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(str(file), f"is not UTF-8 at byte {error.start}", "a TOML file") from None
+    except (ValueError, RecursionError) as error:  # also numbers and arrays beyond Python's bounds
+        raise UserError(str(file), f"is not TOML: {error}", "a TOML file") from None
     return parse_rules(table, str(file))
 
 
@@ -157,7 +159,8 @@ def parse_rules(table: Mapping[str, Any], where: str) -> ChaosConfig:
     top = _top(where)
     _known_keys(table, ChaosConfig, top, "")
     if table.get("schema") != SCHEMA:
-        raise UserError(f"{top}schema", f"is {table.get('schema')!r}", f"schema = {SCHEMA}")
+        problem = f"is {table['schema']!r}" if "schema" in table else "is missing"
+        raise UserError(f"{top}schema", problem, f"schema = {SCHEMA}")
     rules = table.get("rule", [])
     if not isinstance(rules, list | tuple):
         raise UserError(f"{top}rule", "is not a list of tables", "[[rule]]")

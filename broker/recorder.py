@@ -263,11 +263,7 @@ def _cause(envelope: Envelope) -> int:
 
 def broker_records(directory: Path) -> Iterator[list[Any]]:
     """Every whole record of the broker's journal.  Raises ``UserError``."""
-    path = journal_path(directory, BROKER)
-    try:
-        reader = JournalReader(path)
-    except OSError as error:
-        raise UserError(str(path), f"cannot read: {error.strerror}", "a run's directory") from None
+    reader = JournalReader(journal_path(directory, BROKER))
     try:
         while (record := reader.next()) is not None:
             yield codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)

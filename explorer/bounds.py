@@ -13,7 +13,8 @@ from protocol.errors import UserError
 
 UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 """Suffixes of a size in bytes."""
-SIZE: Final = re.compile(r"([0-9]+)([KMG]?)")
+SIZE: Final = re.compile(r"([0-9]{1,999})([KMG]?)")
+"""``int`` reads no more digits than some thousands."""
 
 
 @dataclass(frozen=True, slots=True)

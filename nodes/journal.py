@@ -74,12 +74,16 @@ class Journal:
 class JournalReader:
     """The reading end; follows a journal that is still growing.
 
-    Raises ``UserError`` for a file that is not a journal or has another version.
+    Raises ``UserError`` for a file that cannot be read, is not a journal or has another version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=0)
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+            raise UserError(str(path), problem, "a journal of the run") from None
         self._data, self._at = b"", 0
         self._checked = False
         self.damaged = False

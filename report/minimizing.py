@@ -29,9 +29,16 @@ def update_dict(update: Update) -> dict[str, Any]:
     }
 
 
-def minimized_text(found: Minimized, file: str) -> str:
+def out_of_time(found: Minimized, seconds: float) -> bool:
+    """Whether it ended because so many seconds were over, which is no interruption."""
+    return found.interrupted and found.seconds >= seconds
+
+
+def minimized_text(found: Minimized, file: str, seconds: float) -> str:
     """The result for people."""
     how = "interrupted; the best so far" if found.interrupted else found.proof.detail
+    if out_of_time(found, seconds):
+        how = f"the best after {words.seconds(seconds)} (--seconds)"
     shortest = "shortest for these operations in this world" if found.proof.shortest else ""
     lines = [
         f"MINIMIZED: {found.target.text()}",
@@ -56,15 +63,17 @@ def size_text(size: Size) -> str:
     )
 
 
-def minimized_dict(found: Minimized, file: str) -> dict[str, Any]:
+def minimized_dict(found: Minimized, file: str, seconds: float) -> dict[str, Any]:
     """For JSON."""
+    late = out_of_time(found, seconds)
     return {
         "target": found.target.text(),
         "before": _size_dict(found.before),
         "after": _size_dict(found.after),
         "tries": found.tries,
         "seconds": found.seconds,
-        "interrupted": found.interrupted,
+        "interrupted": found.interrupted and not late,
+        "out_of_time": late,
         "shortest": found.proof.shortest,
         "search": {"runs": found.proof.runs, "detail": found.proof.detail},
         "schedule": file,

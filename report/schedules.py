@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 from explorer.schedule_file import SUFFIX, is_schedule_file
+from protocol.errors import UserError
 from report.directory import saved_run
 
 MINIMIZED: Final = f"min{SUFFIX}"
@@ -18,9 +20,28 @@ def run_or_schedule(source: Path) -> Path:
 
 
 def minimized_file(source: Path, out: Path | None) -> Path:
-    """The file that the minimised schedule of ``source`` goes to.  Raises ``UserError``."""
+    """The file that the minimised schedule of ``source`` goes to.
+
+    Raises ``UserError``, and does so before the work if nothing could be written after it.
+    """
     if out is not None:
-        return out
-    if is_schedule_file(source):
-        return source.with_name(f"{source.name.removesuffix(SUFFIX)}-{MINIMIZED}")
-    return saved_run(source) / MINIMIZED
+        file, where = out, "--out"
+    elif is_schedule_file(source):
+        file = source.with_name(f"{source.name.removesuffix(SUFFIX)}-{MINIMIZED}")
+        where = str(file)
+    else:
+        file = saved_run(source) / MINIMIZED
+        where = str(file)
+    _check_file(file, where)
+    return file
+
+
+def _check_file(file: Path, where: str) -> None:
+    """Whether a schedule can be written there, and be read again by its name."""
+    if not file.name.endswith(SUFFIX):
+        raise UserError(where, f"is {str(file)!r}", f"a name that ends with {SUFFIX}")
+    if file.is_dir() or not file.parent.is_dir():
+        problem = "is a directory" if file.is_dir() else "is in no directory that there is"
+        raise UserError(where, f"{file} {problem}", "a new file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(where, f"{file} cannot be written", "a directory that can, or --out")

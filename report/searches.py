@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import typer
 
@@ -20,6 +21,29 @@ from report.interrupts import interrupts
 from report.progress import Progress
 from report.screen import say, stderr, stdout
 from scenarios.spec import RunSpec
+
+STRATEGIES: Final = (*exploration.STRATEGIES, *exhaustive.ENGINES)
+"""What ``explore --strategy`` can be."""
+
+
+def engine_from(strategy: str, exhaust: bool, keep_going: bool, recipe: bool, scope: str) -> str:
+    """The engine of an exhaustive search; empty if schedules are drawn instead.
+
+    Raises ``UserError`` for a strategy that there is not, and for options that exclude each other.
+    """
+    if strategy not in ("", *STRATEGIES):
+        raise UserError("--strategy", f"is {strategy!r}", f"one of {', '.join(STRATEGIES)}")
+    engine = strategy if strategy in exhaustive.ENGINES else "stateful" if exhaust else ""
+    if exhaust and strategy not in ("", engine):
+        engines = " or ".join(exhaustive.ENGINES)
+        raise UserError("--strategy", f"{strategy} with --exhaustive draws schedules", engines)
+    if engine and keep_going:
+        raise UserError("--keep-going", "an exhaustive search ends with a violation", "one of both")
+    if engine and recipe:
+        raise UserError("--recipe", "an exhaustive search has no chaos", "one of both")
+    if scope and not engine:
+        raise UserError("--scope", "says what is searched exhaustively", "--exhaustive with it")
+    return engine
 
 
 def search(

@@ -70,18 +70,28 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--on", "simulator", "--stop-on", "O"), "--stop-on: the simulator runs to the"),
     (("stress", "--stop-on", "S99"), "--stop-on: no rule 'S99' (expected any, or one of O, "),
     (("stress", "--kernel", "v9.9"), "--kernel: unknown kernel 'v9.9' (expected one of v4.15, "),
-    (("stress", "--arch", "vax"), "--kernel: unknown architecture 'vax' (expected one of x86, "),
+    (("stress", "--arch", "vax"), "--arch: unknown architecture 'vax' (expected one of x86, "),
     (("stress", "--set", "btm"), "--set: is 'btm' (expected SWITCH=VALUE of a switch)"),
     (("stress", "--set", "release=v5.7"), "--set: is 'release=v5.7' (expected SWITCH=VALUE"),
     (("stress", "--set", "bmt=true"), "--set: unknown switch 'bmt' (expected one of "),
-    (("stress", "--set", "btm=yes"), "--set: Expected `bool`, got `str`"),
+    (("stress", "--set", "btm=yes"), "--set: btm: is str (expected bool)"),
+    (("stress", "--set", "sva_decoder=x"), "--set: sva_decoder: invalid enum value 'x' (expected "),
     (("stress", "--set", "btm=true"), "--set: btm without broadcast_tlbi (expected "),
     (("stress", "--seed", "seven"), "--seed: is 'seven' (expected an integer or hex, 0 to 0x7f"),
     (("stress", "--seed", "-7"), "--seed: is '-7'"),
     (("stress", "--seed", "0x8000000000000000"), "--seed: is '0x8000000000000000'"),
+    (("stress", "--seed", "9" * 5000), "--seed: is '999"),
+    (("stress", "--journal-max", ""), "--journal-max: is '' (expected bytes, such as "),
+    (("stress", "--journal-max", "9" * 5000), "--journal-max: is '999"),
     (("stress", "--workload", "gone.strace"), "--workload: no workload 'gone.strace' (expected "),
     (("stress", "--workload", "bad.strace"), "bad.strace:1: "),
-    (("stress", "--chaos", "gone.toml"), "gone.toml: cannot be read"),
+    (("stress", "--chaos", ""), ".: cannot be read: Is a directory (expected a TOML file)"),
+    (("stress", "--chaos", "gone.toml"), "gone.toml: cannot be read: No such file or directory ("),
+    (("stress", "--chaos", "empty.toml"), "empty.toml: schema: is missing (expected schema = 1)"),
+    (("stress", "--chaos", "deep.toml"), "deep.toml: is not TOML: "),
+    (("stress", "--world", "deep.toml"), "deep.toml: is not TOML: "),
+    (("stress", "--world", "long.toml"), "long.toml: is not TOML: "),
+    (("stress", "--world", "links.toml"), "links.toml: nodes.links: is 1 on x86 (expected 0, or "),
     (("stress", "--chaos", "bad.toml"), "bad.toml: rule[0].match.sorce: unknown key (expected "),
     (("stress", "--chaos", "gone"), "gone: no such chaos configuration (expected "),
     (("stress", "--out", "full"), "--out: full is not empty (expected a new or an empty "),
@@ -89,6 +99,13 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("show", "E99"), "scenario: unknown scenario 'E99' (expected one of E01, "),
     (("repro", "E99"), "scenario: unknown scenario 'E99'"),
     (("repro", "E08", "--kernel", "v1"), "--kernel: E08 has no kernel 'v1' (expected one of "),
+    (("explore", "E08", "--strategy", "best"), "--strategy: is 'best' (expected one of random, "),
+    (("explore", "E08", "--exhaustive", "--strategy", "pct"), "--strategy: pct with --exhaustive"),
+    (("explore", "E08", "--exhaustive", "--recipe"), "--recipe: an exhaustive search has no chaos"),
+    (("explore", "E08", "--strategy", "dpor", "--keep-going"), "--keep-going: an exhaustive"),
+    (("explore", "E08", "--scope", "x"), "--scope: says what is searched exhaustively (expected "),
+    (("minimize", "odd", "--out", "x.toml"), "--out: is 'x.toml' (expected a name that ends with "),
+    (("minimize", "odd", "--out", "gone/x.schedule.toml"), "--out: gone/x.schedule.toml is in no "),
     (("replay", "gone"), "gone: is no run: it has no run.toml (expected a run's directory)"),
     (("check", "full"), "full: is no run: it has no run.toml (expected a run's directory)"),
     (("check", "odd"), "odd/run.toml: schema: "),
@@ -102,6 +119,10 @@ def test_bad_usage_and_input_are_one_line(
 ) -> None:  # fmt: skip
     (elsewhere / "bad.toml").write_text(CHAOS)
     (elsewhere / "bad.strace").write_text("what is this\n")
+    (elsewhere / "empty.toml").touch()
+    (elsewhere / "deep.toml").write_text(f"schema = {'[' * 5000}")
+    (elsewhere / "long.toml").write_text(f"schema = {'9' * 5000}")
+    (elsewhere / "links.toml").write_text("schema = 1\n[nodes]\nlinks = 1\n")
     (elsewhere / "full").mkdir()
     (elsewhere / "full" / "file").touch()
     (elsewhere / "odd").mkdir()
@@ -295,6 +316,30 @@ def test_a_replay_that_cannot_begin_leaves_nothing(
     assert not list((elsewhere / "runs").iterdir())
 
 
+def test_a_record_that_is_not_whole_is_no_fault_of_ours(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*RACE, "--out", "one") == 1
+    journal = elsewhere / "one" / "cpu0.journal"
+    journal.write_bytes(journal.read_bytes()[:999])
+    assert run("check", "one") == 2
+    assert "one: is damaged: delivery " in capsys.readouterr().err
+    journal.unlink()
+    assert run("replay", "one") == 2
+    assert "one/cpu0.journal: cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_time_that_is_over_is_no_interruption(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*RACE, "--out", "one") == 1
+    capsys.readouterr()
+    assert run("minimize", "one", "--seconds", "0.1", "--json") == 1
+    value = json.loads(capsys.readouterr().out)
+    assert (value["interrupted"], value["out_of_time"]) == (False, True)
+    assert (elsewhere / "one" / "min.schedule.toml").exists()
+
+
 def test_a_good_kernel_holds(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("repro", "E08", "--kernel", "v6.6", "--on", "simulator", "--seed", "1") == 0
     assert capsys.readouterr().out.startswith("HELD: ")
@@ -320,6 +365,15 @@ def test_a_reader_that_goes_away_is_no_error(elsewhere: Path) -> None:
     process.wait(30)
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_ctrl_c_while_it_starts_is_silent(elsewhere: Path) -> None:
+    (elsewhere / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "list"], cwd=elsewhere, capture_output=True,
+        text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": str(elsewhere)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.processes
