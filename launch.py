@@ -48,7 +48,7 @@ from report.directory import new_run, point_latest, saved_run
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.schedules import minimized_file, run_or_schedule
-from report.screen import say, stderr, stdout
+from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -164,7 +164,8 @@ def list_races(as_json: JsonOption = False) -> int:
     races = catalogue.load_all().values()
     if as_json:
         return print_json({"races": [pages.race_dict(race) for race in races]})
-    stdout().print(pages.table_of(races))
+    console = stdout()
+    console.print(pages.listing_of(races, console.width))
     return codes.HELD
 
 
@@ -465,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         return complain(f"interrupted{error}", codes.INTERRUPTED, given)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        mute(sys.stdout)
         return codes.BROKEN
     except Exception as error:
         if "--debug" in given:
@@ -476,9 +477,9 @@ def main(arguments: list[str] | None = None) -> int:
 def complain(problem: str, status: int, given: list[str]) -> int:
     """One line on stderr, and one object on stdout if that was asked for; the exit status."""
     line = words.plain(problem)
-    print(f"{PROGRAM}: {line}", file=sys.stderr)
+    write_line(f"{PROGRAM}: {line}", sys.stderr)
     if "--json" in given:
-        print_json({"exit_code": status, "error": line})
+        write_line(machine.as_json({"exit_code": status, "error": line}), sys.stdout)
     return status
 
 
@@ -486,4 +487,5 @@ if __name__ == "__main__":
     for ending in (signal.SIGINT, signal.SIGTERM):  # SIGTERM ends as Ctrl-C does
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)
+    open_closed_streams()
     sys.exit(main())

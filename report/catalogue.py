@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,25 @@ from oracle.sometimes import describe
 from report import words
 from scenarios.catalogue import KernelCase, Race
 from scenarios.spec import Expectation
+
+WIDE: Final = 110
+"""Columns that the table needs: names of kernels and verdicts are long, and are not cut."""
+
+
+def listing_of(races: Iterable[Race], width: int) -> RenderableType:
+    """The table; where it has no room, a paragraph for each race with its kernels below."""
+    return table_of(races) if width >= WIDE else Group(*map(_paragraph, races))
+
+
+def _paragraph(race: Race) -> Group:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(overflow="fold")
+    grid.add_column(overflow="fold")
+    for case, verdict in zip(race.kernels, _verdicts(race).split("\n"), strict=True):
+        grid.add_row(Text(case.name), verdict)
+    return Group(
+        Text(f"{race.id} {race.name}: {race.title} ({race.family})"), Padding(grid, (0, 0, 0, 4))
+    )
 
 
 def table_of(races: Iterable[Race]) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Final, TextIO
 
 from rich.console import Console
@@ -11,6 +13,34 @@ from report import words
 
 WIDTH: Final = 120
 """Columns of output that goes to no terminal."""
+
+
+def open_closed_streams() -> None:
+    """Lead streams that were closed before the start to nowhere.
+
+    Else the first files that are opened, journals perhaps, get their numbers.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+def write_line(line: str, stream: TextIO) -> None:
+    """Write a line if that can be; if not, nothing more is written there, and that is no error."""
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        mute(stream)
+
+
+def mute(stream: TextIO) -> None:
+    """Lead a stream to nowhere, with what it still holds: nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def stdout() -> Console:
@@ -30,4 +60,4 @@ def console(file: TextIO) -> Console:
 
 def say(line: str) -> None:
     """A line about what is going on."""
-    stderr().print(words.plain(line), markup=False, highlight=False, soft_wrap=True)
+    write_line(words.plain(line), sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -365,6 +366,23 @@ def test_a_reader_that_goes_away_is_no_error(elsewhere: Path) -> None:
     process.wait(30)
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("words", [("show", "E99", "--json"), ("show", "E99")])
+def test_full_streams_leave_the_status(elsewhere: Path, words: tuple[str, ...]) -> None:
+    command = [sys.executable, str(ROOT / "launch.py"), *words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=full, timeout=60, check=False)
+    assert done.returncode == 2
+
+
+def test_streams_that_are_closed_are_no_error(elsewhere: Path) -> None:
+    command = shlex.join([sys.executable, str(ROOT / "launch.py"), *RACE, "--out", "one"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {command} <&- >&- 2>&-"], timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert run("check", "one") == 1
 
 
 def test_ctrl_c_while_it_starts_is_silent(elsewhere: Path) -> None:

@@ -298,6 +298,22 @@ def test_the_list_has_every_race_with_every_kernel() -> None:
     assert "violated: S1 by iommu0 (iotlb)" in text.getvalue()
 
 
+@pytest.mark.parametrize("width", [200, 80, 40])
+def test_the_list_is_whole_on_any_terminal(width: int) -> None:
+    races = list(load_all().values())
+    file = io.StringIO()
+    Console(file=file, width=width).print(catalogue.listing_of(races, width))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    starts = {line.split(" ")[0] for line in lines}
+    assert {race.id for race in races} <= starts
+    kernels = sum(len(race.kernels) for race in races)
+    assert len(lines) < 3 * (kernels + len(races))
+    if width > 40:
+        said = " ".join(lines)
+        assert all(f" {case.name} " in said for race in races for case in race.kernels)
+
+
 def test_a_race_is_shown_with_all_that_it_is() -> None:
     race = find("E08")
     page = catalogue.page_of(race)
