@@ -471,6 +471,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.strerror:
+            where = error.filename or "a file of the run, or the output"
+            return complain(f"{where}: {error.strerror}", codes.BROKEN, given)
         return complain(f"{type(error).__name__}: {error}", codes.BROKEN, given)
 
 

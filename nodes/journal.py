@@ -41,6 +41,7 @@ class Journal:
             ) from None
         except OSError as error:
             raise UserError(str(path), f"cannot write: {error.strerror}") from None
+        self._path = path
         self._buffer: list[bytes] = []
         self.write(codec.pack([MAGIC, VERSION, name]))
 
@@ -49,14 +50,17 @@ class Journal:
         self._buffer += (_LENGTH.pack(len(record)), record)
 
     def flush(self) -> None:
-        """Hand everything queued to the kernel.  Raises ``OSError`` (disk full)."""
+        """Hand everything queued to the kernel.  Raises ``OSError`` with the path (disk full)."""
         if not self._buffer:
             return
         data = b"".join(self._buffer)
         self._buffer.clear()
-        written = os.write(self._file, data)
-        while written < len(data):  # a disk that fills up, or a signal
-            written += os.write(self._file, data[written:])
+        written = 0
+        try:
+            while written < len(data):  # a disk that fills up, or a signal
+                written += os.write(self._file, data[written:])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def write(self, record: bytes) -> None:
         """Append one record and hand it to the kernel."""

@@ -11,6 +11,7 @@ import msgspec
 from explorer.outcome import OperationCount, Outcome
 from nodes.kernel.variant import Kernel
 from report.facts import switches_set
+from report.screen import say
 from report.terminal import headline, repeat_command
 
 SUMMARY_FILE: Final = "summary.json"
@@ -49,12 +50,19 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def save_summary(outcome: Outcome) -> None:
-    """Write ``summary.json`` into the run's directory, in one step."""
+    """Write ``summary.json`` into the run's directory, in one step.
+
+    If that cannot be (the disk is full), it is said, and the run is still told on the screen.
+    """
     if outcome.run_dir is None:
         return
     new = outcome.run_dir / f".{SUMMARY_FILE}"
-    new.write_text(as_json(outcome_dict(outcome)) + "\n", encoding="utf-8")
-    new.replace(outcome.run_dir / SUMMARY_FILE)
+    try:
+        new.write_text(as_json(outcome_dict(outcome)) + "\n", encoding="utf-8")
+        new.replace(outcome.run_dir / SUMMARY_FILE)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        say(f"{outcome.run_dir / SUMMARY_FILE} cannot be written: {error.strerror}")
 
 
 def verdict_dict(outcome: Outcome) -> dict[str, Any]:

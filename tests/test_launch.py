@@ -20,6 +20,7 @@ from explorer import session
 from explorer.outcome import Outcome
 from oracle.violation import Violation
 from protocol.errors import EmulatorError, PeerError, TimedOut
+from report import machine
 from report.violation import RULES
 from scenarios.spec import RunSpec
 from tests.test_report import VIOLATION, an_outcome
@@ -356,6 +357,23 @@ def program(*words: str, cwd: Path) -> subprocess.Popen[str]:
         [sys.executable, str(ROOT / "launch.py"), *words], cwd=cwd, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_a_disk_that_is_full_is_named(elsewhere: Path) -> None:
+    command = shlex.join([sys.executable, str(ROOT / "launch.py"), *RACE, "--out", "one"])
+    done = subprocess.run(  # no file may have more than 16 blocks of 512 bytes
+        ["/bin/sh", "-c", f"trap '' XFSZ; ulimit -f 16; exec {command}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert re.search(r"\nlaunch\.py: one/[a-z0-9]+\.journal: File too large\n$", done.stderr)
+
+
+def test_a_summary_that_cannot_be_written_is_no_verdict(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.save_summary(an_outcome(run_dir=elsewhere / "gone"))
+    assert "gone/summary.json cannot be written: No such file" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_error(elsewhere: Path) -> None:
