@@ -40,7 +40,7 @@ from explorer.bounds import size_from
 from explorer.outcome import Outcome
 from explorer.replay_file import replay_file
 from nodes.kernel.variant import RELEASES, Kernel
-from protocol.errors import EmulatorError, PeerError, UserError
+from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import catalogue as pages
 from report import exploration as explored
 from report import interleaving, machine, minimizing, searches, words
@@ -427,9 +427,12 @@ def perform(
 def damage_of(
     recorded: Path, *, kinds: tuple[type[Exception], ...] = (PeerError,)
 ) -> Iterator[None]:
-    """What does not parse in a saved run is the input's fault.  Raises ``UserError``."""
+    """What does not parse or fit in what was saved is the input's fault.  Raises ``UserError``."""
     try:
         yield
+    except ReplayDivergence as error:
+        expected = "what this version plays"
+        raise UserError(str(recorded), f"does not fit: {error}", expected) from None
     except kinds as error:
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
 

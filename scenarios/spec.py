@@ -22,7 +22,7 @@ from oracle.verdict import Expected
 from protocol.errors import UserError
 from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
 from scenarios.workloads import Workload, workload_from
-from scenarios.worlds import world_from, world_to
+from scenarios.worlds import Number, world_from, world_to
 
 SCHEMA: Final = 1
 RUN_FILE: Final = "run.toml"
@@ -140,11 +140,11 @@ class _RunTable(TomlTable, frozen=True):
 
     schema: int
     name: str
-    seed: int
+    seed: Number
     world: Table
     workload: Table
     chaos: Table = {}
-    operations_max: int | None = None
+    operations_max: Number | None = None
     expectation: Expectation | None = None
     sometimes: list[Table] = []
     versions: dict[str, str] = {}

@@ -118,7 +118,7 @@ def _choices(kind: Any, path: str) -> str:
     for name in filter(None, path.split(".")):
         fields = msgspec.structs.fields(kind) if _keys(kind) else ()
         kind = next((field.type for field in fields if field.encode_name == name), None)
-    return f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+    return f"one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else ""
 
 
 def _keys(kind: type[Any]) -> list[str]:

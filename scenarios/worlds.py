@@ -141,6 +141,9 @@ def _check(world: World, where: str) -> None:
         raise UserError(where, "has no cpu or no mm", "at least one of each")
     if world.entries & (world.entries - 1) or world.entries < 2:
         raise UserError(f"{where}.entries", f"is {world.entries}", "a power of two")
+    if world.frames <= len(world.mms):
+        problem = f"is {world.frames}, too few for the zero page and the tables of all mms"
+        raise UserError(f"{where}.frames", problem, f"more than {len(world.mms)}")
     for index, unit in enumerate(world.units):
         _known(unit.mms, world.mms, f"{where}.units[{index}].mms")
         _known((unit.iopf_cpu,), world.cpus, f"{where}.units[{index}].iopf_cpu")

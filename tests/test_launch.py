@@ -331,6 +331,20 @@ def test_a_record_that_is_not_whole_is_no_fault_of_ours(
     assert "one/cpu0.journal: cannot be read: No such file" in capsys.readouterr().err
 
 
+def test_a_schedule_that_does_not_fit_is_bad_input(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*RACE, "--out", "one") == 1
+    file = elsewhere / "cut.schedule.toml"
+    assert run("minimize", "one", "--seconds", "0.1", "--out", str(file)) == 1
+    head, quotes, rest = file.read_text().partition("'''")
+    file.write_text(f"{head}{quotes}\nnobody/0\n{quotes}{rest.partition(quotes)[2]}")
+    for command in ("explain", "minimize"):
+        assert run(command, str(file)) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"launch.py: {file}: does not fit: diverged at delivery ")
+
+
 def test_time_that_is_over_is_no_interruption(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
