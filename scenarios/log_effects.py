@@ -173,12 +173,14 @@ def _memory_effect(call: Call, where: str) -> Effect:
     result = call.result or 0
     line = call.order
     if call.name == "brk":
+        _check_end(call, result, where)
         return Effect("brk", call.pid, integer(call, 0, where), result, line)
     start = result if call.name == "mmap" else integer(call, 0, where)
     end = start + page_align(integer(call, 1, where))
     if start != page_of(start) or end <= start:
         raise UserError(f"{where}:{call.end}", f"{call.name} of [{start:#x}, {end:#x})",
                         "a page-aligned range that is not empty")  # fmt: skip
+    _check_end(call, end, where)
     if call.name == "mmap":
         if len(call.args) < 4:
             raise UserError(f"{where}:{call.end}", "mmap has too few arguments", "six")
@@ -187,9 +189,17 @@ def _memory_effect(call: Call, where: str) -> Effect:
         return Effect("mprotect", call.pid, start, end, line, *rights(call, 2, where))
     if call.name == "mremap":
         to = (result, result + page_align(integer(call, 2, where)))
+        _check_end(call, to[1], where)
         return Effect("mremap", call.pid, start, end, line, to=to)
     kind = "munmap" if call.name == "munmap" else _ADVICE[call.args[2]]
     return Effect(kind, call.pid, start, end, line)
+
+
+def _check_end(call: Call, end: int, where: str) -> None:
+    if not 0 <= end <= ADDRESS_END:
+        raise UserError(
+            f"{where}:{call.end}", f"{call.name} up to {end:#x}", f"at most {ADDRESS_END:#x}"
+        )
 
 
 @dataclass(slots=True)

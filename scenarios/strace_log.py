@@ -129,7 +129,10 @@ def _call(log: Log, pid: int, text: str, start: int, end: int) -> Call:
     if match is None:
         raise _damaged(log.where, end, text)
     result = match["result"]
-    value = None if result == "?" else int(result, 0)
+    try:
+        value = None if result == "?" else int(result, 0)
+    except ValueError:
+        raise _damaged(log.where, end, text) from None
     failed = value == -1 and bool(match["why"])
     args = tuple(part.strip() for part in match["args"].split(","))
     return Call(pid, match["name"], args, value, failed, start, end)

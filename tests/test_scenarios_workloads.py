@@ -226,6 +226,10 @@ def test_moves_and_programs_that_are_started(tmp_path: Path) -> None:
     [
         ("10 1.2 mmap(NULL, 81", "a.strace:2: is damaged: 'mmap(NULL, 81' (expected PID TIME "
          "call(args) = result, as strace -f -ttt writes)"),
+        ("10 1.2 brk(0x1000) = 0xffffffffffffffff", "a.strace:2: brk up to 0xffffffffffffffff "
+         "(expected at most 0x1000000000000)"),
+        ("10 1.2 brk(NULL) = 010", "a.strace:2: is damaged: 'brk(NULL) = 010' (expected PID TIME "
+         "call(args) = result, as strace -f -ttt writes)"),
         ("hello", "a.strace:2: is damaged: 'hello' (expected PID TIME call(args) = result, as "
          "strace -f -ttt writes)"),
         ("10 1.2 <... mmap resumed>) = 0x1000", "a.strace:2: resumes mmap of thread 10, which had "
