@@ -30,32 +30,54 @@ async def do_fault(
 ) -> int:  # fmt: skip
     """``do_fault``: 0 (retry the access) or -errno; under mmap_lock for read.
 
-    The page stays locked until the entry is set, so a truncation that has unmapped the file
+    The page is locked when the entry is set, so a truncation that has unmapped the file
     either finds the entry or makes this fault look the page up again.
     """
+    if write and not vma.shared:
+        return await do_cow_fault(cpu, mm, vma, address, table)
     frame = await filemap.filemap_fault(cpu, mm, vma.file, vma.offset + address - vma.start)
     if frame < 0:
         return frame
-    if not write:
-        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, FILE_FLAGS))
-    elif vma.shared:
-        dirty = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
-        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, dirty))
-        await cpu.mem(FolioMarkDirty(frame))  # fault_dirty_shared_page
-    else:
-        result = await do_cow_fault(cpu, mm, address, table, frame)
+    if write:
+        return await do_shared_fault(cpu, mm, vma, address, (table, frame))
+    result = await finish_fault(cpu, mm, address, table, ptes.make(frame, FILE_FLAGS))
     await filemap.unlock_and_put(cpu, frame)
     return result
 
 
-async def do_cow_fault(cpu: Processor, mm: str, address: int, table: int, source: int) -> int:
-    """``do_cow_fault``: the first access to a private mapping is a write: a copy."""
+async def do_shared_fault(
+    cpu: Processor, mm: str, vma: Vma, address: int, found: tuple[int, int]
+) -> int:  # fmt: skip
+    """``do_shared_fault`` of a locked page: unlocked, and locked again by ``do_page_mkwrite``.
+
+    It may be written, truncated or mapped by another thread between the two.
+    """
+    table, frame = found
+    await cpu.mem(FolioUnlock(frame))
+    result = 0
+    if await do_page_mkwrite(cpu, vma.file, frame):
+        dirty = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
+        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, dirty))
+        await cpu.mem(FolioUnlock(frame))
+    await gup.put_page(cpu, frame)
+    return result
+
+
+async def do_cow_fault(cpu: Processor, mm: str, vma: Vma, address: int, table: int) -> int:
+    """``do_cow_fault``: the first access to a private mapping is a write: a copy.
+
+    Its frame is allocated before the page is looked up, so that nothing is locked meanwhile.
+    """
     frame = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"))
     if frame < 0:
         return -ENOMEM
-    await cpu.mem(FrameCopy(source, frame))
-    flags = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
-    result = await finish_fault(cpu, mm, address, table, ptes.make(frame, flags))
+    offset = vma.offset + address - vma.start
+    result = source = await filemap.filemap_fault(cpu, mm, vma.file, offset)
+    if source >= 0:
+        await cpu.mem(FrameCopy(source, frame))
+        flags = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
+        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, flags))
+        await filemap.unlock_and_put(cpu, source)
     await gup.put_page(cpu, frame)
     return result
 

@@ -107,14 +107,15 @@ async def move_vma(
     """``move_vma``: a copy of the VMA at the new place, the entries into it, the old one away.
 
     The new VMA comes behind the old one in the rmap, so that a walk that has met an entry of
-    neither meets it in the new one; no rmap lock is needed (``need_rmap_locks``).
+    neither meets it in the new one; no rmap lock is needed (``need_rmap_locks``).  The way back, if
+    there is no memory for tables, is the other way round.
     """
     address, length = old
     to, new_length = new
     await mmap.vma_link(cpu, mm, vma.part(address, address + new_length).at(to))
     moved = await move_page_tables(cpu, mm, vma, address, to, length)
     if moved < length:
-        await move_page_tables(cpu, mm, vma, to, address, moved)
+        await move_page_tables(cpu, mm, vma, to, address, moved, need_rmap_locks=True)
         await mmap.do_munmap_locked(cpu, mm, to, to + new_length)
         return -ENOMEM
     await mmap.do_munmap_locked(cpu, mm, address, address + length)
@@ -122,15 +123,17 @@ async def move_vma(
 
 
 async def move_page_tables(
-    cpu: Processor, mm: str, vma: Vma, old: int, new: int, length: int
-) -> int:
+    cpu: Processor, mm: str, vma: Vma, old: int, new: int, length: int,
+    need_rmap_locks: bool = False,
+) -> int:  # fmt: skip
     """``move_page_tables``: one bracket around all tables; how much was moved."""
     range_ = MmuNotifierRange(mm, old, old + length, MmuNotifierEvent.UNMAP)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     moved, need_flush = 0, False
     while moved < length:
         extent = _extent(cpu, old + moved, new + moved, length - moved)
-        if await move_pgt_entry(cpu, mm, vma, (old + moved, new + moved), extent):
+        place = (old + moved, new + moved)
+        if await move_pgt_entry(cpu, mm, vma, place, extent, need_rmap_locks):
             moved += extent
             continue
         old_table = await pgtable.find_leaf_table(cpu, mm, old + moved)
@@ -139,7 +142,11 @@ async def move_page_tables(
             if new_table < 0:
                 break
             part = Extent(mm, old + moved, new + moved, extent, old_table, new_table)
+            if need_rmap_locks:
+                await take_rmap_locks(cpu, mm, vma)
             need_flush |= await move_ptes(cpu, part)
+            if need_rmap_locks:
+                await drop_rmap_locks(cpu, mm, vma)
         moved += extent
     if need_flush:
         await _flush(cpu, mm, old, old + length)
@@ -154,7 +161,7 @@ def _extent(cpu: Processor, old: int, new: int, length: int) -> int:
 
 
 async def move_pgt_entry(
-    cpu: Processor, mm: str, vma: Vma, place: tuple[int, int], extent: int
+    cpu: Processor, mm: str, vma: Vma, place: tuple[int, int], extent: int, need_rmap_locks: bool
 ) -> bool:
     """``move_pgt_entry`` of a whole leaf table (v5.0): whether it was moved as one.
 
@@ -175,11 +182,11 @@ async def move_pgt_entry(
     new_pmd = await pgtable.alloc_leaf_table(cpu, mm, new, 1) if old_pmd >= 0 else -1
     if new_pmd < 0 or not await _pmd_present(cpu, old_pmd, old):
         return False
-    always = kernel.move_pmd_rmap_locks == "always"
-    if always:
+    locked = need_rmap_locks or kernel.move_pmd_rmap_locks == "always"
+    if locked:
         await take_rmap_locks(cpu, mm, vma)
     moved = await move_normal_pmd(cpu, mm, place, (old_pmd, new_pmd))
-    if always:
+    if locked:
         await drop_rmap_locks(cpu, mm, vma)
     return moved
 

@@ -67,6 +67,9 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zap_delays_rmap: bool
     """``zap_pte_range`` takes a dirty page of a shared mapping out of the rmap when it has flushed
     (5df397dec7c4, v6.2), not when it has cleared the entry."""
+    unmap_mapping_lock: Literal["exclusive", "shared"]
+    """How ``unmap_mapping_pages`` takes ``i_mmap_rwsem``: for write, so that no rmap walk of the
+    file runs beside a truncation's zap, or for read (2c8659951654, v5.18)."""
     munmap_downgrades: bool
     """``munmap`` downgrades mmap_lock to read before it unmaps (v4.20)."""
     change_protection_gathers: bool
@@ -246,6 +249,7 @@ _V4_15: dict[str, object] = {
     "upgrade_notify": "none",
     "nested_encoding": "exact",
     "zap_delays_rmap": False,
+    "unmap_mapping_lock": "exclusive",
     "munmap_downgrades": False,
     "mremap_cpu_flush": "dirty_under_old_ptl",
     "mremap_sec_flush": "at_end",
@@ -289,6 +293,7 @@ _V5_10 = _V5_8
 _V5_12 = _V5_10 | {"kvm_retry_hva": True, "ocxl_notifier": True}
 _V6_2 = _V5_12 | {
     "zap_delays_rmap": True,
+    "unmap_mapping_lock": "shared",
     "batched_marker": "generation",
     "change_protection_gathers": True,
     "move_pmd_rmap_locks": "always",
