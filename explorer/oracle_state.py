@@ -144,6 +144,8 @@ def _freeze(oracle: Oracle) -> Frozen:
         _moved(oracle.moves),
         _inherited(oracle.inherited, state, kept),
         frozenset(i for i in oracle.denied.count.items() if i[0] in state.fills),
+        frozenset(oracle.memory_rules.private.anon),
+        frozenset(oracle.memory_rules.private.slots.items()),
     )
 
 

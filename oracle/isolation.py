@@ -5,6 +5,8 @@
     return
                                         write through the copy      [Required: never sees it]
 
+That nobody is granted a write to what others share, whoever they are, says ``oracle.private``.
+
 It is judged where rule S3 found a write through an entry that a fork had revoked; if no other
 mm maps the frame any more, nobody can see that write.
 """

@@ -1,4 +1,4 @@
-"""What becomes of content: the rules that follow stores, copies and dirty bits (S9, S16, Q3).
+"""What becomes of content: the rules of stores, copies and dirty bits (S6, S9, S16, Q3).
 
 One party's worth of records, those of memory, handed on to the rules that need them.
 """
@@ -10,6 +10,7 @@ from oracle.dirty import DirtyBits
 from oracle.discards import Discards
 from oracle.files import FilePages
 from oracle.order import Row
+from oracle.private import PrivatePages
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.stores import LostStores
 from oracle.successors import Successors
@@ -27,6 +28,7 @@ class MemoryRules:
         self.dirty = DirtyBits(found)
         self.successors = Successors(found)
         self.files = FilePages(found)
+        self.private = PrivatePages(found)
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """A leaf entry changed."""
@@ -34,17 +36,20 @@ class MemoryRules:
         self.files.changed(op, page, old, new, event)
         self.successors.changed(op, page, old, new, event)
         self.discards.changed(op, page)
+        self.private.changed(op, page, old, new, event)
+        self.stores.changed(op, page, new)
         if not old:
             self.discards.published(page)
 
     def published(self, change: Change, new: int) -> None:
         """The operation of a change maps another frame in place of the one it took."""
-        self.stores.published(change, new)
+        self.stores.published(change.op, change, new)
 
     def allocated(self, record: r.FrameAllocated) -> None:
         """A frame left the pool."""
         self.content.allocated(record)
         self.successors.allocated(record)
+        self.private.allocated(record)
 
     def freed(self, frame: int, event: Event) -> None:
         """A frame went back to the pool."""
@@ -53,6 +58,7 @@ class MemoryRules:
         self.stores.freed(frame)
         self.dirty.freed(frame, event)
         self.files.freed(frame)
+        self.private.freed(frame)
 
     def copied(self, record: r.FrameCopied, op: Op, event: Event) -> None:
         """A frame was copied."""

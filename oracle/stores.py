@@ -21,7 +21,7 @@ from __future__ import annotations
 from oracle.state import Cached, Change, Op, Page
 from oracle.violation import Event, Violation
 from protocol.limits import ORACLE_COPIES_KEPT
-from protocol.pte import describe, frame_of, is_swap
+from protocol.pte import describe, frame_of, is_swap, pte_present
 
 Stored = tuple[Cached, Event]
 """A store: through which translation, and when."""
@@ -76,10 +76,19 @@ class LostStores:
             elif fill.read.n < change.n:
                 self._lost(copy, change, (fill, event))
 
-    def published(self, change: Change, new: int) -> None:
-        """The operation that took a frame out of a page maps another one there."""
+    def changed(self, op: Op, page: Page, new: int) -> None:
+        """An entry changed: maybe the operation puts the copy in the place of the original.
+
+        Who took the original out of reach need not be the same: an mprotect to none, whose flush is
+        still to come, leaves an entry that names it.
+        """
+        if page.changes and pte_present(new):
+            self.published(op, page.changes[-1], new)
+
+    def published(self, op: Op, change: Change, new: int) -> None:
+        """An operation maps another frame in a page from which one was taken out."""
         for copy in self._of.get(frame_of(change.old), ()):
-            if copy.op is change.op and not copy.slot and copy.target == frame_of(new):
+            if copy.op is op and not copy.slot and copy.target == frame_of(new):
                 copy.heirs[change.page] = change
                 stored = copy.stores.pop(change.page, None)
                 if stored is not None:

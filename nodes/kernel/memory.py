@@ -49,7 +49,7 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
-from protocol.messages.swap import FolioMarkDirty, SwapFree
+from protocol.messages.swap import FolioFreeSwap, FolioMarkDirty, FolioTrylock, SwapFree
 from protocol.ranges import page_of
 from protocol.records import Coverage
 
@@ -190,8 +190,7 @@ async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
     frame, counted = ptes.frame_of(fault.pte), not fault.pte & ptes.SPECIAL
     of_file = counted and bool(fault.vma.file)
     cached = of_file and not (await cpu.mem(PageAnon(frame))).value
-    # reuse_swap_page to v5.16; wp_can_reuse_anon_folio also looks at references.
-    if counted and not cached and len((await cpu.mem(RmapWalk(frame))).places) == 1:
+    if counted and not cached and await wp_can_reuse_anon_folio(cpu, frame):
         await wp_page_reuse(cpu, fault)
         await cpu.mem(PtlUnlock(fault.table))
         await notify_upgrade(cpu, fault)
@@ -201,6 +200,25 @@ async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
     await cpu.mem(PtlUnlock(fault.table))
     shared = cached and fault.vma.shared
     return await (wp_page_shared if shared else wp_page_copy)(cpu, fault)
+
+
+async def wp_can_reuse_anon_folio(cpu: Processor, folio: int) -> bool:
+    """``reuse_swap_page`` to v5.16, ``wp_can_reuse_anon_folio``: mapped once, no swap entry.
+
+    Under the PTL.  A page that somebody has locked is copied; to v5.8 its lock is waited for.
+
+    cpu0 (reclaim)                      cpu1 (write fault in the other process)
+    folio lock
+    swap entry in place of one mapping
+                                        mapped once      [Required: not reused, or what is stored
+    write it to swap                    goes to swap, where the first process reads it]
+    """
+    if not (await cpu.mem(FolioTrylock(folio))).value:
+        return False
+    alone = len((await cpu.mem(RmapWalk(folio))).places) == 1
+    alone = alone and (await cpu.mem(FolioFreeSwap(folio))).value
+    await cpu.mem(FolioUnlock(folio))
+    return alone
 
 
 async def wp_page_shared(cpu: Processor, fault: VmFault) -> int:
@@ -273,9 +291,9 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
     if not raced:
         await pgtable.ptep_clear_flush_notify(cpu, fault.mm, fault.address, fault.table)
         await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
-        if counted:
-            await cpu.mem(RmapRemove(source, fault.mm, fault.address))
         await _set(cpu, fault, ptes.make(frame, ANON_FLAGS | fault.write_flags))
+        if counted:  # only now: who finds the page mapped once may write to it
+            await cpu.mem(RmapRemove(source, fault.mm, fault.address))
     await cpu.mem(PtlUnlock(fault.table))
     await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.cow_range_only_end)
     await gup.put_page(cpu, frame if raced else source)
@@ -320,10 +338,10 @@ async def unmap_page_range(
 async def zap_pte_range(
     cpu: Processor, gather: MmuGather, table: int, part: tuple[int, int], address: int, vmas: Vmas
 ) -> None:
-    """``zap_pte_range``: clear entries under the PTL; a full batch is flushed after it.
+    """``zap_pte_range``: clear entries under the PTL; a full batch is freed after it.
 
-    If a dirty one of a shared mapping is among them, all are flushed before the PTL is released
-    (``force_flush``).
+    If it is full, or a dirty entry of a shared mapping is among them, all are flushed before the
+    PTL is released (``force_flush``; 1cf35d47712d, v3.15).
     """
     first, last = part
     base = address - first * PAGE_SIZE
@@ -339,7 +357,7 @@ async def zap_pte_range(
                 shared = any(vma.shared and vma.start <= at < vma.end for vma in vmas)
                 place = (table, found.index)
                 full = await _zap_entry(cpu, gather, place, at, written if shared else None)
-        if written:
+        if full or written:
             await mmu_gather.tlb_flush_mmu_tlbonly(cpu, gather)
             await _tlb_flush_rmaps(cpu, gather, written)
         await cpu.mem(PtlUnlock(table))

@@ -18,6 +18,7 @@ from protocol.messages.memory import (
     PteSet,
     PtlLock,
     PtlUnlock,
+    TlbFlushPending,
 )
 from protocol.messages.ocxl import CoprosAdd
 from protocol.records import Coverage
@@ -116,9 +117,25 @@ async def ptep_clear_flush(cpu: Processor, mm: str, address: int, table: int) ->
     anything new is published; from v6.6 the flush itself does.
     """
     old = (await cpu.mem(PteGetAndClear(table, pte_index(cpu, address)))).pte
-    if ptes.hw_present(old):
+    if await pte_accessible(cpu, mm, old):
         await tlb.flush_tlb_page(cpu, mm, address)
     return old
+
+
+async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
+    """``pte_accessible`` (20841405940e, v3.13): whether a TLB may hold what was in the entry.
+
+    cpu0 (mprotect to none)             cpu1 (reclaim, migration)
+    gathers in flight: one more
+    pte: PROTNONE                       clear pte
+                                        flush          [Required: there may still be copies of
+    flush                               write or copy the page     what was there before PROTNONE]
+
+    ppc has none of its own, and flushes whatever it was.
+    """
+    if ptes.hw_present(pte) or cpu.world.kernel.arch == "ppc":
+        return True
+    return ptes.pte_present(pte) and (await cpu.mem(TlbFlushPending(mm, 0))).value > 0
 
 
 async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: int) -> int:

@@ -56,7 +56,13 @@ async def should_defer_flush(cpu: Processor, mm: str) -> bool:
 async def set_tlb_ubc_flush_pending(
     cpu: Processor, ubc: TlbUbc, mm: str, address: int, pte: int
 ) -> None:
-    """``set_tlb_ubc_flush_pending``, under the PTL, after the entry was cleared."""
+    """``set_tlb_ubc_flush_pending``, under the PTL, after the entry was cleared.
+
+    The kernel's ``writable`` is ``pte_dirty``: through a copy that is writable and clean a store
+    looks for the entry first.  Here every writable entry counts, or a store beside an unfinished
+    MADV_FREE, which has cleaned the entry and not flushed it, would be lost in swap; nobody is
+    promised anything for such a store.
+    """
     await arch_tlbbatch_add_pending(cpu, ubc, mm, address)
     if mm not in ubc.mms:
         ubc.mms.append(mm)
