@@ -104,6 +104,28 @@ def test_a_move_that_is_undone_holds_the_rmap_locks(monkeypatch: pytest.MonkeyPa
     assert locked == [False, True]
 
 
+SHRINK: dict[str, tuple[op.Operation, op.Operation]] = {
+    "munmap": (op.Mmap(MM, 0, page(2), True, True), op.Munmap(MM, page(1), page(1))),
+    "mremap": (op.Mmap(MM, 0, page(2), True, True), op.Mremap(MM, 0, page(2), 0, page(1))),
+    "brk": (op.Brk(MM, page(2)), op.Brk(MM, page(1))),
+}
+
+
+@pytest.mark.parametrize("call", SHRINK)
+@pytest.mark.parametrize(("release", "downgrades"), [("v4.18", False), ("v5.7", True)])
+def test_who_unmaps_with_mmap_lock_for_read(call: str, release: str, downgrades: bool) -> None:
+    """9bc8039e715d and 85a06835f6f1 (v4.20), as for ``munmap``."""
+    begin, shrink = SHRINK[call]
+    steps: Steps = (
+        ("cpu0", op.Brk(MM, page(1))), ("cpu0", begin), ("cpu0", op.Touch(MM, page(1), True, 1)),
+        ("cpu0", shrink),
+    )  # fmt: skip
+    kinds = names(delivered(world(release), steps, "cpu0/3"))
+    assert ("MmapDowngrade" in kinds) == downgrades
+    if downgrades:
+        assert kinds.index("MmapDowngrade") < kinds.index("PteGetAndClear")
+
+
 # ---- reclaim and migration beside others ---------------------------------------------------------
 
 

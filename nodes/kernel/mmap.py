@@ -49,28 +49,32 @@ async def vma_link(cpu: Processor, mm: str, vma: Vma) -> None:
     await filemap.vma_link_file(cpu, mm, vma)
 
 
-async def do_munmap_locked(cpu: Processor, mm: str, start: int, end: int) -> None:
-    """``do_vmi_munmap``: unmap what there is in [start, end); mmap_lock held for write."""
+async def do_munmap_locked(
+    cpu: Processor, mm: str, start: int, end: int, downgrade: bool = False
+) -> None:  # fmt: skip
+    """``do_vmi_munmap``: unmap what there is in [start, end); mmap_lock held for write.
+
+    With ``downgrade`` (``munmap``, and ``brk`` and ``mremap`` that make something shorter) it is
+    held for read when this returns, if the kernel does that (v4.20).
+    """
     found = await cpu.mem(VmaFind(mm, start, end))
     if found.vmas:
-        await _unmap_region(cpu, mm, start, end, found)
+        downgrade = downgrade and cpu.world.kernel.munmap_downgrades
+        await _unmap_region(cpu, mm, start, end, found, downgrade)
 
 
 async def do_munmap(cpu: Processor, mm: str, address: int, length: int) -> int:
-    """``munmap``: ``__do_munmap``; downgrades mmap_lock to read once the VMAs are out (v4.20)."""
+    """``munmap``: ``__do_munmap``; downgrades mmap_lock to read once the VMAs are out."""
     if bad_range(cpu, address, length):
         return -EINVAL
-    end = address + page_align(length)
     await cpu.sleep(MEMORY, MmapLock(mm, True))
-    found = await cpu.mem(VmaFind(mm, address, end))
-    if found.vmas:
-        await _unmap_region(cpu, mm, address, end, found, cpu.world.kernel.munmap_downgrades)
+    await do_munmap_locked(cpu, mm, address, address + page_align(length), downgrade=True)
     await cpu.mem(MmapUnlock(mm))
     return 0
 
 
 async def _unmap_region(
-    cpu: Processor, mm: str, start: int, end: int, found: VmaRange, downgrade: bool = False
+    cpu: Processor, mm: str, start: int, end: int, found: VmaRange, downgrade: bool
 ) -> None:
     """Take the VMAs out, then ``unmap_region``: gather, unmap, free the tables, finish."""
     first, last = found.vmas[0], found.vmas[-1]
@@ -127,9 +131,8 @@ async def _expand(cpu: Processor, mm: str, old: int, new: int) -> int:
 
 
 async def _shrink(cpu: Processor, mm: str, new: int, old: int) -> int:
-    """``do_brk_munmap``: unmap [new, old)."""
+    """``do_brk_munmap``: unmap [new, old); mmap_lock is downgraded (9bc8039e715d, v4.20)."""
     await cpu.mem(BrkStore(mm, new))
-    found = await cpu.mem(VmaFind(mm, new, old))
-    if new < old and found.vmas:
-        await _unmap_region(cpu, mm, new, old, found)
+    if new < old:
+        await do_munmap_locked(cpu, mm, new, old, downgrade=True)
     return new

@@ -73,10 +73,13 @@ async def vma_to_resize(cpu: Processor, mm: str, address: int, length: int) -> V
 
 
 async def _resize(cpu: Processor, mm: str, address: int, length: int, new_length: int) -> int:
-    """In place: unmap the tail, or grow if nothing is in the way."""
+    """In place: unmap the tail, or grow if nothing is in the way.
+
+    mmap_lock is downgraded while the tail is unmapped (85a06835f6f1, v4.20).
+    """
     end = address + new_length
     if new_length <= length:
-        await mmap.do_munmap_locked(cpu, mm, end, address + length)
+        await mmap.do_munmap_locked(cpu, mm, end, address + length, downgrade=True)
         return address
     vma = await vma_to_resize(cpu, mm, address, length)
     if vma is None:

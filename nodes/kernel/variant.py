@@ -71,7 +71,8 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How ``unmap_mapping_pages`` takes ``i_mmap_rwsem``: for write, so that no rmap walk of the
     file runs beside a truncation's zap, or for read (2c8659951654, v5.18)."""
     munmap_downgrades: bool
-    """``munmap`` downgrades mmap_lock to read before it unmaps (v4.20)."""
+    """``munmap``, and ``brk`` and ``mremap`` that make something shorter, downgrade mmap_lock to
+    read before they unmap (v4.20)."""
     change_protection_gathers: bool
     """``change_protection`` flushes through an ``mmu_gather`` (v5.19)."""
     upgrade_needs_flush: bool
