@@ -51,7 +51,8 @@ class Mix(TomlTable, frozen=True):
     mremap: Weight = 0
     """Move a slot onto another.  Up to v6.5 a device may write to the old place too late (S2)."""
     kswapd: Weight = 0
-    """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3)."""
+    """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3), beside it
+    as beside ``migrate``."""
     file: Weight = 0
     """Map over what is mapped, a part of one file that all slots share, shared or private."""
     writeback: Weight = 0

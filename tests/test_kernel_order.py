@@ -210,6 +210,20 @@ def test_without_that_a_store_is_lost(monkeypatch: pytest.MonkeyPatch, taken: st
     assert "S9" in {v.rule for v in oracle.violations}
 
 
+@pytest.mark.parametrize(("release", "deferred"), [("v6.2", False), ("v6.5", True)])
+def test_when_a_migration_flushes(release: str, deferred: bool) -> None:
+    """7e12beb8ca2a (v6.3): after the page-table lock, noted for others, and before the copy."""
+    steps: Steps = (
+        ("cpu0", op.Mmap(MM, 0, page(1), True, True)), ("cpu1", op.Touch(MM, 0, True, 1)),
+        ("cpu0", op.MigratePages(MM, 0, page(1))),
+    )  # fmt: skip
+    kinds = names(delivered(world(release), steps, "cpu0/1"))
+    flush, copy = kinds.index("FlushTlbIpi"), kinds.index("FrameCopy")
+    assert kinds.index("PteGetAndClear") < flush < copy
+    assert (kinds.index("PtlUnlock") < flush) == deferred
+    assert ("TlbBatchedCmpxchg" in kinds) == deferred
+
+
 # ---- copy on write -------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from nodes.kernel import (
     mmu_notifier,
     mprotect,
     pgtable,
+    rmap,
     tlb,
     tlbbatch,
 )
@@ -69,10 +70,17 @@ async def cleared_without_flush(cpu: Any, mm: str, address: int, table: int) -> 
     return int(found.pte)
 
 
+async def cleared_and_not_noted(cpu: Any, _ubc: Any, place: tuple[str, int], table: int) -> int:
+    """The same where a flush is deferred."""
+    return await cleared_without_flush(cpu, *place, table)
+
+
 def plant_in_migrate(patch: pytest.MonkeyPatch) -> None:
     """Only mm/migrate.c has the wrong one."""
     wrong = {**vars(pgtable), "ptep_clear_flush": cleared_without_flush}
     patch.setattr(migrate, "pgtable", SimpleNamespace(**wrong))
+    deferred = {**vars(rmap), "clear_or_defer": cleared_and_not_noted}
+    patch.setattr(migrate, "rmap", SimpleNamespace(**deferred))
 
 
 def copies_before_it_flushes(patch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap
+from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
 from nodes.kernel.mmu_notifier import MmuNotifierRange
+from nodes.kernel.tlbbatch import TlbUbc
 from nodes.world import MEMORY
 from protocol import pte as ptes
 from protocol.events import MmuNotifierEvent
@@ -69,7 +70,8 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     ``mm`` is that of the thread, which may have to reclaim.
 
     cpu0 (migrate)                      any other agent
-    clear pte, flush, migration entry   [Required: nobody writes the old frame from here on]
+    clear pte, migration entry
+    flush, here or one by one before    [Required: nobody writes the old frame from here on]
     copy old -> new
     map the new frame
     """
@@ -77,7 +79,9 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     if new < 0:
         return -ENOMEM
     await cpu.sleep(MEMORY, FolioLock(old))
-    replaced = await try_to_migrate(cpu, old)
+    ubc = TlbUbc(mm)
+    replaced = await try_to_migrate(cpu, ubc, old)
+    await tlbbatch.try_to_unmap_flush(cpu, ubc)
     moved = (await cpu.mem(PageFreeze(old, 1))).value and replaced
     if moved:
         await cpu.mem(FrameCopy(old, new, True))
@@ -90,7 +94,7 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     return 0 if moved else -EAGAIN
 
 
-async def try_to_migrate(cpu: Processor, old: int) -> bool:
+async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int) -> bool:
     """``try_to_migrate``: a migration entry in place of every mapping, under the rmap lock.
 
     Whether there was any.  The rmap goes on listing them, so that whoever moves or copies such
@@ -100,19 +104,25 @@ async def try_to_migrate(cpu: Processor, old: int) -> bool:
     mappings = (await cpu.mem(RmapWalk(old))).places
     for mm, address in mappings:
         await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        replaced |= await try_to_migrate_one(cpu, mm, address, old)
+        replaced |= await try_to_migrate_one(cpu, ubc, (mm, address), old)
         await cpu.mem(AnonVmaUnlock(mm))
     return replaced
 
 
-async def try_to_migrate_one(cpu: Processor, mm: str, address: int, old: int) -> bool:
+async def try_to_migrate_one(
+    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
+) -> bool:  # fmt: skip
     """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
+    mm, address = place
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
-        entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
+        if cpu.world.kernel.migration_batches:
+            entry = await rmap.clear_or_defer(cpu, ubc, place, table)
+        else:
+            entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
         migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
         await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), migration))
         await gup.put_page(cpu, old)

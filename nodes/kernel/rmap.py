@@ -120,7 +120,7 @@ async def try_to_unmap_one(
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
         table, index = found[0], pgtable.pte_index(cpu, address)
-        old = await _clear(cpu, ubc, mm, address, table)
+        old = await clear_or_defer(cpu, ubc, (mm, address), table)
         if slot is None:
             await _set_dirty(cpu, folio, old)
         elif slot >= 0:
@@ -179,8 +179,11 @@ async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: 
     return True
 
 
-async def _clear(cpu: Processor, ubc: TlbUbc, mm: str, address: int, table: int) -> int:
+async def clear_or_defer(
+    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], table: int
+) -> int:  # fmt: skip
     """The entry out: flushed at once, or noted for a flush of many; what it was."""
+    mm, address = place
     if not await tlbbatch.should_defer_flush(cpu, mm):
         return await pgtable.ptep_clear_flush(cpu, mm, address, table)
     index = pgtable.pte_index(cpu, address)

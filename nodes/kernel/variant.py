@@ -30,6 +30,9 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_mode: Literal["none", "ipi_deferred", "tlbi_nosync"]
     """How reclaim flushes: page by page; all it has cleared by one round of IPIs (x86); TLBIs that
     one DSB completes for all (arm64, v6.6)."""
+    migration_batches: bool
+    """``migrate_pages`` clears its entries as reclaim does, and flushes what it has cleared before
+    it copies (7e12beb8ca2a, v6.3); or it flushes page by page."""
     batched_marker: Literal["none", "bool", "generation"]
     """What says that an mm has entries cleared and not flushed: nothing (to v4.12), a flag (v4.13),
     or a count of those pending and those flushed (v5.17)."""
@@ -236,6 +239,7 @@ _V4_15: dict[str, object] = {
     "end_calls_ir": True,
     "gather_calls_ir": True,
     "clear_flush_calls_ir": True,
+    "migration_batches": False,
     "batched_marker": "bool",
     "batched_pending_flush": "flush_tlb_mm",
     "batch_notify_at": "add_pending",
@@ -301,7 +305,7 @@ _V6_2 = _V5_12 | {
     "kvm_lockless_skip": True,
     "kvm_memslots_wait": True,
 }
-_V6_5 = _V6_2 | {"apic_gen": 3}
+_V6_5 = _V6_2 | {"apic_gen": 3, "migration_batches": True}
 _V6_6 = _V6_5 | {
     "end_calls_ir": False,
     "gather_calls_ir": False,
