@@ -296,7 +296,7 @@ class LogPrograms:
         access = ops.AfuTouch if self.world.links else ops.Dma
         operation = access(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
-        return self._emit(DEVICE, operation, self._last_calls(page, page + PAGE_SIZE))
+        return self._emit(DEVICE, operation, self._before(page, line, what))
 
     def _guest(self, page: int, line: int, what: str) -> str:
         slot = self._slot(page)
@@ -305,12 +305,19 @@ class LogPrograms:
         write = self._writes(page, line, f"guest/{what}")
         gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
         self._note_use(page, write)
+        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), self._before(page, line, what))
+
+    def _before(self, page: int, line: int, what: str) -> list[str]:
+        """What an access of a secondary comes after.
+
+        A migration flushes the whole guest TLB, and on x86 from v6.6 all that an IOMMU holds of
+        the mm.  Now and then let none do so between the access and the call that is to find its
+        entry.
+        """
         after = self._last_calls(page, page + PAGE_SIZE)
         if what in ("hold", "migrate") and self._draw(line, "alone") % 2:
-            # KVM flushes the whole guest TLB at each zap: now and then let no migration do so
-            # between this access and the call that is to find its entry.
             after.append(self._latest(DAEMON))
-        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), after)
+        return after
 
     def _slot(self, address: int) -> Memslot | None:
         for slot in self.slots:
