@@ -23,7 +23,7 @@ CYCLES: Final[dict[str, tuple[str, ...]]] = {
     "stall": ("stall",),
     # Each of stall, PCT and POS finds what the others do not.
     "portfolio": (
-        "random", "stall", "pos", "pct2", "stall", "pct3", "stall", "pos", "pct4", "stall",
+        "random", "stall", "pct2", "stall", "pos", "stall", "pct3", "stall", "pct4", "stall",
     ),
 }  # fmt: skip
 """Strategy -> the policies that its schedules follow in turn."""

@@ -244,13 +244,13 @@ class Stall:
 
     It goes on when nobody else can, the one that has stood still for longest first.  So all of a
     system call fits between two messages of another one, and then another one between two of that.
-    How often that happens is drawn too: at one choice in 8 to 64.
+    How often that happens is drawn too: at one choice in 8 to 32.
     """
 
     def __init__(self, seed: int) -> None:
         draws = random.Random(seed)
         self._random = draws.random
-        self._rate = 2.0 ** -(3 + 3 * draws.random())
+        self._rate = 2.0 ** -(3 + 2 * draws.random())
         walk = RandomWalk if draws.random() < 0.5 else Pos
         self._walk: RandomWalk | Pos = walk(draws.getrandbits(64))
         self._still: list[str] = []

@@ -122,7 +122,7 @@ def test_the_portfolio_is_made_of_what_it_says() -> None:
     shares = {name[:3]: 0 for name in cycle}
     for name in cycle:
         shares[name[:3]] += 100 // len(cycle)
-    assert shares == {"sta": 40, "pct": 30, "pos": 20, "ran": 10}
+    assert shares == {"sta": 50, "pct": 30, "pos": 10, "ran": 10}
     policies = Policies("surw", 1)
     assert [policies.policy(at) for at in (0, CALIBRATION_RUNS - 1, CALIBRATION_RUNS)] == [
         "random", "random", "surw",
