@@ -23,7 +23,8 @@ CYCLES: Final[dict[str, tuple[str, ...]]] = {
     "stall": ("stall",),
     # Each of stall, PCT and POS finds what the others do not.
     "portfolio": (
-        "random", "stall", "pct2", "stall", "pos", "stall", "pct3", "stall", "pct4", "stall",
+        "random", "stall", "pos", "pct2", "stall", "pos",
+        "stall", "pct3", "pos", "stall", "pos", "stall",
     ),
 }  # fmt: skip
 """Strategy -> the policies that its schedules follow in turn."""

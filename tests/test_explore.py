@@ -13,7 +13,7 @@ import pytest
 import launch
 from broker.schedules import RandomWalk, Schedule
 from explorer.coverage import Coverage, Signature
-from explorer.explore import Exploration, Options, explore, record, run_schedule
+from explorer.explore import SIGN_EVERY, Exploration, Options, explore, record, run_schedule
 from explorer.lenient import How, play
 from explorer.policies import CALIBRATION_RUNS, CYCLES, Policies
 from explorer.schedule_file import read_case
@@ -121,8 +121,8 @@ def test_the_portfolio_is_made_of_what_it_says() -> None:
     cycle = CYCLES["portfolio"]
     shares = {name[:3]: 0 for name in cycle}
     for name in cycle:
-        shares[name[:3]] += 100 // len(cycle)
-    assert shares == {"sta": 50, "pct": 30, "pos": 10, "ran": 10}
+        shares[name[:3]] += 1
+    assert shares == {"sta": 5, "pos": 4, "pct": 2, "ran": 1}
     policies = Policies("surw", 1)
     assert [policies.policy(at) for at in (0, CALIBRATION_RUNS - 1, CALIBRATION_RUNS)] == [
         "random", "random", "surw",
@@ -255,10 +255,12 @@ def test_an_exploration_without_a_window_is_inconclusive() -> None:
 
 
 def test_a_sample_of_every_policy_is_signed() -> None:
-    found = explore(bare("E08", "v6.2", 1), Options(schedules=70, stop_on=""))
-    assert found.coverage.signed == 10 == len(CYCLES["portfolio"])
-    assert {found.policies.policy(at) for at in range(0, 70, 7)} == set(CYCLES["portfolio"])
-    assert 1 <= found.coverage.distinct <= 10
+    cycle = CYCLES["portfolio"]
+    count = SIGN_EVERY * len(cycle)
+    found = explore(bare("E08", "v6.2", 1), Options(schedules=count, stop_on=""))
+    assert found.coverage.signed == len(cycle)
+    assert {found.policies.policy(at) for at in range(0, count, SIGN_EVERY)} == set(cycle)
+    assert 1 <= found.coverage.distinct <= len(cycle)
 
 
 def test_seconds_bound_an_exploration() -> None:
