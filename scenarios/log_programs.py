@@ -67,6 +67,8 @@ class LogPrograms:
         self.nodes: dict[str, str] = {}
         self.holds = 0
         """Invalidations before which the secondaries were made to hold a page."""
+        self.finds = ""
+        """The last call that is to find such an entry."""
         self.names: dict[int, str] = {}
         self.waits_for: dict[int, str] = {}
         """A thread -> an operation of another one that its next call comes after."""
@@ -137,8 +139,10 @@ class LogPrograms:
             self._whole(thread, effect, first)
             return
         start, end = self._range(effect)
-        waits = [first, *self._hold(effect, start, end)]
-        self._call(thread, effect, start, end, waits)
+        holds = self._hold(effect, start, end)
+        self._call(thread, effect, start, end, [first, *holds])
+        if holds:
+            self.finds = self._latest(thread)
         self._use(thread, effect.line, start, end)
 
     def _whole(self, thread: str, effect: Effect, first: str) -> None:
@@ -296,7 +300,7 @@ class LogPrograms:
         access = ops.AfuTouch if self.world.links else ops.Dma
         operation = access(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
-        return self._emit(DEVICE, operation, self._before(page, line, what))
+        return self._emit(DEVICE, operation, self._before(page, what))
 
     def _guest(self, page: int, line: int, what: str) -> str:
         slot = self._slot(page)
@@ -305,9 +309,9 @@ class LogPrograms:
         write = self._writes(page, line, f"guest/{what}")
         gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
         self._note_use(page, write)
-        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), self._before(page, line, what))
+        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), self._before(page, what))
 
-    def _before(self, page: int, line: int, what: str) -> list[str]:
+    def _before(self, page: int, what: str) -> list[str]:
         """What an access of a secondary comes after.
 
         A migration flushes the whole guest TLB, and on x86 from v6.6 all that an IOMMU holds of
@@ -315,7 +319,7 @@ class LogPrograms:
         entry.
         """
         after = self._last_calls(page, page + PAGE_SIZE)
-        if what in ("hold", "migrate") and self._draw(line, "alone") % 2:
+        if what in ("hold", "migrate"):
             after.append(self._latest(DAEMON))
         return after
 
@@ -347,6 +351,8 @@ class LogPrograms:
             waits = [self._dma(page, line, "migrate"), self._guest(page, line, "migrate")]
         if page is not None:
             waits += self._last_calls(page, page + PAGE_SIZE)
+            if self._draw(line, "alone") % 2:
+                waits.append(self.finds)
             self._emit(DAEMON, ops.MigratePages(self.space.mm, page, PAGE_SIZE), waits)
 
     # -- done ----------------------------------------------------------------------------------
