@@ -315,8 +315,7 @@ class LogPrograms:
         """What an access of a secondary comes after.
 
         A migration flushes the whole guest TLB, and on x86 from v6.6 all that an IOMMU holds of
-        the mm.  Now and then let none do so between the access and the call that is to find its
-        entry.
+        the mm, so none may be under way when what a call is to find is put there.
         """
         after = self._last_calls(page, page + PAGE_SIZE)
         if what in ("hold", "migrate"):
