@@ -61,7 +61,9 @@ class OracleTable:
         self._origin: list[tuple[int, Sent, Move] | None] = []
         self._next: dict[tuple[int, int, Move], tuple[int, tuple[Violation, ...]]] = {}
         self._live: dict[int, tuple[Oracle, int]] = {}
-        self._arrive(self._new(), 0, None)
+        first = self._new()
+        self._kept = _kept(first.world)
+        self._arrive(first, 0, None)
 
     def __len__(self) -> int:
         return len(self._origin)
@@ -103,7 +105,7 @@ class OracleTable:
         return oracle, len(steps)
 
     def _arrive(self, oracle: Oracle, n: int, origin: tuple[int, Sent, Move] | None) -> int:
-        frozen = _freeze(oracle)
+        frozen = _freeze(oracle, self._kept)
         number = self._numbers.get(frozen)
         if number is None:
             number = self._numbers[frozen] = len(self._origin)
@@ -127,8 +129,8 @@ def _see(oracle: Oracle, n: int, message: Sent, move: Move) -> list[Violation]:
 # ---- what can still be judged --------------------------------------------------------------------
 
 
-def _freeze(oracle: Oracle) -> Frozen:
-    state, kept = oracle.state, _kept(oracle.world)
+def _freeze(oracle: Oracle, kept: _Kept) -> Frozen:
+    state = oracle.state
     return (
         frozenset(_op(op) for op in state.ops.values()),
         frozenset(_page(page, state, kept) for page in state.pages.values()),

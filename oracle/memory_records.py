@@ -12,7 +12,7 @@ from oracle.obligations import Obligations, frame_freed
 from oracle.order import Row
 from oracle.safety import Safety
 from oracle.sometimes import Sometimes
-from oracle.state import Change, Op, Read, State, usable_read
+from oracle.state import Change, Op, Page, Read, State, usable_read
 from oracle.statistics import Statistics
 from oracle.tables import Tables
 from oracle.violation import Event
@@ -54,12 +54,16 @@ class MemoryRecords:
         self.memory_rules.changed(self._op(), page, old, new, self._event("entry changed"))
         if ptes.takes_away(old, new):
             self._taken_away(Change(self._id, page, old, new, self._op(), self._n, self._row))
-            return
+        else:
+            self._given(page, old, new)
+        self.memory_rules.published(self._op(), page, new)
+
+    def _given(self, page: Page, old: int, new: int) -> None:
+        op = self._op()
         if ptes.hw_present(new) and (not ptes.hw_present(old) or new & ~old & ptes.WRITE):
-            page.granted = (self._n, self._op())
+            page.granted = (self._n, op)
         if not ptes.hw_present(old) and ptes.hw_present(new):
-            op = self._op()
-            self.moves.put(op, record.mm, record.address, new)
+            self.moves.put(op, page.mm, page.address, new)
             if page.changes and page.changes[-1].op is op:
                 self._published(page.changes[-1], new)
 
@@ -79,7 +83,6 @@ class MemoryRecords:
             change.new = new
         else:
             self.coherence.replaced(change, new)
-            self.memory_rules.published(change, new)
             self.obligations.published(change, new, self._event("new entry published"), self._row)
 
     def _pte_read(self, record: r.PteRead) -> None:

@@ -11,7 +11,7 @@ from oracle.discards import Discards
 from oracle.files import FilePages
 from oracle.order import Row
 from oracle.private import PrivatePages
-from oracle.state import Cached, Change, Op, Page, State
+from oracle.state import Cached, Op, Page, State
 from oracle.stores import LostStores
 from oracle.successors import Successors
 from oracle.violation import Event, Violation
@@ -37,13 +37,12 @@ class MemoryRules:
         self.successors.changed(op, page, old, new, event)
         self.discards.changed(op, page)
         self.private.changed(op, page, old, new, event)
-        self.stores.changed(op, page, new)
         if not old:
             self.discards.published(page)
 
-    def published(self, change: Change, new: int) -> None:
-        """The operation of a change maps another frame in place of the one it took."""
-        self.stores.published(change.op, change, new)
+    def published(self, op: Op, page: Page, new: int) -> None:
+        """The entry changed, and what that took out is among the page's changes."""
+        self.stores.published(op, page, new)
 
     def allocated(self, record: r.FrameAllocated) -> None:
         """A frame left the pool."""

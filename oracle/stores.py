@@ -76,21 +76,19 @@ class LostStores:
             elif fill.read.n < change.n:
                 self._lost(copy, change, (fill, event))
 
-    def changed(self, op: Op, page: Page, new: int) -> None:
+    def published(self, op: Op, page: Page, new: int) -> None:
         """An entry changed: maybe the operation puts the copy in the place of the original.
 
         Who took the original out of reach need not be the same: an mprotect to none, whose flush is
         still to come, leaves an entry that names it.
         """
-        if page.changes and pte_present(new):
-            self.published(op, page.changes[-1], new)
-
-    def published(self, op: Op, change: Change, new: int) -> None:
-        """An operation maps another frame in a page from which one was taken out."""
+        if not page.changes or not pte_present(new):
+            return
+        change = page.changes[-1]
         for copy in self._of.get(frame_of(change.old), ()):
             if copy.op is op and not copy.slot and copy.target == frame_of(new):
-                copy.heirs[change.page] = change
-                stored = copy.stores.pop(change.page, None)
+                copy.heirs[page] = change
+                stored = copy.stores.pop(page, None)
                 if stored is not None:
                     self._lost(copy, change, stored)
 

@@ -20,7 +20,7 @@ from explorer.schedule_file import read_case
 from explorer.session import replay
 from explorer.statistics import at_most, median, missed_by, pct_bound, unseen_mass, wilson
 from explorer.story import FILE
-from explorer.strategies import CountedWalk, Paces, Pct, Pos, Surw, interesting, races
+from explorer.strategies import CountedWalk, Paces, Pct, Pos, Stall, Surw, interesting, races
 from nodes.footprint import Footprint
 from oracle.statistics import Statistics
 from protocol.envelope import Envelope, Handled
@@ -56,10 +56,13 @@ def message(
 
 def strategies(seed: int) -> list[Schedule]:
     surw = Surw(seed, {"cpu0": 40, "cpu1": 20})
-    return [CountedWalk(seed), Pos(seed), Pct(seed, 3, 200), surw, Paces(seed)]
+    return [CountedWalk(seed), Pos(seed), Pct(seed, 3, 200), surw, Paces(seed), Stall(seed)]
 
 
-@pytest.mark.parametrize("which", range(4))
+ALL = range(len(strategies(0)))
+
+
+@pytest.mark.parametrize("which", ALL)
 def test_a_strategy_runs_to_the_end_and_its_seed_determines_it(which: int) -> None:
     def trace(seed: int) -> list[str]:
         seen: list[str] = []
@@ -89,7 +92,19 @@ def test_pct_drops_a_chain_at_a_change_point(seed: int) -> None:
     assert pct.pick(heads) == 1, "even a new chain comes before the one that was dropped"
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("seed", range(10))
+def test_who_stands_still_goes_on_when_nobody_else_can(seed: int) -> None:
+    stall = Stall(seed)
+    picks = [
+        stall.pick([message(f"{name}/{turn}", Ack()) for name in ("a", "b")])
+        for turn in range(400)  # it happens at one choice in 32 at least
+    ]
+    assert len(set(picks[300:])) == 1, "one of the two stands still"
+    still = "ba"[picks[-1]]
+    assert stall.pick([message(f"{still}/400", Ack())]) == 0
+
+
+@pytest.mark.parametrize("which", ALL)
 def test_no_strategy_takes_a_message_for_another_that_can_never_arrive(which: int) -> None:
     def picks(keep: bool) -> list[int]:
         """Thirty choices among four new messages each, whatever becomes of the other three.
