@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import lru_cache
 from typing import Any
 
 from broker.chaos_config import (
@@ -51,6 +52,7 @@ KINDS: dict[str, FaultKind] = {
 Accept = Callable[[str], object]
 
 
+@lru_cache(maxsize=256)
 def _accept(given: Globs) -> Accept | None:
     """A test for one condition: a set where all are plain names, else one expression."""
     patterns = globs(given)
@@ -171,6 +173,8 @@ class ChaosRules:
         self._rules = [_Active(rule) for rule in config.rule if rule.fault not in TIMED]
         self._reorders = [a for a in self._rules if a.rule.fault == "reorder"]
         self._named = {active.rule.name: active for active in self._rules}
+        self.spared: set[str] = set()
+        """Kinds of messages that were seen and that no rule is about (``exchange.Sparing``)."""
         self._by_kind: dict[str, tuple[_Active, ...]] = {}
         self._until_by_kind: dict[str, tuple[_Active, ...]] = {}
         self._held = 0
@@ -284,6 +288,8 @@ class ChaosRules:
     def _rules_for(self, kind: str) -> tuple[_Active, ...]:
         rules = tuple(active for active in self._rules if active.pattern.accepts_kind(kind))
         self._by_kind[kind] = rules
+        if not rules:
+            self.spared.add(kind)
         return rules
 
     def _waiting_for(self, kind: str) -> tuple[_Active, ...]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -25,7 +25,7 @@ from protocol.envelope import BROKER, REPLY_MARK, Envelope, request_id
 from protocol.trace import Ending
 
 Channel = tuple[str, str] | str
-
+_NONE: Final[Set[str]] = frozenset()
 
 FaultKind = Literal["delay", "drop", "duplicate", "hold"]
 
@@ -92,6 +92,15 @@ class Gated(Protocol):
         """The gates."""
 
 
+@runtime_checkable
+class Sparing(Protocol):
+    """A chaos that knows of kinds of messages that they never meet a fault."""
+
+    @property
+    def spared(self) -> Set[str]:
+        """Those kinds; the set may grow."""
+
+
 class Exchange:
     """Messages that were sent and not yet delivered."""
 
@@ -104,11 +113,14 @@ class Exchange:
         self._recorded = recorded
         self._plain = chaos is None and not recorded
         self.feeder, self.chaos = feeder, chaos
-        self._gates = chaos.gates if chaos is not None and isinstance(chaos, Gated) else None
+        self._gates = chaos.gates or None if isinstance(chaos, Gated) else None
+        self._spared = chaos.spared if isinstance(chaos, Sparing) and not recorded else _NONE
         self.deaths: Deaths | None = None
         """Who is dying and dead, if anybody can die."""
         if chaos is not None and isinstance(chaos, Killing) and chaos.kills.world is not None:
             self.deaths = Deaths(chaos.kills, chaos.kills.world, feeder)
+        self._open = self._gates is None and self.deaths is None
+        """The first of a channel is deliverable unless a fault of its own keeps it back."""
         self._gated: list[Envelope] = []
         """Firsts of their channels that a closed gate stops."""
         self.number = 0
@@ -166,8 +178,7 @@ class Exchange:
 
     def _release_under_chaos(self, n: int, messages: list[Envelope]) -> None:
         """The same where messages may be lost, repeated or kept back, or a record says so."""
-        causes = (n,)
-        deaths = self.deaths
+        causes, deaths, spared = (n,), self.deaths, self._spared
         for envelope in messages:
             envelope.causes = causes
             if deaths is not None:
@@ -177,6 +188,11 @@ class Exchange:
                 self._consume(envelope, n)
                 if deaths is not None:
                     deaths.finished(request_id(envelope.id))
+            elif envelope.kind in spared:
+                self.counts.sent += 1
+                if envelope.id[-1] != REPLY_MARK:
+                    self.requests[envelope.id] = envelope
+                self._enqueue(envelope)
             else:
                 self._submit(envelope)
 
@@ -258,7 +274,10 @@ class Exchange:
         channel: Channel = envelope.stream or (envelope.path, envelope.dst)
         if channel not in self._followers:
             self._followers[channel] = None
-            self._lead(channel, envelope)
+            if self._open and not envelope.blocked:
+                self.heads.append(envelope)
+            else:
+                self._lead(channel, envelope)
         else:
             self._follow(channel, envelope)
 
@@ -297,20 +316,21 @@ class Exchange:
                 self.deaths.delivered(envelope)
             if self._later and self._later[0][0] <= self.number:
                 self._release_due()
-            self._after_delivery(envelope, chaos)
+            if envelope.copy == 0 and (self._lost or self._doubled):
+                self._arrived(envelope)
+            for freed in chaos.delivered(envelope):
+                self._unblock(freed)
             if self._gates is not None and self._gates.moved(self.number):
                 self._sort_by_gates(self._gates)
         return envelope
 
-    def _after_delivery(self, envelope: Envelope, chaos: Chaos) -> None:
-        if envelope.copy == 0:
-            self._lost.discard(envelope.id)
-            after = self._doubled.pop((envelope.id, envelope.causes), None)
-            if after is not None:
-                self.counts.duplicated += 1
-                self._repeat(envelope, after)
-        for freed in chaos.delivered(envelope):
-            self._unblock(freed)
+    def _arrived(self, envelope: Envelope) -> None:
+        """An original was delivered: it is lost no more, and its duplicate may follow."""
+        self._lost.discard(envelope.id)
+        after = self._doubled.pop((envelope.id, envelope.causes), None)
+        if after is not None:
+            self.counts.duplicated += 1
+            self._repeat(envelope, after)
 
     def _lead(self, channel: Channel, envelope: Envelope) -> None:
         """``envelope`` is now the first of its channel."""

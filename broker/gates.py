@@ -99,6 +99,10 @@ class Gates:
         self._next = 0 if self.gates else NEVER
         self._closed: list[Gate] = []
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.gates)
+
     def moved(self, number: int) -> bool:
         """After delivery ``number``: whether a gate has closed or opened."""
         if number < self._next:
