@@ -2,6 +2,8 @@
 
 Exit status: 0 held; 1 violated; 2 bad usage or input; 3 inconclusive; 4 the run itself broke;
 5 no progress after healing; 130 interrupted.
+
+A command imports what it runs, so that ``list`` does not wait for the search engine.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take a second, and Ctrl-C may come meanwhile
+if __name__ == "__main__":  # the imports take a while, and Ctrl-C may come meanwhile
     for ending in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, lambda *_: os._exit(130))
@@ -19,42 +21,29 @@ import secrets
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
-from broker.chaos import load_rules
-from broker.chaos_config import check_names
-from explorer import exhaustion as exhaustive
-from explorer import explain as explainer
-from explorer import explore as exploration
-from explorer import minimize as minimizer
 from explorer import outcome as codes
-from explorer import schedule_file, session
-from explorer.bounds import size_from
-from explorer.outcome import Outcome
-from explorer.replay_file import replay_file
-from nodes.kernel.variant import RELEASES, Kernel
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
-from report import catalogue as pages
-from report import exploration as explored
-from report import interleaving, machine, minimizing, searches, words
+from report import machine, words
+from report.arguments import PROGRAM, Form, On, parse
 from report.directory import new_run, point_latest, saved_run
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
-from report.schedules import minimized_file, run_or_schedule
-from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line
+from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
-from scenarios.runs import workload_run
 from scenarios.spec import RunSpec
-from scenarios.world_file import WorldFile, load_world
+
+if TYPE_CHECKING:
+    from explorer.outcome import Outcome
+    from nodes.kernel.variant import Kernel
+    from scenarios.world_file import WorldFile
 
 SEED_MAX: Final = (1 << 63) - 1
 """The largest integer that TOML promises to hold."""
@@ -62,93 +51,39 @@ DRAWN_SEED_END: Final = 1 << 32
 """A drawn seed is short enough to be typed."""
 SECONDS: Final = 30.0
 """How long ``stress`` feeds the endless workload, if nothing else is said."""
-SHRINK_SECONDS: Final = 60.0
-"""How long ``minimize`` may take."""
 OPERATIONS: Final = 2000
 """The same on the simulator, which has no clock."""
-PROGRAM: Final = "launch.py"
 INTEGER: Final = re.compile(r"[0-9]{1,999}|0[xX][0-9a-fA-F]{1,999}")  # int() has a bound
-
-app = typer.Typer(
-    name=PROGRAM,
-    help="An emulator of the Linux mmu_notifier world in which its races really happen.",
-    epilog="Exit status: 0 held, 1 violated, 2 bad usage or input, 3 inconclusive, 4 the run "
-    "broke, 5 no progress, 130 interrupted.",
-    add_completion=False,
-    no_args_is_help=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-class On(StrEnum):
-    """Which of the two brokers."""
-
-    processes = "processes"
-    simulator = "simulator"
-
-
-SeedOption = Annotated[
-    str | None,
-    typer.Option("--seed", metavar="SEED", help="Integer or hex; drawn and printed if absent."),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Directory of the run; else runs/<time>-<name>.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")
-]
-OnOption = Annotated[On, typer.Option("--on", help="Real processes, or all in one process.")]
-
 
 # ---- commands ----------------------------------------------------------------------------------
 
 
-@app.callback()
-def common(
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks of our own faults.")] = False,
-) -> None:
-    """Read by ``main``."""
-
-
-@app.command()
 def stress(
-    workload: Annotated[
-        str, typer.Option(metavar="mixed|FILE.strace", help="What runs; FILE is an strace log.")
-    ] = "mixed",
-    kernel: Annotated[
-        str, typer.Option(metavar="RELEASE", help=f"One of {', '.join(RELEASES)}; else v6.6.")
-    ] = "",
-    arch: Annotated[str, typer.Option(metavar="ARCH", help="x86, arm64 or ppc; else x86.")] = "",
-    switches: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SWITCH=VALUE", help="Differ in a switch.")
-    ] = None,
-    world: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML: nodes, sizes, kernel, mix.")
-    ] = None,
-    chaos: Annotated[
-        str | None, typer.Option(help="Chaos rules: FILE.toml, or a name in broker/configs.")
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Feed operations for so long.")
-    ] = None,
-    operations: Annotated[int | None, typer.Option(min=1, help="Feed so many.")] = None,
-    stop_on: Annotated[
-        str, typer.Option(metavar="RULE", help="Stop feeding once it is broken; any: some rule.")
-    ] = "",
-    journal_max: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Stop feeding when the journals have 500M, 2G, ..."),
-    ] = None,
-    on: OnOption = On.processes,
-    seed: SeedOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
+    workload: str,
+    kernel: str,
+    arch: str,
+    switches: list[str],
+    world: Path | None,
+    chaos: str | None,
+    seconds: float | None,
+    operations: int | None,
+    stop_on: str,
+    journal_max: str | None,
+    on: On,
+    seed: str | None,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
     """Run a workload under chaos until a time, an operation count or a violation."""
+    from broker.chaos import load_rules
+    from broker.chaos_config import check_names
+    from explorer.bounds import size_from
+    from scenarios.runs import workload_run
+    from scenarios.world_file import load_world
+
     check_bounds(on, seconds, operations, stop_on, journal_max)
     file = load_world(world)
-    variant = kernel_from(file, kernel, arch, switches or [])
+    variant = kernel_from(file, kernel, arch, switches)
     rules = None if chaos is None else load_rules(chaos)
     spec = workload_run(workload, variant, seed_from(seed), rules, operations, file)
     if rules is not None:
@@ -158,9 +93,10 @@ def stress(
     return perform(spec, on, out, as_json, seconds, stop_on, size)
 
 
-@app.command("list")
-def list_races(as_json: JsonOption = False) -> int:
+def list_races(as_json: bool) -> int:
     """List the catalogue of races."""
+    from report import catalogue as pages
+
     races = catalogue.load_all().values()
     if as_json:
         return print_json({"races": [pages.race_dict(race) for race in races]})
@@ -169,75 +105,48 @@ def list_races(as_json: JsonOption = False) -> int:
     return codes.HELD
 
 
-@app.command()
-def show(
-    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race, or its file.")],
-    as_json: JsonOption = False,
-) -> int:
+def show(race: str, as_json: bool) -> int:
     """Tell all about one race."""
+    from report import catalogue as pages
+
     found = catalogue.find(race)
     if as_json:
         return print_json(pages.race_dict(found))
-    typer.echo(pages.page_of(found))
+    write_out(pages.page_of(found))
     return codes.HELD
 
 
-@app.command()
-def repro(
-    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race, or its file.")],
-    kernel: Annotated[
-        str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
-    ] = "",
-    on: OnOption = On.processes,
-    seed: SeedOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> int:
+def repro(race: str, kernel: str, on: On, seed: str | None, out: Path | None, as_json: bool) -> int:
     """Provoke one race of the catalogue with its recipe."""
     spec = catalogue.find(race).run(kernel, seed_from(seed))
     return perform(spec, on, out, as_json)
 
 
-@app.command()
 def explore(
-    race: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a race, or its file.")],
-    kernel: Annotated[
-        str, typer.Option(help="One of the race's kernels; else its first, where it happens.")
-    ] = "",
-    strategy: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help=f"One of {', '.join(searches.STRATEGIES)}; else portfolio."
-        ),
-    ] = "",
-    exhaust: Annotated[
-        bool, typer.Option("--exhaustive", help="All of a small scope: --strategy stateful.")
-    ] = False,
-    scope: Annotated[
-        str, typer.Option(metavar="NAME", help="With --exhaustive: another scope of the race.")
-    ] = "",
-    schedules: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Run for so long.")] = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on after a violation.")
-    ] = False,
-    recipe: Annotated[
-        bool, typer.Option("--recipe/--no-recipe", help="With the race's chaos rules, or without.")
-    ] = False,
-    explanation: Annotated[
-        bool, typer.Option("--explain/--no-explain", help="Say why what was found fails.")
-    ] = True,
-    seed: SeedOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
+    race: str,
+    kernel: str,
+    strategy: str,
+    exhaust: bool,
+    scope: str,
+    schedules: int | None,
+    seconds: float | None,
+    keep_going: bool,
+    recipe: bool,
+    explanation: bool,
+    seed: str | None,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
     """Run many schedules of one race in the simulator."""
+    from explorer import explore as exploration
+    from report import exploration as explored
+    from report import searches
+
     known = catalogue.find(race)
     engine = searches.engine_from(strategy, exhaust, keep_going, recipe, scope)
     if engine:
-        limits = exhaustive.Limits(schedules, seconds)
         spec = known.run_in_scope(kernel, seed_from(seed), scope)
-        return searches.search(spec, engine, limits, out, as_json, explanation)
+        return searches.search(spec, engine, schedules, seconds, out, as_json, explanation)
     strategy = strategy or "portfolio"
     spec = known.run(kernel, seed_from(seed))
     spec = spec if recipe else replace(spec, chaos=None)
@@ -247,22 +156,20 @@ def explore(
         found = exploration.explore(spec, options, progress)
     outcome = None if found.finding is None else searches.record(found, out)
     if as_json:
-        told = searches.story_of(outcome, explanation)
-        print_json(explored.exploration_dict(found, told))
+        told = searches.told_dict(outcome, explanation)
+        print_json(explored.exploration_dict(found) | told)
     else:
         explored.print_exploration(stdout(), found)
         searches.tell(outcome, explanation)
     return found.exit_code
 
 
-@app.command()
-def replay(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or its schedule.")],
-    on: OnOption = On.simulator,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> int:
+def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
+    from explorer import session
+    from explorer.replay_file import replay_file
+    from report.schedules import run_or_schedule
+
     recorded = run_or_schedule(source)
     directory = new_run(f"replay-{recorded.resolve().name}", out)
     say(f"replaying {recorded} on {on.value} in {directory}")
@@ -280,16 +187,15 @@ def replay(
     return finish(outcome, as_json)
 
 
-@app.command()
 def minimize(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A run, or a schedule file.")],
-    rule: Annotated[str, typer.Option(help="The violation of this rule, if there are many.")] = "",
-    seconds: Annotated[float, typer.Option(min=0.1, help="End after so long.")] = SHRINK_SECONDS,
-    search: Annotated[int, typer.Option(min=0, help="Runs that look for a shorter one.")] = 300,
-    out: Annotated[Path | None, typer.Option("--out", help="The schedule file to write.")] = None,
-    as_json: JsonOption = False,
+    source: Path, rule: str, seconds: float, search: int, out: Path | None, as_json: bool
 ) -> int:
     """Find the shortest schedule with the same violation, and write it to a file."""
+    from explorer import minimize as minimizer
+    from explorer import schedule_file
+    from report import minimizing
+    from report.schedules import minimized_file, run_or_schedule
+
     file = minimized_file(source, out)
     with Progress(stderr(), minimizing.minimize_line) as progress, damage_of(source):
         loaded = schedule_file.load(run_or_schedule(source), rule)
@@ -300,42 +206,45 @@ def minimize(
     if as_json:
         print_json(minimizing.minimized_dict(found, str(file), seconds))
     else:
-        typer.echo(minimizing.minimized_text(found, str(file), seconds))
+        write_out(minimizing.minimized_text(found, str(file), seconds))
     cut_short = found.interrupted and not minimizing.out_of_time(found, seconds)
     return codes.INTERRUPTED if cut_short else codes.VIOLATED
 
 
-@app.command()
-def explain(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file, or a run.")],
-    form: Annotated[
-        interleaving.Form, typer.Option("--format", help="How it is written.")
-    ] = interleaving.Form.terminal,
-    as_json: JsonOption = False,
-) -> int:
+def explain(source: Path, form: Form, as_json: bool) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
+    from explorer import explain as explainer
+    from explorer import schedule_file
+    from report import interleaving
+    from report.schedules import run_or_schedule
+
     with damage_of(source):
         loaded = schedule_file.load(run_or_schedule(source))
     if loaded.diverged:
         say(f"{source} no longer fits to the letter, same violation found: {loaded.diverged}")
     explanation = explainer.explain(loaded)
-    if as_json or form is interleaving.Form.json:
+    if as_json or form is Form.json:
         print_json(interleaving.as_dict(explanation))
     else:
-        typer.echo(interleaving.written(explanation, form).rstrip("\n"))
+        write_out(interleaving.written(explanation, form).rstrip("\n"))
     return codes.VIOLATED
 
 
-@app.command()
-def check(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A saved run.")],
-    as_json: JsonOption = False,
-) -> int:
+def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
+    from explorer import session
+
     recorded = saved_run(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
         outcome = session.check(recorded)
     return finish(outcome, as_json)
+
+
+COMMANDS: Final[dict[str, Callable[..., int]]] = {
+    "stress": stress, "list": list_races, "show": show, "repro": repro, "explore": explore,
+    "replay": replay, "minimize": minimize, "explain": explain, "check": check,
+}  # fmt: skip
+"""They take by name what ``report/arguments.py`` gives."""
 
 
 # ---- what the commands are made of -------------------------------------------------------------
@@ -414,6 +323,8 @@ def perform(
     if out is None:
         point_latest(directory)
     say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
+    from explorer import session
+
     with Progress(stderr()) as progress, interrupts(directory):
         if on is On.simulator:
             outcome = session.simulate(saved, directory)
@@ -448,7 +359,7 @@ def finish(outcome: Outcome, as_json: bool) -> int:
 
 def print_json(value: dict[str, Any]) -> int:
     """One object on stdout."""
-    typer.echo(machine.as_json(value))
+    write_out(machine.as_json(value))
     return codes.HELD
 
 
@@ -458,14 +369,13 @@ def print_json(value: dict[str, Any]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status.  Every error is one line on stderr."""
     given = sys.argv[1:] if arguments is None else arguments
-    rest = [word for word in given if word != "--debug"]  # may stand anywhere
     try:
-        return int(app(rest, prog_name=PROGRAM, standalone_mode=False) or codes.HELD)
+        options = parse(given)
+        return COMMANDS[options.pop("command")](**options)
+    except SystemExit:  # help was asked for and printed
+        return codes.HELD
     except UserError as error:
         return complain(str(error), codes.USAGE, given)
-    except typer.TyperException as error:
-        hint = "" if isinstance(error, typer.BadParameter) else f" (see {PROGRAM} --help)"
-        return complain(error.format_message().rstrip(".") + hint, codes.USAGE, given)
     except (Interrupted, KeyboardInterrupt) as error:
         return complain(f"interrupted{error}", codes.INTERRUPTED, given)
     except BrokenPipeError:

@@ -28,7 +28,7 @@ from broker.chaos_config import (
     load_rules,
     parse_rules,
 )
-from broker.exchange import Fault, FaultKind
+from broker.faults import Fault, FaultKind
 from broker.gates import Gates
 from broker.kills import Kills
 from broker.programs import operation_program
@@ -166,7 +166,7 @@ class ChaosRules:
         self.given_up: list[tuple[str, str]] = []
         """(rule, message id) of holds whose event could not come; the first ``GIVEN_UP_MAX``."""
         self.gates = Gates((rule for rule in config.rule if rule.fault in GATES), seed)
-        """What stops deliveries for a while (``exchange.Gated``)."""
+        """What stops deliveries for a while (``faults.Gated``)."""
         deadly = [rule for rule in config.rule if rule.fault == KILL]
         self.kills = Kills(deadly, seed, world if deadly else None)
         """Who dies (``deaths.Killing``)."""
@@ -174,7 +174,7 @@ class ChaosRules:
         self._reorders = [a for a in self._rules if a.rule.fault == "reorder"]
         self._named = {active.rule.name: active for active in self._rules}
         self.spared: set[str] = set()
-        """Kinds of messages that were seen and that no rule is about (``exchange.Sparing``)."""
+        """Kinds of messages that were seen and that no rule is about (``faults.Sparing``)."""
         self._by_kind: dict[str, tuple[_Active, ...]] = {}
         self._until_by_kind: dict[str, tuple[_Active, ...]] = {}
         self._held = 0

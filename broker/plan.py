@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from broker.exchange import Chaos
+from broker.faults import Chaos
 from broker.programs import Program
 from broker.schedules import Arrival, Schedule
 from protocol.envelope import BROKER

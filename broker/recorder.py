@@ -35,7 +35,7 @@ import msgpack
 import msgspec
 
 from broker.deaths import Killing, KillSource
-from broker.exchange import Chaos, Fault, FaultKind, Gatekeeper
+from broker.faults import Chaos, Fault, FaultKind, Gatekeeper
 from broker.gates import Gates
 from broker.kills import Kills, RecordedKills
 from broker.plan import QUIESCENT, Outcome

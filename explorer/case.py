@@ -15,7 +15,7 @@ from itertools import islice, pairwise
 from typing import Final
 
 from broker.deaths import KillSource
-from broker.exchange import Fault, FaultKind
+from broker.faults import Fault, FaultKind
 from broker.kills import Kills
 from broker.programs import Program
 from explorer.deaths import Death, programs_of

@@ -17,7 +17,7 @@ from scenarios.spec import RunSpec
 
 Table = Mapping[str, Any]
 Engine = Callable[[RunSpec, Budget], Exhaustion]
-ENGINES: Final[dict[str, Engine]] = {"dpor": explore_dpor, "stateful": explore_stateful}
+_ENGINES: Final[dict[str, Engine]] = {"dpor": explore_dpor, "stateful": explore_stateful}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ PROGRESS_SECONDS: Final = 0.2
 def search(
     spec: RunSpec, engine: str, limits: Limits, progress: Callable[[Table], None] | None = None
 ) -> Exhaustion:
-    """Search ``spec`` with one of ``ENGINES``; no chaos is injected.
+    """Search ``spec`` with one of ``policies.ENGINES``; no chaos is injected.
 
     ``progress`` gets ``seconds``, ``done`` (executions or states), ``deliveries`` and ``engine``.
     """
@@ -53,7 +53,7 @@ def search(
             state = {"seconds": now - began, "done": done, "deliveries": deliveries}
             progress(state | {"engine": engine})
 
-    return ENGINES[engine](spec, Budget(limits.executions, expired, watch))
+    return _ENGINES[engine](spec, Budget(limits.executions, expired, watch))
 
 
 def record(spec: RunSpec, found: Counterexample, directory: Path) -> Outcome:

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from broker.exchange import Exchange, FaultKind
+from broker.exchange import Exchange
+from broker.faults import FaultKind
 from broker.programs import Feeder
 from explorer.case import Case, NamedFaults, Names, Target, switches, target_of, thread_of
 from explorer.deaths import Death, NamedDeaths, moved_back

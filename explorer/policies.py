@@ -29,6 +29,9 @@ CYCLES: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Strategy -> the policies that its schedules follow in turn."""
 
+ENGINES: Final = ("dpor", "stateful")
+"""Exhaustive searches (``exhaustion.py``), which are no policies but are chosen as one is."""
+
 CALIBRATION: Final = {"pct": 1, "surw": CALIBRATION_RUNS}
 """Random walks that a strategy begins with, because it must know how long runs are."""
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.exchange import Exchange, Fault, FaultKind
+from broker.exchange import Exchange
+from broker.faults import Fault, FaultKind
 from broker.recorder import Record, ReplayedFaults, read_record
 from broker.schedules import Recorded
 from explorer.case import Case, Names, Target, chosen_violation, scripted, switches, target_of

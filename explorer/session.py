@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from broker import plan as plans
 from broker.chaos import ChaosRules
 from broker.dispatch import killed_text
-from broker.exchange import Chaos, Exchange
+from broker.exchange import Exchange
+from broker.faults import Chaos
 from broker.follow import Follower, compare_runs
 from broker.plan import Plan
 from broker.programs import Feeder, Program, awaited

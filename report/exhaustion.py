@@ -11,6 +11,7 @@ from explorer.exhaustive import Exhaustion
 from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
 from report import words
 from report.machine import outcome_dict
+from report.screen import put
 from report.terminal import STYLES, WORDS, chosen_violation, repeat_command
 from report.trail import trail_of
 from report.violation import violation_report
@@ -87,16 +88,12 @@ def print_exhaustion(
 ) -> None:
     """The headline, and the report of the counterexample if there is one."""
     word = WORDS.get(exit_code(found), "ENDED")
-    _say(console, headline(spec, found), STYLES.get(word, "bold red"))
-    _say(console, scope_text(spec, found))
+    put(console, headline(spec, found), STYLES.get(word, "bold red"))
+    put(console, scope_text(spec, found))
     violation = chosen_violation(outcome) if outcome is not None else None
     if outcome is not None and violation is not None:
         trail = trail_of(violation, outcome.run_dir)
-        _say(console, "\n" + violation_report(violation, trail, repeat_command(outcome)))
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        put(console, "\n" + violation_report(violation, trail, repeat_command(outcome)))
 
 
 def exhaustion_dict(spec: RunSpec, found: Exhaustion, outcome: Outcome | None) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from rich.console import Console
 from explorer.explore import Bound, Exploration
 from explorer.outcome import Outcome
 from explorer.statistics import wilson
-from explorer.story import Story
 from oracle.sometimes import describe
 from oracle.violation import Violation
-from report import interleaving, words
+from report import words
 from report.machine import kernel_dict
-from report.minimizing import size_text
+from report.screen import put
 from report.terminal import STYLES, WORDS, chosen_violation, repeat_command
 from report.trail import trail_of
 from report.violation import violation_report
@@ -33,8 +32,8 @@ Lines = Iterator[tuple[str, str]]
 def print_exploration(console: Console, found: Exploration) -> None:
     """The headline and the facts."""
     word = WORDS.get(found.exit_code, "ENDED")
-    _say(console, headline(found), STYLES.get(word, "bold red"))
-    _say(console, facts(found))
+    put(console, headline(found), STYLES.get(word, "bold red"))
+    put(console, facts(found))
 
 
 def print_violation(console: Console, outcome: Outcome) -> None:
@@ -42,27 +41,7 @@ def print_violation(console: Console, outcome: Outcome) -> None:
     violation = chosen_violation(outcome)
     if violation is not None:
         trail = trail_of(violation, outcome.run_dir)
-        _say(console, "\n" + violation_report(violation, trail, repeat_command(outcome)))
-
-
-def print_story(console: Console, outcome: Outcome, story: Story) -> None:
-    """The explanation of it, and the commands that repeat it."""
-    _say(console, "\n" + interleaving.terminal(story.explanation))
-    _say(console, f"\n  {'cut down':<{LABEL_WIDTH}}{_cut_down(story)}")
-    _say(console, f"  {'schedule':<{LABEL_WIDTH}}{words.command('replay', str(story.file))}")
-    _say(console, f"  {'reproduce':<{LABEL_WIDTH}}{repeat_command(outcome)}")
-
-
-def _cut_down(story: Story) -> str:
-    found = story.minimized
-    more = "; minimize goes on" if found.interrupted else ""
-    before = words.many(found.before.deliveries, "delivery", "deliveries")
-    tries = words.many(found.tries, "try", "tries")
-    return f"from {before} to {size_text(found.after)} in {tries}{more}"
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        put(console, "\n" + violation_report(violation, trail, repeat_command(outcome)))
 
 
 def headline(found: Exploration) -> str:
@@ -210,29 +189,15 @@ def _tally(found: Exploration, policy: str) -> dict[str, Any]:
     return asdict(tally) | {"interval": list(wilson(tally.violated, tally.schedules))}
 
 
-def told_dict(story: Story | None) -> dict[str, Any]:
-    """The short schedule and its explanation, if there are any."""
-    if story is None:
-        return {"schedule": None, "minimized": None, "explanation": None}
-    found = story.minimized
-    sizes = {"before": asdict(found.before), "after": asdict(found.after), "tries": found.tries}
-    explanation = interleaving.as_dict(story.explanation)
-    return {"schedule": str(story.file), "minimized": sizes, "explanation": explanation}
-
-
-def exploration_dict(found: Exploration, story: Story | None = None) -> dict[str, Any]:
+def exploration_dict(found: Exploration) -> dict[str, Any]:
     """The result, and what differs from one time to the next: the wall clock, the directory."""
     outcome, seconds = found.recorded, found.seconds
-    return (
-        result_dict(found)
-        | {
-            "wall": {
-                "seconds": round(seconds, 3),
-                "schedules_per_second": round(found.schedules / seconds) if seconds else None,
-                "deliveries_per_second": round(found.deliveries / seconds) if seconds else None,
-            },
-            "run_dir": str(outcome.run_dir) if outcome is not None else None,
-            "repeat": repeat_command(outcome) if outcome is not None else None,
-        }
-        | told_dict(story)
-    )
+    return result_dict(found) | {
+        "wall": {
+            "seconds": round(seconds, 3),
+            "schedules_per_second": round(found.schedules / seconds) if seconds else None,
+            "deliveries_per_second": round(found.deliveries / seconds) if seconds else None,
+        },
+        "run_dir": str(outcome.run_dir) if outcome is not None else None,
+        "repeat": repeat_command(outcome) if outcome is not None else None,
+    }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -20,21 +19,12 @@ from explorer.spots import Spot
 from explorer.timeline import DECISIVE, DETAIL, ESSENTIAL, Row
 from protocol.envelope import BROKER, REPLY_MARK
 from report import words
+from report.arguments import Form
 from report.condense import condensed
 from report.facts import kernel_text
 from report.functions import OPERATIONS
 from report.steps import function_text, operation_text, text_of
 from report.violation import RULES
-
-
-class Form(StrEnum):
-    """How an explanation is written."""
-
-    terminal = "terminal"
-    markdown = "markdown"
-    mermaid = "mermaid"
-    json = "json"
-
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100

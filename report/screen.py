@@ -30,6 +30,12 @@ def open_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
+def write_out(text: str) -> None:
+    """A result on stdout, at once.  Raises ``OSError``: a result that nobody got is none."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def write_line(line: str, stream: TextIO) -> None:
     """Write a line if that can be; if not, nothing more is written there, and that is no error."""
     try:
@@ -61,3 +67,8 @@ def console(file: TextIO) -> Console:
 def say(line: str) -> None:
     """A line about what is going on."""
     write_line(words.plain(line), sys.stderr)
+
+
+def put(console: Console, text: str, style: str = "") -> None:
+    """A text as it is: nothing in it is markup, and no line is broken."""
+    console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)

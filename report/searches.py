@@ -1,28 +1,30 @@
-"""What a search leaves and says: the run that it found, and why that fails."""
+"""What a search leaves and says: the run that it found, and why that fails.
+
+What searches exhaustively, cuts down and explains is imported when it is needed: an exploration
+that is to take a second would wait for it a tenth of that.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
-from explorer import exhaustion as exhaustive
 from explorer import explore as exploration
 from explorer.outcome import Outcome
-from explorer.story import Story
-from explorer.story import story_of as explained
+from explorer.policies import ENGINES
 from protocol.errors import EmulatorError, ReplayDivergence, UserError
-from report import exhaustion as exhausted
 from report import exploration as explored
 from report import machine
 from report.directory import new_run, point_latest
 from report.interrupts import interrupts
 from report.progress import Progress
-from report.screen import say, stderr, stdout
+from report.screen import say, stderr, stdout, write_out
 from scenarios.spec import RunSpec
 
-STRATEGIES: Final = (*exploration.STRATEGIES, *exhaustive.ENGINES)
+if TYPE_CHECKING:
+    from explorer.story import Story
+
+STRATEGIES: Final = (*exploration.STRATEGIES, *ENGINES)
 """What ``explore --strategy`` can be."""
 
 
@@ -33,9 +35,9 @@ def engine_from(strategy: str, exhaust: bool, keep_going: bool, recipe: bool, sc
     """
     if strategy not in ("", *STRATEGIES):
         raise UserError("--strategy", f"is {strategy!r}", f"one of {', '.join(STRATEGIES)}")
-    engine = strategy if strategy in exhaustive.ENGINES else "stateful" if exhaust else ""
+    engine = strategy if strategy in ENGINES else "stateful" if exhaust else ""
     if exhaust and strategy not in ("", engine):
-        engines = " or ".join(exhaustive.ENGINES)
+        engines = " or ".join(ENGINES)
         raise UserError("--strategy", f"{strategy} with --exhaustive draws schedules", engines)
     if engine and keep_going:
         raise UserError("--keep-going", "an exhaustive search ends with a violation", "one of both")
@@ -49,12 +51,17 @@ def engine_from(strategy: str, exhaust: bool, keep_going: bool, recipe: bool, sc
 def search(
     spec: RunSpec,
     engine: str,
-    limits: exhaustive.Limits,
+    executions: int | None,
+    seconds: float | None,
     out: Path | None,
     as_json: bool,
     explanation: bool = True,
 ) -> int:
     """Search one race exhaustively, or as far as the limits go; the exit status."""
+    from explorer import exhaustion as exhaustive
+    from report import exhaustion as exhausted
+
+    limits = exhaustive.Limits(executions, seconds)
     say(f"searching {spec.name} with {engine}")
     with Progress(stderr(), exhausted.search_line) as progress:
         found = exhaustive.search(spec, engine, limits, progress)
@@ -66,14 +73,11 @@ def search(
         if out is None:
             point_latest(directory)
     if as_json:
-        told = story_of(outcome, explanation)
         result = exhausted.exhaustion_dict(spec, found, outcome)
-        typer.echo(machine.as_json(result | explored.told_dict(told)))
+        write_out(machine.as_json(result | told_dict(outcome, explanation)))
     else:
         exhausted.print_exhaustion(stdout(), spec, found, outcome)
-        told = story_of(outcome, explanation)
-        if outcome is not None and told is not None:
-            explored.print_story(stdout(), outcome, told)
+        _tell_story(outcome, explanation)
     return exhausted.exit_code(found)
 
 
@@ -88,10 +92,12 @@ def record(found: exploration.Exploration, out: Path | None) -> Outcome:
     return outcome
 
 
-def story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
+def _story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
     """The explanation of what was found; none if there is nothing, or Ctrl-C says so."""
     if outcome is None or outcome.run_dir is None or not wanted:
         return None
+    from explorer.story import story_of as explained
+
     try:
         return explained(outcome.run_dir)
     except (UserError, EmulatorError, ReplayDivergence) as error:
@@ -101,12 +107,27 @@ def story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
     return None
 
 
+def told_dict(outcome: Outcome | None, wanted: bool) -> dict[str, Any]:
+    """The short schedule of what was found and its explanation, if there are any."""
+    told = _story_of(outcome, wanted)
+    if told is None:
+        return {"schedule": None, "minimized": None, "explanation": None}
+    from report.story import story_dict
+
+    return story_dict(told)
+
+
 def tell(outcome: Outcome | None, wanted: bool) -> None:
     """Print why what was found fails; at least what it breaks."""
-    if outcome is None:
-        return
-    told = story_of(outcome, wanted)
-    if told is None:
+    if outcome is not None and not _tell_story(outcome, wanted):
         explored.print_violation(stdout(), outcome)
-    else:
-        explored.print_story(stdout(), outcome, told)
+
+
+def _tell_story(outcome: Outcome | None, wanted: bool) -> bool:
+    told = _story_of(outcome, wanted)
+    if outcome is None or told is None:
+        return False
+    from report.story import print_story
+
+    print_story(stdout(), outcome, told)
+    return True

@@ -18,6 +18,7 @@ from oracle.violation import Violation
 from report import words
 from report.catalogue import expected
 from report.facts import kernel_text, ran_on
+from report.screen import put
 from report.trail import trail_of
 from report.violation import violation_report
 
@@ -44,16 +45,12 @@ Lines = Iterator[tuple[str, str]]
 def print_outcome(console: Console, outcome: Outcome) -> None:
     """The headline, the summary, and the report of the violation that matters most."""
     word = WORDS.get(outcome.exit_code, "ENDED")
-    _say(console, headline(outcome), STYLES.get(word, "bold red"))
-    _say(console, summary(outcome))
+    put(console, headline(outcome), STYLES.get(word, "bold red"))
+    put(console, summary(outcome))
     chosen = chosen_violation(outcome)
     if chosen is not None:
         trail = trail_of(chosen, outcome.run_dir)
-        _say(console, "\n" + violation_report(chosen, trail, repeat_command(outcome)))
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        put(console, "\n" + violation_report(chosen, trail, repeat_command(outcome)))
 
 
 def chosen_violation(outcome: Outcome) -> Violation | None:

@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from broker.exchange import Chaos, Exchange
+from broker.exchange import Exchange
+from broker.faults import Chaos
 from broker.programs import Feeder, Program, Step
 from broker.schedules import RandomWalk, Schedule, ScheduleEntry
 from nodes.driver import Driver, draw

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from broker.chaos import ChaosRules, load_rules, parse_rules
 from broker.chaos_config import FAULTS, GATES, KILL, check_names, message_kinds, presets
-from broker.exchange import Fault, FaultKind
+from broker.faults import Fault, FaultKind
 from broker.recorder import ReplayedFaults
 from broker.schedules import RandomWalk, Recorded
 from protocol.envelope import Envelope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from explorer import session
 from explorer.outcome import Outcome
 from oracle.violation import Violation
 from protocol.errors import EmulatorError, PeerError, TimedOut
-from report import machine
+from report import arguments, machine
 from report.violation import RULES
 from scenarios.spec import RunSpec
 from tests.test_report import VIOLATION, an_outcome
@@ -59,14 +60,20 @@ def run(*words: str) -> int:
 
 CHAOS = 'schema = 1\n[[rule]]\nname = "a"\nfault = "hold"\nmatch = { sorce = "cpu0" }\n'
 BAD: Sequence[tuple[tuple[str, ...], str]] = (
-    ((), "Missing command (see launch.py --help)"),
-    (("nothing",), "No such command 'nothing'"),
-    (("stress", "--foo", "1"), "No such option: --foo"),
-    (("show",), "Missing argument 'ID'"),
-    (("stress", "--seconds", "soon"), "Invalid value for '--seconds'"),
-    (("stress", "--seconds", "-1"), "Invalid value for '--seconds'"),
-    (("stress", "--operations", "0"), "Invalid value for '--operations'"),
-    (("stress", "--on", "paper"), "Invalid value for '--on'"),
+    ((), "usage: no command (expected what launch.py --help says)"),
+    (("nothing",), "COMMAND: invalid choice: 'nothing'"),
+    (("stress", "--foo", "1"), "usage: unrecognized arguments: --foo"),
+    (("stress", "--sec", "1"), "usage: unrecognized arguments: --sec"),
+    (("show",), "usage: the following arguments are required: ID"),
+    (("show", "E01", "E02"), "usage: unrecognized arguments: E02"),
+    (("stress", "--seconds"), "--seconds: expected one argument"),
+    (("stress", "--seconds", "soon"), "--seconds: is 'soon' (expected seconds, at least 0.1)"),
+    (("stress", "--seconds", "-1"), "--seconds: is '-1' (expected seconds, at least 0.1)"),
+    (("stress", "--seconds", "nan"), "--seconds: is 'nan' (expected "),
+    (("stress", "--seconds", "inf"), "--seconds: is 'inf' (expected "),
+    (("stress", "--operations", "0"), "--operations: is '0' (expected an integer, at least 1)"),
+    (("stress", "--operations", "2.5"), "--operations: is '2.5' (expected "),
+    (("stress", "--on", "paper"), "--on: is 'paper' (expected processes or simulator)"),
     (("stress", "--seconds", "1", "--operations", "2"), "--seconds, --operations: exclude each"),
     (("stress", "--on", "simulator", "--seconds", "1"), "--seconds: the simulator has no clock"),
     (("stress", "--on", "simulator", "--stop-on", "O"), "--stop-on: the simulator runs to the"),
@@ -284,7 +291,15 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("stress", "list", "show", "repro", "replay", "check"))
+    assert all(f"\n    {command} " in out for command in launch.COMMANDS)
+
+
+@pytest.mark.parametrize("command", launch.COMMANDS)
+def test_a_command_takes_what_the_parser_gives(command: str) -> None:
+    words = [command] if command in ("stress", "list") else [command, "x"]
+    given = arguments.parse(words)
+    assert given.pop("command") == command
+    assert set(given) == set(inspect.signature(launch.COMMANDS[command]).parameters)
 
 
 # ---- all of it, in the simulator ---------------------------------------------------------------
@@ -418,7 +433,9 @@ def test_streams_that_are_closed_are_no_error(elsewhere: Path) -> None:
 
 
 def test_ctrl_c_while_it_starts_is_silent(elsewhere: Path) -> None:
-    (elsewhere / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (elsewhere / "msgspec.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), "list"], cwd=elsewhere, capture_output=True,
         text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": str(elsewhere)},

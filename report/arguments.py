@@ -1,0 +1,259 @@
+"""What the command line takes: one parser of all commands, and errors in our own words.
+
+A command gets what was given by name.  Nothing is imported here that takes time: whoever asks for
+help, or mistypes, does not wait for the search engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+from explorer.policies import CYCLES, ENGINES
+from nodes.kernel.variant import RELEASES
+from protocol.errors import UserError
+
+PROGRAM: Final = "launch.py"
+HELP: Final = f"what {PROGRAM} --help says"
+SECONDS_MIN: Final = 0.1
+SHRINK_SECONDS: Final = 60.0
+"""How long ``minimize`` may take, if nothing else is said."""
+SHORTEST_RUNS: Final = 300
+"""How many runs it then looks for something shorter."""
+Number = TypeVar("Number", int, float)
+STATUSES: Final = (
+    "Exit status: 0 held, 1 violated, 2 bad usage or input, 3 inconclusive, 4 the run broke, "
+    "5 no progress, 130 interrupted."
+)
+
+
+class On(StrEnum):
+    """Which of the two brokers."""
+
+    processes = "processes"
+    simulator = "simulator"
+
+
+class Form(StrEnum):
+    """How an explanation is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    mermaid = "mermaid"
+    json = "json"
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are raised; no option can be abbreviated."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(allow_abbrev=False, **given)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``UserError`` with what argparse says."""
+        if message.startswith("argument "):
+            where, problem = message.removeprefix("argument ").split(": ", 1)
+            raise UserError(where, problem)
+        raise UserError("usage", message, HELP)
+
+
+# ---- values ------------------------------------------------------------------------------------
+
+
+def seconds(text: str) -> float:
+    """A time that is long enough for something to happen."""
+    return _number(text, float, SECONDS_MIN, "seconds")
+
+
+def count(text: str) -> int:
+    """At least one."""
+    return _number(text, int, 1, "an integer")
+
+
+def count_or_none(text: str) -> int:
+    """At least zero."""
+    return _number(text, int, 0, "an integer")
+
+
+def _number(text: str, kind: Callable[[str], Number], least: Number, what: str) -> Number:
+    try:
+        value = kind(text)
+        if math.isfinite(value) and value >= least:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"is {text!r} (expected {what}, at least {least})")
+
+
+def of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+    """A value of an enumeration by its name."""
+
+    def value(text: str) -> StrEnum:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"is {text!r} (expected {_either(kind)})") from None
+
+    return value
+
+
+def _either(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+class Commands:
+    """The parser, and the commands that it knows so far."""
+
+    def __init__(self) -> None:
+        self.parser = Parser(
+            prog=PROGRAM,
+            description="An emulator of the Linux mmu_notifier world in which its races happen.",
+            epilog=STATUSES,
+        )
+        self.parser.add_argument(
+            "--debug", action="store_true", help="tracebacks of our own faults"
+        )
+        self._commands = self.parser.add_subparsers(metavar="COMMAND", dest="command")
+
+    def add(self, name: str, what: str) -> Parser:
+        """A command that can say what it found as JSON."""
+        made = self._commands.add_parser(name, help=what, description=what, epilog=STATUSES)
+        made.add_argument(
+            "--json", dest="as_json", action="store_true",
+            help="one JSON object on stdout, all else on stderr",
+        )  # fmt: skip
+        return made
+
+
+def _race(parser: Parser) -> None:
+    parser.add_argument("race", metavar="ID", help="id or name of a race, or its file")
+
+
+def _kernel(parser: Parser) -> None:
+    parser.add_argument(
+        "--kernel", default="",
+        help="one of the race's kernels; else its first, where it happens",
+    )  # fmt: skip
+
+
+def _on(parser: Parser, default: On) -> None:
+    parser.add_argument(
+        "--on", type=of(On), default=default, metavar="|".join(On),
+        help=f"real processes, or all in one process; else {default}",
+    )  # fmt: skip
+
+
+def _seed(parser: Parser) -> None:
+    parser.add_argument("--seed", help="integer or hex; drawn and printed if absent")
+
+
+def _out(parser: Parser, what: str = "directory of the run; else runs/<time>-<name>") -> None:
+    parser.add_argument("--out", type=Path, help=what)
+
+
+def _stress(commands: Commands) -> None:
+    what = "Run a workload under chaos until a time, an operation count or a violation."
+    add = (parser := commands.add("stress", what)).add_argument
+    add("--workload", default="mixed", metavar="mixed|FILE.strace",
+        help="what runs; FILE is an strace log")  # fmt: skip
+    add("--kernel", default="", metavar="RELEASE",
+        help=f"one of {', '.join(RELEASES)}; else v6.6")  # fmt: skip
+    add("--arch", default="", help="x86, arm64 or ppc; else x86")
+    add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
+        help="differ in a switch")  # fmt: skip
+    add("--world", type=Path, metavar="FILE", help="TOML: nodes, sizes, kernel, mix")
+    add("--chaos", help="chaos rules: FILE.toml, or a name in broker/configs")
+    add("--seconds", type=seconds, help="feed operations for so long")
+    add("--operations", type=count, help="feed so many")
+    add("--stop-on", default="", metavar="RULE",
+        help="stop feeding once it is broken; any: some rule")  # fmt: skip
+    add("--journal-max", metavar="SIZE",
+        help="stop feeding when the journals have 500M, 2G, ...")  # fmt: skip
+    _on(parser, On.processes)
+    _seed(parser)
+    _out(parser)
+
+
+def _repro(commands: Commands) -> None:
+    parser = commands.add("repro", "Provoke one race of the catalogue with its recipe.")
+    _race(parser)
+    _kernel(parser)
+    _on(parser, On.processes)
+    _seed(parser)
+    _out(parser)
+
+
+def _explore(commands: Commands) -> None:
+    add = (parser := commands.add("explore", "Run many schedules of one race.")).add_argument
+    _race(parser)
+    _kernel(parser)
+    add("--strategy", default="", metavar="NAME",
+        help=f"one of {', '.join((*CYCLES, *ENGINES))}; else portfolio")  # fmt: skip
+    add("--exhaustive", dest="exhaust", action="store_true",
+        help="all of a small scope: --strategy stateful")  # fmt: skip
+    add("--scope", default="", metavar="NAME",
+        help="with --exhaustive: another scope of the race")  # fmt: skip
+    add("--schedules", type=count, help="run at most so many")
+    add("--seconds", type=seconds, help="run for so long")
+    add("--keep-going", action="store_true", help="go on after a violation")
+    add("--recipe", action=argparse.BooleanOptionalAction, default=False,
+        help="with the race's chaos rules, or without")  # fmt: skip
+    add("--explain", dest="explanation", action=argparse.BooleanOptionalAction, default=True,
+        help="say why what was found fails, or do not")  # fmt: skip
+    _seed(parser)
+    _out(parser)
+
+
+def _of_what_was_saved(commands: Commands) -> None:
+    replay = commands.add("replay", "Run a recorded schedule again, delivery by delivery.")
+    replay.add_argument("source", type=Path, metavar="DIR", help="a run, or its schedule")
+    _on(replay, On.simulator)
+    _out(replay)
+    what = "Find the shortest schedule with the same violation, and write it to a file."
+    add = (minimize := commands.add("minimize", what)).add_argument
+    add("source", type=Path, metavar="FILE", help="a run, or a schedule file")
+    add("--rule", default="", help="the violation of this rule, if there are many")
+    add("--seconds", type=seconds, default=SHRINK_SECONDS, help="end after so long")
+    add("--search", type=count_or_none, default=SHORTEST_RUNS, metavar="RUNS",
+        help="how many look for a shorter one")  # fmt: skip
+    _out(minimize, "the schedule file to write")
+    what = "Say why a schedule fails: the interleaving, what decides it, what was owed, what cures."
+    add = commands.add("explain", what).add_argument
+    add("source", type=Path, metavar="FILE", help="a schedule file, or a run")
+    add("--format", dest="form", type=of(Form), default=Form.terminal, metavar="|".join(Form),
+        help="how it is written")  # fmt: skip
+    check = commands.add("check", "Judge a saved run with the oracle alone.")
+    check.add_argument("source", type=Path, metavar="DIR", help="a saved run")
+
+
+def parser_of_all() -> Parser:
+    """The parser of the command line, with every command."""
+    commands = Commands()
+    _stress(commands)
+    commands.add("list", "List the catalogue of races.")
+    _race(commands.add("show", "Tell all about one race."))
+    _repro(commands)
+    _explore(commands)
+    _of_what_was_saved(commands)
+    return commands.parser
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """What was given, by name; ``command`` is the command.  ``--debug`` may stand anywhere.
+
+    Raises ``UserError``, and ``SystemExit`` once it has printed the help that was asked for.
+    """
+    rest = [word for word in words if word != "--debug"]
+    given = vars(parser_of_all().parse_args(rest))
+    if given["command"] is None:
+        raise UserError("usage", "no command", HELP)
+    del given["debug"]
+    return given

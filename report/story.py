@@ -1,0 +1,40 @@
+"""Why what a search found fails, as people and programs read it: cut down, and explained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from explorer.outcome import Outcome
+from explorer.story import Story
+from report import interleaving, words
+from report.exploration import LABEL_WIDTH
+from report.minimizing import size_text
+from report.screen import put
+from report.terminal import repeat_command
+
+
+def print_story(console: Console, outcome: Outcome, story: Story) -> None:
+    """The explanation of it, and the commands that repeat it."""
+    put(console, "\n" + interleaving.terminal(story.explanation))
+    put(console, f"\n  {'cut down':<{LABEL_WIDTH}}{_cut_down(story)}")
+    put(console, f"  {'schedule':<{LABEL_WIDTH}}{words.command('replay', str(story.file))}")
+    put(console, f"  {'reproduce':<{LABEL_WIDTH}}{repeat_command(outcome)}")
+
+
+def _cut_down(story: Story) -> str:
+    found = story.minimized
+    more = "; minimize goes on" if found.interrupted else ""
+    before = words.many(found.before.deliveries, "delivery", "deliveries")
+    tries = words.many(found.tries, "try", "tries")
+    return f"from {before} to {size_text(found.after)} in {tries}{more}"
+
+
+def story_dict(story: Story) -> dict[str, Any]:
+    """The short schedule and its explanation."""
+    found = story.minimized
+    sizes = {"before": asdict(found.before), "after": asdict(found.after), "tries": found.tries}
+    explanation = interleaving.as_dict(story.explanation)
+    return {"schedule": str(story.file), "minimized": sizes, "explanation": explanation}
