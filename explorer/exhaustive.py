@@ -20,11 +20,12 @@ from explorer.dpor import Dpor, Event, Tally
 from explorer.judge import Counterexample, Judge, counterexample
 from explorer.machine import Sent
 from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import NotAlikeError, Stateful, Step
+from explorer.stateful import Broken, NotAlikeError, Stateful, Step
 from explorer.symmetry import Forms
 from explorer.world_state import Config, Model, model_of
 from oracle.oracle import Oracle
 from oracle.verdict import Verdict, combine
+from protocol.errors import EmulatorError
 from scenarios.spec import RunSpec
 
 GROWTH_LEVELS: Final = 8
@@ -219,8 +220,12 @@ def search_stateful(
     """
     judge, verdicts = Judge(model, lambda: oracle(True)), _Verdicts(go_on, wanted)
 
-    def visit(steps: list[Step], config: Config) -> bool:
+    def visit(steps: list[Step], config: Config, broken: Broken) -> bool:
         verdict = judge.verdict(steps, model.complete(config), quiescent=not config.heads())
+        if broken and verdict.outcome != "violated":
+            # A state that says something else than the execution: no verdict can rely on it.
+            what = f"{broken[0].rule} is broken by delivery {len(steps)}"
+            raise EmulatorError(f"{what} in a state, and not in the execution that leads there")
         return verdicts.add(verdict, partial(counterexample, steps, verdict))
 
     def stop(states: int) -> bool:

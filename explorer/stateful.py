@@ -24,6 +24,7 @@ from explorer.machine import Move, Sent
 from explorer.oracle_state import OracleTable
 from explorer.symmetry import Canonical, Forms, Key
 from explorer.world_state import Config, Front, Model
+from oracle.violation import Violation
 
 WALKS: Final = 64
 """Random executions in a row from which nothing was learned before a search begins."""
@@ -56,6 +57,11 @@ class Step:
         self.before, self.message, self.move = before, message, move
 
 
+Broken = tuple[Violation, ...]
+Visit = Callable[[list[Step], Config, Broken], bool]
+"""(way to a state, the state, what its last delivery broke): whether the search is over."""
+
+
 class Stateful:
     """The search over one model."""
 
@@ -63,7 +69,7 @@ class Stateful:
         self,
         model: Model,
         oracle: OracleTable,
-        visit: Callable[[list[Step], Config], bool],
+        visit: Visit,
         stop: Callable[[int], bool],
         eager: bool,
         forms: Forms | None = None,
@@ -87,7 +93,8 @@ class Stateful:
     def run(self) -> bool:
         """Search until ``visit`` or ``stop`` says so; True if every state was visited.
 
-        ``visit`` gets the way to each terminal state and to each delivery that breaks a rule.
+        ``visit`` gets the way to each terminal state and to each delivery that breaks rules, and
+        those.
         """
         if self.eager:
             self._look_around()
@@ -155,12 +162,12 @@ class Stateful:
                 continue
             if not ahead:
                 self.terminal += 1
-                if self.visit(path_of(last), Config(key[0], key[1])):
+                if self.visit(path_of(last), Config(key[0], key[1]), ()):
                     return True
             for at, message, move in ahead:
                 reached, broken = self._deliver(key, at, message, move)
                 step = Step(last, message, move)
-                if broken and self.visit(path_of(step), Config(reached[0], reached[1])):
+                if broken and self.visit(path_of(step), Config(reached[0], reached[1]), broken):
                     return True
                 if alone:
                     todo.append((reached, step))
@@ -224,14 +231,14 @@ class Stateful:
             for move in machines[index[message.dst]].moves_of(nodes[index[message.dst]], message)
         ]
 
-    def _deliver(self, key: Key, at: int, message: Sent, move: Move) -> tuple[Key, bool]:
-        """The state after a delivery, and whether that broke a rule."""
+    def _deliver(self, key: Key, at: int, message: Sent, move: Move) -> tuple[Key, Broken]:
+        """The state after a delivery, and what that broke."""
         nodes, front, oracle = key
         self.deliveries += 1
         self.futures.learn(at, message, move)
         then, _ = self.model.pass_on(front, message, move)
         judged, broken = self.oracle.step(oracle, message, move)
-        return ((*nodes[:at], move.target, *nodes[at + 1 :]), then, judged), bool(broken)
+        return ((*nodes[:at], move.target, *nodes[at + 1 :]), then, judged), broken
 
     def _chosen(self, nodes: tuple[int, ...], front: Front) -> Iterable[Sent]:
         if not self.eager or len(front.heads) == 1:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from broker.programs import Program, Step
 from explorer.oracle_state import OracleTable
-from explorer.stateful import Stateful
+from explorer.stateful import Broken, Stateful
 from explorer.stateful import Step as StepTaken
 from explorer.world_state import Config, Model
 from nodes.build import build
@@ -72,7 +72,7 @@ def frees(model: Model) -> set[bool]:
     """Whether the frame is freed: what a reduced search finds possible."""
     found = set()
 
-    def visit(steps: list[StepTaken], _: Config) -> bool:
+    def visit(steps: list[StepTaken], _: Config, _broken: Broken) -> bool:
         freed = [record for step in steps for record in step.move.records if record == GONE]
         found.add(bool(freed))
         return False

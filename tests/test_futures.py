@@ -10,7 +10,7 @@ import pytest
 from explorer.exhaustive import Budget, explore_stateful
 from explorer.machine import Move, Sent, rival_bits
 from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import Stateful
+from explorer.stateful import Broken, Stateful
 from explorer.world_state import Config, Model, model_of
 from oracle.oracle import Oracle
 from scenarios.catalogue import load_all
@@ -35,7 +35,7 @@ def reduced(model: Model) -> tuple[set[tuple[object, ...]], int]:
     """Final states of a reduced search, and how many states it left."""
     finals: set[tuple[object, ...]] = set()
 
-    def visit(_: object, config: Config) -> bool:
+    def visit(_: object, config: Config, _broken: Broken) -> bool:
         finals.add((config.nodes, config.front.done))
         return False
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from broker.programs import Program, Step
-from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
+from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful, search_stateful
 from explorer.oracle_state import OracleTable
-from explorer.stateful import Stateful
+from explorer.stateful import Broken, Stateful
 from explorer.stateful import Step as StepTaken
-from explorer.world_state import Config, Model
+from explorer.world_state import Config, Model, model_of
 from nodes.kernel.variant import preset
 from nodes.world import Unit, World
 from oracle.oracle import Oracle
+from protocol.errors import EmulatorError
 from protocol.messages import program as op
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
@@ -26,7 +27,7 @@ def finals_of(model: Model, eager: bool) -> set[tuple[object, ...]]:
     finals: set[tuple[object, ...]] = set()
     table = OracleTable(lambda: Oracle(WORLD))
 
-    def visit(_: list[StepTaken], config: Config) -> bool:
+    def visit(_: list[StepTaken], config: Config, _broken: Broken) -> bool:
         finals.add((config.nodes, config.front.done))
         return False
 
@@ -92,3 +93,13 @@ def test_bounds_are_admitted() -> None:
     assert not result.exhaustive
     assert result.violation is None
     assert result.verdict.outcome == "inconclusive"
+
+
+def test_a_state_that_is_judged_otherwise_than_the_execution_ends_the_search() -> None:
+    spec = unmapped_under_dma(gather_calls_ir=False)
+
+    def oracle(everything: bool) -> Oracle:
+        return Oracle(spec.world, (), frozenset({"S9"} if everything else {"S1"}))
+
+    with pytest.raises(EmulatorError, match=r"S1 is broken by delivery [0-9]+ in a state, and not"):
+        search_stateful(model_of(spec), oracle, Budget(), go_on=True)
