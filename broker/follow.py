@@ -18,6 +18,7 @@ from broker.plan import Outcome
 from nodes.journal import SUFFIX, JournalReader, journal_path
 from protocol import codec, wire
 from protocol.envelope import BROKER
+from protocol.errors import PeerError
 from protocol.limits import FOLLOW_STEPS_MAX, JOURNAL_RECORD_BYTES_MAX
 from protocol.trace import TraceStep
 
@@ -35,8 +36,10 @@ class Follower:
         """How the run ended, once that was read."""
         self.low_water = 0
         """No step to come has a cause below this, but for ends of operations."""
-        self.skipped: list[int] = []
-        """Deliveries that were never handled (at most ``DELIVERIES_IN_FLIGHT_MAX`` per node)."""
+        self.skipped: list[tuple[int, str]] = []
+        """Deliveries that were never handled, and to whom (``DELIVERIES_IN_FLIGHT_MAX`` each)."""
+        self.killed: set[str] = set()
+        """Who died by chaos, as far as was read."""
         self._broker = _Tail(journal_path(directory, BROKER))
         self._nodes = {name: _Tail(journal_path(directory, name)) for name in nodes}
         self._next: list[Any] | None = None
@@ -59,6 +62,14 @@ class Follower:
         while (step := self._step(final=True)) is not None:
             yield step
 
+    def check_whole(self) -> None:
+        """Raises ``PeerError`` if a run that ended well lacks what a living node handled."""
+        if self.outcome is None or not self.outcome.sound:
+            return
+        for n, node in self.skipped:
+            if node not in self.killed:
+                raise PeerError(f"delivery {n} is not in {journal_path(Path(), node)}")
+
     def close(self) -> None:
         """Close all files."""
         for tail in (self._broker, *self._nodes.values()):
@@ -80,7 +91,7 @@ class Follower:
                 return TraceStep(
                     n, id_, src, dst, kind, tuple(causes), records, self._lost_before(n)
                 )
-            self.skipped.append(n)
+            self.skipped.append((n, dst))
 
     def _lost_before(self, n: int) -> tuple[str, ...]:
         """Who died before delivery ``n``, once."""
@@ -97,6 +108,7 @@ class Follower:
                 return list(fields)
             if word == "killed":
                 self._killed.append((int(fields[0]), str(fields[1])))
+                self.killed.add(str(fields[1]))
             if word == "low":
                 self.low_water = int(fields[0])
             if word == "end":

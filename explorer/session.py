@@ -325,12 +325,16 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
 
 
 def check(source: Path) -> Outcome:
-    """The oracle alone on a saved run, whole or cut short.  Raises ``UserError``."""
+    """The oracle alone on a saved run, whole or cut short.
+
+    Raises ``UserError``, and ``PeerError`` if the record lacks what a run that ended well had.
+    """
     began = time.monotonic()
     spec = RunSpec.load(source)
     watch = Watch(spec, spec.programs())
     with closing(Follower(source, spec.world.nodes())) as follower:
         watch.rest_of(follower)
+        follower.check_whole()
         result = follower.outcome
     if result is None:
         detail = "the record ends before the run did"

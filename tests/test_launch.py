@@ -337,10 +337,15 @@ def test_a_record_that_is_not_whole_is_no_fault_of_ours(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*RACE, "--out", "one") == 1
+    for journal in sorted((elsewhere / "one").glob("*[0-9].journal")):
+        whole = journal.read_bytes()
+        for size in (999, len(whole) - 1):  # nothing may depend on the last record, which is lost
+            journal.write_bytes(whole[:size])
+            assert run("check", "one") == 2
+            assert "one: is damaged: delivery " in capsys.readouterr().err
+        journal.write_bytes(whole)
+    assert run("check", "one") == 1
     journal = elsewhere / "one" / "cpu0.journal"
-    journal.write_bytes(journal.read_bytes()[:999])
-    assert run("check", "one") == 2
-    assert "one: is damaged: delivery " in capsys.readouterr().err
     journal.unlink()
     assert run("replay", "one") == 2
     assert "one/cpu0.journal: cannot be read: No such file" in capsys.readouterr().err
