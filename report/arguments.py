@@ -18,7 +18,6 @@ from nodes.kernel.variant import RELEASES
 from protocol.errors import UserError
 
 PROGRAM: Final = "launch.py"
-HELP: Final = f"what {PROGRAM} --help says"
 SECONDS_MIN: Final = 0.1
 SHRINK_SECONDS: Final = 60.0
 """How long ``minimize`` may take, if nothing else is said."""
@@ -58,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("argument "):
             where, problem = message.removeprefix("argument ").split(": ", 1)
             raise UserError(where, problem)
-        raise UserError("usage", message, HELP)
+        raise UserError("usage", f"{message} (see {PROGRAM} --help)")
 
 
 # ---- values ------------------------------------------------------------------------------------
@@ -254,6 +253,6 @@ def parse(words: list[str]) -> dict[str, Any]:
     rest = [word for word in words if word != "--debug"]
     given = vars(parser_of_all().parse_args(rest))
     if given["command"] is None:
-        raise UserError("usage", "no command", HELP)
+        raise UserError("usage", f"no command (see {PROGRAM} --help)")
     del given["debug"]
     return given

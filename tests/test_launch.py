@@ -60,7 +60,7 @@ def run(*words: str) -> int:
 
 CHAOS = 'schema = 1\n[[rule]]\nname = "a"\nfault = "hold"\nmatch = { sorce = "cpu0" }\n'
 BAD: Sequence[tuple[tuple[str, ...], str]] = (
-    ((), "usage: no command (expected what launch.py --help says)"),
+    ((), "usage: no command (see launch.py --help)"),
     (("nothing",), "COMMAND: invalid choice: 'nothing'"),
     (("stress", "--foo", "1"), "usage: unrecognized arguments: --foo"),
     (("stress", "--sec", "1"), "usage: unrecognized arguments: --sec"),
