@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker.exchange import Exchange
@@ -15,12 +16,14 @@ from nodes.build import build_all
 from nodes.kernel import memory, page_alloc, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.variant import preset
-from nodes.world import World
+from nodes.world import Vm, World
 from protocol import pte as ptes
 from protocol.envelope import Envelope, Handled
 from protocol.messages import memory as m
 from protocol.messages import program as op
 from protocol.messages.filemap import ImmapLock
+from protocol.messages.kvm import Memslot
+from protocol.records import NotifierCall
 from tests.file_programs import FILE
 from tests.test_file_reclaim import Steps, chaos, mapped, values
 from tests.test_madvise_free import one_after_the_other, run
@@ -44,6 +47,21 @@ def delivered(here: World, steps: Steps, operation: str) -> list[Any]:
     def observe(envelope: Envelope, _: Handled) -> bool | None:
         if envelope.id.split(".")[0] == operation and not envelope.is_reply:
             found.append(envelope.body)
+        return None
+
+    exchange = Exchange(Feeder(one_after_the_other(*steps)))
+    assert Simulator(build_all(here, 1), exchange, RandomWalk(1), observe).run(20_000).complete
+    return found
+
+
+def callbacks(here: World, steps: Steps, operation: str) -> list[tuple[str, str]]:
+    """The notifier callbacks of an operation: which, of whom."""
+    found: list[tuple[str, str]] = []
+
+    def observe(_: Envelope, handled: Handled) -> bool | None:
+        calls = [call for call in handled.records if isinstance(call, NotifierCall)]
+        begun = [call for call in calls if (call.op, call.phase) == (operation, "begin")]
+        found.extend((call.callback, call.subscriber) for call in begun)
         return None
 
     exchange = Exchange(Feeder(one_after_the_other(*steps)))
@@ -280,3 +298,52 @@ def test_the_copy_is_published_before_the_rmap_forgets_the_original() -> None:
     )  # fmt: skip
     kinds = names(delivered(world("v6.6"), steps, "cpu0/3"))
     assert kinds.index("PteSet") < kinds.index("RmapRemove")
+
+
+# ---- file faults, notifier callbacks -------------------------------------------------------------
+
+
+def first_store(shared: bool) -> list[str]:
+    """What is delivered for the store that maps the first page of a file."""
+    mapping = op.Mmap(MM, 0, page(1), True, True, FILE, 0, shared)
+    steps: Steps = (("cpu0", mapping), ("cpu0", op.Touch(MM, 0, True, 1)))
+    return names(delivered(world("v6.6"), steps, "cpu0/1"))
+
+
+def test_a_store_to_a_shared_file_unlocks_the_page_before_it_may_be_written() -> None:
+    """``do_shared_fault``: what was looked up may be truncated until ``do_page_mkwrite``."""
+    kinds = first_store(shared=True)
+    found = kinds.index("FolioLock")
+    rest = [kind for kind in kinds[found:] if kind.startswith("Folio") or kind == "PteSet"]
+    assert rest == [
+        "FolioLock", "FolioUnlock",
+        "FolioLock", "FolioMapping", "FolioMarkDirty", "PteSet", "FolioUnlock",
+    ]  # fmt: skip
+
+
+def test_a_store_to_a_private_file_allocates_before_it_looks_the_page_up() -> None:
+    """``do_cow_fault``: an allocation may sleep, and nothing is locked meanwhile."""
+    kinds = first_store(shared=False)
+    table, copy, cached = [at for at, kind in enumerate(kinds) if kind == "FrameAlloc"]
+    assert table < copy < kinds.index("PageCacheLoad") < cached
+    assert (
+        kinds.index("FolioLock") < kinds.index("FrameCopy") < kinds.index("FolioUnlock", copy + 9)
+    )
+
+
+def test_each_subscriber_is_told_of_the_range_before_its_end() -> None:
+    """``mn_hlist_invalidate_end``: one loop with two calls, not two loops."""
+    vms = tuple(Vm(f"kvm{n}", (f"vcpu{n}",), MM, (Memslot(0, 1, 0),)) for n in range(2))
+    here = msgspec.structs.replace(world("v6.2"), vms=vms)
+    steps: Steps = (
+        ("cpu0", op.Mmap(MM, 0, page(1), True, True)), ("cpu0", op.Touch(MM, 0, True, 1)),
+        ("cpu0", op.MadviseDontneed(MM, 0, page(1))),
+    )  # fmt: skip
+    called = callbacks(here, steps, "cpu0/2")
+    start = [("invalidate_range_start", "kvm0"), ("invalidate_range_start", "kvm1")]
+    each = [
+        (what, vm)
+        for vm in ("kvm0", "kvm1")
+        for what in ("invalidate_range", "invalidate_range_end")
+    ]
+    assert called[:6] == start + each
