@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 from msgspec.structs import replace
 
+from explorer.collector import collector_of_the_young
 from explorer.dpor import Dpor, Event, Tally
 from explorer.judge import Counterexample, Judge, counterexample
 from explorer.machine import Sent
@@ -175,7 +176,8 @@ def search_dpor(
 def _run(search: Callable[[], bool]) -> tuple[bool, bool]:
     """Whether a search saw everything, and whether Ctrl-C ended it."""
     try:
-        return search(), False
+        with collector_of_the_young():
+            return search(), False
     except KeyboardInterrupt:
         return False, True
 

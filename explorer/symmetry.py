@@ -142,6 +142,7 @@ class Forms:
         self._ways = [
             _Way(model, oracle, names, members, templates) for names in group(self.orbits, model)
         ]
+        self._least: dict[Key, tuple[Canonical, int]] = {}
 
     def canonical(self, nodes: tuple[int, ...], front: Front, oracle: int) -> Canonical:
         """What the state has in common with all that are the same but for names."""
@@ -149,6 +150,12 @@ class Forms:
 
     def least(self, state: Key) -> tuple[Canonical, int]:
         """The form of a state, and the permutation that shows it."""
+        known = self._least.get(state)
+        if known is None:  # a search comes to it again: when it leaves it, and in another pass
+            known = self._least[state] = self._least_of(state)
+        return known
+
+    def _least_of(self, state: Key) -> tuple[Canonical, int]:
         found = [way.state(*state) for way in self._ways]
         least = min(templates for templates, _ in found)
         forms = [
