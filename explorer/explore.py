@@ -20,7 +20,7 @@ from broker.simulator import Observer, Simulator
 from explorer.collector import collector_at_rest
 from explorer.coverage import Coverage, Signature
 from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
-from explorer.policies import CYCLES, Policies
+from explorer.policies import Policies
 from explorer.session import simulate
 from explorer.statistics import at_most, missed_by, pct_bound, wilson
 from nodes.build import build_all
@@ -34,7 +34,6 @@ from protocol.envelope import Envelope, Handled
 from protocol.errors import EmulatorError
 from scenarios.spec import RunSpec
 
-STRATEGIES: Final = tuple(CYCLES)
 Progress = Callable[[dict[str, Any]], None]
 PROGRESS_SECONDS: Final = 0.5
 SCHEDULES: Final = 1000

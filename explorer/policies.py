@@ -32,6 +32,9 @@ CYCLES: Final[dict[str, tuple[str, ...]]] = {
 ENGINES: Final = ("dpor", "stateful")
 """Exhaustive searches (``exhaustion.py``), which are no policies but are chosen as one is."""
 
+STRATEGIES: Final = (*CYCLES, *ENGINES)
+"""What ``explore --strategy`` can be."""
+
 CALIBRATION: Final = {"pct": 1, "surw": CALIBRATION_RUNS}
 """Random walks that a strategy begins with, because it must know how long runs are."""
 

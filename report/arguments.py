@@ -1,7 +1,7 @@
 """What the command line takes: one parser of all commands, and errors in our own words.
 
-A command gets what was given by name.  Nothing is imported here that takes time: whoever asks for
-help, or mistypes, does not wait for the search engine.
+A command gets what was given by name.  What searches is not imported here: whoever asks for help,
+or mistypes, does not wait for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from explorer.policies import CYCLES, ENGINES
+from explorer.policies import STRATEGIES
 from nodes.kernel.variant import RELEASES
 from protocol.errors import UserError
 
@@ -195,7 +195,7 @@ def _explore(commands: Commands) -> None:
     _race(parser)
     _kernel(parser)
     add("--strategy", default="", metavar="NAME",
-        help=f"one of {', '.join((*CYCLES, *ENGINES))}; else portfolio")  # fmt: skip
+        help=f"one of {', '.join(STRATEGIES)}; else portfolio")  # fmt: skip
     add("--exhaustive", dest="exhaust", action="store_true",
         help="all of a small scope: --strategy stateful")  # fmt: skip
     add("--scope", default="", metavar="NAME",

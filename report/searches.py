@@ -7,11 +7,11 @@ that is to take a second would wait for it a tenth of that.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from explorer import explore as exploration
 from explorer.outcome import Outcome
-from explorer.policies import ENGINES
+from explorer.policies import ENGINES, STRATEGIES
 from protocol.errors import EmulatorError, ReplayDivergence, UserError
 from report import exploration as explored
 from report import machine
@@ -23,9 +23,6 @@ from scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
     from explorer.story import Story
-
-STRATEGIES: Final = (*exploration.STRATEGIES, *ENGINES)
-"""What ``explore --strategy`` can be."""
 
 
 def engine_from(strategy: str, exhaust: bool, keep_going: bool, recipe: bool, scope: str) -> str:
