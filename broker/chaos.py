@@ -288,7 +288,7 @@ class ChaosRules:
     def _rules_for(self, kind: str) -> tuple[_Active, ...]:
         rules = tuple(active for active in self._rules if active.pattern.accepts_kind(kind))
         self._by_kind[kind] = rules
-        if not rules:
+        if not rules and not self._uses_op:  # else every operation has to be noted
             self.spared.add(kind)
         return rules
 

@@ -105,7 +105,7 @@ class Exchange:
 
     def _release_under_chaos(self, n: int, messages: list[Envelope]) -> None:
         """The same where messages may be lost, repeated or kept back, or a record says so."""
-        causes, deaths, spared = (n,), self.deaths, self._spared
+        causes, deaths = (n,), self.deaths
         for envelope in messages:
             envelope.causes = causes
             if deaths is not None:
@@ -115,11 +115,6 @@ class Exchange:
                 self._consume(envelope, n)
                 if deaths is not None:
                     deaths.finished(request_id(envelope.id))
-            elif envelope.kind in spared:
-                self.counts.sent += 1
-                if envelope.id[-1] != REPLY_MARK:
-                    self.requests[envelope.id] = envelope
-                self._enqueue(envelope)
             else:
                 self._submit(envelope)
 
@@ -143,9 +138,9 @@ class Exchange:
             if not request:  # nothing is repeated, so it is the only one of its channel
                 self.heads.append(envelope)
                 return
-        else:
-            spared = not self._recorded and envelope.id in self._lost
-            fault = None if spared else self.chaos.fault(envelope)
+        elif envelope.kind not in self._spared:
+            lost = not self._recorded and envelope.id in self._lost
+            fault = None if lost else self.chaos.fault(envelope)
             if fault is not None and not self._apply(envelope, fault):
                 return
         self._enqueue(envelope)
