@@ -215,7 +215,10 @@ def bare(spec: RunSpec, seed: int, observer: Observer | None = None) -> int:
     """One random walk, without the oracle; its deliveries."""
     exchange = Exchange(Feeder(spec.programs()))
     drivers = build_all(spec.world, seed)
-    return Simulator(drivers, exchange, RandomWalk(seed), observer).run().deliveries
+    deliveries = Simulator(drivers, exchange, RandomWalk(seed), observer).run().deliveries
+    for driver in drivers.values():
+        driver.close()
+    return deliveries
 
 
 def ordered(spec: RunSpec, seed: int) -> int:

@@ -40,12 +40,12 @@ class Exchange:
         self._recorded = recorded
         self._plain = chaos is None and not recorded
         self.feeder, self.chaos = feeder, chaos
-        self._gates = chaos.gates or None if isinstance(chaos, Gated) else None
-        self._spared = chaos.spared if isinstance(chaos, Sparing) and not recorded else _NONE
+        self._gates: Gatekeeper | None = None
+        self._spared = _NONE
         self.deaths: Deaths | None = None
         """Who is dying and dead, if anybody can die."""
-        if chaos is not None and isinstance(chaos, Killing) and chaos.kills.world is not None:
-            self.deaths = Deaths(chaos.kills, chaos.kills.world, feeder)
+        if chaos is not None:
+            self._ask(chaos)
         self._open = self._gates is None and self.deaths is None
         """The first of a channel is deliverable unless a fault of its own keeps it back."""
         self._gated: list[Envelope] = []
@@ -69,6 +69,15 @@ class Exchange:
 
         By id and causes: a reply may be sent twice, and whether the first has been delivered when
         the second comes depends on the speed of nodes, which a record does not have."""
+
+    def _ask(self, chaos: Chaos) -> None:
+        """What it may do beyond faults of single messages."""
+        if isinstance(chaos, Gated):
+            self._gates = chaos.gates or None
+        if isinstance(chaos, Sparing) and not self._recorded:
+            self._spared = chaos.spared
+        if isinstance(chaos, Killing) and chaos.kills.world is not None:
+            self.deaths = Deaths(chaos.kills, chaos.kills.world, self.feeder)
 
     def start(self) -> None:
         """Make the first operations pending."""

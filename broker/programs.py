@@ -171,15 +171,17 @@ class Feeder:
         step = progress.step
         if step is None:
             return []
-        if self._awaited is not None and not progress.always:
-            self._check_said(operation_id, step)
-        missing = [op for op in step.after if not self._is_over(op)]
-        if missing:
-            self._waiting.setdefault(missing[0], []).append(name)
-            return []
+        causes = tuple(progress.causes)
+        if step.after:
+            if self._awaited is not None and not progress.always:
+                self._check_said(operation_id, step)
+            missing = [op for op in step.after if not self._is_over(op)]
+            if missing:
+                self._waiting.setdefault(missing[0], []).append(name)
+                return []
+            causes += tuple(self._done[op] for op in step.after if op in self._done)
         if self._left is not None and not progress.always:
             self._left -= 1
-        causes = (*progress.causes, *(self._done[op] for op in step.after if op in self._done))
         self.in_flight[operation_id] = progress.program.node
         kind = type(step.operation).__name__
         return [

@@ -11,8 +11,8 @@ from protocol.envelope import Envelope, Handled
 from protocol.trace import Ending
 from protocol.wire import Choices
 
-Observer = Callable[[Envelope, Handled], bool | None]
-"""Sees every delivery with its outcome, in order; returning True ends the feeding."""
+Observer = Callable[[Envelope, Handled], object]
+"""Sees every delivery with its outcome, in order; if it returns True the feeding ends."""
 
 
 class Simulator:
@@ -57,7 +57,7 @@ class Simulator:
             given = choices.get(n) if choices else None
             handled = drivers[envelope.dst].deliver(n, envelope, given)
             release(n, handled.messages)
-            if observer is not None and observer(envelope, handled):
+            if observer is not None and observer(envelope, handled) is True:
                 exchange.feeder.stop()
         return exchange.ending()
 

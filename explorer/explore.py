@@ -23,6 +23,7 @@ from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
 from explorer.policies import Policies
 from explorer.session import simulate
 from explorer.statistics import at_most, missed_by, pct_bound, wilson
+from explorer.stretches import Stretches
 from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.footprint import Footprint
@@ -40,8 +41,8 @@ SCHEDULES: Final = 1000
 """The budget if none is given."""
 SIGN_EVERY: Final = 7
 """One schedule of so many is signed; prime to the lengths of cycles: a fair sample of policies."""
-COLLECT_EVERY: Final = 4
-"""Schedules between two collections of garbage; a world is a few thousand objects."""
+COLLECT_EVERY: Final = 64
+"""Schedules between two collections of garbage: what still waits at an end, and what rules keep."""
 VIOLATIONS_KEPT: Final = 100
 """Different violations that an exploration lists."""
 
@@ -100,12 +101,16 @@ def run_schedule(
     oracle = Oracle(spec.world, spec.sometimes, rules)
     drivers = build_all(spec.world, spec.seed)
     signature = _signature(drivers) if signed else None
-    observe = oracle.observe if signature is None else _both(oracle, signature)
+    reader = Stretches(oracle)
+    observe = reader.observe if signature is None else _both(reader, signature)
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     exchange = Exchange(Feeder(spec.programs(), spec.operations_max), chaos)
-    simulator = Simulator(drivers, exchange, schedule, observe, mourner=oracle.lost)
+    simulator = Simulator(drivers, exchange, schedule, observe, mourner=reader.lost)
     ending = simulator.run(deliveries_max)
+    reader.flush()
     oracle.finish(ending, quiescent=not exchange.heads)
+    for driver in drivers.values():
+        driver.close()
     value = None if signature is None else signature.value
     return Trial(ending.deliveries, ending.complete, oracle, value)
 
@@ -118,8 +123,8 @@ def _signature(drivers: Mapping[str, Driver]) -> Signature:
     return Signature(footprint)
 
 
-def _both(oracle: Oracle, signature: Signature) -> Observer:
-    judge, sign = oracle.observe, signature.observe
+def _both(reader: Stretches, signature: Signature) -> Observer:
+    judge, sign = reader.observe, signature.observe
 
     def observe(envelope: Envelope, handled: Handled) -> None:
         judge(envelope, handled)

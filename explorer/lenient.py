@@ -175,7 +175,7 @@ class Player:
         exchange.release(exchange.number, handled.messages)
         if self.observer is not None:
             self.observer(envelope, handled)
-        self._judge(self.oracle.see(handled.n, envelope, handled.records))
+        self._judge(self.oracle.observe(envelope, handled))
         if self._held and self.how.hold is not None and name == self.how.hold[1]:
             self._held = False
         return envelope, handled

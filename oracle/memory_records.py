@@ -122,6 +122,15 @@ class MemoryRecords:
         self.obligations.page_written(self._op(), record.frame, event, self._row)
         self.memory_rules.written(record, self._op(), event)
 
+    def _page_read(self, record: r.PageRead) -> None:
+        self.memory_rules.read_in(record)
+
+    def _file_page_read(self, record: r.FilePageRead) -> None:
+        self.memory_rules.file_read(record)
+
+    def _file_sized(self, record: r.FileSized) -> None:
+        self.memory_rules.file_sized(record)
+
     def _file_page_written(self, record: r.FilePageWritten) -> None:
         event = self._event(f"frame {record.frame:#x} written to {record.file}")
         self.obligations.page_written(self._op(), record.frame, event, self._row)
@@ -149,6 +158,9 @@ class MemoryRecords:
             if self.coherence.pages:
                 self.coherence.accessed(fill, record, self._op_id, event)
             self.identity.accessed(fill, op, event)
+
+    def _tag_alloc(self, record: r.TagAlloc) -> None:
+        self.identity.allocated(record)
 
     def _tag_free(self, record: r.TagFree) -> None:
         self.identity.freed(record, self._op(), self._event("tag taken back"), self._row)

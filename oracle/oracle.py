@@ -7,7 +7,7 @@ trace with the same result: same class, same calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from nodes.world import MEMORY, World
 from oracle import statistics as stats
@@ -70,8 +70,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.statistics = Statistics()
         self.state = State()
         self._found: list[Violation] = []
-        nodes = world.nodes()
-        self.order = Order(nodes)
+        self.order = Order(world.nodes())
         self._index = self.order.index
         self._memory = self._index[MEMORY]
         self.obligations = Obligations(self.state, self._found)
@@ -102,68 +101,40 @@ class Oracle(MemoryRecords, GuestRecords):
         """What rules keep by operation, and forget with it."""
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
         self._mm_of = {vm.name: vm.mm for vm in world.vms}
-        self._handlers = self._record_handlers()
         self._n, self._id, self._node, self._at = 0, "", "", 0
         self._row: Row = ()
         self._op_id = ""
-
-    def _record_handlers(self) -> dict[type[r.Record], Callable[[Any], None]]:
-        return {
-            r.PteChange: self._pte_change, r.PteRead: self._pte_read,
-            r.FrameAllocated: self._frame_allocated, r.FrameFreed: self._frame_freed,
-            r.FrameCopied: self._frame_copied, r.PageWritten: self._page_written,
-            r.PageRead: self.memory_rules.read_in, r.PageDiscarded: self._page_discarded,
-            r.FilePageRead: self.memory_rules.file_read, r.FileSized: self.memory_rules.file_sized,
-            r.FilePageWritten: self._file_page_written, r.FilePageDirtied: self._file_page_dirtied,
-            r.FilePageDropped: self._file_page_dropped,
-            r.Registered: self.lifetimes.registered, r.Unregistered: self._unregistered,
-            r.Access: self._access, r.Use: self._use,
-            r.Fill: self._fill, r.Evict: self._evict,
-            r.InvalidateBegin: self._invalidate_begin, r.InvalidateDone: self._invalidate_done,
-            r.RequestPosted: self._request_posted, r.GuestEnter: self._guest_enter,
-            r.Invalidation: self._invalidation, r.OpBegin: self._op_begin, r.OpEnd: self._op_end,
-            r.NotifierCall: self._notifier_call, r.FaultRetry: self._fault_retry,
-            r.WalkDiscarded: self._walk_discarded, r.ApicTrapped: self._apic_trapped,
-            r.OutOfMemory: self._out_of_memory, r.Coverage: self._coverage,
-            r.OomKill: self._oom_kill, r.FlushDeferred: self._flush_deferred,
-            r.TagAlloc: self.identity.allocated, r.TagFree: self._tag_free,
-            r.LoopCut: self._loop_cut,
-            r.PermissionFault: self._permission_fault, r.TableRead: self._table_read,
-            r.TableCached: self._table_cached, r.TableUse: self.tables.used,
-        }  # fmt: skip
 
     # -- the caller's side ---------------------------------------------------------------------
 
     def step(self, step: TraceStep) -> list[Violation]:
         """One delivery; what it broke, if anything.  Raises ``EmulatorError`` on a gap."""
-        return self.see(step.n, step, step.records)
+        return self.observe(step, step)
 
-    def observe(self, envelope: Envelope, handled: Handled) -> bool | None:
-        """The same as an observer of a broker; never ends the run."""
-        self.see(handled.n, envelope, handled.records)
-        return None
-
-    def see(self, n: int, message: Delivered, records: Sequence[r.Record]) -> list[Violation]:
-        """The same with the parts of a step."""
-        at = self._index.get(message.dst, -1)
-        if at < 0:
-            raise EmulatorError(f"delivery {n} went to {message.dst}, which is not in this world")
+    def observe(self, message: Delivered, handled: Handled | TraceStep) -> list[Violation]:
+        """The same with what was delivered and what came of it apart."""
+        n = handled.n
+        try:
+            at = self._index[message.dst]
+        except KeyError:
+            stray = f"delivery {n} went to {message.dst}, which is not in this world"
+            raise EmulatorError(stray) from None
         row = self.order.deliver(n, at, message.causes)
         self.statistics.deliveries += 1
         if message.kind in _WATCHED:
             self._lock_moved(n, message, row)
         if at == self._memory and (self._unheard or self._walking):
             self._memory_reached(n, message, row)
+        records = handled.records
         if records:
             self._n, self._node, self._at, self._row = n, message.dst, at, row
-            self._id = message.id
-            self._op_id = operation_of(message.id)
-            handlers = self._handlers
+            self._id = message_id = message.id
+            self._op_id = operation_of(message_id)
             for record in records:
-                handler = handlers.get(type(record))
+                handler = _HANDLERS.get(type(record))
                 if handler is not None:
-                    handler(record)
-            if self.state.sweep_due():
+                    handler(self, record)
+            if self.state.untidy >= self.state.sweep_at:
                 self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
 
@@ -184,10 +155,10 @@ class Oracle(MemoryRecords, GuestRecords):
             self.context.delivered(kind, message.id, op, n, message.dst)
         if kind in LOCKS:
             self.deadlocks.lock(kind, op_id, message.src, message.dst)
-        if kind == PTL_LOCK:
-            self.inherited.locked(op, row[self._memory])
-        elif kind == MMAP_UNLOCK:
-            op.unlocked = n
+            if kind == PTL_LOCK:
+                self.inherited.locked(op, row[self._memory])
+            elif kind == MMAP_UNLOCK:
+                op.unlocked = n
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -306,6 +277,9 @@ class Oracle(MemoryRecords, GuestRecords):
     def _table_read(self, record: r.TableRead) -> None:
         self.tables.read(record, self._event("table found"))
 
+    def _table_use(self, record: r.TableUse) -> None:
+        self.tables.used(record)
+
     def _table_cached(self, record: r.TableCached) -> None:
         self.tables.cached(record, self._event("upper entry kept"), self._at)
 
@@ -365,7 +339,8 @@ class Oracle(MemoryRecords, GuestRecords):
         if op.id in self.measures.said:
             self.measures.ended(op)
         self.lifetimes.ended(op.id)
-        self.targeting.ended(op.id)
+        if self.targeting.units:
+            self.targeting.ended(op.id)
         for kept in self._until_ended:
             if kept:
                 kept.pop(op.id, None)
@@ -398,6 +373,9 @@ class Oracle(MemoryRecords, GuestRecords):
         op = self.state.op(record.op or self._op_id)
         self.targeting.cut(record, op, self._event("loop cut off"))
 
+    def _registered(self, record: r.Registered) -> None:
+        self.lifetimes.registered(record)
+
     def _unregistered(self, record: r.Unregistered) -> None:
         self.callbacks.lost(record.subscriber)
         self.brackets.gone.add(record.subscriber)
@@ -411,3 +389,29 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)
+
+
+_HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
+    r.PteChange: Oracle._pte_change, r.PteRead: Oracle._pte_read,
+    r.FrameAllocated: Oracle._frame_allocated, r.FrameFreed: Oracle._frame_freed,
+    r.FrameCopied: Oracle._frame_copied, r.PageWritten: Oracle._page_written,
+    r.PageRead: Oracle._page_read, r.PageDiscarded: Oracle._page_discarded,
+    r.FilePageRead: Oracle._file_page_read, r.FileSized: Oracle._file_sized,
+    r.FilePageWritten: Oracle._file_page_written, r.FilePageDirtied: Oracle._file_page_dirtied,
+    r.FilePageDropped: Oracle._file_page_dropped,
+    r.Registered: Oracle._registered, r.Unregistered: Oracle._unregistered,
+    r.Access: Oracle._access, r.Use: Oracle._use,
+    r.Fill: Oracle._fill, r.Evict: Oracle._evict,
+    r.InvalidateBegin: Oracle._invalidate_begin, r.InvalidateDone: Oracle._invalidate_done,
+    r.RequestPosted: Oracle._request_posted, r.GuestEnter: Oracle._guest_enter,
+    r.Invalidation: Oracle._invalidation, r.OpBegin: Oracle._op_begin, r.OpEnd: Oracle._op_end,
+    r.NotifierCall: Oracle._notifier_call, r.FaultRetry: Oracle._fault_retry,
+    r.WalkDiscarded: Oracle._walk_discarded, r.ApicTrapped: Oracle._apic_trapped,
+    r.OutOfMemory: Oracle._out_of_memory, r.Coverage: Oracle._coverage,
+    r.OomKill: Oracle._oom_kill, r.FlushDeferred: Oracle._flush_deferred,
+    r.TagAlloc: Oracle._tag_alloc, r.TagFree: Oracle._tag_free,
+    r.LoopCut: Oracle._loop_cut,
+    r.PermissionFault: Oracle._permission_fault, r.TableRead: Oracle._table_read,
+    r.TableCached: Oracle._table_cached, r.TableUse: Oracle._table_use,
+}  # fmt: skip
+"""Which rules read a record; those of other kinds are for people."""

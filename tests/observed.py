@@ -53,7 +53,7 @@ def observe(world: World, programs: Sequence[Program], seed: int) -> Run:
     oracle = Oracle(world)
     steps: list[TraceStep] = []
 
-    def watch(envelope: Envelope, handled: Handled) -> bool | None:
+    def watch(envelope: Envelope, handled: Handled) -> object:
         steps.append(step_of(envelope, handled))
         return oracle.observe(envelope, handled)
 

@@ -34,7 +34,7 @@ def run(
     """The oracle, the ending, deliveries by kind, and the words that were read."""
     oracle, kinds, read = Oracle(here), Counter[str](), list[int]()
 
-    def observe(envelope: Envelope, handled: Handled) -> bool | None:
+    def observe(envelope: Envelope, handled: Handled) -> object:
         kinds[envelope.kind] += 1
         read.extend(r.value for r in handled.records if isinstance(r, Access) and not r.write)
         return oracle.observe(envelope, handled)
@@ -146,7 +146,7 @@ def test_a_process_dies_when_nothing_can_be_reclaimed_and_the_others_go_on() -> 
             handled: Handled,
             results: dict[str, int] = results,
             oracle: Oracle = oracle,
-        ) -> bool | None:
+        ) -> object:
             done = [m for m in handled.messages if isinstance(m.body, op.OpDone)]
             results.update({m.id.rstrip("~"): m.body.result for m in done})  # type: ignore[union-attr]  # an OpDone
             return oracle.observe(e, handled)

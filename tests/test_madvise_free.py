@@ -43,7 +43,7 @@ def run(
     """The oracle after a run, all records, and whether it came to its end."""
     oracle, records = Oracle(here), list[Record]()
 
-    def observe(envelope: Envelope, handled: Handled) -> bool | None:
+    def observe(envelope: Envelope, handled: Handled) -> object:
         records.extend(handled.records)
         return oracle.observe(envelope, handled)
 
@@ -137,7 +137,7 @@ def test_files_and_holes_are_refused() -> None:
     ]
     results: list[int] = []
 
-    def observe(_: Envelope, handled: Handled) -> bool | None:
+    def observe(_: Envelope, handled: Handled) -> object:
         results.extend(m.body.result for m in handled.messages if isinstance(m.body, op.OpDone))
         return None
 

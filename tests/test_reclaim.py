@@ -51,7 +51,7 @@ def test_reclaim_beside_everything_else(
     oracle = Oracle(here)
     written: list[PageWritten] = []
 
-    def observe(envelope: Envelope, handled: Handled) -> bool | None:
+    def observe(envelope: Envelope, handled: Handled) -> object:
         written.extend(r for r in handled.records if isinstance(r, PageWritten))
         return oracle.observe(envelope, handled)
 
@@ -81,7 +81,7 @@ def test_what_was_swapped_out_comes_back() -> None:
     exchange = Exchange(Feeder((Program("cpu0", "cpu0", [Step(o) for o in steps]),)))
     seen: list[int] = []
 
-    def observe(_: Envelope, handled: Handled) -> bool | None:
+    def observe(_: Envelope, handled: Handled) -> object:
         seen.extend(r.value for r in handled.records if isinstance(r, Access) and not r.write)
         return None
 
