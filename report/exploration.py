@@ -89,12 +89,13 @@ def _facts(found: Exploration) -> Lines:
     for violation in list(found.violations.values())[:VIOLATIONS_LISTED]:
         yield "broken", _violation(violation)
     for policy, tally in found.tallies.items():
-        yield "policy", f"{policy:<8}{tally.schedules:>7,} schedules, {tally.violated:,} violated"
+        runs = words.many(tally.schedules, "schedule")
+        yield "policy", f"{policy:<8}{runs:>17}, {tally.violated:,} violated"
     for bound in found.bounds():
         yield "bound", bound_text(bound)
     yield "window", f"entered in {found.entered:,} of {words.many(found.schedules, 'schedule')}"
     for at, condition in enumerate(found.spec.sometimes):
-        yield "window", f"{found.met.get(at, 0):>7,} times {describe(condition)}"
+        yield "window", f"{words.many(found.met.get(at, 0), 'time'):>13}  {describe(condition)}"
     coverage = found.coverage
     yield (
         "coverage",
@@ -102,11 +103,12 @@ def _facts(found: Exploration) -> Lines:
         f"{words.many(coverage.signed, 'schedule')}; the next one is new with probability "
         f"{coverage.unseen:.3f}",
     )
-    for point, runs in sorted(coverage.points.items()):
-        yield "coverage", f"{runs:>7,} schedules with {point}"
+    for point, count in sorted(coverage.points.items()):
+        yield "coverage", f"{words.many(count, 'schedule'):>17} with {point}"
     if found.seconds:
         rate, speed = found.schedules / found.seconds, found.deliveries / found.seconds
-        yield "took", f"{words.seconds(found.seconds)}: {rate:,.0f} schedules/s, {speed:,.0f}/s"
+        took = words.seconds(found.seconds)
+        yield "took", f"{took}: {rate:,.0f} schedules/s, {speed:,.0f} deliveries/s"
 
 
 def _finding(found: Exploration) -> Lines:
