@@ -46,7 +46,7 @@ from nodes.world import World
 from protocol import codec, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
 from protocol.errors import UserError
-from protocol.limits import JOURNAL_RECORD_BYTES_MAX
+from protocol.limits import JOURNAL_FLUSH_EVERY, JOURNAL_RECORD_BYTES_MAX
 from protocol.wire import Choices
 
 SCHEDULE_FILE = "schedule"
@@ -129,6 +129,7 @@ class Recorder:
         self.directory = directory
         self.broker = BrokerJournal(directory)
         self._nodes = {name: Journal(journal_path(directory, name), name) for name in nodes}
+        self._unwritten = 0
         self.watch = self.broker.watch
 
     def observe(self, envelope: Envelope, handled: Handled) -> None:
@@ -136,9 +137,13 @@ class Recorder:
         self.broker.deliver(handled.n, envelope)
         record = wire.journal_record(envelope.id, wire.handled_frames(handled))
         self._nodes[envelope.dst].append(record)
+        self._unwritten += 1
+        if self._unwritten == JOURNAL_FLUSH_EVERY:
+            self.flush()
 
     def flush(self) -> None:
-        """Put everything so far on file, so that it can be followed."""
+        """Put everything so far on file, so that it can be followed and outlives this process."""
+        self._unwritten = 0
         self.broker.flush()
         for journal in self._nodes.values():
             journal.flush()

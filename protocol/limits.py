@@ -113,6 +113,9 @@ ORACLE_OPERATIONS_KEPT: Final = 16
 ORACLE_VIOLATIONS_KEPT: Final = 10_000
 """Violations that the oracle keeps with all they say (about 2 KiB each); the rest is counted."""
 
+JOURNAL_FLUSH_EVERY: Final = 1024
+"""Deliveries of the simulator between two writes of its journals: what kill -9 can cost."""
+
 LOW_WATER_EVERY: Final = 8192
 """Deliveries between two notes of what may be forgotten; a clock of the oracle is about 250
 bytes, so that is 2 MiB."""

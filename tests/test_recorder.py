@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from nodes.world import World
 from protocol import codec, wire
 from protocol.envelope import Envelope, Handled
 from protocol.errors import PeerError, UserError
+from protocol.limits import JOURNAL_FLUSH_EVERY
 from protocol.messages.base import Ack
 from protocol.messages.memory import PteLoad
 from protocol.records import OpEnd
@@ -315,6 +317,21 @@ def test_a_bad_schedule_is_refused_with_its_line(
     path.write_text(damage(path.read_text()))
     with pytest.raises(UserError, match=where):
         read_schedule(tmp_path)
+
+
+def test_a_run_whose_process_is_gone_lacks_its_last_deliveries_only(tmp_path: Path) -> None:
+    """Nobody closes the files, as after kill -9."""
+    recorder = Recorder(tmp_path, toy.NODES)
+    world = codec.convert(codec.unpack(toy.world()), World)
+    drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
+    exchange = Exchange(Feeder(toy.programs(10_000)))
+    made = 5 * JOURNAL_FLUSH_EVERY - 1
+    assert (
+        Simulator(drivers, exchange, RandomWalk(3), recorder.observe).run(made).deliveries == made
+    )
+    with closing(Follower(tmp_path, toy.NODES)) as follower:
+        numbers = [step.n for step in follower.rest()]
+    assert numbers == list(range(1, 4 * JOURNAL_FLUSH_EVERY + 1))
 
 
 def test_a_damaged_run_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
