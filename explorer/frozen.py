@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import types
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,10 +90,12 @@ def _freeze_entries(cache: TranslationCache | PagingStructureCache) -> Frozen:
 
 
 def _freeze_cache(cache: TranslationCache) -> Frozen:
+    walks = Counter((walk.tag, walk.address, walk.stale) for walk in cache.walks)
+    # Which walk or access began first decides nothing.
     return (
         _freeze_entries(cache),
-        tuple((walk.tag, walk.address, walk.stale) for walk in cache.walks),
-        tuple(cache.in_flight),
+        frozenset(walks.items()),
+        frozenset(Counter(cache.in_flight).items()),
     )
 
 

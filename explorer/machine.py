@@ -18,6 +18,7 @@ from explorer.waits import may_come_later
 from nodes.driver import Driver
 from nodes.footprint import Footprint, conflict, track
 from oracle.denied import MMAP_UNLOCK
+from oracle.identity import XSL
 from oracle.inherited import LOOK, PTL_LOCK
 from oracle.moves import PTL_UNLOCK
 from oracle.obligations import REVOKING
@@ -42,6 +43,7 @@ from protocol.records import (
     PteChange,
     Record,
     RequestPosted,
+    TagFree,
 )
 
 LIVE_DRIVERS_MAX: Final = 64
@@ -119,9 +121,15 @@ LOOKS: Final = 64
 """The end of an operation that inherits what others have left undone."""
 ENDS: Final = 128
 """Leaves something undone, or is the end of an operation, which then leaves nothing."""
-JUDGED_BITS: Final = 8
+TAGGED: Final = 256
+"""Installs a translation under a tag that others may have later."""
+UNTAGS: Final = 512
+"""Takes a tag back: what is installed by then had to be gone."""
+JUDGED_BITS: Final = 10
 """So many classes there are."""
-_RIVALS: Final = ((CLOSES, DUE), (REACHES, DECIDES), (REFUSED, LEAVES), (LOOKS, ENDS))
+_RIVALS: Final = (
+    (CLOSES, DUE), (REACHES, DECIDES), (REFUSED, LEAVES), (LOOKS, ENDS), (TAGGED, UNTAGS),
+)  # fmt: skip
 
 
 def judged_by_order(kind: str, operation: str, records: Iterable[Record]) -> int:
@@ -140,6 +148,8 @@ def judged_by_order(kind: str, operation: str, records: Iterable[Record]) -> int
         found |= _ORDERED.get(type(record), 0)
         if isinstance(record, PteChange) and hw_present(record.new):
             found |= DUE
+        elif isinstance(record, Fill) and record.cache == XSL:
+            found |= TAGGED
         elif isinstance(record, OpEnd):
             found |= DUE | DECIDES if record.kind in REVOKING else 0
             found |= LOOKS if record.kind in LOOK else 0
@@ -162,6 +172,7 @@ _ORDERED: Final[Mapping[type[Record], int]] = {
     PteChange: DECIDES,
     FlushDeferred: ENDS,
     OpEnd: ENDS,
+    TagFree: DUE | UNTAGS,
 }
 
 

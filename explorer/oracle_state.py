@@ -23,6 +23,7 @@ from oracle.moves import PTL_UNLOCK, Moves
 from oracle.oracle import Oracle
 from oracle.order import Order, Row
 from oracle.state import PARENTS, Cached, Change, Op, Page, State
+from oracle.tables import Tables
 from oracle.violation import Violation
 from protocol.pte import frame_of
 from protocol.trace import TraceStep
@@ -61,7 +62,8 @@ class OracleTable:
         self._origin: list[tuple[int, Sent, Move] | None] = []
         self._next: dict[tuple[int, int, Move], tuple[int, tuple[Violation, ...]]] = {}
         self._live: dict[int, tuple[Oracle, int]] = {}
-        first = self._new()
+        first = self.oracle()
+        self._world = first.world
         self._kept = _kept(first.world)
         self._arrive(first, 0, None)
 
@@ -81,16 +83,17 @@ class OracleTable:
     @property
     def world(self) -> World:
         """The world that is judged."""
-        return self._live[next(iter(self._live))][0].world
+        return self._world
 
-    def _new(self) -> Oracle:
+    def oracle(self) -> Oracle:
+        """One that has read nothing, and takes all deliveries to be in one order."""
         oracle = self._make()
         oracle.order = TotalOrder(oracle.world.nodes())
         return oracle
 
     def _run(self, state: int, message: Sent, move: Move) -> tuple[int, tuple[Violation, ...]]:
         oracle, n = self._live.pop(state) if state in self._live else self._again(state)
-        found = tuple(_see(oracle, n + 1, message, move))
+        found = tuple(see(oracle, n + 1, message, move))
         return self._arrive(oracle, n + 1, (state, message, move)), found
 
     def _again(self, state: int) -> tuple[Oracle, int]:
@@ -99,13 +102,21 @@ class OracleTable:
         while (origin := self._origin[state]) is not None:
             state = origin[0]
             steps.append(origin)
-        oracle = self._new()
+        oracle = self.oracle()
         for n, (_, message, move) in enumerate(reversed(steps), 1):
-            _see(oracle, n, message, move)
+            see(oracle, n, message, move)
         return oracle, len(steps)
 
+    def freeze(self, oracle: Oracle) -> Frozen:
+        """The state that it is in."""
+        return _freeze(oracle, self._kept)
+
+    def forget_live(self) -> None:
+        """Build every state again, by what first led to it, when it is next asked for."""
+        self._live.clear()
+
     def _arrive(self, oracle: Oracle, n: int, origin: tuple[int, Sent, Move] | None) -> int:
-        frozen = _freeze(oracle, self._kept)
+        frozen = self.freeze(oracle)
         number = self._numbers.get(frozen)
         if number is None:
             number = self._numbers[frozen] = len(self._origin)
@@ -121,7 +132,8 @@ _LIVE_MAX = 2048
 """Live oracles kept in case the search comes back to their states."""
 
 
-def _see(oracle: Oracle, n: int, message: Sent, move: Move) -> list[Violation]:
+def see(oracle: Oracle, n: int, message: Sent, move: Move) -> list[Violation]:
+    """Tell an oracle of delivery ``n``; what that broke."""
     step = TraceStep(n, message.id, message.src, message.dst, message.kind, (), move.records)
     return oracle.step(step)
 
@@ -148,7 +160,28 @@ def _freeze(oracle: Oracle, kept: _Kept) -> Frozen:
         frozenset(i for i in oracle.denied.count.items() if i[0] in state.fills),
         frozenset(oracle.memory_rules.private.anon),
         frozenset(oracle.memory_rules.private.slots.items()),
+        frozenset(oracle.identity.tags),
+        _tables(oracle.tables, state),
     )
+
+
+def _tables(tables: Tables, state: State) -> Frozen:
+    """Upper entries that walkers keep, and loads of such entries that they may come to keep."""
+    kept = [
+        (name, k.agent, k.record.table, _same(k.generation, k.record.table, state),
+         "O" in k.reported)
+        for name, k in tables.kept.items() if not k.closed
+    ]  # fmt: skip
+    reads = [
+        (load, table, _same(generation, table, state))
+        for loads in tables.reads.values() for load, (_, table, generation) in loads.items()
+    ]  # fmt: skip
+    return frozenset(kept), frozenset(reads)
+
+
+def _same(generation: int, frame: int, state: State) -> bool:
+    """Whether the frame has not been freed since."""
+    return state.frame(frame).generation == generation
 
 
 class _Kept(NamedTuple):
@@ -256,4 +289,4 @@ def _newer(n: int, changes: list[Change]) -> tuple[str, ...]:
 
 def _current(generation: int, pte: int, state: State) -> bool:
     """Whether the frame that an entry named has not been freed since."""
-    return state.frame(frame_of(pte)).generation == generation
+    return _same(generation, frame_of(pte), state)

@@ -37,7 +37,8 @@ class Identity:
     def __init__(self, world: World, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
         self._owner = {pid_tag(pid): mm for mm, pid in world.context_ids().items()}
-        self._owned = set(self._owner.items())
+        self.tags = set(self._owner.items())
+        """Every (tag, mm) of which the tag is or was that mm's."""
         self._freed: dict[str, Event] = {}
         """mm -> when its last tag was taken back."""
 
@@ -47,12 +48,12 @@ class Identity:
 
     def owned(self, tag: str, mm: str) -> bool:
         """Whether the tag is or was that mm's."""
-        return (tag, mm) in self._owned
+        return (tag, mm) in self.tags
 
     def allocated(self, record: TagAlloc) -> None:
         """A tag has an owner."""
         self._owner[record.tag] = record.mm
-        self._owned.add((record.tag, record.mm))
+        self.tags.add((record.tag, record.mm))
 
     def freed(self, record: TagFree, op: Op, event: Event, row: Row) -> None:
         """A tag has none any more: nothing may be left under it."""

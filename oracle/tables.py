@@ -25,7 +25,7 @@ from protocol.records import TableCached, TableRead, TableUse
 PWC = "pwc"
 
 
-class _Kept:
+class KeptTable:
     """A cached upper entry, and which generation of the table it was read for."""
 
     __slots__ = ("agent", "closed", "event", "generation", "index", "read", "record", "reported")
@@ -57,30 +57,36 @@ class Tables:
 
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
-        self.uses: dict[str, _Kept] = {}
+        self.uses: dict[str, KeptTable] = {}
         """Loads on their way: message id -> the kept entry that they go through."""
-        self._kept: dict[str, _Kept] = {}
-        self.reads: Final[dict[str, dict[str, tuple[Event, int]]]] = {}
-        """Operation in flight -> load -> when it was, and the generation of the table then."""
+        self.kept: dict[str, KeptTable] = {}
+        """By name."""
+        self.reads: Final[dict[str, dict[str, tuple[Event, int, int]]]] = {}
+        """Operation in flight -> load -> when it was, the table, and its generation then."""
 
     def read(self, record: TableRead, event: Event) -> None:
         """Memory answered a load of an upper entry."""
         generation = self.state.frame(record.table).generation
-        self.reads.setdefault(operation_of(event.id), {})[event.id] = (event, generation)
+        self.reads.setdefault(operation_of(event.id), {})[event.id] = (
+            event,
+            record.table,
+            generation,
+        )
 
     def cached(self, record: TableCached, event: Event, index: int) -> None:
         """A walker keeps what a load found."""
         found = self.reads.get(operation_of(record.source), {}).get(record.source)
         if found is None:
             return
-        kept = self._kept[record.fill] = _Kept(record, event, index, *found)
+        read, _, generation = found
+        kept = self.kept[record.fill] = KeptTable(record, event, index, read, generation)
         frame = self.state.frame(record.table)
         if frame.generation != kept.generation and frame.freed is not None:
             self._report("O", kept, frame.freed, "installed after its table was freed")
 
     def used(self, record: TableUse) -> None:
         """A load goes out through a kept entry."""
-        kept = self._kept.get(record.fill)
+        kept = self.kept.get(record.fill)
         if kept is not None:
             self.uses[record.access] = kept
 
@@ -95,22 +101,22 @@ class Tables:
 
     def closed(self, fill: str, n: int) -> None:
         """The walker dropped it in delivery ``n``."""
-        kept = self._kept.get(fill)
+        kept = self.kept.get(fill)
         if kept is not None and not kept.closed:
             kept.closed = n
 
     def freed(self, frame: int, event: Event, row: Row) -> None:
         """A frame was freed; ``row`` knows which closings came before."""
-        for name, kept in list(self._kept.items()):
+        for name, kept in list(self.kept.items()):
             if 0 < kept.closed <= row[kept.index]:
-                del self._kept[name]
+                del self.kept[name]
             elif (
                 kept.record.table == frame and kept.generation < self.state.frame(frame).generation
             ):
                 self._report("O", kept, event, "still held when its table was freed")
 
     def _report(
-        self, rule: str, kept: _Kept, freed: Event | None, why: str, use: Event | None = None
+        self, rule: str, kept: KeptTable, freed: Event | None, why: str, use: Event | None = None
     ) -> None:
         if rule in kept.reported:
             return

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
+from broker.programs import Program, Step, operation_program
 from explorer.exhaustive import Budget, explore_stateful
 from explorer.machine import Move, Sent, rival_bits
 from explorer.oracle_state import RULES, OracleTable
 from explorer.stateful import Broken, Stateful
 from explorer.world_state import Config, Model, model_of
+from nodes.kernel.variant import preset
+from nodes.world import Unit, World
 from oracle.oracle import Oracle
+from protocol.messages import program as op
 from scenarios.catalogue import load_all
 from scenarios.spec import RunSpec
+from scenarios.workloads import Script
 from tests.search_toy import WORLD, Accesses, naive, toy
 from tests.test_stateful import rules, unmapped_under_dma
+from tests.worlds import MM, page
 
-RACES = {name: race for name, race in load_all().items() if race.scopes}
+CATALOGUE = load_all()
+RACES = {name: race for name, race in CATALOGUE.items() if race.scopes}
 SCOPES = [(name, case.name) for name, race in RACES.items() for case in race.kernels[:2]]
 
 
@@ -106,7 +114,24 @@ def both(
     return config.nodes, config.front, oracle, sorted(broken)
 
 
-def compare(spec: RunSpec, seeds: int) -> int:
+Walk = Callable[[Model, int], Iterator[tuple[Config, Sent, Move]]]
+
+
+def in_bursts(model: Model, seed: int) -> Iterator[tuple[Config, Sent, Move]]:
+    """A random execution in which a program mostly goes on for a while."""
+    draws, config, going = random.Random(seed), model.first(), ""
+    while heads := config.heads():
+        if draws.random() < 0.06:
+            going = operation_program(draws.choice(heads).id)
+        mine = [message for message in heads if operation_program(message.id) == going]
+        message = draws.choice(mine if mine and draws.random() < 0.93 else heads)
+        at = model.index[message.dst]
+        move = draws.choice(model.machines[at].moves_of(config.nodes[at], message))
+        yield config, message, move
+        config, _ = model.step(config, message, move)
+
+
+def compare(spec: RunSpec, seeds: int, walk: Walk = walk) -> int:
     """Try independent deliveries in both orders at places of random executions: how many pairs."""
     model = model_of(spec)
     table = OracleTable(lambda: Oracle(spec.world, (), frozenset(RULES)))
@@ -128,3 +153,23 @@ def compare(spec: RunSpec, seeds: int) -> int:
 @pytest.mark.parametrize(("name", "kernel"), SCOPES)
 def test_independent_deliveries_commute_for_the_oracle_too(name: str, kernel: str) -> None:
     assert compare(RACES[name].run_in_scope(kernel), 4) > 5
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_they_do_in_every_race_on_every_kernel(name: str) -> None:
+    for case in CATALOGUE[name].kernels:
+        spec = replace(CATALOGUE[name].run(case.name), chaos=None)
+        compare(spec, 1, in_bursts if case.expect.verdict == "held" else walk)
+
+
+def test_what_a_walker_keeps_of_upper_entries_commutes_with_no_other_walk() -> None:
+    """Pages of one table: which walk is first decides how many loads the other one makes."""
+    unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu0", pwc=True)
+    world = World(kernel=preset("v6.6"), cpus=("cpu0",), units=(unit,))
+    touches = [Step(op.Touch(MM, page(i), True, i)) for i in range(2)]
+    cpu = Program("cpu0", "cpu0", [Step(op.Mmap(MM, 0, page(2), True, True)), *touches])
+    devices = [
+        Program(name, name, [Step(op.Dma(MM, page(at), False), ("cpu0/2",))])
+        for at, name in enumerate(unit.devices)
+    ]
+    assert compare(RunSpec("t", world, 0, Script((cpu, *devices))), 40) > 100

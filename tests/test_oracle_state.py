@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from broker.programs import Program, Step
 from explorer.exhaustive import Budget, explore_stateful
-from explorer.machine import CLOSES, judged_by_order
+from explorer.machine import CLOSES, judged_by_order, rival_bits
+from explorer.oracle_state import see
+from explorer.world_state import model_of
 from nodes.kernel.variant import preset
 from nodes.world import Unit, World
 from protocol.messages import program as op
-from protocol.records import ApicTrapped, GuestEnter
+from protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
-from tests.test_futures import compare
+from tests.test_futures import CATALOGUE, compare, in_bursts, walk
+from tests.test_symmetry import table_of
 from tests.worlds import MM, page
 
 
@@ -58,6 +63,34 @@ def test_what_was_made_from_what_is_gone_is_judged(eager: bool) -> None:
 def test_states_that_are_told_apart_by_what_they_can_judge(spec: RunSpec) -> None:
     """Which of two independent deliveries comes first does not change what the oracle knows."""
     assert compare(spec, 60) > 100
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_state_keeps_all_that_matters(name: str) -> None:
+    """What the table says is what an oracle says that has read it all.
+
+    Each state is built again from whatever led to it first, not from what led to it here.
+    """
+    for case in CATALOGUE[name].kernels:
+        spec = replace(CATALOGUE[name].run(case.name), chaos=None)
+        model, table = model_of(spec), table_of(spec.world)
+        for seed, wander in enumerate((walk, in_bursts)):
+            state, whole = 0, table.oracle()
+            for n, (_, message, move) in enumerate(wander(model, seed), 1):
+                table.forget_live()
+                state, found = table.step(state, message, move)
+                broken = [violation.identity() for violation in see(whole, n, message, move)]
+                assert [v.identity() for v in found] == broken, (case.name, message.id)
+                assert table.frozen[state] == table.freeze(whole), (case.name, message.id)
+
+
+def test_whoever_takes_a_tag_back_is_ordered_with_what_is_under_it() -> None:
+    """Rule O asks then what was installed under it, and not dropped."""
+    freed = rival_bits(judged_by_order("ContextIdFree", "Exit", [TagFree("pid1", MM)]))
+    filled = Fill("xsl", "pid1", 0, 0, "xsl:link0/0.3", "link0/0.3")
+    dropped = InvalidateDone("xsl", "pid1", 0, page(1), ("xsl:link0/0.3",))
+    for record in (filled, dropped):
+        assert judged_by_order("PteWalk~", "AfuTouch", [record]) & freed
 
 
 def test_whatever_uses_the_vmcs_is_ordered_with_what_it_is_judged_by() -> None:
