@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import types
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,12 +90,10 @@ def _freeze_entries(cache: TranslationCache | PagingStructureCache) -> Frozen:
 
 
 def _freeze_cache(cache: TranslationCache) -> Frozen:
-    walks = Counter((walk.tag, walk.address, walk.stale) for walk in cache.walks)
-    # Which walk or access began first decides nothing.
     return (
         _freeze_entries(cache),
-        frozenset(walks.items()),
-        frozenset(Counter(cache.in_flight).items()),
+        tuple((walk.load, walk.tag, walk.address, walk.stale) for walk in cache.walks),
+        tuple(cache.in_flight),
     )
 
 

@@ -82,11 +82,11 @@ class Device(Node):
         if entry is not None:
             self.atc.evict(entry)
         while True:
-            walk, load = self.atc.begin_walk(mm, address), self.port.upcoming
+            walk = self.atc.begin_walk(mm, address)
             reply = await self.port.call(self.iommu, AtsTranslate(mm, address, write))
             self.atc.touch(mm, address, "read")  # whether the walk is stale
             if not walk.stale and ptes.permits(reply.pte, write):
-                return self.atc.fill(walk, reply.pte, reply.fill, load)
+                return self.atc.fill(walk, reply.pte, reply.fill, walk.load)
             stale = walk.stale
             self.atc.end_walk(walk)
             if not stale:

@@ -130,7 +130,7 @@ class Ocxl(Node):
     async def _process_element(self, pasid: int) -> int:
         """The PID of a PASID, kept or loaded; 0 if its element is not valid."""
         while pasid not in self.pe_cache:
-            load = Walk("", pasid)
+            load = Walk("", pasid, self.port.upcoming)
             self.pe_loads.append(load)
             pid = (await self.port.call(MEMORY, o.SpaLoad(self.name, pasid))).value
             self.pe_loads.remove(load)

@@ -36,12 +36,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Walk:
-    """A walk in progress; ``stale`` once an invalidation overlapped it."""
+    """A walk in progress, named by its first load; ``stale`` once an invalidation overlapped it."""
 
-    __slots__ = ("address", "stale", "tag")
+    __slots__ = ("address", "load", "stale", "tag")
 
-    def __init__(self, tag: str, address: int) -> None:
-        self.tag, self.address, self.stale = tag, address, False
+    def __init__(self, tag: str, address: int, load: str) -> None:
+        self.tag, self.address, self.load, self.stale = tag, address, load, False
 
 
 class TranslationCache:
@@ -78,9 +78,9 @@ class TranslationCache:
         return self.entries.get((tag, page_of(address)))
 
     def begin_walk(self, tag: str, address: int) -> Walk:
-        """Start a walk; ``end_walk`` must follow."""
+        """Start a walk; the next request sent is its first load, and ``end_walk`` must follow."""
         self.touch(tag, address)
-        walk = Walk(tag, page_of(address))
+        walk = Walk(tag, page_of(address), self.port.upcoming)
         self.walks.append(walk)
         return walk
 
@@ -153,11 +153,15 @@ class TranslationCache:
             self._touch_order()
         fills = tuple(self.entries.pop(key).fill for key in hit)
         self.port.emit(InvalidateBegin(self.cache, tag, start, end, fills))
-        overlapped = [w for w in self.walks if w.tag == tag and covers(start, end, w.address)]
-        for walk in overlapped:
-            walk.stale = True
+        overlapped = []
+        for walk in self.walks:
+            if walk.tag == tag and covers(start, end, walk.address):
+                walk.stale = True
+                overlapped.append(walk.load)
         using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
-        while any(w in self.walks for w in overlapped) or any(e in self.in_flight for e in using):
+        while any(w.load in overlapped for w in self.walks) or any(
+            entry in self.in_flight for entry in using
+        ):
             await self.port.park("drain", self.cache)
             self._touch_range(tag, start, end)
         self.port.emit(InvalidateDone(self.cache, tag, start, end, fills))

@@ -180,10 +180,9 @@ class Vcpu(Processor):
         if entry is not None:
             self.gtlb.evict(entry)
         walk = self.gtlb.begin_walk(self.vm, gpa)
-        load = self.port.upcoming
         spte = await self.port.call(self.vm, SpteLoad(gpa >> PAGE_SHIFT))
         if not walk.stale and ptes.permits(spte.pte, write):
-            return self.gtlb.fill(walk, spte.pte, spte.fill, load)
+            return self.gtlb.fill(walk, spte.pte, spte.fill, walk.load)
         self.gtlb.end_walk(walk)
         return None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from explorer.frozen import freeze_fields
+import msgspec
+
+from explorer.frozen import freeze_driver, freeze_fields
 from nodes.build import build
 from nodes.driver import Driver
 from nodes.footprint import independent
@@ -14,8 +16,10 @@ from nodes.kernel.variant import preset
 from nodes.translation import TranslationCache
 from nodes.world import Unit, Vm, World
 from protocol.envelope import Envelope
-from protocol.messages.base import Request
+from protocol.messages.base import Message, Request
+from protocol.messages.iommu import DmaAccess, IotlbInvalidate
 from protocol.messages.kvm import ActiveInvalidate, Memslot, MemslotAdd, MemslotsLoad
+from protocol.messages.memory import PteValue
 from tests.worlds import MM, page
 
 SLOT = Memslot(0, 1, 0)
@@ -75,3 +79,32 @@ def test_the_end_of_a_bracket_installs_the_slots_that_wait_for_it() -> None:
     end, load = sent("cpu0/2", ActiveInvalidate(-1)), sent("cpu0/3", MemslotsLoad())
     assert not independent(brackets(True), end, load)
     assert independent(brackets(False), end, load)
+
+
+def overlapping(devices: Iterable[str]) -> Driver:
+    """A unit in which each device in turn begins a walk of a page, which is then invalidated."""
+    here = msgspec.structs.replace(
+        world(64), units=(Unit("iommu0", ("device0", "device1"), (MM,), "cpu0"),)
+    )
+    driver = build("iommu0", here, 0)
+    for at, name in enumerate(devices):
+        driver.deliver(2 * at + 1, to_unit(f"{name}/0.0", DmaAccess(MM, 0, True, 1)))
+        driver.deliver(2 * at + 2, to_unit(f"cpu0/{at}.0", IotlbInvalidate(MM, 0, page(1))))
+    return driver
+
+
+def to_unit(name: str, message: Message) -> Envelope:
+    """A message to the unit."""
+    return Envelope(name, "cpu0", "iommu0", type(message).__name__, name[:-2], "", message)
+
+
+def test_whose_walk_an_invalidation_waits_for_is_told() -> None:
+    """All four are under way in both; the first invalidation waits for the first walk only."""
+    one, other = overlapping(("device0", "device1")), overlapping(("device1", "device0"))
+    assert freeze_driver(one) != freeze_driver(other)
+    answer = to_unit("device0/0.0.0~", PteValue(0))
+    acknowledged = [
+        [m.id for m in driver.deliver(5, answer).messages if m.dst == "cpu0" and m.id[-1] == "~"]
+        for driver in (one, other)
+    ]
+    assert acknowledged == [["cpu0/0.0~"], []]

@@ -8,22 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from broker.programs import Program, Step, operation_program
+from broker.programs import operation_program
 from explorer.exhaustive import Budget, explore_stateful
 from explorer.machine import Move, Sent, rival_bits
 from explorer.oracle_state import RULES, OracleTable
 from explorer.stateful import Broken, Stateful
 from explorer.world_state import Config, Model, model_of
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
 from oracle.oracle import Oracle
-from protocol.messages import program as op
 from scenarios.catalogue import load_all
 from scenarios.spec import RunSpec
-from scenarios.workloads import Script
 from tests.search_toy import WORLD, Accesses, naive, toy
 from tests.test_stateful import rules, unmapped_under_dma
-from tests.worlds import MM, page
 
 CATALOGUE = load_all()
 RACES = {name: race for name, race in CATALOGUE.items() if race.scopes}
@@ -160,16 +155,3 @@ def test_they_do_in_every_race_on_every_kernel(name: str) -> None:
     for case in CATALOGUE[name].kernels:
         spec = replace(CATALOGUE[name].run(case.name), chaos=None)
         compare(spec, 1, in_bursts if case.expect.verdict == "held" else walk)
-
-
-def test_what_a_walker_keeps_of_upper_entries_commutes_with_no_other_walk() -> None:
-    """Pages of one table: which walk is first decides how many loads the other one makes."""
-    unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu0", pwc=True)
-    world = World(kernel=preset("v6.6"), cpus=("cpu0",), units=(unit,))
-    touches = [Step(op.Touch(MM, page(i), True, i)) for i in range(2)]
-    cpu = Program("cpu0", "cpu0", [Step(op.Mmap(MM, 0, page(2), True, True)), *touches])
-    devices = [
-        Program(name, name, [Step(op.Dma(MM, page(at), False), ("cpu0/2",))])
-        for at, name in enumerate(unit.devices)
-    ]
-    assert compare(RunSpec("t", world, 0, Script((cpu, *devices))), 40) > 100

@@ -15,15 +15,16 @@ from nodes.driver import Driver
 from nodes.fingerprint import fingerprint
 from nodes.footprint import independent
 from nodes.kernel.variant import preset
-from nodes.world import MEMORY, Link, World
+from nodes.world import MEMORY, Link, Unit, World
 from protocol.envelope import REPLY_MARK, Envelope
 from protocol.limits import PAGE_SIZE
 from protocol.messages import ocxl as o
 from protocol.messages import program as op
 from protocol.messages.base import Message
+from protocol.messages.iommu import DmaAccess
 from protocol.messages.memory import Count, PteValue
 from protocol.pte import PRESENT, WRITE, make
-from tests.worlds import small_programs, small_world
+from tests.worlds import MM, page, small_programs, small_world
 
 PAIRS_MAX = 60
 
@@ -104,3 +105,20 @@ def test_a_walk_of_a_link_looks_whether_it_is_stale_at_every_step(steps: int) ->
     command = o.Tlbie(1, 0, PAGE_SIZE)
     invalidation = Envelope("cpu0/0.0", "cpu0", "link0", "Tlbie", "cpu0/0", "", command)
     assert not independent(driver, message, invalidation)
+
+
+def test_whoever_keeps_an_upper_entry_shortens_the_next_walk() -> None:
+    """So a walk that begins does not commute with the answer that makes a walker keep one."""
+    unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu1", pwc=True)
+    world = msgspec.structs.replace(small_world(), units=(unit,))
+    driver = build_all(world, 0)["iommu0"]
+    first, other = (
+        Envelope(
+            f"{name}/0.0", name, "iommu0", "DmaAccess", f"{name}/0", "",
+            DmaAccess(MM, page(at), False, 0),
+        )
+        for at, name in enumerate(unit.devices)
+    )  # fmt: skip
+    (load,) = driver.deliver(1, first).messages
+    answer = answered(load, PteValue(make(5, PRESENT | WRITE)))
+    assert not independent(driver, answer, other)
