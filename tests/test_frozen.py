@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
+import pytest
 
 from explorer.frozen import freeze_driver, freeze_fields
-from nodes.build import build
+from explorer.world_state import model_of
+from nodes.build import build, build_all
 from nodes.driver import Driver
-from nodes.footprint import independent
+from nodes.footprint import independent, track
 from nodes.iommu import Iommu
 from nodes.kernel.variant import preset
 from nodes.translation import TranslationCache
 from nodes.world import Unit, Vm, World
-from protocol.envelope import Envelope
+from protocol.envelope import BROKER, Envelope
 from protocol.messages.base import Message, Request
 from protocol.messages.iommu import DmaAccess, IotlbInvalidate
 from protocol.messages.kvm import ActiveInvalidate, Memslot, MemslotAdd, MemslotsLoad
 from protocol.messages.memory import PteValue
+from tests.test_futures import CATALOGUE, in_bursts, walk
 from tests.worlds import MM, page
 
 SLOT = Memslot(0, 1, 0)
@@ -108,3 +112,26 @@ def test_whose_walk_an_invalidation_waits_for_is_told() -> None:
         for driver in (one, other)
     ]
     assert acknowledged == [["cpu0/0.0~"], []]
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_node_does_the_same_whatever_brought_it_to_its_state(name: str) -> None:
+    """The search runs a node once from each state; here others ran through all that came before."""
+    race = CATALOGUE[name]
+    spec = replace(race.run(race.kernels[-1].name), chaos=None)
+    model = model_of(spec)
+    for seed, wander in enumerate((walk, in_bursts, in_bursts)):
+        drivers = build_all(spec.world, spec.seed)
+        for driver in drivers.values():
+            track(driver)
+        for _, message, move in wander(model, seed):
+            driver, ways = drivers[message.dst], iter(move.ways)
+            driver.chooser = lambda *_, ways=ways: next(ways)
+            handled = driver.deliver(0, message.envelope())
+            sent = [m for m in handled.messages if m.dst != BROKER]
+            assert [(m.id, m.dst, m.stream, m.body) for m in sent] == [
+                (m.id, m.dst, m.stream, m.body) for m in move.sent
+            ]
+            assert tuple(handled.records) == move.records
+            machine = model.machines[model.index[message.dst]]
+            assert freeze_driver(driver) == machine.frozen[move.target], message.id
