@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from broker.programs import Program, Step
 from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful, search_stateful
-from explorer.oracle_state import OracleTable
+from explorer.oracle_state import RULES, OracleTable
 from explorer.stateful import Broken, Stateful
 from explorer.stateful import Step as StepTaken
 from explorer.world_state import Config, Model, model_of
@@ -15,11 +17,18 @@ from nodes.world import Unit, World
 from oracle.oracle import Oracle
 from protocol.errors import EmulatorError
 from protocol.messages import program as op
+from scenarios.catalogue import load_all
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
 from tests.search_toy import WORLD, naive, toy
 from tests.test_dpor import TOYS
 from tests.worlds import MM, page
+
+CATALOGUE = load_all()
+SMALL = ("E02", "E03", "E06c", "E06d", "E11", "E11d", "E11e", "E12m", "E34")
+"""Races with kernels of which source-DPOR comes to an end."""
+EXECUTIONS = 450
+"""Kernels with more traces than that are left out."""
 
 
 def finals_of(model: Model, eager: bool) -> set[tuple[object, ...]]:
@@ -76,6 +85,21 @@ def test_both_engines_agree(switches: dict[str, object]) -> None:
     assert traces.verdict.outcome == states.verdict.outcome
     assert rules(traces) == rules(states)
     assert traces.verdict.outcome == ("violated" if switches else "held")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_they_do_in_every_race_that_is_small(name: str) -> None:
+    """With its own programs; what a stateful search judges in every state is compared."""
+    both_ended = 0
+    for case in CATALOGUE[name].kernels:
+        spec = replace(CATALOGUE[name].run(case.name), chaos=None)
+        traces = explore_dpor(spec, Budget(executions_max=EXECUTIONS), go_on=True)
+        if traces.exhaustive:
+            states = explore_stateful(spec, Budget(), go_on=True)
+            assert states.exhaustive
+            assert rules(traces) & set(RULES) == rules(states) & set(RULES), case.name
+            both_ended += 1
+    assert both_ended
 
 
 def test_the_first_counterexample_is_a_shortest_one() -> None:
