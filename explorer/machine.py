@@ -11,7 +11,8 @@ a state by delivering again what first led there; nodes without coroutines are c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from explorer.frozen import Frozen, clone, freeze_driver
 from explorer.waits import may_come_later
@@ -250,7 +251,7 @@ class Machine:
         """The states by number."""
         self._numbers: dict[Frozen, int] = {}
         self._origin: list[tuple[int, Sent, Ways]] = []
-        self._copies: dict[int, tuple[object, object]] = {}
+        self._copies: dict[int, tuple[dict[str, Any], dict[str, tuple[str, str]]]] = {}
         self._live: dict[int, Driver] = {}
         driver = self._new()
         self.copied = not driver.tracked
@@ -347,7 +348,7 @@ class Machine:
             fields, still_open = self._copies[state]
             driver = self._live.pop(next(iter(self._live))) if self._live else self._new()
             vars(driver.node).update(clone(fields))
-            driver.open = dict(still_open)  # type: ignore[call-overload]  # kept as object
+            driver.open = dict(still_open)
             return driver
         steps = []
         while self._origin[state][0] >= 0:
@@ -369,8 +370,7 @@ class Tables:
         self.operations: Mapping[str, Sent] = {}
         """By name; whoever has the programs says so."""
         self.machines: Mapping[str, Machine] = {
-            name: Machine(lambda name=name: make(name), self)  # type: ignore[misc]  # bound now
-            for name in nodes
+            name: Machine(partial(make, name), self) for name in nodes
         }
 
     def kind_of(self, message: Sent) -> str:

@@ -63,7 +63,8 @@ class OracleTable:
         self._next: dict[tuple[int, int, Move], tuple[int, tuple[Violation, ...]]] = {}
         self._live: dict[int, tuple[Oracle, int]] = {}
         first = self.oracle()
-        self._world = first.world
+        self.world = first.world
+        """The world that is judged."""
         self._kept = _kept(first.world)
         self._arrive(first, 0, None)
 
@@ -79,11 +80,6 @@ class OracleTable:
         if found is None:
             found = self._next[key] = self._run(state, message, move)
         return found
-
-    @property
-    def world(self) -> World:
-        """The world that is judged."""
-        return self._world
 
     def oracle(self) -> Oracle:
         """One that has read nothing, and takes all deliveries to be in one order."""
@@ -111,10 +107,6 @@ class OracleTable:
         """The state that it is in."""
         return _freeze(oracle, self._kept)
 
-    def forget_live(self) -> None:
-        """Build every state again, by what first led to it, when it is next asked for."""
-        self._live.clear()
-
     def _arrive(self, oracle: Oracle, n: int, origin: tuple[int, Sent, Move] | None) -> int:
         frozen = self.freeze(oracle)
         number = self._numbers.get(frozen)
@@ -123,12 +115,12 @@ class OracleTable:
             self._origin.append(origin)
             self.frozen.append(frozen)
         self._live[number] = (oracle, n)
-        if len(self._live) > _LIVE_MAX:
+        if len(self._live) > LIVE_MAX:
             del self._live[next(iter(self._live))]
         return number
 
 
-_LIVE_MAX = 2048
+LIVE_MAX = 2048
 """Live oracles kept in case the search comes back to their states."""
 
 

@@ -134,7 +134,7 @@ class Oracle(MemoryRecords, GuestRecords):
                 handler = _HANDLERS.get(type(record))
                 if handler is not None:
                     handler(self, record)
-            if self.state.untidy >= self.state.sweep_at:
+            if self.state.sweep_due():
                 self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
 
@@ -155,10 +155,10 @@ class Oracle(MemoryRecords, GuestRecords):
             self.context.delivered(kind, message.id, op, n, message.dst)
         if kind in LOCKS:
             self.deadlocks.lock(kind, op_id, message.src, message.dst)
-            if kind == PTL_LOCK:
-                self.inherited.locked(op, row[self._memory])
-            elif kind == MMAP_UNLOCK:
-                op.unlocked = n
+        if kind == PTL_LOCK:
+            self.inherited.locked(op, row[self._memory])
+        elif kind == MMAP_UNLOCK:
+            op.unlocked = n
 
     def forget_before(self, n: int) -> None:
         """Promise that no step to come has a cause below ``n``; frees memory.
@@ -339,8 +339,7 @@ class Oracle(MemoryRecords, GuestRecords):
         if op.id in self.measures.said:
             self.measures.ended(op)
         self.lifetimes.ended(op.id)
-        if self.targeting.units:
-            self.targeting.ended(op.id)
+        self.targeting.ended(op.id)
         for kept in self._until_ended:
             if kept:
                 kept.pop(op.id, None)

@@ -41,11 +41,11 @@ class Order:
         """
         before = self.last[index]
         row: list[int] | None = None
+        rows = self._rows
         for cause in causes:
-            try:
-                other = self._rows[cause]
-            except KeyError:
-                other = self._kept_row(n, cause)
+            other = rows.get(cause) or self._kept.get(cause)
+            if other is None:
+                raise EmulatorError(f"delivery {n}: its cause {cause} is not in the trace")
             if row is None:
                 if other[index] == before[index]:  # who knows of that knows all that it knew
                     row = list(other)
@@ -54,17 +54,10 @@ class Order:
             for at, known in enumerate(other):  # several times faster than map(max, ...)
                 if known > row[at]:
                     row[at] = known
-        if row is None:
-            row = list(before)
+        row = list(before) if row is None else row
         row[index] = n
-        self.last[index] = self._rows[n] = found = tuple(row)
+        self.last[index] = rows[n] = found = tuple(row)
         return found
-
-    def _kept_row(self, n: int, cause: int) -> Row:
-        row = self._kept.get(cause)
-        if row is None:
-            raise EmulatorError(f"delivery {n}: its cause {cause} is not in the trace")
-        return row
 
     def keep(self, n: int, operation: str) -> None:
         """Delivery ``n`` ended ``operation``: others that are fed later may come after it."""

@@ -200,9 +200,8 @@ class State:
         self.serial = 0
         self._strays: dict[str, None] = {}
         """Operations of which something was recorded before they began, or after they ended."""
-        self._pages_untidy: dict[Page, None] = {}
-        self.untidy, self.sweep_at = 0, ORACLE_SWEEP_MIN
-        """Closed fills and changes since the last sweep, and how many make the next worth it."""
+        self._untidy: dict[Page, None] = {}
+        self._kept, self._sweep_at = 0, ORACLE_SWEEP_MIN
 
     # -- by name ---------------------------------------------------------------------------
 
@@ -329,18 +328,22 @@ class State:
                 op.reads = [read for read in op.reads if read.n >= n]
 
     def _keep(self, page: Page) -> None:
-        self._pages_untidy[page] = None
-        self.untidy += 1
+        self._untidy[page] = None
+        self._kept += 1
+
+    def sweep_due(self) -> bool:
+        """Whether enough was kept that tidying is worth it."""
+        return self._kept >= self._sweep_at
 
     def sweep(self, memory_row: Row) -> None:
         """Drop what can no longer matter; amortised constant per closed fill or change."""
         awaited = (op.serial for op in self.ops.values() if not op.orphan)
         oldest = min(awaited, default=self.serial)
-        untidy, self._pages_untidy = self._pages_untidy, {}
-        self.untidy = 0
+        untidy, self._untidy = self._untidy, {}
+        self._kept = 0
         for page in untidy:
             self._tidy(page, memory_row, oldest)
-        self.sweep_at = max(ORACLE_SWEEP_MIN, 2 * self.untidy)
+        self._sweep_at = max(ORACLE_SWEEP_MIN, 2 * self._kept)
         for frame in self.frames.values():
             if frame.changes:
                 frame.changes = [c for c in frame.changes if not c.dropped]
@@ -357,8 +360,8 @@ class State:
         page.changes = [change for change in page.changes if not change.dropped]
         kept = len(page.changes) + sum(fill.gone for fill in page.fills)
         if kept:
-            self._pages_untidy[page] = None
-            self.untidy += kept
+            self._untidy[page] = None
+            self._kept += kept
         elif not (page.fills or page.reads or page.pte):
             self.pages.pop((page.mm, page.address), None)
 

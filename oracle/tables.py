@@ -67,11 +67,8 @@ class Tables:
     def read(self, record: TableRead, event: Event) -> None:
         """Memory answered a load of an upper entry."""
         generation = self.state.frame(record.table).generation
-        self.reads.setdefault(operation_of(event.id), {})[event.id] = (
-            event,
-            record.table,
-            generation,
-        )
+        loads = self.reads.setdefault(operation_of(event.id), {})
+        loads[event.id] = (event, record.table, generation)
 
     def cached(self, record: TableCached, event: Event, index: int) -> None:
         """A walker keeps what a load found."""

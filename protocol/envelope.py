@@ -69,7 +69,7 @@ def request_id(reply: str) -> str:
 
 def operation_of(message_id: str) -> str:
     """``program/index``: the operation that caused a message."""
-    operation, dot, _ = message_id.partition(".")  # four times faster than find and a slice
+    operation, dot, _ = message_id.partition(".")  # a quarter faster than find and a slice
     return operation if dot else operation.rstrip(REPLY_MARK)
 
 
