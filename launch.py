@@ -34,7 +34,7 @@ from report.arguments import PROGRAM, Form, On, parse
 from report.directory import new_run, point_latest, saved_run
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
-from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
+from report.screen import open_closed_streams, say, stderr, stdout, write_line, write_out
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -370,17 +370,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status.  Every error is one line on stderr."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(given)
-        return COMMANDS[options.pop("command")](**options)
-    except SystemExit:  # help was asked for and printed
-        return codes.HELD
+        options = parsed(given)
+        return codes.HELD if options is None else COMMANDS[options.pop("command")](**options)
     except UserError as error:
         return complain(str(error), codes.USAGE, given)
     except (Interrupted, KeyboardInterrupt) as error:
         return complain(f"interrupted{error}", codes.INTERRUPTED, given)
-    except BrokenPipeError:
-        mute(sys.stdout)
-        return codes.BROKEN
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
@@ -388,6 +383,14 @@ def main(arguments: list[str] | None = None) -> int:
             where = error.filename or "a file of the run, or the output"
             return complain(f"{where}: {error.strerror}", codes.BROKEN, given)
         return complain(f"{type(error).__name__}: {error}", codes.BROKEN, given)
+
+
+def parsed(given: list[str]) -> dict[str, Any] | None:
+    """What was asked for; None if that was help, which has been printed.  Raises ``UserError``."""
+    try:
+        return parse(given)
+    except SystemExit:
+        return None
 
 
 def complain(problem: str, status: int, given: list[str]) -> int:

@@ -215,7 +215,7 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         """End the run if it still runs; then everything is gone."""
-        self._clear_away("interrupted" if kind is KeyboardInterrupt else "left early")
+        self._clear_away("Ctrl-C" if kind is KeyboardInterrupt else "left early")
 
     def _clear_away(self, why: str) -> None:
         with _interrupts_held():

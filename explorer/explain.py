@@ -7,7 +7,7 @@ one, one adjacent pair at a time; the cure by playing the same schedule on every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +16,7 @@ import msgspec
 from explorer.case import Case, Target
 from explorer.explain_deaths import Fate, death_rows, fates
 from explorer.lenient import How, Moment, Played, play
+from explorer.missed import Missed, missed_by
 from explorer.races import Order
 from explorer.reduce import with_world
 from explorer.schedule_file import Loaded
@@ -25,22 +26,10 @@ from explorer.ways import completions
 from nodes.kernel.variant import Kernel
 from oracle.violation import Violation
 from protocol.errors import EmulatorError, UserError
-from protocol.messages.base import Message
 
 PASSING_TRIES: Final = 200
 _IDENTITY: Final = ("release", "arch")
 """Fields of a kernel that are names, not switches."""
-INVALIDATES: Final = {
-    "tlb": ("FlushTlbIpi", "Tlbi"),
-    "iotlb": ("IotlbInvalidate", "Tlbi"),
-    "xsl": ("AtsdLaunch", "Tlbie"),
-    "pwc": ("IotlbInvalidate", "Tlbi"),
-    "atc": ("InvalidateRequest",),
-    "spte": ("SpteClear",),
-    "gtlb": ("KvmRequest",),
-    "vmcs": ("KvmRequest",),
-}
-"""Cache -> messages that end a translation in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +61,6 @@ class Cure:
     usual: Any
     safe: bool
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """The invalidations that did come, around the window in which one was owed."""
-
-    kinds: tuple[str, ...]
-    before_fill: tuple[Spot, ...]
-    """Too early: the translation was cached after them."""
-    in_time: tuple[Spot, ...]
-    too_late: tuple[Spot, ...]
 
 
 @dataclass(slots=True)
@@ -128,13 +106,32 @@ def explain(
     swap = None if passing is None else _Path(case, target, failing, passing).search()
     tick("kernels")
     cures, contradictory = _cures(case, target)
-    rows = [*timeline(case, violation, failing.moments), *death_rows(case, failing)]
-    rows.sort(key=lambda row: row.n)
+    whole = play(case, How(target, stop=False, keep=True)).moments
+    last = failing.moments[-1].n if failing.moments else 0
+    missed = missed_by(case, violation, whole, last)
+    after = whole[len(failing.moments) :]
+    shown = {row.operation for row in timeline(case, violation, failing.moments)}
+    orderings = [o for o in orderings if _among(shown, o.early, o.late)]
+    swap = swap if swap is not None and _among(shown, swap.first, swap.second) else None
+    named = _spoken_of(orderings, swap, missed)
+    rows = timeline(case, violation, failing.moments, after, named)
+    rows = sorted([*rows, *death_rows(case, failing)], key=lambda row: row.n)
     return Explanation(
-        case, target, violation, rows, setup_of(case, rows), *failing.cost, orderings, len(races),
-        fates(case, target, failing.moments), swap, _missed(case, target, violation), cures,
-        contradictory,
+        case, target, violation, rows, setup_of(failing.moments, rows), *failing.cost, orderings,
+        len(races), fates(case, target, failing.moments), swap, missed, cures, contradictory,
     )  # fmt: skip
+
+
+def _among(operations: Collection[str], *spots: Spot) -> bool:
+    """Whether these are steps of what is told; what only prepared the ground decides nothing."""
+    return all(spot.operation in operations for spot in spots)
+
+
+def _spoken_of(orderings: Sequence[Ordering], swap: Swap | None, missed: Missed) -> frozenset[str]:
+    """Names of the deliveries of which an explanation speaks."""
+    spots = [spot for o in orderings for spot in (o.early, o.late)]
+    spots += [] if swap is None else [swap.first, swap.second]
+    return frozenset(spot.name for spot in (*spots, *missed.spots()))
 
 
 # ---- necessary orders --------------------------------------------------------------------------
@@ -263,34 +260,7 @@ def _bisect(passes: int, fails: int, failing: Callable[[int], bool]) -> int:
     return fails
 
 
-# ---- what was owed, and what cures it ----------------------------------------------------------
-
-
-def _missed(case: Case, target: Target, violation: Violation) -> Missed:
-    """The invalidations of the agent's cache by when they came."""
-    kinds = INVALIDATES.get(violation.cache, ())
-    whole = play(case, How(target, stop=False, keep=True))
-    filled = violation.filled.n if violation.filled else 0
-    changed = violation.changed.n if violation.changed else 0
-    due = violation.deadline.n if violation.deadline else 0
-    mine = [m for m in whole.moments if _invalidates(m, kinds, violation)]
-    spots = [spot_of(moment, case) for moment in mine]
-    return Missed(
-        kinds,
-        tuple(s for s in spots if s.n < filled and s.operation_kind == target.operation),
-        tuple(s for s in spots if changed <= s.n <= due),
-        tuple(s for s in spots if s.n > due and due),
-    )
-
-
-def _invalidates(moment: Moment, kinds: Sequence[str], violation: Violation) -> bool:
-    e = moment.envelope
-    if e.kind not in kinds or not isinstance(e.body, Message):
-        return False
-    request = getattr(e.body, "request", "")
-    if request and (request == "TLB_FLUSH") != (violation.cache == "gtlb"):
-        return False
-    return e.dst == violation.agent
+# ---- what cures it ------------------------------------------------------------------------------
 
 
 def _cures(case: Case, target: Target) -> tuple[list[Cure], int]:

@@ -70,8 +70,8 @@ class CachedWhen(_Condition, frozen=True, tag="cached_when"):
 class Between(_Condition, frozen=True, tag="between", rename={"from_": "from"}):
     """An operation ``op`` at ``node`` was under way between two steps of an operation ``of``.
 
-    With ``began`` it must have begun after the first step, with ``overlapping`` it must concern
-    the same range.
+    With ``began`` it must have begun after the first step, with ``overlapping`` it must
+    concern the same mm and have a page in common with it.
     """
 
     node: str
@@ -134,6 +134,8 @@ def describe(condition: Condition) -> str:
     built: dict[str, Any] = msgspec.to_builtins(condition)
     kind = built.pop("kind")
     usual = {f.encode_name: f.default for f in msgspec.structs.fields(condition)}
+    if "address" in built:
+        built["address"] = f"{built['address']:#x}" if built["address"] >= 0 else -1
     said = ", ".join(f"{key}={value}" for key, value in built.items() if usual[key] != value)
     return f"{kind}({said})"
 

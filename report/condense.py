@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from explorer.timeline import DECISIVE, Row
+from explorer.timeline import Row
+from explorer.weights import DECISIVE
 from report.steps import text_of
 
 BLOCK_MAX: Final = 16

@@ -82,7 +82,7 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--arch", "vax"), "--arch: unknown architecture 'vax' (expected one of x86, "),
     (("stress", "--set", "btm"), "--set: is 'btm' (expected SWITCH=VALUE of a switch)"),
     (("stress", "--set", "release=v5.7"), "--set: is 'release=v5.7' (expected SWITCH=VALUE"),
-    (("stress", "--set", "bmt=true"), "--set: unknown switch 'bmt' (expected one of "),
+    (("stress", "--set", "bmt=true"), "--set: unknown switch 'bmt' (expected btm, btm_skips_cmd, "),
     (("stress", "--set", "btm=yes"), "--set: btm: is str (expected bool)"),
     (("stress", "--set", "sva_decoder=x"), "--set: sva_decoder: invalid enum value 'x' (expected "),
     (("stress", "--set", "btm=true"), "--set: btm without broadcast_tlbi (expected "),

@@ -6,6 +6,7 @@ which value is catalogue 4.1 to 4.4; contradictory values are refused.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Literal, get_args
 
 import msgspec
@@ -360,6 +361,8 @@ _BOTH: dict[tuple[str, str], dict[str, object]] = {
 }
 
 RELEASES = tuple(_RELEASES)
+NEAR_NAMES = 3
+"""Switches that are named to whoever has mistyped one; there are some sixty."""
 ARCHES = get_args(Arch)
 
 
@@ -380,9 +383,9 @@ def preset(
     switches = _RELEASES[release] | _ARCHES[arch] | _BOTH.get((release, arch), {})
     unknown = set(overrides or {}) - set(switches)
     if unknown:
-        raise UserError(
-            where, f"unknown switch {sorted(unknown)[0]!r}", f"one of {', '.join(switches)}"
-        )
+        wrong = sorted(unknown)[0]
+        near = ", ".join(get_close_matches(wrong, switches, NEAR_NAMES, cutoff=0.0))
+        raise UserError(where, f"unknown switch {wrong!r}", f"{near}, or another of docs/reference.md")
     values = {"release": release, "arch": arch} | switches
     try:
         return msgspec.convert(values | (overrides or {}), Kernel).validate(where)

@@ -1,0 +1,181 @@
+"""How much messages and records matter to a violation: what its table shows first, and last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from explorer.lenient import Moment
+from explorer.subject import Subject
+from nodes.world import World
+from protocol import pte as ptes
+from protocol import records as r
+from protocol.limits import PAGE_SHIFT
+from protocol.messages.base import Message
+from protocol.messages.device import InvalidateRequest
+from protocol.messages.iommu import (
+    AtcInvalidate,
+    AtsTranslate,
+    DmaAccess,
+    IotlbInvalidate,
+    PriRequest,
+)
+from protocol.messages.kvm import (
+    InProgress,
+    MemslotAdd,
+    MmuLock,
+    MmuUnlock,
+    SeqBump,
+    SeqRead,
+    SpteClear,
+    SpteLoad,
+    SpteSet,
+)
+from protocol.messages.memory import (
+    FrameCopy,
+    PteLoad,
+    PteWalk,
+    PtlLock,
+    PtlUnlock,
+    TlbFlushPending,
+)
+from protocol.messages.ocxl import AtsdLaunch, SpaClearCache, TerminatePasid, Tlbie
+from protocol.messages.processor import FlushTlbIpi, KvmRequest, PageRequest, Tlbi
+from protocol.messages.swap import SwapWrite, TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
+
+DECISIVE: Final = 0
+"""An event that the violation names."""
+ESSENTIAL: Final = 1
+"""One that its explanation names, or without which the others make no sense."""
+HELPFUL: Final = 2
+DETAIL: Final = 3
+NEVER: Final = 9
+
+
+class Weights:
+    """How much what happened matters to one subject."""
+
+    def __init__(self, subject: Subject, world: World) -> None:
+        self.subject, self.world = subject, world
+
+    def message(self, moment: Moment, operation: str) -> int:
+        """A message, by what it is and what memory says of it."""
+        subject = self.subject
+        body, dst = moment.envelope.body, moment.envelope.dst
+        mine = operation in subject.operations
+        weight = min((self._memory(record) for record in moment.handled.records), default=NEVER)
+        if weight != NEVER:
+            return weight if mine else min(weight + 1, DETAIL)
+        if isinstance(body, (TlbFlushPending, TlbBatchedLoad, TlbBatchedStore, TlbBatchedCmpxchg)):
+            return HELPFUL if body.mm == subject.mm else NEVER
+        if not mine:
+            context = dst in subject.parties and isinstance(body, (InProgress, SeqBump, MemslotAdd))
+            return ESSENTIAL if context else self._flush(body)
+        if dst in subject.parties:
+            return self._agent(body)
+        return self._mine(body)
+
+    def _mine(self, body: Message | bytes) -> int:
+        """A message to memory, or to another processor, for an operation of the violation."""
+        subject = self.subject
+        if isinstance(body, (PtlLock, PtlUnlock)):
+            return HELPFUL if body.table in subject.tables else NEVER
+        if isinstance(body, (PteLoad, PteWalk)):  # an entry that is none has no record
+            return DETAIL if self._is_entry(body.table, body.index) else NEVER
+        if isinstance(body, FrameCopy):
+            return HELPFUL if {body.source, body.target} & subject.frames else NEVER
+        if isinstance(body, SwapWrite):
+            return HELPFUL if body.frame in subject.frames else NEVER
+        return DETAIL if isinstance(body, PageRequest) else self._flush(body)
+
+    def _is_entry(self, table: int, index: int) -> bool:
+        at = (self.subject.address >> PAGE_SHIFT) % self.world.entries
+        return table in self.subject.tables and index == at
+
+    def _flush(self, body: Message | bytes) -> int:
+        """A flush that arrives at a processor."""
+        if not isinstance(body, (FlushTlbIpi, Tlbi)):
+            return NEVER
+        return DETAIL if self.subject.concerns(body.mm, body.start, body.end) else NEVER
+
+    def _memory(self, record: r.Record) -> int:
+        """A record of memory."""
+        subject = self.subject
+        if isinstance(record, r.PteChange):
+            return NEVER if _same_access(record) else self._change(record)
+        if isinstance(record, r.PteRead):
+            here = (record.mm, record.address) == (subject.mm, subject.address)
+            return DETAIL if here else NEVER
+        if isinstance(record, (r.FrameFreed, r.FrameAllocated, r.Access)):
+            return ESSENTIAL if record.frame in subject.frames else NEVER
+        return NEVER
+
+    def _change(self, record: r.PteChange) -> int:
+        """The page's own entry, and those above it; where else its frame goes."""
+        subject = self.subject
+        end = record.address + (1 << self.world.shift(record.level))
+        if subject.concerns(record.mm, record.address, end):
+            return ESSENTIAL
+        maps = ptes.hw_present(record.new) and ptes.frame_of(record.new) in subject.frames
+        return HELPFUL if maps else NEVER
+
+    def _agent(self, body: Message | bytes) -> int:
+        """A message to the agent, or to what it is a part of."""
+        subject = self.subject
+        if isinstance(body, (KvmRequest, InProgress, SeqBump, MemslotAdd)):
+            return ESSENTIAL
+        if isinstance(body, (IotlbInvalidate, AtcInvalidate, InvalidateRequest, DmaAccess)):
+            return ESSENTIAL
+        if isinstance(body, (AtsdLaunch, Tlbie, SpaClearCache, TerminatePasid)):
+            return ESSENTIAL
+        if isinstance(body, (AtsTranslate, PriRequest)):
+            return HELPFUL
+        if isinstance(body, (SpteSet, SpteClear)):
+            return ESSENTIAL if body.gfn in subject.gfns else NEVER
+        if isinstance(body, (MmuLock, MmuUnlock, SeqRead)):
+            return HELPFUL
+        if isinstance(body, (FlushTlbIpi, Tlbi)):
+            return ESSENTIAL if subject.cache in ("tlb", "iotlb", "atc", "pwc") else DETAIL
+        return DETAIL if isinstance(body, SpteLoad) else NEVER
+
+    def record(self, record: r.Record, node: str, operation: str) -> int:
+        """A record of anyone but memory."""
+        subject = self.subject
+        mine = operation in subject.operations
+        agent = node == subject.agent
+        if isinstance(record, (r.OpBegin, r.OpEnd)):
+            return HELPFUL if mine else NEVER
+        if isinstance(record, r.NotifierCall):
+            return self._notifier(record, mine)
+        if isinstance(record, (r.Fill, r.WalkDiscarded, r.GuestEnter, r.PermissionFault)):
+            return ESSENTIAL if agent and mine else NEVER
+        if isinstance(record, r.TableCached):
+            return ESSENTIAL if agent and record.table in subject.frames else NEVER
+        if isinstance(record, (r.FaultRetry, r.Evict)):
+            return DETAIL if agent and mine else NEVER
+        if isinstance(record, (r.InvalidateBegin, r.InvalidateDone)):
+            return ESSENTIAL if agent and record.fills else NEVER
+        if isinstance(record, (r.GuestExit, r.ApicTrapped)):
+            return DETAIL if agent and mine else NEVER
+        return NEVER
+
+    def _notifier(self, record: r.NotifierCall, mine: bool) -> int:
+        """A callback of the agent, whoever makes it, if it could have been about the page."""
+        subject = self.subject
+        if record.subscriber not in subject.parties:
+            return NEVER
+        if mine:
+            return ESSENTIAL if record.phase == "begin" else DETAIL
+        covers = subject.concerns(record.mm, record.start, record.end)
+        return HELPFUL if covers and record.phase == "begin" else NEVER
+
+    def flush(self, mm: str, start: int, end: int, operation: str) -> int:
+        """A flush that a processor sends to others, or has waited for."""
+        if mm and not self.subject.concerns(mm, start, end):
+            return NEVER
+        return HELPFUL if operation in self.subject.operations else DETAIL
+
+
+def _same_access(record: r.PteChange) -> bool:
+    """Only accessed and dirty changed."""
+    quiet = ptes.ACCESSED | ptes.DIRTY
+    return record.old & ~quiet == record.new & ~quiet

@@ -1,0 +1,110 @@
+"""The last sentence of an explanation: what went wrong, in words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from explorer.explain import Explanation
+from explorer.missed import Missed
+from oracle.violation import Violation
+from report import words
+from report.labels import range_text
+from report.steps import operation_text
+
+HOLDS: Final = {
+    "tlb": "its TLB", "iotlb": "its IOTLB", "atc": "its ATC", "xsl": "its translation cache",
+    "pwc": "its paging-structure cache", "spte": "a shadow entry", "gtlb": "the guest's TLB",
+    "vmcs": "the VMCS",
+}  # fmt: skip
+"""Cache -> where the agent has a translation."""
+MEANS: Final = {
+    "S8": "what is in the frame by now is taken for entries",
+    "S10": "a page fault that is under way cannot see that it must start over",
+    "S11": "what may sleep is called where nobody may",
+    "S12": "one process reaches what belongs to another",
+    "S13": "a callback works on what its owner may have freed",
+    "S14": "what the unit holds of the page stays",
+    "S16": "the page can be dropped or replaced without what was stored",
+    "L1": "the access is refused for ever",
+    "L2": "the call does not come back in the time that its range explains",
+    "L3": "nobody can ever go on",
+    "L4": "whoever waits for it waits for ever",
+    "L6": "the access is refused for ever, though it is allowed",
+    "P3": "the next access faults for nothing",
+    "P4": "the queue is flooded by one call",
+}
+"""Rule -> why what is broken matters, for rules that are not about one late invalidation."""
+
+
+def closing(explanation: Explanation) -> str:
+    """One sentence."""
+    violation = explanation.violation
+    detail = detail_of(violation)
+    if violation.owed and violation.changed is not None and violation.cache in HOLDS:
+        late = _late(explanation.missed, violation)
+        return f"In words: {_taken(explanation)}; {late}{_harm(violation, detail)}."
+    means = MEANS.get(violation.rule, "")
+    who = "" if violation.agent and violation.agent in detail else f"{violation.agent}: "
+    return f"In words: {who}{detail}{f', so {means}' if means else ''}."
+
+
+def detail_of(violation: Violation) -> str:
+    """What the oracle says, without who owed what, and with ~0 as kernel people write it."""
+    return violation.detail.partition("; ")[0].replace(f"{(1 << 64) - 1:#x}", "~0")
+
+
+def _taken(explanation: Explanation) -> str:
+    """Who did what to the page while who held it."""
+    violation = explanation.violation
+    kind, *_, node = violation.owed.split()
+    page = words.place(violation.mm, violation.address)
+    who = f"{node}'s {operation_text(kind)}"
+    held = f"while {violation.agent} had it in {HOLDS[violation.cache]}"
+    return f"{who} {_verb(violation.change)} {page} {held}"
+
+
+def _verb(change: str) -> str:
+    """``took away`` for ``frame 0x3 RW AD -> none``."""
+    old, _, new = change.partition(" -> ")
+    if " RW" in old and " RO" in new and old.split(" RW")[0] == new.split(" RO")[0]:
+        return "write-protected"
+    if " RO" in old and " RW" in new and old.split(" RO")[0] == new.split(" RW")[0]:
+        return "gave more rights to"
+    return "replaced" if new.startswith("frame") else "took away"
+
+
+def _late(missed: Missed, violation: Violation) -> str:
+    """What became of the invalidation."""
+    due = f"when {violation.deadline.what}" if violation.deadline else "in time"
+    after = violation.deadline.what if violation.deadline else "that"
+    if missed.in_time:
+        came = missed.in_time[0]
+        return {
+            "other_mm": "the invalidation that came was for another mm",
+            "not_covered": f"the invalidation that came, {range_text(came)}did not cover it",
+            "leaves_only": "the invalidation that came reached leaf entries only",
+            "not_done": f"its invalidation was sent, but not complete {due}",
+            "": f"the invalidation that came did not end it {due}",
+        }[came.why].replace("  ", " ")
+    if missed.too_late:
+        return f"the invalidation came only after {after}"
+    if missed.before_fill:
+        return f"the only invalidation came before it was cached, and none until {after}"
+    return f"nothing ended that until {after}" if violation.deadline else "nothing ended that"
+
+
+def _harm(violation: Violation, detail: str) -> str:
+    """What came of it."""
+    rule, agent = violation.rule, violation.agent
+    frame = f"frame {violation.frame:#x}"
+    if rule == "S1":
+        did = "wrote to" if "written" in detail else "read" if "read" in detail else "ran with"
+        return f", and {agent} {did} {frame}, which was free by then"
+    if rule == "S3":
+        did = "wrote" if detail.startswith("write") else "read"
+        return f", and {agent} {did} through it all the same"
+    if rule in ("O", "S2", "S4") and detail.startswith("still held"):
+        return ", and it could still be used"
+    if rule == "S4":
+        return f", and {agent} installed it from what it had read before"
+    return f", and {agent} {detail}"
