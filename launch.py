@@ -31,7 +31,7 @@ from explorer import outcome as codes
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
-from report.directory import new_run, point_latest, saved_run
+from report.directory import new_run, point_latest, replay_name, saved_run
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.screen import open_closed_streams, say, stderr, stdout, write_line, write_out
@@ -171,7 +171,7 @@ def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     from report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
-    directory = new_run(f"replay-{recorded.resolve().name}", out)
+    directory = new_run(replay_name(recorded), out)
     say(f"replaying {recorded} on {on.value} in {directory}")
     try:
         with damage_of(recorded), interrupts(directory):
@@ -213,20 +213,14 @@ def minimize(
 
 def explain(source: Path, form: Form, as_json: bool) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
-    from explorer import explain as explainer
-    from explorer import schedule_file
-    from report import interleaving
-    from report.schedules import run_or_schedule
+    from report import explaining, interleaving
 
     with damage_of(source):
-        loaded = schedule_file.load(run_or_schedule(source))
-    if loaded.diverged:
-        say(f"{source} no longer fits to the letter, same violation found: {loaded.diverged}")
-    explanation = explainer.explain(loaded)
+        explanation = explaining.explanation_of(source)
     if as_json or form is Form.json:
         print_json(interleaving.as_dict(explanation))
     else:
-        write_out(interleaving.written(explanation, form).rstrip("\n"))
+        write_out(interleaving.written(explanation, form, stdout().width).rstrip("\n"))
     return codes.VIOLATED
 
 

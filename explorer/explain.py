@@ -112,7 +112,7 @@ def explain(
     after = whole[len(failing.moments) :]
     shown = {row.operation for row in timeline(case, violation, failing.moments)}
     orderings = [o for o in orderings if _among(shown, o.early, o.late)]
-    swap = swap if swap is not None and _among(shown, swap.first, swap.second) else None
+    swap = swap if swap is not None and _told(swap, shown, failing, missed) else None
     named = _spoken_of(orderings, swap, missed)
     rows = timeline(case, violation, failing.moments, after, named)
     rows = sorted([*rows, *death_rows(case, failing)], key=lambda row: row.n)
@@ -120,6 +120,12 @@ def explain(
         case, target, violation, rows, setup_of(failing.moments, rows), *failing.cost, orderings,
         len(races), fates(case, target, failing.moments), swap, missed, cures, contradictory,
     )  # fmt: skip
+
+
+def _told(swap: Swap, shown: Collection[str], failing: Played, missed: Missed) -> bool:
+    """Whether a swap is about what is told: before the violation, or the flush that came late."""
+    known = {*failing.order, *(spot.name for spot in missed.spots())}
+    return _among(shown, swap.first, swap.second) and {swap.first.name, swap.second.name} <= known
 
 
 def _among(operations: Collection[str], *spots: Spot) -> bool:

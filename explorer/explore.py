@@ -239,6 +239,22 @@ class Exploration:
         return sum(tally.expected for tally in self.tallies.values())
 
     @property
+    def as_expected(self) -> bool | None:
+        """Whether it came out as the scenario expects; None: it does not say, or too little ran.
+
+        Too little was a search that ended at another violation before it could come to the one
+        that is expected, or that broke nothing and never entered the window.
+        """
+        wanted = self.spec.expectation
+        if wanted is None:
+            return None
+        if wanted.expected() is None:
+            return False if self.violations else True if self.held else None
+        if self.expected:
+            return True
+        return False if self.held and not self.violations else None
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The Wilson interval of the probability of a violation in one schedule."""
         return wilson(self.violated, self.schedules)

@@ -1,4 +1,4 @@
-"""The invalidations that did come where one was owed: when, of which range, and why none sufficed."""
+"""The invalidations that did come where one was owed: when, of which range, why in vain."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _why(body: Any, start: int, end: int, violation: Violation, done: int, due: 
     mm = getattr(body, "mm", "") or getattr(body, "pasid", "")
     if mm and violation.mm and mm != violation.mm:
         return "other_mm"
-    if 0 <= start and violation.address >= 0 and not start <= violation.address < end:
+    if start >= 0 and violation.address >= 0 and not start <= violation.address < end:
         return "not_covered"
     if violation.cache == "pwc" and getattr(body, "leaf", False):
         return "leaves_only"

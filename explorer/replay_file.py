@@ -23,6 +23,7 @@ from protocol.codec import pack
 from protocol.envelope import Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.trace import Ending
+from scenarios import versions
 
 
 def replay_file(source: Path, on: Literal["processes", "simulator"], out: Path) -> Outcome:
@@ -33,7 +34,14 @@ def replay_file(source: Path, on: Literal["processes", "simulator"], out: Path) 
     ``UserError`` if ``source`` is not a schedule file.
     """
     case, _ = read_case(source)
-    case = replace(case, spec=case.spec.save(out))
+    recorded = case.spec.versions
+    outcome = _replay(replace(case, spec=case.spec.save(out)), on, out)
+    if outcome.status == "diverged":
+        outcome.detail += versions.difference(recorded)
+    return outcome
+
+
+def _replay(case: Case, on: Literal["processes", "simulator"], out: Path) -> Outcome:
     if on == "simulator":
         return simulate_case(case, out)
     with TemporaryDirectory() as directory:

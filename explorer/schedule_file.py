@@ -32,6 +32,7 @@ from protocol.envelope import Envelope
 from protocol.errors import EmulatorError, ReplayDivergence, UserError
 from scenarios.spec import RunSpec
 from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, toml_text
+from scenarios.versions import current
 
 FORMAT: Final = 1
 FORMAT_WITH_DEATHS: Final = 2
@@ -99,7 +100,7 @@ def schedule_text(case: Case, target: Target | None = None) -> str:
         "choices": dict(sorted(case.choices.items())) or None,
         "fault": faults or None,
         "death": [{"node": d.node, "after": d.after} for d in case.deaths] or None,
-        "run": parse_toml(case.spec.to_toml(Path()), "run"),
+        "run": parse_toml(replace(case.spec, versions=current()).to_toml(Path()), "run"),
     }
     order = "\n".join(("", *case.order, ""))
     rest = toml_text({key: value for key, value in body.items() if value is not None})

@@ -38,6 +38,7 @@ from protocol.limits import LOW_WATER_EVERY
 from protocol.records import InvalidateBegin, OpEnd
 from protocol.trace import Ending, TraceStep
 from protocol.wire import Choices
+from scenarios import versions
 from scenarios.spec import RunSpec
 from scenarios.strace import StraceLog
 
@@ -321,6 +322,8 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
         node, number, field = difference
         outcome.status = "diverged"
         outcome.detail = f"{node}, delivery {number}, field {field}: differs from the record"
+    if outcome.status == "diverged":
+        outcome.detail += versions.difference(spec.versions)
     return outcome
 
 

@@ -24,7 +24,7 @@ class Span:
 
 
 class Tables:
-    """The tables that changes of entries have told of so far; a table that is moved is told again."""
+    """The tables that changes of entries have told of; one that is moved is told of again."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -9,7 +9,7 @@ Rows are plain facts; how they are worded is the report's matter.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +27,7 @@ from protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
 from protocol.messages.base import Message
 from protocol.messages.device import InvalidateRequest
 from protocol.messages.iommu import DmaAccess, IotlbInvalidate
-from protocol.messages.memory import TlbFlushPending
+from protocol.messages.memory import PteScan, TlbFlushPending
 from protocol.messages.ocxl import AtsdLaunch, Tlbie
 from protocol.messages.processor import FlushTlbIpi, Tlbi
 from protocol.messages.program import Dma, GuestApic, GuestTouch, Touch
@@ -118,7 +118,8 @@ class _Rows:
         self._name(rows)
         begun, ended = self._begin_of_window(rows), _ends(self.moments)
         kept = [r for r in rows if r.marks or r.named or self._in_window(r, begun, ended)]
-        return sorted(kept, key=lambda row: row.n)
+        # Whoever gets a lock gets it after it was let go.
+        return sorted(kept, key=lambda row: (row.n, row.values.get("state") == GOT))
 
     def _name(self, rows: Sequence[Row]) -> None:
         """One row of each delivery that is spoken of: the message, or else what came of it."""
@@ -224,14 +225,24 @@ class _Rows:
         here = [rec for rec in records if _is_of(rec, self.subject)]
         for record in upper[:1] or here[:1] or records[-1:]:
             values |= {"record": type(record).__name__} | msgspec.structs.asdict(record)
-        table, index = getattr(body, "table", None), getattr(body, "index", None)
+        table = getattr(body, "table", None)
         if table is not None and not records:
-            span = self.tables.of(table) if index is None else self.tables.entry(table, index)
+            span = self._span(body, table)
             values |= {} if span is None else span.values()
         elif upper and isinstance(upper[0], r.PteChange):
             values |= self._upper_span(upper[0]).values()
         values["elsewhere"] = _elsewhere(values, self.subject)
         return values
+
+    def _span(self, body: Message | bytes, table: int) -> Span | None:
+        """What a message is about: a table, one of its entries, or some."""
+        index = getattr(body, "index", None)
+        if index is not None:
+            return self.tables.entry(table, index)
+        if not isinstance(body, PteScan):
+            return self.tables.of(table)
+        first, last = (self.tables.entry(table, at) for at in (body.first, body.last - 1))
+        return first and last and replace(first, end=last.end)
 
     def _upper_span(self, record: r.PteChange) -> Span:
         end = record.address + (1 << self.case.spec.world.shift(record.level))
@@ -270,6 +281,7 @@ def _lock_rows(row: Row, answered: Reply | None) -> list[Row]:
     if answered is not None and answered[0] == row.n:
         return [row]
     row.values["state"] = WAITS
+    row.weight = min(row.weight, max(row.weight - 1, HELPFUL))
     if answered is None:
         return [row]
     values = row.values | {"state": GOT}

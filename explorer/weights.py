@@ -33,6 +33,7 @@ from protocol.messages.kvm import (
 from protocol.messages.memory import (
     FrameCopy,
     PteLoad,
+    PteScan,
     PteWalk,
     PtlLock,
     PtlUnlock,
@@ -47,7 +48,8 @@ DECISIVE: Final = 0
 ESSENTIAL: Final = 1
 """One that its explanation names, or without which the others make no sense."""
 HELPFUL: Final = 2
-DETAIL: Final = 3
+MINOR: Final = 3
+DETAIL: Final = 4
 NEVER: Final = 9
 
 
@@ -64,7 +66,8 @@ class Weights:
         mine = operation in subject.operations
         weight = min((self._memory(record) for record in moment.handled.records), default=NEVER)
         if weight != NEVER:
-            return weight if mine else min(weight + 1, DETAIL)
+            changes = any(self._changes(record) for record in moment.handled.records)
+            return weight if mine or changes else min(weight + 1, DETAIL)
         if isinstance(body, (TlbFlushPending, TlbBatchedLoad, TlbBatchedStore, TlbBatchedCmpxchg)):
             return HELPFUL if body.mm == subject.mm else NEVER
         if not mine:
@@ -78,7 +81,10 @@ class Weights:
         """A message to memory, or to another processor, for an operation of the violation."""
         subject = self.subject
         if isinstance(body, (PtlLock, PtlUnlock)):
-            return HELPFUL if body.table in subject.tables else NEVER
+            return MINOR if body.table in subject.tables else NEVER
+        if isinstance(body, PteScan):
+            here = body.table in subject.tables and body.first <= self._index() < body.last
+            return MINOR if here else NEVER
         if isinstance(body, (PteLoad, PteWalk)):  # an entry that is none has no record
             return DETAIL if self._is_entry(body.table, body.index) else NEVER
         if isinstance(body, FrameCopy):
@@ -88,8 +94,11 @@ class Weights:
         return DETAIL if isinstance(body, PageRequest) else self._flush(body)
 
     def _is_entry(self, table: int, index: int) -> bool:
-        at = (self.subject.address >> PAGE_SHIFT) % self.world.entries
-        return table in self.subject.tables and index == at
+        return table in self.subject.tables and index == self._index()
+
+    def _index(self) -> int:
+        """Of the page's entry in a leaf table."""
+        return (self.subject.address >> PAGE_SHIFT) % self.world.entries
 
     def _flush(self, body: Message | bytes) -> int:
         """A flush that arrives at a processor."""
@@ -109,11 +118,17 @@ class Weights:
             return ESSENTIAL if record.frame in subject.frames else NEVER
         return NEVER
 
+    def _changes(self, record: r.Record) -> bool:
+        """Whether the page's own entry changes, or one above it."""
+        if not isinstance(record, r.PteChange) or _same_access(record):
+            return False
+        end = record.address + (1 << self.world.shift(record.level))
+        return self.subject.concerns(record.mm, record.address, end)
+
     def _change(self, record: r.PteChange) -> int:
         """The page's own entry, and those above it; where else its frame goes."""
         subject = self.subject
-        end = record.address + (1 << self.world.shift(record.level))
-        if subject.concerns(record.mm, record.address, end):
+        if self._changes(record):
             return ESSENTIAL
         maps = ptes.hw_present(record.new) and ptes.frame_of(record.new) in subject.frames
         return HELPFUL if maps else NEVER
@@ -131,8 +146,10 @@ class Weights:
             return HELPFUL
         if isinstance(body, (SpteSet, SpteClear)):
             return ESSENTIAL if body.gfn in subject.gfns else NEVER
-        if isinstance(body, (MmuLock, MmuUnlock, SeqRead)):
+        if isinstance(body, SeqRead):
             return HELPFUL
+        if isinstance(body, (MmuLock, MmuUnlock)):
+            return MINOR
         if isinstance(body, (FlushTlbIpi, Tlbi)):
             return ESSENTIAL if subject.cache in ("tlb", "iotlb", "atc", "pwc") else DETAIL
         return DETAIL if isinstance(body, SpteLoad) else NEVER
@@ -153,7 +170,7 @@ class Weights:
         if isinstance(record, (r.FaultRetry, r.Evict)):
             return DETAIL if agent and mine else NEVER
         if isinstance(record, (r.InvalidateBegin, r.InvalidateDone)):
-            return ESSENTIAL if agent and record.fills else NEVER
+            return HELPFUL if agent and record.fills else NEVER
         if isinstance(record, (r.GuestExit, r.ApicTrapped)):
             return DETAIL if agent and mine else NEVER
         return NEVER
@@ -172,7 +189,7 @@ class Weights:
         """A flush that a processor sends to others, or has waited for."""
         if mm and not self.subject.concerns(mm, start, end):
             return NEVER
-        return HELPFUL if operation in self.subject.operations else DETAIL
+        return MINOR if operation in self.subject.operations else DETAIL
 
 
 def _same_access(record: r.PteChange) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from explorer.explain import Explanation
-from explorer.missed import Missed
 from oracle.violation import Violation
+from protocol.envelope import operation_of
 from report import words
 from report.labels import range_text
 from report.steps import operation_text
@@ -40,12 +41,24 @@ def closing(explanation: Explanation) -> str:
     """One sentence."""
     violation = explanation.violation
     detail = detail_of(violation)
+    if violation.rule == "S8" and violation.cache == "pwc":
+        return f"In words: {_walked(explanation)}."
     if violation.owed and violation.changed is not None and violation.cache in HOLDS:
-        late = _late(explanation.missed, violation)
+        late = _late(explanation)
         return f"In words: {_taken(explanation)}; {late}{_harm(violation, detail)}."
     means = MEANS.get(violation.rule, "")
     who = "" if violation.agent and violation.agent in detail else f"{violation.agent}: "
     return f"In words: {who}{detail}{f', so {means}' if means else ''}."
+
+
+def _walked(explanation: Explanation) -> str:
+    """An upper entry that was kept."""
+    violation = explanation.violation
+    late = _late(explanation).replace("ended that", "made it forget that")
+    return (
+        f"{violation.agent} kept an upper entry that leads to the table in frame "
+        f"{violation.frame:#x}; {late}, and it went through it when the table was free"
+    )
 
 
 def detail_of(violation: Violation) -> str:
@@ -58,39 +71,54 @@ def _taken(explanation: Explanation) -> str:
     violation = explanation.violation
     kind, *_, node = violation.owed.split()
     page = words.place(violation.mm, violation.address)
-    who = f"{node}'s {operation_text(kind)}"
     held = f"while {violation.agent} had it in {HOLDS[violation.cache]}"
-    return f"{who} {_verb(violation.change)} {page} {held}"
+    return f"{node}'s {operation_text(kind)} {_did(violation.change, page)} {held}"
 
 
-def _verb(change: str) -> str:
-    """``took away`` for ``frame 0x3 RW AD -> none``."""
+def _did(change: str, page: str) -> str:
+    """``took mm0:0x10000 away`` for ``frame 0x3 RW AD -> none``."""
     old, _, new = change.partition(" -> ")
     if " RW" in old and " RO" in new and old.split(" RW")[0] == new.split(" RO")[0]:
-        return "write-protected"
+        return f"write-protected {page}"
     if " RO" in old and " RW" in new and old.split(" RO")[0] == new.split(" RW")[0]:
-        return "gave more rights to"
-    return "replaced" if new.startswith("frame") else "took away"
+        return f"gave more rights to {page}"
+    return f"replaced {page}" if new.startswith("frame") else f"took {page} away"
 
 
-def _late(missed: Missed, violation: Violation) -> str:
+def _deadline(explanation: Explanation) -> str:
+    """By when the invalidation was owed, as a clause; empty if by no moment."""
+    due = explanation.violation.deadline
+    if due is None:
+        return ""
+    if due.what == "operation ended":
+        kind = explanation.case.kinds().get(operation_of(due.id), "")
+        return f"{due.node}'s {operation_text(kind)} had returned" if kind else "it had returned"
+    said = PASSIVE.sub(r"\1 was \2", due.what)
+    return said.replace("range_end", "invalidate_range_end")
+
+
+PASSIVE: Final = re.compile(r"^((?:frame |new )?\S+) (freed|done|written|copied|published)")
+
+
+def _late(explanation: Explanation) -> str:
     """What became of the invalidation."""
-    due = f"when {violation.deadline.what}" if violation.deadline else "in time"
-    after = violation.deadline.what if violation.deadline else "that"
+    missed, due = explanation.missed, _deadline(explanation)
+    when = f"when {due}" if due else "in time"
     if missed.in_time:
         came = missed.in_time[0]
+        of = f", {range_text(came).strip()}," if came.start >= 0 else ""
         return {
             "other_mm": "the invalidation that came was for another mm",
-            "not_covered": f"the invalidation that came, {range_text(came)}did not cover it",
-            "leaves_only": "the invalidation that came reached leaf entries only",
-            "not_done": f"its invalidation was sent, but not complete {due}",
-            "": f"the invalidation that came did not end it {due}",
-        }[came.why].replace("  ", " ")
+            "not_covered": f"the invalidation that came{of} did not cover it",
+            "leaves_only": f"the invalidation that came{of} reached leaf entries only",
+            "not_done": f"its invalidation was sent, but not complete {when}",
+            "": f"the invalidation that came{of} had not ended it {when}",
+        }[came.why]
     if missed.too_late:
-        return f"the invalidation came only after {after}"
+        return f"its invalidation came only after {due or 'that'}"
     if missed.before_fill:
-        return f"the only invalidation came before it was cached, and none until {after}"
-    return f"nothing ended that until {after}" if violation.deadline else "nothing ended that"
+        return f"the only invalidation came before it was cached, none until {due or 'then'}"
+    return f"nothing ended that until {due}" if due else "nothing ended that"
 
 
 def _harm(violation: Violation, detail: str) -> str:
@@ -104,7 +132,7 @@ def _harm(violation: Violation, detail: str) -> str:
         did = "wrote" if detail.startswith("write") else "read"
         return f", and {agent} {did} through it all the same"
     if rule in ("O", "S2", "S4") and detail.startswith("still held"):
-        return ", and it could still be used"
+        return ", so it could still be used"
     if rule == "S4":
         return f", and {agent} installed it from what it had read before"
     return f", and {agent} {detail}"

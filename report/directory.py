@@ -15,6 +15,9 @@ from scenarios.spec import RUN_FILE
 RUNS: Final = Path("runs")
 LATEST: Final = "latest"
 NAME_LENGTH_MAX: Final = 60
+SCHEDULE_SUFFIX: Final = ".schedule.toml"
+MADE_BEFORE: Final = re.compile(r"^((\d{8}-\d{6}-)?replay-|\d{8}-\d{6}-)+")
+"""What names of runs begin with: when it was, and that it was a replay."""
 TRIES_MAX: Final = 1000
 """Runs of one name that may begin within one second."""
 
@@ -61,6 +64,12 @@ def saved_run(source: Path) -> Path:
     if not (directory / RUN_FILE).is_file():
         raise UserError(str(source), f"is no run: it has no {RUN_FILE}", "a run's directory")
     return directory
+
+
+def replay_name(recorded: Path) -> str:
+    """``replay-NAME`` for a run, its replay or the replay of that: when is said anew."""
+    name = recorded.resolve().name.removesuffix(SCHEDULE_SUFFIX)
+    return f"replay-{MADE_BEFORE.sub('', name) or name}"
 
 
 def slug(name: str) -> str:

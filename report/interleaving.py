@@ -16,7 +16,7 @@ import msgspec
 from explorer.explain import Cure, Explanation, Ordering
 from explorer.explain_deaths import Fate
 from explorer.timeline import Row
-from explorer.weights import DECISIVE, DETAIL, ESSENTIAL
+from explorer.weights import DECISIVE, DETAIL
 from report import words
 from report.arguments import Form
 from report.closing import closing, detail_of
@@ -93,7 +93,10 @@ def _head(explanation: Explanation, width: int) -> list[list[str]]:
     title = f"{violation.rule} {kind} on {kernel_text(kernel)}: {detail_of(violation)}"
     blocks = [_wrap(f"{title} ({size}, {switched})", width)]
     kinds = explanation.case.kinds()
-    before = [f"{operation_text(kinds[op])} by {op.rpartition('/')[0]}" for op in explanation.setup]
+    counts = Counter(
+        f"{operation_text(kinds[op])} by {op.rpartition('/')[0]}" for op in explanation.setup
+    )
+    before = [f"{text} ({n} times)" if n > 1 else text for text, n in counts.items()]
     if before:
         more = len(before) - BEFORE_SHOWN_MAX
         rest = f" and {more} more" if more > 0 else ""

@@ -79,11 +79,11 @@ def missed_text(missed: Missed, labels: Labels) -> str:
     if missed.in_time:
         parts.append(came_text(missed.in_time[0], labels))
     else:
-        parts.append(f"{'none' if parts else f'no {kind}'} came between the change and then")
+        parts.append(f"{'none' if parts else f'no {kind}'} came between the change and that")
     if missed.too_late:
         parts.append(f"{labels.of(missed.too_late[0].spot)} came after it")
     text = "; ".join(parts)
-    return f"{text[0].upper() if not missed.before_fill else text[0]}{text[1:]}."
+    return f"{text.replace('no ', 'No ', 1) if text.startswith('no ') else text}."
 
 
 def came_text(came: Came, labels: Labels) -> str:

@@ -58,6 +58,8 @@ _ACCESSES: Final = {
 }  # fmt: skip
 _FUNCTIONS: Final = {
     "TableWalk": "hardware walk of an upper entry",
+    "IotlbInvalidate": "IOTLB invalidation",
+    "AtsdLaunch": "ATSD",
     "PteGetAndClear": "ptep_get_and_clear",
     "PteSet": "set_pte_at",
     "PteCmpxchg": "cmpxchg of the PTE",
@@ -111,6 +113,16 @@ def _read(function: str) -> Callable[[Values, Row], str]:
     return wording
 
 
+def _scan(values: Values, _: Row) -> str:
+    """The next entry that is not none, or that there is none."""
+    found, level = _reply(values, "index", -1), _LEVELS[values.get("level", 0)]
+    if "start" not in values:
+        return f"next {level} that is not none"
+    each = (values["end"] - values["start"]) // (values["last"] - values["first"])
+    at = values["start"] + (found - values["first"]) * each
+    return f"read {level}s of [{_range(values)}): {'none' if found < 0 else f'one at {at:#x}'}"
+
+
 def _place(values: Values) -> str:
     """Which page, if it is not the one that all is about."""
     return f"({values['mm']}:{values['address']:#x})" if values.get("elsewhere") else ""
@@ -121,7 +133,7 @@ def _place(values: Values) -> str:
 
 def _table_lock(values: Values) -> str:
     if "start" not in values or "level" not in values:
-        return f"PTL of the table in frame {values['table']:#x}"
+        return f"PTL of the table in frame {values['table']:#x}" if "table" in values else "PTL"
     upper = f"{_LEVELS[values['level']]} " if values["level"] else ""
     return f"{upper}PTL of [{_range(values)})"
 
@@ -322,6 +334,7 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "TableWalk": _read("hardware walk"),
     **{f"{which}Lock": _lock(which) for which in _LOCKS},
     **{f"{which}Unlock": _unlock(which) for which in _LOCKS},
+    "PteScan": _scan,
     SENT: _sent,
     DONE: _done,
     "OwnDsb": _says("DSB: waits for its own tlbi only"),

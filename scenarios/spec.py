@@ -20,6 +20,7 @@ from nodes.world import World
 from oracle.sometimes import Condition, conditions_from
 from oracle.verdict import Expected
 from protocol.errors import UserError
+from scenarios import versions
 from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
 from scenarios.workloads import Workload, workload_from
 from scenarios.worlds import Number, world_from, world_to
@@ -66,7 +67,7 @@ class RunSpec:
     sometimes: tuple[Condition, ...] = ()
     """What shows that the window was entered."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of what it ran on; informative."""
+    """Versions of what it ran on (``versions.current``); informative."""
 
     def programs(self) -> tuple[Program, ...]:
         """The programs to feed."""
@@ -95,7 +96,8 @@ class RunSpec:
 
     def save(self, directory: Path) -> RunSpec:
         """Write ``run.toml`` and what it names; the spec that reads the copies."""
-        copied = replace(self, workload=self.workload.save_files(directory))
+        workload = self.workload.save_files(directory)
+        copied = replace(self, workload=workload, versions=versions.current())
         (directory / RUN_FILE).write_text(copied.to_toml(directory), encoding="utf-8")
         return copied
 

@@ -385,7 +385,7 @@ def preset(
     if unknown:
         wrong = sorted(unknown)[0]
         near = ", ".join(get_close_matches(wrong, switches, NEAR_NAMES, cutoff=0.0))
-        raise UserError(where, f"unknown switch {wrong!r}", f"{near}, or another of docs/reference.md")
+        raise UserError(where, f"unknown switch {wrong!r}", f"{near}, ...: docs/reference.md")
     values = {"release": release, "arch": arch} | switches
     try:
         return msgspec.convert(values | (overrides or {}), Kernel).validate(where)
