@@ -30,7 +30,7 @@ from protocol.messages.iommu import DmaAccess, IotlbInvalidate
 from protocol.messages.memory import PteScan, TlbFlushPending
 from protocol.messages.ocxl import AtsdLaunch, Tlbie
 from protocol.messages.processor import FlushTlbIpi, Tlbi
-from protocol.messages.program import Dma, GuestApic, GuestTouch, Touch
+from protocol.messages.program import AfuTouch, Dma, GuestApic, GuestTouch, Touch
 from protocol.messages.swap import TlbBatchedLoad
 
 Reply = tuple[int, Message]
@@ -336,7 +336,7 @@ def _say_whether_they_write(rows: Sequence[Row], case: Case) -> None:
         f"{p.name}/{at}": step.operation.write
         for p in case.programs
         for at, step in enumerate(p.steps)
-        if isinstance(step.operation, (Touch, Dma, GuestTouch, GuestApic))
+        if isinstance(step.operation, (Touch, Dma, AfuTouch, GuestTouch, GuestApic))
     }
     for row in rows:
         if row.kind in ("OpBegin", "OpEnd") and row.operation in writes:

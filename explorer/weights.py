@@ -163,6 +163,8 @@ class Weights:
             return HELPFUL if mine else NEVER
         if isinstance(record, r.NotifierCall):
             return self._notifier(record, mine)
+        if isinstance(record, r.LoopCut):
+            return ESSENTIAL if record.subscriber in subject.parties else NEVER
         if isinstance(record, (r.Fill, r.WalkDiscarded, r.GuestEnter, r.PermissionFault)):
             return ESSENTIAL if agent and mine else NEVER
         if isinstance(record, r.TableCached):

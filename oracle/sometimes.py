@@ -68,10 +68,9 @@ class CachedWhen(_Condition, frozen=True, tag="cached_when"):
 
 
 class Between(_Condition, frozen=True, tag="between", rename={"from_": "from"}):
-    """An operation ``op`` at ``node`` was under way between two steps of an operation ``of``.
-
-    With ``began`` it must have begun after the first step, with ``overlapping`` it must
-    concern the same mm and have a page in common with it.
+    """An operation ``op`` at ``node`` was under way between two steps of an operation ``of``; with
+    ``began`` it began after the first of them, with ``overlapping`` both are of the same mm and
+    have a page in common.
     """
 
     node: str

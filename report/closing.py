@@ -8,9 +8,10 @@ from typing import Final
 from explorer.explain import Explanation
 from oracle.violation import Violation
 from protocol.envelope import operation_of
+from protocol.limits import ULONG_MAX
 from report import words
 from report.labels import range_text
-from report.steps import operation_text
+from report.steps import limit, operation_text
 
 HOLDS: Final = {
     "tlb": "its TLB", "iotlb": "its IOTLB", "atc": "its ATC", "xsl": "its translation cache",
@@ -40,15 +41,22 @@ MEANS: Final = {
 def closing(explanation: Explanation) -> str:
     """One sentence."""
     violation = explanation.violation
-    detail = detail_of(violation)
     if violation.rule == "S8" and violation.cache == "pwc":
         return f"In words: {_walked(explanation)}."
-    if violation.owed and violation.changed is not None and violation.cache in HOLDS:
-        late = _late(explanation)
-        return f"In words: {_taken(explanation)}; {late}{_harm(violation, detail)}."
+    if owes_invalidation(violation) and violation.rule not in MEANS and violation.cache in HOLDS:
+        harm = _harm(violation, detail_of(violation))
+        return f"In words: {_taken(explanation)}; {_late(explanation)}{harm}."
+    detail = detail_of(violation).replace(
+        "this page", words.place(violation.mm, violation.address) or "this page"
+    )
     means = MEANS.get(violation.rule, "")
     who = "" if violation.agent and violation.agent in detail else f"{violation.agent}: "
     return f"In words: {who}{detail}{f', so {means}' if means else ''}."
+
+
+def owes_invalidation(violation: Violation) -> bool:
+    """Whether it is about an invalidation that somebody owed, and not about one too many."""
+    return bool(violation.owed and violation.cache) and violation.rule not in ("L2", "P3", "P4")
 
 
 def _walked(explanation: Explanation) -> str:
@@ -63,16 +71,28 @@ def _walked(explanation: Explanation) -> str:
 
 def detail_of(violation: Violation) -> str:
     """What the oracle says, without who owed what, and with ~0 as kernel people write it."""
-    return violation.detail.partition("; ")[0].replace(f"{(1 << 64) - 1:#x}", "~0")
+    return OWED.sub("", violation.detail).replace(f"{ULONG_MAX:#x}", "~0")
+
+
+OWED: Final = re.compile(r"; [^;]* owed its invalidation$")
 
 
 def _taken(explanation: Explanation) -> str:
-    """Who did what to the page while who held it."""
+    """Who did what to the page, and how who held it had got it."""
     violation = explanation.violation
     kind, *_, node = violation.owed.split()
     page = words.place(violation.mm, violation.address)
-    held = f"while {violation.agent} had it in {HOLDS[violation.cache]}"
-    return f"{node}'s {operation_text(kind)} {_did(violation.change, page)} {held}"
+    did = f"{node}'s {operation_text(kind)} {_did(violation.change, page)}"
+    holds = HOLDS[violation.cache]
+    if _cached_after(violation):
+        return f"{did} after {violation.agent} had read it and before {holds} had it"
+    return f"{did} while {violation.agent} had it in {holds}"
+
+
+def _cached_after(violation: Violation) -> bool:
+    """Whether the entry was read before the change and cached after it."""
+    filled, changed = violation.filled, violation.changed
+    return filled is not None and changed is not None and filled.n > changed.n
 
 
 def _did(change: str, page: str) -> str:
@@ -85,7 +105,7 @@ def _did(change: str, page: str) -> str:
     return f"replaced {page}" if new.startswith("frame") else f"took {page} away"
 
 
-def _deadline(explanation: Explanation) -> str:
+def deadline_text(explanation: Explanation) -> str:
     """By when the invalidation was owed, as a clause; empty if by no moment."""
     due = explanation.violation.deadline
     if due is None:
@@ -94,7 +114,7 @@ def _deadline(explanation: Explanation) -> str:
         kind = explanation.case.kinds().get(operation_of(due.id), "")
         return f"{due.node}'s {operation_text(kind)} had returned" if kind else "it had returned"
     said = PASSIVE.sub(r"\1 was \2", due.what)
-    return said.replace("range_end", "invalidate_range_end")
+    return said.replace("range_end", "invalidate_range_end").replace("new entry", "the new entry")
 
 
 PASSIVE: Final = re.compile(r"^((?:frame |new )?\S+) (freed|done|written|copied|published)")
@@ -102,7 +122,7 @@ PASSIVE: Final = re.compile(r"^((?:frame |new )?\S+) (freed|done|written|copied|
 
 def _late(explanation: Explanation) -> str:
     """What became of the invalidation."""
-    missed, due = explanation.missed, _deadline(explanation)
+    missed, due = explanation.missed, deadline_text(explanation)
     when = f"when {due}" if due else "in time"
     if missed.in_time:
         came = missed.in_time[0]
@@ -114,11 +134,40 @@ def _late(explanation: Explanation) -> str:
             "not_done": f"its invalidation was sent, but not complete {when}",
             "": f"the invalidation that came{of} had not ended it {when}",
         }[came.why]
+    if _cached_after(explanation.violation):
+        changed = explanation.violation.changed
+        came = any(c.spot.n > changed.n for c in missed.before_fill) if changed else False
+        between = "its invalidation came in between, and " if came else ""
+        return f"{between}nothing made it look again"
     if missed.too_late:
-        return f"its invalidation came only after {due or 'that'}"
+        return f"its invalidation came only after {due or 'that'}{_calls(explanation)}"
     if missed.before_fill:
         return f"the only invalidation came before it was cached, none until {due or 'then'}"
-    return f"nothing ended that until {due}" if due else "nothing ended that"
+    called = _calls(explanation)
+    return f"nothing ended that until {due}{called}" if due else f"nothing ended that{called}"
+
+
+def _calls(explanation: Explanation) -> str:
+    """The callback that was made in time and ended nothing; empty if there was none."""
+    violation = explanation.violation
+    if violation.cache not in ("iotlb", "pwc", "xsl"):
+        return ""  # others are told by somebody else, or at other times
+    first = violation.changed or violation.filled
+    due = violation.deadline.n if violation.deadline else explanation.deliveries
+    for row in explanation.rows:
+        v = row.values
+        if row.kind != "NotifierCall" or v["phase"] != "begin" or v["callback"] not in FLUSHES:
+            continue
+        if first is None or not first.n <= row.n <= due:
+            continue
+        covers = v["mm"] == violation.mm and v["start"] <= violation.address < v["end"]
+        came = "made no command for it" if covers else "did not cover it"
+        return f" ({v['callback']} of [{limit(v['start'])}, {limit(v['end'])}) {came})"
+    return ""
+
+
+FLUSHES: Final = ("invalidate_range", "arch_invalidate_secondary_tlbs")
+"""Callbacks that end translations of who shares the page table."""
 
 
 def _harm(violation: Violation, detail: str) -> str:
@@ -134,5 +183,5 @@ def _harm(violation: Violation, detail: str) -> str:
     if rule in ("O", "S2", "S4") and detail.startswith("still held"):
         return ", so it could still be used"
     if rule == "S4":
-        return f", and {agent} installed it from what it had read before"
+        return f", and {agent} installed what was gone"
     return f", and {agent} {detail}"

@@ -19,7 +19,7 @@ from explorer.timeline import Row
 from explorer.weights import DECISIVE, DETAIL
 from report import words
 from report.arguments import Form
-from report.closing import closing, detail_of
+from report.closing import closing, deadline_text, detail_of, owes_invalidation
 from report.condense import condensed
 from report.facts import kernel_text
 from report.functions import OPERATIONS
@@ -255,10 +255,10 @@ def _swap(explanation: Explanation, labels: Labels) -> list[list[str]]:
 
 def _owed(explanation: Explanation, labels: Labels) -> list[list[str]]:
     violation = explanation.violation
-    if not violation.owed:
+    if not owes_invalidation(violation):
         return []
-    due = violation.deadline
-    by = f" before: {due.what} at {due.node}" if due else ""
+    due = deadline_text(explanation)
+    by = f" before {due}" if due else ""
     held = f"{violation.agent}'s {violation.cache} entry of "
     where = words.place(violation.mm, violation.address)
     text = f"Owed by {violation.owed}: to end {held}{where}{by}. "

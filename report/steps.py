@@ -59,6 +59,7 @@ _ACCESSES: Final = {
 _FUNCTIONS: Final = {
     "TableWalk": "hardware walk of an upper entry",
     "IotlbInvalidate": "IOTLB invalidation",
+    "SpteClear": "zap of the spte",
     "AtsdLaunch": "ATSD",
     "PteGetAndClear": "ptep_get_and_clear",
     "PteSet": "set_pte_at",
@@ -299,7 +300,7 @@ def _begin(values: Values, row: Row) -> str:
     if kind in _ACCESSES:
         verb = "store to" if values.get("write") else "load from"
         return f"{_ACCESSES[kind]} {verb} {values['start']:#x}"
-    where = f"({values['start']:#x})" if values.get("start") is not None else ""
+    where = f"({values['start']:#x})" if values.get("end", 0) > values.get("start", 0) else ""
     return f"{operation_text(kind)}{where}"
 
 
@@ -349,7 +350,8 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "SpteLoad": lambda values, _: f"walk of the shadow table: {describe(_reply(values, 'pte'))}",
     "KvmRequest": _request,
     "FlushTlbIpi": _command("flush_tlb_func"),
-    "Tlbi": _command("tlbi arrives:"),
+    "Tlbi": lambda values, _: f"tlbi [{_range(values)}) arrives",
+    "LoopCut": lambda values, _: f"its loop has {values['left']:,} more turns to come",
     "IotlbInvalidate": _command("IOTLB invalidation"),
     "AtsdLaunch": _command("ATSD"),
     "Tlbie": _command("tlbie"),

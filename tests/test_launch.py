@@ -83,7 +83,10 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--arch", "vax"), "--arch: unknown architecture 'vax' (expected one of x86, "),
     (("stress", "--set", "btm"), "--set: is 'btm' (expected SWITCH=VALUE of a switch)"),
     (("stress", "--set", "release=v5.7"), "--set: is 'release=v5.7' (expected SWITCH=VALUE"),
-    (("stress", "--set", "bmt=true"), "--set: unknown switch 'bmt' (expected btm, kvm_retry, batch_mode, ..."),
+    (
+        ("stress", "--set", "bmt=true"),
+        "--set: unknown switch 'bmt' (expected btm, kvm_retry, batch_mode, ...",
+    ),
     (("stress", "--set", "btm=yes"), "--set: btm: is str (expected bool)"),
     (("stress", "--set", "sva_decoder=x"), "--set: sva_decoder: invalid enum value 'x' (expected "),
     (("stress", "--set", "btm=true"), "--set: btm without broadcast_tlbi (expected "),
@@ -460,7 +463,9 @@ def test_a_race_on_processes(elsewhere: Path) -> None:
 
 
 @pytest.mark.processes
-def test_ctrl_c_ends_everything_and_leaves_a_readable_run(elsewhere: Path) -> None:
+def test_ctrl_c_ends_everything_and_leaves_a_readable_run(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = program("stress", "--seconds", "60", "--out", "cut", cwd=elsewhere)
     try:
         wait_until_it_runs(process, elsewhere / "cut" / "memory.journal")
@@ -474,7 +479,9 @@ def test_ctrl_c_ends_everything_and_leaves_a_readable_run(elsewhere: Path) -> No
     assert out.startswith("INTERRUPTED: ")
     _, alive = psutil.wait_procs(started, timeout=2)
     assert not alive
+    capsys.readouterr()
     assert run("check", "cut") == 130
+    assert capsys.readouterr().out.startswith("INTERRUPTED: Ctrl-C; ")
 
 
 def wait_until_it_runs(process: subprocess.Popen[str], journal: Path) -> None:
