@@ -136,9 +136,9 @@ def _late(explanation: Explanation) -> str:
         }[came.why]
     if _cached_after(explanation.violation):
         changed = explanation.violation.changed
-        came = any(c.spot.n > changed.n for c in missed.before_fill) if changed else False
-        between = "its invalidation came in between, and " if came else ""
-        return f"{between}nothing made it look again"
+        between = changed is not None and any(c.spot.n > changed.n for c in missed.before_fill)
+        early = "its invalidation came in between, and " if between else ""
+        return f"{early}nothing made it look again"
     if missed.too_late:
         return f"its invalidation came only after {due or 'that'}{_calls(explanation)}"
     if missed.before_fill:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from explorer.timeline import DECISIVE, HELPFUL, Row
+from explorer.timeline import Row
+from explorer.weights import DECISIVE, HELPFUL
 from protocol.codec import MESSAGE_KINDS
 from report.condense import condensed
 from report.steps import function_text, text_of
