@@ -16,7 +16,7 @@ import msgspec
 from explorer.case import Case, Target
 from explorer.explain_deaths import Fate, death_rows, fates
 from explorer.lenient import How, Moment, Played, play
-from explorer.missed import Missed, missed_by
+from explorer.missed import Missed, missed_by, owes_invalidation
 from explorer.races import Order
 from explorer.reduce import with_world
 from explorer.schedule_file import Loaded
@@ -113,7 +113,7 @@ def explain(
     shown = {row.operation for row in timeline(case, violation, failing.moments)}
     orderings = [o for o in orderings if _among(shown, o.early, o.late)]
     swap = swap if swap is not None and _told(swap, shown, failing, missed) else None
-    named = _spoken_of(orderings, swap, missed)
+    named = _spoken_of(orderings, swap, missed if owes_invalidation(violation) else None)
     rows = timeline(case, violation, failing.moments, after, named)
     rows = sorted([*rows, *death_rows(case, failing)], key=lambda row: row.n)
     return Explanation(
@@ -133,11 +133,14 @@ def _among(operations: Collection[str], *spots: Spot) -> bool:
     return all(spot.operation in operations for spot in spots)
 
 
-def _spoken_of(orderings: Sequence[Ordering], swap: Swap | None, missed: Missed) -> frozenset[str]:
+def _spoken_of(
+    orderings: Sequence[Ordering], swap: Swap | None, missed: Missed | None
+) -> frozenset[str]:
     """Names of the deliveries of which an explanation speaks."""
     spots = [spot for o in orderings for spot in (o.early, o.late)]
     spots += [] if swap is None else [swap.first, swap.second]
-    return frozenset(spot.name for spot in (*spots, *missed.spots()))
+    spots += [] if missed is None else missed.spots()
+    return frozenset(spot.name for spot in spots)
 
 
 # ---- necessary orders --------------------------------------------------------------------------

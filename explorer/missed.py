@@ -60,6 +60,11 @@ class Missed:
         ]
 
 
+def owes_invalidation(violation: Violation) -> bool:
+    """Whether it is about an invalidation that somebody owed, and not about one too many."""
+    return bool(violation.owed and violation.cache) and violation.rule not in ("L2", "P3", "P4")
+
+
 def missed_by(case: Case, violation: Violation, moments: Sequence[Moment], last: int) -> Missed:
     """The invalidations of the agent's cache in a whole run, which broke the rule in ``last``."""
     kinds = _kinds(violation.cache, case.spec.world.kernel)

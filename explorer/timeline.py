@@ -100,7 +100,7 @@ class _Rows:
         self.replies = _replies(moments)
         self.kinds = case.kinds()
         self.tables = Tables(case.spec.world)
-        self.weights = Weights(subject, case.spec.world)
+        self.weights = Weights(subject, case.spec.world, moments)
         self.racing = [operation_of(event.id) for event in violation.racing]
 
     def all(self) -> list[Row]:
@@ -140,12 +140,19 @@ class _Rows:
         return row.n >= begun or under_way
 
     def _begin_of_window(self, rows: Sequence[Row]) -> int:
-        """Where the operation began that took the translation away, or the first that raced."""
+        """Where the operation began that took the translation away.
+
+        If the violation names none: the first that raced, or that changed the entry once it was
+        cached.
+        """
         begins = {row.operation: row.n for row in rows if row.kind == "OpBegin"}
         changing = [begins.get(row.operation, 0) for row in rows if "changed" in row.marks]
         racing = [begins[operation] for operation in self.racing if operation in begins]
+        filled = [row.n for row in rows if "filled" in row.marks]
+        since = [r for r in rows if filled and r.n > filled[-1] and _changes_entry(r)]
+        other = [begins.get(row.operation, row.n) for row in since[:1]]
         mine = [n for operation, n in begins.items() if operation in self.subject.operations]
-        return min(changing or racing, default=max(mine, default=0))
+        return min(changing or [*racing, *other], default=max(mine, default=0))
 
     # -- one delivery ------------------------------------------------------------------------
 
@@ -274,6 +281,10 @@ _BY_KVM: Final = frozenset({"SpteSet", "SpteClear", "InProgress", "SeqBump"})
 """Messages that say all that the records of their handling say."""
 _FILLS: Final = frozenset({"Fill", "SpteSet", "TableCached"})
 """What puts a translation into a cache."""
+
+
+def _changes_entry(row: Row) -> bool:
+    return row.values.get("record") == "PteChange" and row.weight <= ESSENTIAL
 
 
 def _lock_rows(row: Row, answered: Reply | None) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from explorer.lenient import Moment
@@ -56,8 +57,16 @@ NEVER: Final = 9
 class Weights:
     """How much what happened matters to one subject."""
 
-    def __init__(self, subject: Subject, world: World) -> None:
+    def __init__(self, subject: Subject, world: World, moments: Sequence[Moment] = ()) -> None:
         self.subject, self.world = subject, world
+        self.beside = {
+            record.op
+            for moment in moments
+            for record in moment.handled.records
+            if isinstance(record, r.OpBegin)
+            and subject.concerns(record.tag, record.start, record.end)
+        }
+        """Operations on the page, whether the violation names them or not."""
 
     def message(self, moment: Moment, operation: str) -> int:
         """A message, by what it is and what memory says of it."""
@@ -160,7 +169,7 @@ class Weights:
         mine = operation in subject.operations
         agent = node == subject.agent
         if isinstance(record, (r.OpBegin, r.OpEnd)):
-            return HELPFUL if mine else NEVER
+            return HELPFUL if mine else MINOR if operation in self.beside else NEVER
         if isinstance(record, r.NotifierCall):
             return self._notifier(record, mine)
         if isinstance(record, r.LoopCut):

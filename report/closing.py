@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from explorer.explain import Explanation
+from explorer.missed import owes_invalidation
 from oracle.violation import Violation
 from protocol.envelope import operation_of
 from protocol.limits import ULONG_MAX
@@ -21,7 +22,7 @@ HOLDS: Final = {
 """Cache -> where the agent has a translation."""
 MEANS: Final = {
     "S8": "what is in the frame by now is taken for entries",
-    "S10": "a page fault that is under way cannot see that it must start over",
+    "S10": "page faults cannot tell any more whether an invalidation is under way",
     "S11": "what may sleep is called where nobody may",
     "S12": "one process reaches what belongs to another",
     "S13": "a callback works on what its owner may have freed",
@@ -52,11 +53,6 @@ def closing(explanation: Explanation) -> str:
     means = MEANS.get(violation.rule, "")
     who = "" if violation.agent and violation.agent in detail else f"{violation.agent}: "
     return f"In words: {who}{detail}{f', so {means}' if means else ''}."
-
-
-def owes_invalidation(violation: Violation) -> bool:
-    """Whether it is about an invalidation that somebody owed, and not about one too many."""
-    return bool(violation.owed and violation.cache) and violation.rule not in ("L2", "P3", "P4")
 
 
 def _walked(explanation: Explanation) -> str:

@@ -15,11 +15,12 @@ import msgspec
 
 from explorer.explain import Cure, Explanation, Ordering
 from explorer.explain_deaths import Fate
+from explorer.missed import owes_invalidation
 from explorer.timeline import Row
 from explorer.weights import DECISIVE, DETAIL
 from report import words
 from report.arguments import Form
-from report.closing import closing, deadline_text, detail_of, owes_invalidation
+from report.closing import closing, deadline_text, detail_of
 from report.condense import condensed
 from report.facts import kernel_text
 from report.functions import OPERATIONS
@@ -125,12 +126,32 @@ def parties(rows: Iterable[Row]) -> list[str]:
 
 def table(explanation: Explanation, labels: Labels, width: int, lines_max: int) -> list[str]:
     """The interleaving; details go first where it would be too long."""
+
+    def drawn(rows: Sequence[Row]) -> list[str]:
+        told = chosen_rows(rows)
+        return _table(told, titles(explanation, told), labels, width)
+
+    rows = explanation.rows
     for weight in range(DETAIL, DECISIVE - 1, -1):
-        rows = chosen_rows(explanation.rows, weight)
-        lines = _table(rows, titles(explanation, rows), labels, width)
-        if len(lines) <= (DETAILED_LINES_MAX if weight == DETAIL else lines_max) and rows:
-            return lines
+        kept = [row for row in rows if row.weight <= weight or row.named]
+        lines = drawn(kept)
+        if kept and len(lines) <= (DETAILED_LINES_MAX if weight == DETAIL else lines_max):
+            break
+    for kind in dict.fromkeys(_group(row) for row in rows if row.weight == weight + 1 < DETAIL):
+        there = set(map(id, kept))
+        more = [
+            row
+            for row in rows
+            if id(row) in there or (row.weight == weight + 1 and _group(row) == kind)
+        ]
+        if len(drawn(more)) <= lines_max:
+            kept, lines = more, drawn(more)
     return _cut(lines, lines_max)
+
+
+def _group(row: Row) -> str:
+    """What is told together or not at all: begins and ends, locks and unlocks."""
+    return "Op" if row.kind in ("OpBegin", "OpEnd") else row.kind.replace("Unlock", "Lock")
 
 
 def _cut(lines: list[str], lines_max: int) -> list[str]:
@@ -141,11 +162,11 @@ def _cut(lines: list[str], lines_max: int) -> list[str]:
     return [*lines[: lines_max - tail - 1], "   ...", *lines[-tail:]]
 
 
-def chosen_rows(rows: Sequence[Row], weight: int) -> list[Row]:
-    """Rows that matter so much; a party that only begins and ends has no column."""
-    heavy = [row for row in rows if row.weight <= weight or row.named]
-    acting = {row.party for row in heavy if row.kind not in ("OpBegin", "OpEnd")}
-    return condensed([row for row in heavy if row.party in acting])
+def chosen_rows(rows: Sequence[Row]) -> list[Row]:
+    """Without a column for a party that only begins and ends, unless that is what is meant."""
+    ends = ("OpBegin", "OpEnd")
+    acting = {row.party for row in rows if row.kind not in ends or row.marks or row.named}
+    return condensed([row for row in rows if row.party in acting])
 
 
 def titles(explanation: Explanation, rows: Iterable[Row]) -> dict[str, str]:
@@ -288,7 +309,7 @@ def value(of: Any) -> str:
 
 def mermaid(explanation: Explanation) -> str:
     """A sequence diagram."""
-    rows = chosen_rows(explanation.rows, DETAIL - 1)
+    rows = chosen_rows([row for row in explanation.rows if row.weight < DETAIL or row.named])
     lines = ["sequenceDiagram"]
     named = titles(explanation, rows)
     lines += [f"    participant {p} as {_mermaid_text(named[p])}" for p in parties(rows)]

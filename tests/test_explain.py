@@ -11,6 +11,7 @@ import pytest
 from explorer.explain import Explanation, explain, other_values
 from explorer.lenient import How, play
 from explorer.minimize import minimize_quickly
+from explorer.missed import owes_invalidation
 from explorer.races import Order
 from explorer.reduce import with_world
 from explorer.schedule_file import Loaded, load
@@ -150,7 +151,8 @@ def check_letters(explanation: Explanation, text: list[str]) -> None:
     spots += [] if explanation.swap is None else [explanation.swap.first, explanation.swap.second]
     end = text.index("", text.index("") + 1)
     in_table = {line[1:3].strip() for line in text[:end] if line[:1] in (" ", ">")} - {""}
-    for spot in (*spots, *explanation.missed.spots()):
+    spots += explanation.missed.spots() if owes_invalidation(explanation.violation) else []
+    for spot in spots:
         said = labels.of(spot)
         assert said.endswith(")"), f"{said} has no row"
         assert said.rpartition("(")[2].rstrip(")") in in_table, said
