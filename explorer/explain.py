@@ -113,12 +113,14 @@ def explain(
     shown = {row.operation for row in timeline(case, violation, failing.moments)}
     orderings = [o for o in orderings if _among(shown, o.early, o.late)]
     swap = swap if swap is not None and _told(swap, shown, failing, missed) else None
+    deaths = fates(case, target, failing.moments)
     named = _spoken_of(orderings, swap, missed if owes_invalidation(violation) else None)
+    named |= {fate.after.name for fate in deaths if fate.after is not None}
     rows = timeline(case, violation, failing.moments, after, named)
     rows = sorted([*rows, *death_rows(case, failing)], key=lambda row: row.n)
     return Explanation(
         case, target, violation, rows, setup_of(failing.moments, rows), *failing.cost, orderings,
-        len(races), fates(case, target, failing.moments), swap, missed, cures, contradictory,
+        len(races), deaths, swap, missed, cures, contradictory,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from report.closing import closing, deadline_text, detail_of
 from report.condense import condensed
 from report.facts import kernel_text
 from report.functions import OPERATIONS
-from report.labels import Labels, missed_text, plain_label
+from report.labels import Labels, missed_text
 from report.steps import operation_text, text_of
 from report.violation import RULES
 
@@ -226,7 +226,7 @@ def reasons_of(explanation: Explanation, labels: Labels) -> list[list[str]]:
     """Paragraphs: a sentence or two, and for some of them items.  The last one sums up."""
     return [
         *_orderings(explanation.orderings, explanation.races, labels),
-        *([_fate(fate)] for fate in explanation.deaths),
+        *([_fate(fate, labels)] for fate in explanation.deaths),
         *_swap(explanation, labels),
         *_owed(explanation, labels),
         [_cures(explanation.cures, explanation.contradictory)],
@@ -250,8 +250,8 @@ def _orderings(orderings: Sequence[Ordering], races: int, labels: Labels) -> lis
     return [[head, *items]]
 
 
-def _fate(fate: Fate) -> str:
-    after = "before anything else" if fate.after is None else f"after {plain_label(fate.after)}"
+def _fate(fate: Fate, labels: Labels) -> str:
+    after = "before anything else" if fate.after is None else f"after {labels.of(fate.after)}"
     if not fate.necessary:
         return (
             f"The death of {fate.node} {after} is not necessary: left out, it fails all the same."

@@ -78,8 +78,10 @@ def missed_text(missed: Missed, labels: Labels) -> str:
         parts.append(f"{labels.of(missed.before_fill[-1].spot)} came before the entry was cached")
     if missed.in_time:
         parts.append(came_text(missed.in_time[0], labels))
+    elif parts:
+        parts.append("none came from then on in time")
     else:
-        parts.append(f"{'none' if parts else f'no {kind}'} came between the change and that")
+        parts.append(f"no {kind} came between the change and that")
     if missed.too_late:
         parts.append(f"{labels.of(missed.too_late[0].spot)} came after it")
     text = "; ".join(parts)

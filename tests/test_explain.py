@@ -152,6 +152,7 @@ def check_letters(explanation: Explanation, text: list[str]) -> None:
     end = text.index("", text.index("") + 1)
     in_table = {line[1:3].strip() for line in text[:end] if line[:1] in (" ", ">")} - {""}
     spots += explanation.missed.spots() if owes_invalidation(explanation.violation) else []
+    spots += [fate.after for fate in explanation.deaths if fate.after is not None]
     for spot in spots:
         said = labels.of(spot)
         assert said.endswith(")"), f"{said} has no row"
