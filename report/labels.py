@@ -58,7 +58,7 @@ def _short(row: Row) -> str:
 def plain_label(spot: Spot) -> str:
     """A delivery that has no row."""
     if spot.src == BROKER:
-        return f"{spot.dst}: begins {operation_text(spot.kind)}"
+        return f"the start of {spot.dst}'s {operation_text(spot.kind)}"
     answer = spot.kind.endswith(REPLY_MARK)
     who = spot.dst if answer else spot.src
     text = f"{who}: {function_text(spot.kind.rstrip(REPLY_MARK), spot.operation_kind)}"
