@@ -136,7 +136,7 @@ def _late(explanation: Explanation) -> str:
         early = "its invalidation came in between, and " if between else ""
         return f"{early}nothing made it look again"
     if missed.too_late:
-        return f"its invalidation came only after {due or 'that'}{_calls(explanation)}"
+        return f"its invalidation came only after {due or 'that'}"
     if missed.before_fill:
         return f"the only invalidation came before it was cached, none until {due or 'then'}"
     called = _calls(explanation)
