@@ -22,9 +22,8 @@ from protocol.pte import (
     DIRTY,
     describe,
     frame_of,
-    is_migration,
     is_swap,
-    pte_present,
+    names_page,
     takes_away,
 )
 
@@ -58,7 +57,7 @@ class DirtyBits:
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """A leaf entry changed."""
-        was, is_now = _names_page(old), _names_page(new)
+        was, is_now = names_page(old), names_page(new)
         if is_swap(old):
             self._moving.add((op, frame_of(old)))
         if was and is_now and frame_of(old) in (frame_of(new), self._original(op, new)):
@@ -155,8 +154,3 @@ class DirtyBits:
                 detail=f"{why}: {describe(old)} -> {describe(new)}",
             )
         )  # fmt: skip
-
-
-def _names_page(entry: int) -> bool:
-    """Whether it is an entry of a page in memory, mapped or migrating."""
-    return pte_present(entry) or is_migration(entry)

@@ -91,13 +91,13 @@ async def _count_pending(cpu: Processor, mm: str) -> None:
     """``atomic_inc(&mm->tlb_flush_batched)``: one more pending (5ee2fa2f0636, v5.17)."""
     old = (await cpu.mem(TlbBatchedLoad(mm))).value
     while True:
-        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, _next(old)))).value
+        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, one_more_pending(old)))).value
         if found == old:
             return
         old = found
 
 
-def _next(batch: int) -> int:
+def one_more_pending(batch: int) -> int:
     """One more pending; if there are many, one, of which none is flushed.
 
     So the count of those pending never comes round to that of those flushed, which would say that
