@@ -237,7 +237,7 @@ def _swap(explanation: Explanation, width: int) -> list[str]:
 
 def _owed(explanation: Explanation, width: int) -> list[str]:
     violation = explanation.violation
-    if not violation.owed:
+    if not (violation.owed and violation.cache):  # no translation that somebody had to end
         return _wrap(f"Broken: {violation.text()}", width)
     due = violation.deadline
     by = f" before: {due.what} at {due.node} (delivery {due.n})" if due else ""
