@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from broker.exchange import Exchange
@@ -9,9 +11,10 @@ from broker.programs import Feeder, Program, Step
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
 from nodes.build import build_all
+from nodes.driver import Driver
 from nodes.kernel import tlbbatch
 from nodes.kernel.variant import preset
-from nodes.memory import Frame
+from nodes.memory import Frame, Memory
 from nodes.world import MEMORY, Vm, World
 from oracle.oracle import Oracle
 from protocol.envelope import Envelope, Handled, operation_of
@@ -45,6 +48,13 @@ def results(here: World, steps: Steps, kind: str) -> list[int]:
     exchange = Exchange(Feeder(one_after_the_other(*steps)))
     assert Simulator(build_all(here, 1), exchange, RandomWalk(1), observe).run(20_000).complete
     return found
+
+
+def memory_of(drivers: Mapping[str, Driver]) -> Memory:
+    """The node that has the page tables and the marks."""
+    memory = drivers[MEMORY].node
+    assert isinstance(memory, Memory)
+    return memory
 
 
 # ---- the look-up ---------------------------------------------------------------------------------
@@ -166,7 +176,7 @@ def test_a_large_count_is_reset_by_who_adds_to_it() -> None:
 
     here = world("v6.6")
     drivers = build_all(here, 1)
-    drivers[MEMORY].node.batched = {MM: before}  # type: ignore[attr-defined]
+    memory_of(drivers).batched = {MM: before}
     steps: Steps = (*TOUCHED, ("cpu0", op.Kswapd(1)), ("cpu0", op.MadviseDontneed(MM, 0, page(4))))
     exchange = Exchange(Feeder(one_after_the_other(*steps)))
     assert Simulator(drivers, exchange, RandomWalk(1), observe).run(20_000).complete
@@ -226,7 +236,7 @@ def stray_loads(arch: str, **switches: object) -> int:
     strays = 0
     for seed in range(80):
         drivers, oracle = build_all(here, seed), Oracle(here)
-        frames = drivers[MEMORY].node.frames  # type: ignore[attr-defined]
+        frames = memory_of(drivers).frames
 
         def observe(
             envelope: Envelope, handled: Handled, frames: list[Frame] = frames,
