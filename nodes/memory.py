@@ -77,7 +77,6 @@ class Memory(Swap):
         self.frames[ZERO_PAGE].refs = 1
         self.locks: dict[tuple[str, str | int], LockWord] = {}
         """Lock words that are held or waited for: (label, what) -> word."""
-        self.folio_waiters: dict[int, list[str]] = {}
         self.mms = {mm: MmStruct(world.subscribers(mm)) for mm in world.mms}
         for mm in world.mms:
             pgd = self.frames[world.pgd(mm)]
@@ -98,7 +97,6 @@ class Memory(Swap):
             m.MmapLock: self.mmap_lock, m.MmapUnlock: self.mmap_unlock,
             m.MmapDowngrade: self.mmap_downgrade,
             m.FolioLock: self.folio_lock, m.FolioUnlock: self.folio_unlock,
-            m.FolioWait: self.folio_wait,
             m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
             m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
@@ -272,15 +270,8 @@ class Memory(Swap):
     def folio_unlock(self, message: m.FolioUnlock, _: Envelope) -> Ack:
         """Release a folio lock and wake those who only wait."""
         self._release(("folio_lock", message.frame))
-        self._granted(self.folio_waiters.pop(message.frame, []))
+        self.wake_up_folio(message.frame)
         return Ack()
-
-    def folio_wait(self, message: m.FolioWait, envelope: Envelope) -> Ack | None:
-        """Answer once the folio is not locked."""
-        if ("folio_lock", message.frame) not in self.locks:
-            return Ack()
-        self.folio_waiters.setdefault(message.frame, []).append(envelope.id)
-        return None
 
     def anon_vma_lock(self, message: m.AnonVmaLock, envelope: Envelope) -> Ack | None:
         """Grant the rmap lock, now or in turn."""

@@ -48,11 +48,20 @@ class Swap(Files):
         self.throttled: tuple[str, ...] = ()
         """Requests that wait until one of them is freed or put back."""
         self.batched: dict[str, int] = {}
+        self.folio_waiters: dict[int, list[str]] = {}
+        """Frame -> waiters that the next unlock wakes."""
+        self.folio_sleepers: dict[str, str] = {}
+        """Waiter -> the request of its thread, which sleeps."""
+        self.folio_woken: list[str] = []
+        """Waiters whose thread does not sleep yet, and will not."""
 
     def swap_handlers(self) -> Mapping[type[Message], Handler]:
         """By message."""
         return {
             s.IsolateLru: self.isolate_lru, s.PutbackLru: self.putback_lru,
+            s.FolioIsolateLru: self.folio_isolate_lru,
+            s.FolioPutbackLru: self.folio_putback_lru,
+            m.FolioAddWaiter: self.folio_add_waiter, m.FolioWait: self.folio_wait,
             s.FolioTrylock: self.folio_trylock, s.AddToSwap: self.add_to_swap,
             s.FolioFlags: self.folio_flags, s.FolioRefCount: self.folio_ref_count,
             s.FolioMarkDirty: self.folio_mark_dirty, s.FolioClearDirty: self.folio_clear_dirty,
@@ -93,6 +102,24 @@ class Swap(Files):
             self._isolated(len(taken))
         return s.Folios(tuple(taken), tuple(f for f in taken if not frames[f].anon))
 
+    def folio_isolate_lru(self, message: s.FolioIsolateLru, _: Envelope) -> m.Flag:
+        """Take it off the list.
+
+        It is not among those that whoever is throttled waits for: the migration that has it may be
+        throttled itself, and what ends that in the kernel is a time-out.
+        """
+        if message.frame not in self.lru:
+            return m.Flag(False)
+        self.lru.remove(message.frame)
+        self.frames[message.frame].refs += 1
+        self.port.touch(("page", message.frame))
+        return m.Flag(True)
+
+    def folio_putback_lru(self, message: s.FolioPutbackLru, _: Envelope) -> Ack:
+        """As the youngest."""
+        self.allocated(message.frame)
+        return Ack()
+
     def _isolated(self, delta: int) -> None:
         """Move the count; if it falls, whoever waits for that looks again."""
         self.port.touch(("isolated",))
@@ -132,6 +159,29 @@ class Swap(Files):
             return m.Flag(False)
         word = self.locks[key] = LockWord()
         return m.Flag(word.acquire(envelope.id, True))
+
+    def wake_up_folio(self, frame: int) -> None:
+        """``folio_wake_bit``: whoever waits for the unlock goes on."""
+        for waiter in self.folio_waiters.pop(frame, []):
+            if waiter in self.folio_sleepers:
+                self.port.reply(self.folio_sleepers.pop(waiter), Ack())
+            else:
+                self.folio_woken.append(waiter)
+
+    def folio_add_waiter(self, message: m.FolioAddWaiter, envelope: Envelope) -> m.Waiter:
+        """Whoever unlocks the folio next wakes it."""
+        if ("folio_lock", message.frame) not in self.locks:
+            return m.Waiter("")
+        self.folio_waiters.setdefault(message.frame, []).append(envelope.id)
+        return m.Waiter(envelope.id)
+
+    def folio_wait(self, message: m.FolioWait, envelope: Envelope) -> Ack | None:
+        """Answer once the waiter was woken, whoever has the lock by then."""
+        if message.waiter in self.folio_woken:
+            self.folio_woken.remove(message.waiter)
+            return Ack()
+        self.folio_sleepers[message.waiter] = envelope.id
+        return None
 
     # -- flags -----------------------------------------------------------------------------
 

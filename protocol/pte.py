@@ -63,6 +63,11 @@ def is_swap(entry: int) -> bool:
     return bool(entry & SWAP) and not pte_present(entry)
 
 
+def names_page(entry: int) -> bool:
+    """Whether it is an entry of a page in memory, mapped or migrating."""
+    return pte_present(entry) or is_migration(entry)
+
+
 def permits(entry: int, write: bool) -> bool:
     """Whether hardware may do the access through this entry."""
     return bool(entry & PRESENT) and (not write or bool(entry & WRITE))

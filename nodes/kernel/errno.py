@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+ENOENT: Final = 2
 EINTR: Final = 4
 EIO: Final = 5
 EAGAIN: Final = 11

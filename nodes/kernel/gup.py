@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from nodes.kernel import memory, pgtable
 from nodes.kernel.context import Processor
-from nodes.kernel.errno import EAGAIN, EINTR
+from nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
 from protocol import pte as ptes
 from protocol.limits import FAULT_RETRIES_MAX
-from protocol.messages.memory import PageGet, PagePut, PteLoad
+from protocol.messages.memory import PageGet, PagePut, PteLoad, PtlLock, PtlUnlock
 from protocol.ranges import page_of
 from protocol.records import FaultRetry
 
@@ -99,3 +99,23 @@ async def put_page(cpu: Processor, frame: int) -> None:
 async def get_page(cpu: Processor, frame: int) -> None:
     """``get_page``: the caller knows that the page has a reference."""
     await cpu.mem(PageGet(frame))
+
+
+async def follow_page(cpu: Processor, mm: str, address: int) -> int:
+    """``follow_page`` (``FOLL_GET | FOLL_DUMP``): the page that is mapped, with a reference.
+
+    Under mmap_lock, and the PTL for the look (``follow_page_pte``), whatever the rights.  -ENOENT:
+    nothing is mapped; -EFAULT: the zero page.
+    """
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table < 0:
+        return -ENOENT
+    await cpu.mem(PtlLock(table))
+    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    found = ptes.frame_of(pte) if ptes.pte_present(pte) else -ENOENT
+    if found >= 0 and pte & ptes.SPECIAL:
+        found = -EFAULT
+    if found >= 0:
+        await get_page(cpu, found)
+    await cpu.mem(PtlUnlock(table))
+    return found

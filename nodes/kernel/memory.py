@@ -9,6 +9,7 @@ from nodes.kernel import (
     do_fault,
     do_swap_page,
     gup,
+    migrate,
     mmu_gather,
     mmu_notifier,
     page_alloc,
@@ -29,7 +30,6 @@ from protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     FolioUnlock,
-    FolioWait,
     FrameAlloc,
     FrameCopy,
     MmapLock,
@@ -99,9 +99,6 @@ async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) ->
         return -ENOMEM
     pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
     fault = VmFault(mm, address, write, found[0], table, pte)
-    if ptes.is_migration(pte):
-        await cpu.mem(MmapUnlock(mm))
-        return await migration_entry_wait(cpu, fault)
     result = await handle_pte_fault(cpu, fault)
     await cpu.mem(MmapUnlock(mm))
     return result
@@ -109,6 +106,8 @@ async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) ->
 
 async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
     """``handle_pte_fault``: nothing there, not writable, or nothing left to do."""
+    if ptes.is_migration(fault.pte):  # do_swap_page
+        return await migrate.migration_entry_wait(cpu, fault.table, fault.address)
     if ptes.is_swap(fault.pte):
         place = (fault.table, pgtable.pte_index(cpu, fault.address))
         return await do_swap_page.do_swap_page(
@@ -123,13 +122,6 @@ async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
     if fault.write and not fault.pte & ptes.WRITE:
         return await do_wp_page(cpu, fault)
     return await _mark_accessed(cpu, fault)
-
-
-async def migration_entry_wait(cpu: Processor, fault: VmFault) -> int:
-    """``migration_entry_wait``: sleep until the migrating folio is unlocked; then retry."""
-    cpu.port.emit(Coverage("migration_entry_wait"))
-    await cpu.sleep(MEMORY, FolioWait(ptes.frame_of(fault.pte)))
-    return 0
 
 
 async def _mark_accessed(cpu: Processor, fault: VmFault) -> int:
@@ -438,7 +430,11 @@ async def _free_level(
     base: int,
     span: tuple[int, int, int, int],
 ) -> None:
-    """``free_pgd_range`` and what is below it: children that lie in the gap go, others stay."""
+    """``free_pgd_range`` and what is below it: children that lie in the gap go, others stay.
+
+    ``free_pte_range`` clears the upper entry under no lock of its own (``pmd_clear``): there is no
+    VMA in the gap whose fault could look for it, and no rmap leads there.
+    """
     start, end, floor, ceiling = span
     if level == 0:
         return
@@ -454,7 +450,5 @@ async def _free_level(
         child = ptes.frame_of(found.pte)
         await _free_level(cpu, gather, child, level - 1, at, span)
         if floor <= at and at + size <= ceiling:
-            await cpu.mem(PtlLock(table))
             await cpu.mem(PteGetAndClear(table, found.index))
-            await cpu.mem(PtlUnlock(table))
             mmu_gather.free_table(gather, child, at)

@@ -5,6 +5,9 @@ The rmap of anonymous pages is kept per frame; that of files is the list of thei
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
 from nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
 from nodes.kernel.context import Processor
 from nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -40,6 +43,12 @@ from protocol.messages.swap import (
 )
 from protocol.records import Coverage, PageDiscarded
 
+Place = tuple[str, int]
+"""(mm, address) of a mapping."""
+Outcome = Literal["met", "again", "stop"]
+"""Of a visit: done with the place; the place is on its way (to v5.13); the walk is over."""
+Visit = Callable[[Place], Awaitable[Outcome]]
+
 
 async def folio_mapped(cpu: Processor, folio: int) -> bool:
     """``folio_mapped``: whether any entry maps it."""
@@ -64,20 +73,68 @@ async def page_vma_mapped_walk(
     return None
 
 
+# ---- rmap_walk -------------------------------------------------------------------------------
+
+
+async def rmap_walk(cpu: Processor, folio: int, file: str, visit: Visit) -> None:
+    """``rmap_walk``: every place where a page may be mapped, each once; ``file`` if it is of one.
+
+    The kernel meets VMAs, in the order of their offsets, and of two with the same offset the older
+    first; an entry that has left a VMA is met in the VMA that it went to, which is behind
+    (``copy_vma``; ``need_rmap_locks`` says where it is not).  Here it meets places, as long as
+    there is one that it has not met.  Under the rmap lock, which keeps each VMA in its list:
+
+    cpu0 (rmap walk)                    cpu1 (mremap A to B)
+    lock                                B is in the list, behind A
+    place A: none                       took the entry out of A, puts it in at B, under both PTLs
+    place B: the entry
+    unlock                              [Required: A stays until then, or something else may
+                                        have been mapped there, and B was never looked at]
+                                        ``unlink_anon_vmas``, ``unlink_file_vma`` of A
+    """
+    met = set[Place]()
+    while left := await _unmet(cpu, folio, met):
+        mm = left[0][0]
+        await cpu.sleep(MEMORY, ImmapLock(file, False) if file else AnonVmaLock(mm, False))
+        on = await _walk_locked(cpu, folio, "" if file else mm, met, visit)
+        await cpu.mem(ImmapUnlock(file) if file else AnonVmaUnlock(mm))
+        if not on:
+            return
+
+
+async def _walk_locked(
+    cpu: Processor, folio: int, mm: str, met: set[Place], visit: Visit
+) -> bool:  # fmt: skip
+    """All places of one mm, or of all (empty): whether the walk goes on."""
+    while True:
+        here = [place for place in await _unmet(cpu, folio, met) if mm in ("", place[0])]
+        if not here:
+            return True
+        outcome = await visit(here[0])
+        if outcome == "stop":
+            return False
+        if outcome == "met":
+            met.add(here[0])
+
+
+async def _unmet(cpu: Processor, folio: int, met: set[Place]) -> list[Place]:
+    places = (await cpu.mem(RmapWalk(folio))).places
+    return [place for place in places if place not in met]
+
+
 # ---- try_to_unmap ----------------------------------------------------------------------------
 
 
 async def try_to_unmap(cpu: Processor, ubc: TlbUbc, folio: int, slot: int) -> None:
     """``try_to_unmap`` of an anonymous page: a swap entry in place of every mapping.
 
-    Each under the rmap lock of its mm.  It stops at a mapping that must stay.
+    It stops at a mapping that must stay.
     """
-    for mm, address in (await cpu.mem(RmapWalk(folio))).places:
-        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        on = await try_to_unmap_one(cpu, ubc, (mm, address), folio, slot)
-        await cpu.mem(AnonVmaUnlock(mm))
-        if not on:
-            return
+
+    async def visit(place: Place) -> Outcome:
+        return "met" if await try_to_unmap_one(cpu, ubc, place, folio, slot) else "stop"
+
+    await rmap_walk(cpu, folio, "", visit)
 
 
 async def try_to_unmap_file(

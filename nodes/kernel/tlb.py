@@ -124,10 +124,18 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
 
 
 async def tlb_remove_table_sync(cpu: Processor) -> None:
-    """``tlb_remove_table_sync_one``: no lockless walk of any processor is in progress any more.
+    """A grace period of RCU, or ``tlb_remove_table_sync_one``: no lockless walk is in progress.
 
-    x86 needs none: its flush IPI already waits for walks with interrupts off.
+    vcpu0 (fast GUP, interrupts off)    cpu0 (munmap)
+    load pmd: table t
+                                        clear pmd; flush
+    load pte in t                       [Required: t is still a table]
+                                        free t
+
+    Both wait for every processor that has its interrupts off.  Where tables are freed as pages are
+    (the bare x86 of v4.19 to v6.14) the IPIs of the flush have waited for each processor that may
+    walk this mm: only threads of the mm do, so it is in ``mm_cpumask``.
     """
-    if cpu.world.kernel.broadcast_tlbi:
+    if cpu.world.kernel.rcu_table_free:
         others = [name for name in cpu.world.processors() if name != cpu.name]
         await cpu.port.gather((name, SyncIpi()) for name in others)

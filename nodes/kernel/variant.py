@@ -34,6 +34,12 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     migration_batches: bool
     """``migrate_pages`` clears its entries as reclaim does, and flushes what it has cleared before
     it copies (7e12beb8ca2a, v6.3); or it flushes page by page."""
+    migration_wait_ref: Literal["while_asleep", "until_queued", "none"]
+    """Until when ``migration_entry_wait`` has a reference to the page: while it sleeps (to v4.20),
+    or until it is in the queue (9a1ea439b16b, v5.0); it takes none (ffa65753c431, v5.17)."""
+    batch_skips_inaccessible: bool
+    """A batch does not note an entry for which ``ptep_clear_flush`` would not flush
+    (4d4b6d66db63, v6.4)."""
     batched_marker: Literal["none", "bool", "generation"]
     """What says that an mm has entries cleared and not flushed: nothing (to v4.12), a flag (v4.13),
     or a count of those pending and those flushed (v5.17)."""
@@ -68,6 +74,11 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``): all that it was asked to
     unmap (v4.13); the whole mm, of which ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch
     hook (0, ~0) (v6.6); or only what it has unmapped itself (to v4.12)."""
+    rcu_table_free: bool
+    """A page table is freed when no lockless walk is in progress on any processor
+    (``CONFIG_MMU_GATHER_RCU_TABLE_FREE``: arm64, ppc; x86 to v4.18, and from v6.15 on,
+    a17c9da9264d), or with the pages of its gather: on the bare x86 of v4.19 to v6.14 the IPIs of
+    the flush wait for such walks (48a8b97cfd80)."""
     zap_delays_rmap: bool
     """``zap_pte_range`` takes a dirty page of a shared mapping out of the rmap when it has flushed
     (5df397dec7c4, v6.2), not when it has cleared the entry."""
@@ -241,6 +252,8 @@ _V4_15: dict[str, object] = {
     "gather_calls_ir": True,
     "clear_flush_calls_ir": True,
     "migration_batches": False,
+    "migration_wait_ref": "while_asleep",
+    "batch_skips_inaccessible": False,
     "batched_marker": "bool",
     "batched_pending_flush": "flush_tlb_mm",
     "batch_notify_at": "add_pending",
@@ -288,6 +301,7 @@ _V4_15: dict[str, object] = {
 }
 _V4_18 = _V4_15
 _V5_7 = _V4_15 | {
+    "migration_wait_ref": "until_queued",
     "munmap_downgrades": True,
     "copro_removal": "flush_then_count",
     "mremap_cpu_flush": "under_both_ptl",
@@ -298,6 +312,7 @@ _V5_8 = _V5_7 | {"apic_gen": 2}
 _V5_10 = _V5_8
 _V5_12 = _V5_10 | {"kvm_retry_hva": True, "ocxl_notifier": True}
 _V6_2 = _V5_12 | {
+    "migration_wait_ref": "none",
     "zap_delays_rmap": True,
     "unmap_mapping_lock": "shared",
     "batched_marker": "generation",
@@ -306,7 +321,11 @@ _V6_2 = _V5_12 | {
     "kvm_lockless_skip": True,
     "kvm_memslots_wait": True,
 }
-_V6_5 = _V6_2 | {"apic_gen": 3, "migration_batches": True}
+_V6_5 = _V6_2 | {
+    "apic_gen": 3,
+    "migration_batches": True,
+    "batch_skips_inaccessible": True,
+}
 _V6_6 = _V6_5 | {
     "end_calls_ir": False,
     "gather_calls_ir": False,
@@ -334,15 +353,15 @@ _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": False, "btm": False,
             "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "ipi_deferred",
-            "tlbie_scope": "all"},
+            "tlbie_scope": "all", "rcu_table_free": False},
     "arm64": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
               "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
               "btm_skips_cmd": True, "secondary_before_dsb": "page", "batch_mode": "none",
-              "tlbie_scope": "all"},
+              "tlbie_scope": "all", "rcu_table_free": True},
     "ppc": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
             "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "none",
-            "tlbie_scope": "by_cpumask_and_copros"},
+            "tlbie_scope": "by_cpumask_and_copros", "rcu_table_free": True},
 }  # fmt: skip
 _POWER10: dict[str, object] = {"ocxl_link": "atsd", "refetch_on_perm_fault": True}
 _POWER10_REFETCHES = _POWER10 | {"upgrade_needs_flush": False}
@@ -353,6 +372,7 @@ _LATER: dict[str, object] = {"have_move_pmd": False}
 _BOTH: dict[tuple[str, str], dict[str, object]] = {
     ("v6.6", "arm64"): {"batch_mode": "tlbi_nosync", "batched_pending_flush": "dsb"},
     ("v4.15", "ppc"): {"tlbie_scope": "by_cpumask"},
+    **{(release, "x86"): {"rcu_table_free": True} for release in ("v4.15", "v4.18")},
     **{(release, "arm64"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
     **{(release, "ppc"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
     ("v5.12", "ppc"): _POWER10 | _LATER,

@@ -100,6 +100,12 @@ class VmaRange(Message, frozen=True):
     ceiling: int
 
 
+class Waiter(Message, frozen=True):
+    """An entry of a wait queue, by the request that put it there; empty: nothing to wait for."""
+
+    waiter: str
+
+
 class Subscribers(Message, frozen=True):
     """The notifier list of an mm: (driver, node) pairs in order of registration."""
 
@@ -255,10 +261,18 @@ class FolioUnlock(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
 
 
-class FolioWait(Request[Ack], frozen=True):
-    """``folio_wait_locked``: answered once the folio is not locked; takes nothing."""
+class FolioAddWaiter(Request[Waiter], frozen=True):
+    """``folio_wait_table`` gets a waiter for the lock, if it is taken; sleeps not yet."""
 
     frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+
+
+class FolioWait(Request[Ack], frozen=True):
+    """``io_schedule``: answered once the waiter was woken by an unlock; sleeps, takes nothing."""
+
+    frame: int
+    waiter: str
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
 
 

@@ -26,6 +26,20 @@ class IsolateLru(Request[Folios], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
 
 
+class FolioIsolateLru(Request[Flag], frozen=True):
+    """``folio_isolate_lru``: take one page off the list, with a reference; not if it is off."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
+class FolioPutbackLru(Request[Ack], frozen=True):
+    """``folio_putback_lru`` of a page that ``FolioIsolateLru`` took; the reference stays."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
 class ReclaimThrottle(Request[Flag], frozen=True):
     """``reclaim_throttle(VMSCAN_THROTTLE_ISOLATED)``: answered when an isolated page is freed
     or put back; at once, with False, if none is.
