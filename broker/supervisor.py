@@ -22,20 +22,21 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import select
 import signal
 import sys
 import threading
 import time
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 import msgspec
 import multiprocess
 import zmq
-from multiprocess import resource_tracker
+from multiprocess import forkserver, resource_tracker
 
 from broker import plan, router
 from broker.aborted import write_aborted
@@ -52,7 +53,7 @@ from protocol.errors import EmulatorError, TimedOut, UserError
 from protocol.trace import Ending
 
 PRELOADED = ["broker.router", "nodes.build", "nodes.runtime"]
-"""What the server of a campaign has imported; it has no socket and no thread."""
+"""What the server that forks off our processes has imported; it has no socket and no thread."""
 ABORT_SECONDS = 1.0
 """How long an aborted run may take to write its end; it takes a few milliseconds."""
 LEAVE_SECONDS = 0.4
@@ -76,6 +77,8 @@ class Supervisor:
         self.directory = ""
         """Where the socket is while it starts; gone once it has."""
         self._exits: dict[str, int] = {}
+        self._handles: list[int] = []
+        """Of all processes (``pidfd_open``): their server may be killed, and then knows nothing."""
         self._killed: set[str] = set()
         """Nodes that the router had killed: their deaths are no news."""
         self._context: zmq.Context[sockets.Socket] | None = None
@@ -111,11 +114,10 @@ class Supervisor:
 
     def _start_processes(self) -> None:
         """The router comes last: it lets in whom it knows."""
-        context = multiprocess.get_context("forkserver" if self.plan.campaign else "spawn")
-        if self.plan.campaign:
-            _prepare_forkserver(context)
+        context = multiprocess.get_context("forkserver")
         endpoint = router.endpoint(self.directory)
         with _no_main_module():
+            _start_forkserver()
             for name in self.plan.nodes:
                 arguments = self._node_arguments(name, endpoint)
                 self._start_process(context, name, runtime.main, arguments)
@@ -129,6 +131,8 @@ class Supervisor:
         process = context.Process(target=main, args=arguments, name=name, daemon=True)
         process.start()
         self.processes[name] = process
+        with suppress(ProcessLookupError):  # gone already
+            self._handles.append(os.pidfd_open(process.pid))
 
     def _say_hello(self) -> None:
         self._context = zmq.Context()
@@ -278,23 +282,34 @@ class Supervisor:
 
     def _end_processes(self, seconds: float) -> None:
         """Wait so long for all to go; then do not wait.  To ask is no use: they were told."""
-        processes = list(self.processes.values())
-        _join_all(processes, seconds)
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-        _join_all(processes, limits.STOP_SECONDS_MAX)  # a killed process goes when it can
+        for handle in _still_there(self._handles, seconds):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        _still_there(self._handles, limits.STOP_SECONDS_MAX)  # a killed one goes when it can
+        for process in self.processes.values():
+            process.join(limits.STOP_SECONDS_MAX)
+        for handle in self._handles:
+            os.close(handle)
+        self._handles.clear()
 
 
 def _interrupted(error: BaseException | None) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-def _join_all(processes: list[Any], seconds: float) -> None:
-    patience = Patience(seconds)
-    for process in processes:
-        while process.is_alive() and not patience.over():
-            process.join(min(patience.left(), limits.SOCKET_SECONDS_MAX))
+def _still_there(handles: list[int], seconds: float) -> set[int]:
+    """The processes that are there after so many seconds."""
+    patience, poller, there = Patience(seconds), select.poll(), set(handles)
+    for handle in there:
+        poller.register(handle, select.POLLIN)
+    while there:
+        left = min(patience.left(), limits.SOCKET_SECONDS_MAX)
+        for handle, _ in poller.poll(left * 1000):
+            poller.unregister(handle)
+            there.discard(handle)
+        if left == 0.0:
+            break
+    return there
 
 
 def _how(status: int) -> str:
@@ -350,11 +365,24 @@ def _start_tracker() -> None:
         signals.restore(before)
 
 
-def _prepare_forkserver(context: Any) -> None:
-    """Its socket lies where it is swept if we are killed; ``multiprocess`` would leave it."""
-    context.set_forkserver_preload(PRELOADED)
+def _start_forkserver() -> None:
+    """The server that forks off processes, once; it holds all signals that end a run.
+
+    It imports what we do from where we do, and its socket lies where it is swept if we are killed.
+    """
     config = multiprocess.process.current_process()._config
     if "tempdir" not in config:
         place = SocketDirectory()
         atexit.register(place.remove)
         config["tempdir"] = place.path
+    forkserver.set_forkserver_preload(PRELOADED)
+    before = os.environ.copy()
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+            del os.environ[name]
+            if name in before:
+                os.environ[name] = before[name]

@@ -184,13 +184,12 @@ def run_on_processes(
     progress: Progress | None = None,
     stop_on: str = "",
     journal_bytes: int | None = None,
-    campaign: bool = False,
 ) -> Outcome:
     """Run ``spec`` on real processes, with its files in ``run_dir`` (which must exist).
 
     After ``seconds``, once ``stop_on`` (a rule, or ``any``) was broken or once the journals have
     ``journal_bytes``, chaos is healed, nothing more is fed and what is in flight finishes.  Ctrl-C
-    ends every process within a second and gives what there is.  ``campaign``: it is one of many.
+    ends every process within a second and gives what there is.
     """
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     plan = Plan(
@@ -201,7 +200,6 @@ def run_on_processes(
         spec.programs(),
         spec.operations_max,
         chaos=chaos,
-        campaign=campaign,
     )
     return follow_plan(spec, plan, Bounds(seconds, stop_on, journal_bytes), progress)
 

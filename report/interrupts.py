@@ -75,7 +75,6 @@ def interruptible(command: Callable[[], int]) -> int:
         finally:
             handle(signal.SIG_IGN)
     except KeyboardInterrupt:
-        import traceback; traceback.print_exc()  # DEBUG
         return INTERRUPTED
     return INTERRUPTED if status == BROKEN and interrupter.interrupted else status
 

@@ -305,21 +305,20 @@ from pathlib import Path
 import psutil
 from broker.supervisor import Supervisor
 from tests.runs import endless
-with Supervisor(endless(Path(sys.argv[1]), campaign=sys.argv[2] == "True")) as run:
+with Supervisor(endless(Path(sys.argv[1]))) as run:
     parents = {psutil.Process(pid).ppid() for pid in run.pids.values()} - {os.getpid()}
     print(run.directory, *run.pids.values(), *parents, flush=True)
     run.wait(60)
 """
-CAMPAIGN = pytest.mark.parametrize("campaign", [False, True])
 
 
-def _launch(directory: Path, campaign: bool) -> tuple[subprocess.Popen[str], Path, list[int]]:
+def _launch(directory: Path) -> tuple[subprocess.Popen[str], Path, list[int]]:
     """A launcher of its own, as a user would start it, in a process group of its own."""
     script = directory / "script.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parent.parent)
     launcher = subprocess.Popen(
-        [sys.executable, str(script), str(directory / "run"), str(campaign)],
+        [sys.executable, str(script), str(directory / "run")],
         text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root},
     )  # fmt: skip
@@ -344,9 +343,8 @@ def _gone(pids: list[int], seconds: float) -> bool:
     return True
 
 
-@CAMPAIGN
-def test_ctrl_c_ends_every_process_within_a_second(tmp_path: Path, campaign: bool) -> None:
-    launcher, sockets_at, pids = _launch(tmp_path, campaign)
+def test_ctrl_c_ends_every_process_within_a_second(tmp_path: Path) -> None:
+    launcher, sockets_at, pids = _launch(tmp_path)
     os.killpg(launcher.pid, signal.SIGINT)
     assert _gone(pids, 2.5)  # a second, and a busy machine
     _, errors = launcher.communicate(timeout=10)
@@ -357,9 +355,8 @@ def test_ctrl_c_ends_every_process_within_a_second(tmp_path: Path, campaign: boo
     assert outcome.status == plan.ABORTED
 
 
-@CAMPAIGN
-def test_children_of_a_killed_launcher_leave(tmp_path: Path, campaign: bool) -> None:
-    launcher, sockets_at, pids = _launch(tmp_path, campaign)
+def test_children_of_a_killed_launcher_leave(tmp_path: Path) -> None:
+    launcher, sockets_at, pids = _launch(tmp_path)
     launcher.kill()
     assert _gone(pids, 5.0)
     launcher.communicate(timeout=10)
