@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from explorer import outcome as codes
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from protocol.signals import held
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
 from report.directory import new_run, point_latest, saved_run
@@ -327,7 +328,8 @@ def perform(
     size: int | None = None,
 ) -> int:
     """Run once, show progress meanwhile, then print; the exit status."""
-    from explorer import session
+    with held():
+        from explorer import session
 
     directory = new_run(spec.name, out)
     with interrupts(directory), Progress(stderr()) as progress:

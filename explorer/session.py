@@ -36,6 +36,7 @@ from protocol.envelope import BROKER, Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.limits import LOW_WATER_EVERY
 from protocol.records import InvalidateBegin, OpEnd
+from protocol.signals import held
 from protocol.trace import Ending, TraceStep
 from protocol.wire import Choices
 from scenarios.spec import RunSpec
@@ -209,7 +210,8 @@ def follow_plan(
 ) -> Outcome:
     """Start the plan's processes and read their journals until the end."""
     # Sockets and processes are a fifth of the time to start, and the simulator needs neither.
-    from broker.supervisor import Supervisor
+    with held():  # Ctrl-C in the import of a C module can come out as any exception
+        from broker.supervisor import Supervisor
 
     began = time.monotonic()
     live = _Live(spec, plan, bounds or Bounds(), progress)

@@ -364,6 +364,18 @@ def test_children_of_a_killed_launcher_leave(tmp_path: Path) -> None:
     assert len(steps_of(toys(tmp_path / "run"))) > 0
 
 
+def test_a_killed_server_of_processes_leaves_none_behind(tmp_path: Path) -> None:
+    with Supervisor(endless(tmp_path)) as supervisor:
+        pids = list(supervisor.pids.values())
+        server = psutil.Process(pids[0]).ppid()
+        assert server != os.getpid()
+        os.kill(server, signal.SIGKILL)
+        outcome = supervisor.wait(RUN_SECONDS_MAX)
+    assert outcome is not None
+    assert not outcome.sound
+    assert _gone(pids, 0.0)
+
+
 def test_a_paused_node_is_waited_for(tmp_path: Path) -> None:
     run = endless(tmp_path)
     with Supervisor(run) as supervisor:
