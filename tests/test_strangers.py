@@ -59,7 +59,7 @@ elif kind == "large":
     closed = sum(say(connected(), GREETING + bytes({LARGE})) for _ in range(5))
 elif kind == "many":
     closed = sum(say(connected(), GREETING) for _ in range(2000))
-print(closed, flush=True)
+print(int(closed), flush=True)
 sys.stdin.read()
 """
 
@@ -145,7 +145,8 @@ def test_a_process_that_is_not_named_is_not_heard(tmp_path: Path) -> None:
         "s.connect(sys.argv[1])\ns.send(b'theirs')\n"
     )
     subprocess.run([sys.executable, "-c", script, address], timeout=60, check=True)
-    sockets.dealer(context, address).send(b"ours")
+    ours = sockets.dealer(context, address)
+    ours.send(b"ours")
     assert sockets.receive(here)[1:] == [b"ours"]
     with pytest.raises(zmq.Again):
         sockets.receive(here, zmq.NOBLOCK)
