@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -129,7 +130,11 @@ class Supervisor:
         self, context: Any, name: str, main: Any, arguments: tuple[Any, ...]
     ) -> None:
         process = context.Process(target=main, args=arguments, name=name, daemon=True)
-        process.start()
+        _start_tracker()  # it may have been killed
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            raise EmulatorError(f"{name} could not be started: {error}") from None
         self.processes[name] = process
         with suppress(ProcessLookupError):  # gone already
             self._handles.append(os.pidfd_open(process.pid))
@@ -356,11 +361,14 @@ def _no_main_module() -> Iterator[None]:
 def _start_tracker() -> None:
     """The process that ``multiprocess`` starts once, now: its start lets signals in at its end.
 
-    It ignores two of them, and with the third held it is deaf to all.
+    It ignores two of them, and with the third held it is deaf to all.  That it was killed is no
+    news: there is nothing that it could lose.
     """
     before = signals.hold()
     try:
-        resource_tracker.ensure_running()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "resource_tracker: process died")
+            resource_tracker.ensure_running()
     finally:
         signals.restore(before)
 

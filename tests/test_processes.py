@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
+from multiprocess import forkserver, resource_tracker
 
 from broker import plan
 from broker.follow import Follower, compare_runs
@@ -19,7 +20,7 @@ from broker.plan import ROUTER, Plan
 from broker.recorder import broker_records, read_record, read_schedule
 from broker.schedules import RandomWalk, Recorded
 from broker.supervisor import Supervisor
-from protocol import codec, wire
+from protocol import codec, signals, wire
 from protocol.errors import EmulatorError, UserError
 from protocol.trace import Ending
 from tests import toy, worlds
@@ -374,6 +375,29 @@ def test_a_killed_server_of_processes_leaves_none_behind(tmp_path: Path) -> None
     assert outcome is not None
     assert not outcome.sound
     assert _gone(pids, 0.0)
+
+
+def test_a_server_of_processes_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: object) -> None:
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", gone)
+    with (
+        pytest.raises(EmulatorError, match="cpu0 could not be started"),
+        Supervisor(endless(tmp_path)),
+    ):
+        pass
+
+
+def test_a_killed_tracker_is_no_news(tmp_path: Path) -> None:
+    finish(toys(tmp_path / "a"))
+    tracker = resource_tracker._resource_tracker._pid
+    os.kill(tracker, signal.SIGKILL)
+    psutil.Process(tracker).wait(timeout=10)
+    assert finish(toys(tmp_path / "b")).sound  # a warning would be an error
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & signals.ENDING
 
 
 def test_a_paused_node_is_waited_for(tmp_path: Path) -> None:
