@@ -377,6 +377,16 @@ def test_a_killed_server_of_processes_leaves_none_behind(tmp_path: Path) -> None
     assert _gone(pids, 0.0)
 
 
+def test_processes_import_what_the_launcher_does(tmp_path: Path) -> None:
+    """Not what lies in the directory that a user is in."""
+    for name in ("broker", "nodes", "protocol"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)\n")
+    launcher = Path(__file__).parent.parent / "launch.py"
+    command = [sys.executable, str(launcher), "repro", "E08", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, b"SystemExit" in done.stderr) == (1, False)
+
+
 def test_a_server_of_processes_that_is_gone_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
