@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take a while, and Ctrl-C may come meanwhile
-    for ending in (signal.SIGINT, signal.SIGTERM):
+if __name__ == "__main__":  # the imports take a while, and a signal may come meanwhile
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, lambda *_: os._exit(130))
 
@@ -29,12 +29,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from explorer import outcome as codes
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from protocol.signals import held
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
 from report.directory import new_run, point_latest, replay_name, saved_run
-from report.interrupts import Interrupted, interrupts
+from report.interrupts import Interrupted, interruptible, interrupts
 from report.progress import Progress
-from report.screen import open_closed_streams, say, stderr, stdout, write_line, write_out
+from report.screen import (
+    open_closed_streams,
+    say,
+    settle,
+    stderr,
+    stdout,
+    write_line,
+    write_out,
+)
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -312,14 +321,15 @@ def perform(
     size: int | None = None,
 ) -> int:
     """Run once, show progress meanwhile, then print; the exit status."""
-    directory = new_run(spec.name, out)
-    saved = spec.save(directory)
-    if out is None:
-        point_latest(directory)
-    say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
-    from explorer import session
+    with held():
+        from explorer import session
 
-    with Progress(stderr()) as progress, interrupts(directory):
+    directory = new_run(spec.name, out)
+    with interrupts(directory), Progress(stderr()) as progress:
+        saved = spec.save(directory)
+        if out is None:
+            point_latest(directory)
+        say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
         if on is On.simulator:
             outcome = session.simulate(saved, directory)
         else:
@@ -397,8 +407,7 @@ def complain(problem: str, status: int, given: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGINT, signal.SIGTERM):  # SIGTERM ends as Ctrl-C does
-        if signal.getsignal(ending) is not signal.SIG_IGN:
-            signal.signal(ending, signal.default_int_handler)
     open_closed_streams()
-    sys.exit(main())
+    status = interruptible(main)
+    settle()
+    sys.exit(status)

@@ -60,9 +60,6 @@ class Plan:
     """Choices that the handling of a delivery must take, by its number."""
     build: str = "nodes.build:build"
     """``module:function`` that makes a node's driver from (name, world, seed)."""
-    campaign: bool = False
-    """One of many runs of this process: fork off a server that has imported everything, and keep
-    it.  Else every process is a fresh interpreter."""
 
 
 QUIESCENT = "quiescent"

@@ -36,6 +36,7 @@ from protocol.envelope import BROKER, Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.limits import LOW_WATER_EVERY
 from protocol.records import InvalidateBegin, OpEnd
+from protocol.signals import held
 from protocol.trace import Ending, TraceStep
 from protocol.wire import Choices
 from scenarios import versions
@@ -185,13 +186,12 @@ def run_on_processes(
     progress: Progress | None = None,
     stop_on: str = "",
     journal_bytes: int | None = None,
-    campaign: bool = False,
 ) -> Outcome:
     """Run ``spec`` on real processes, with its files in ``run_dir`` (which must exist).
 
     After ``seconds``, once ``stop_on`` (a rule, or ``any``) was broken or once the journals have
     ``journal_bytes``, chaos is healed, nothing more is fed and what is in flight finishes.  Ctrl-C
-    ends every process within a second and gives what there is.  ``campaign``: it is one of many.
+    ends every process within a second and gives what there is.
     """
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     plan = Plan(
@@ -202,7 +202,6 @@ def run_on_processes(
         spec.programs(),
         spec.operations_max,
         chaos=chaos,
-        campaign=campaign,
     )
     return follow_plan(spec, plan, Bounds(seconds, stop_on, journal_bytes), progress)
 
@@ -212,7 +211,8 @@ def follow_plan(
 ) -> Outcome:
     """Start the plan's processes and read their journals until the end."""
     # Sockets and processes are a fifth of the time to start, and the simulator needs neither.
-    from broker.supervisor import Supervisor
+    with held():  # Ctrl-C in the import of a C module can come out as any exception
+        from broker.supervisor import Supervisor
 
     began = time.monotonic()
     live = _Live(spec, plan, bounds or Bounds(), progress)

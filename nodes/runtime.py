@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -26,7 +25,7 @@ from nodes import sockets
 from nodes.driver import Driver
 from nodes.journal import Journal
 from nodes.world import World
-from protocol import codec, limits, wire
+from protocol import codec, limits, signals, wire
 from protocol.envelope import Handled
 from protocol.errors import EmulatorError, PeerError, TimedOut, UserError
 
@@ -71,8 +70,7 @@ def prepare_child(farewell: Callable[[], object] = lambda: None) -> None:
     Ctrl-C reaches the whole process group: only the launcher decides what it means.  A child
     whose launcher is gone calls ``farewell`` and leaves at once.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signals.ignore()
     threading.Thread(target=_watch_parent, args=(farewell,), daemon=True).start()
 
 

@@ -59,6 +59,15 @@ STOP_SECONDS_MAX: Final = 10.0
 SOCKET_SECONDS_MAX: Final = 1.0
 """Longest single wait on a socket before the loop looks at the rest of the world again."""
 
+GAP_SECONDS: Final = 5.0
+"""Whoever looks at its clock that much later than before has stood still: it looks every second."""
+
+GAPS_MAX: Final = 8
+"""How often one wait begins anew because of that, so that it has an end on any machine."""
+
+HELLO_BYTES_MAX: Final = 1024
+"""What is read of somebody who has not shown the run's token; a hello has about a hundred."""
+
 HANDLING_SECONDS_MAX: Final = 30.0
 """A node that has not answered a delivery after this long is reported by name."""
 

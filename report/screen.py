@@ -55,6 +55,18 @@ def mute(stream: IO[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def settle() -> None:
+    """Write out what is still held; where nobody reads it any more, forget it.
+
+    Else the interpreter tries at its end, and complains, and has an exit status of its own.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            mute(stream)
+
+
 def stdout() -> Console:
     """Where results go; as wide as people read if it is no terminal."""
     return console(sys.stdout)

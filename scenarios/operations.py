@@ -96,7 +96,7 @@ def steps_from(value: Any, mm: str, where: str) -> list[Step]:
     name = table.get("op")
     if name is None:
         raise UserError(where, "missing key 'op'", f"one of {', '.join(OPERATIONS)}")
-    if name not in OPERATIONS:
+    if not isinstance(name, str) or name not in OPERATIONS:
         raise UserError(
             deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(OPERATIONS)}"
         )
