@@ -31,7 +31,7 @@ from explorer import outcome as codes
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
-from report.directory import new_run, point_latest, saved_run
+from report.directory import is_schedule, new_run, point_latest, saved_record
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
@@ -168,22 +168,23 @@ def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
     from explorer import session
     from explorer.replay_file import replay_file
+    from explorer.schedule_file import is_schedule_file
     from report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
-    directory = new_run(f"replay-{recorded.resolve().name}", out)
+    named = recorded.resolve().parent if is_schedule(recorded) else recorded.resolve()
+    directory = new_run(f"replay-{named.name}", out)
     say(f"replaying {recorded} on {on.value} in {directory}")
     try:
         with damage_of(recorded), interrupts(directory):
-            again = replay_file if recorded.is_file() else session.replay
+            again = replay_file if is_schedule_file(recorded) else session.replay
             outcome = again(recorded, on.value, directory)
-    except UserError:
+    except (UserError, OSError):
         with suppress(OSError):  # it holds something: then that is worth keeping
             directory.rmdir()
         raise
-    machine.save_summary(outcome)
     if out is None:
-        point_latest(directory)
+        point_to(directory)
     return finish(outcome, as_json)
 
 
@@ -234,10 +235,10 @@ def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
     from explorer import session
 
-    recorded = saved_run(source)
+    recorded = saved_record(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
         outcome = session.check(recorded)
-    return finish(outcome, as_json)
+    return finish(outcome, as_json, saved=False)
 
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
@@ -319,9 +320,14 @@ def perform(
 ) -> int:
     """Run once, show progress meanwhile, then print; the exit status."""
     directory = new_run(spec.name, out)
-    saved = spec.save(directory)
+    try:
+        saved = spec.save(directory)
+    except OSError:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
     if out is None:
-        point_latest(directory)
+        point_to(directory)
     say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
     from explorer import session
 
@@ -330,8 +336,15 @@ def perform(
             outcome = session.simulate(saved, directory)
         else:
             outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on, size)
-    machine.save_summary(outcome)
     return finish(outcome, as_json)
+
+
+def point_to(directory: Path) -> None:
+    """Let ``latest`` point to a run; a run is none the worse for want of it on a full disk."""
+    try:
+        point_latest(directory)
+    except OSError as error:
+        say(f"{error.filename} cannot be replaced: {error.strerror}")
 
 
 @contextmanager
@@ -348,12 +361,19 @@ def damage_of(
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
 
 
-def finish(outcome: Outcome, as_json: bool) -> int:
-    """Print how a run came out; the exit status."""
+def finish(outcome: Outcome, as_json: bool, saved: bool = True) -> int:
+    """Print how a run came out, and which of its files could not be written; the exit status.
+
+    ``saved``: first put a summary into its directory.
+    """
+    if saved:
+        machine.save_summary(outcome)
     if as_json:
         print_json(machine.outcome_dict(outcome))
     else:
         print_outcome(stdout(), outcome)
+    for problem in outcome.unwritten:
+        say(f"{PROGRAM}: {problem}")
     return outcome.exit_code
 
 

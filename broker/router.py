@@ -17,10 +17,10 @@ import hmac
 import shutil
 import sys
 import time
-import traceback
 from collections import deque
 from typing import Any
 
+import msgspec
 import zmq
 
 from broker import dispatch, plan
@@ -30,7 +30,8 @@ from broker.programs import Feeder
 from broker.recorder import BrokerJournal
 from broker.schedules import Recorded
 from nodes import sockets
-from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
+from nodes.disk import install
+from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child, what_broke
 from protocol import codec, limits, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope
 from protocol.errors import PeerError
@@ -49,15 +50,15 @@ def main(run: Plan, directory: str, token: str) -> None:
     removed from here.
     """
     prepare_child(lambda: shutil.rmtree(directory, ignore_errors=True))
+    install(run.disk)
     context: zmq.Context[sockets.Socket] = zmq.Context()
     socket = sockets.router(context, endpoint(directory))
     router, broke = Router(run, socket, token), False
     try:
         router.run()
-    except Exception:
+    except Exception as error:
         broke = True
-        text = traceback.format_exc()
-        router.send(LAUNCHER, [wire.control_frame("broken", text)])
+        router.send(LAUNCHER, [wire.control_frame("broken", what_broke(error))])
     sockets.close(context, FAREWELL_SECONDS)
     shutil.rmtree(directory, ignore_errors=True)  # here too: the launcher may be gone by now
     if broke:
@@ -331,8 +332,12 @@ class Router:
         if self.status == plan.NODE_DIED:
             self._last_words()
         outcome = self._outcome()
-        self.journal.end(outcome)
-        self.journal.close()
+        try:
+            self.journal.end(outcome)
+            self.journal.close()
+        except OSError as error:  # all that was handled is on file, and how it ended is known
+            detail = what_broke(error)
+            outcome = msgspec.structs.replace(outcome, status=plan.UNRECORDED, detail=detail)
         deaths = self.exchange.deaths
         for name in self.plan.nodes:
             if deaths is None or name not in deaths.dead:

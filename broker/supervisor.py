@@ -67,6 +67,8 @@ class Supervisor:
         """What a peer must know to be heard."""
         self.directory = ""
         """Where the socket is, once started."""
+        self.unwritten = ""
+        """Why the schedule could not be written; what it says is in the broker's journal."""
         self._exits: dict[str, int] = {}
         self._killed: set[str] = set()
         """Nodes that the router had killed: their deaths are no news."""
@@ -115,7 +117,7 @@ class Supervisor:
     def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
         run = self.plan
         journal = str(journal_path(run.directory, name))
-        return (name, endpoint, self.token, run.world, run.seed, journal, run.build)
+        return (name, endpoint, self.token, run.world, run.seed, journal, run.build, run.disk)
 
     def _await_ready(self) -> None:
         """The router says when all are there, or who is not; the bound here is for the router."""
@@ -230,7 +232,7 @@ class Supervisor:
                 if self.directory:
                     shutil.rmtree(self.directory, ignore_errors=True)
             if in_order:
-                write_schedule(self.plan.directory)
+                self.unwritten = write_schedule(self.plan.directory)
 
     def _abort_within(self, why: str) -> None:
         self.abort(why)
