@@ -13,7 +13,7 @@ import msgspec
 from broker.faults import Chaos
 from broker.programs import Program
 from broker.schedules import Arrival, Schedule
-from nodes.disk import Disk
+from nodes.disk import Disk, disk
 from protocol.envelope import BROKER
 from protocol.trace import Ending
 from protocol.wire import Choices
@@ -61,7 +61,7 @@ class Plan:
     """Choices that the handling of a delivery must take, by its number."""
     build: str = "nodes.build:build"
     """``module:function`` that makes a node's driver from (name, world, seed)."""
-    disk: Disk = field(default_factory=Disk)
+    disk: Disk = field(default_factory=disk)
     """What every process of the run writes its files through."""
     campaign: bool = False
     """One of many runs of this process: fork off a server that has imported everything, and keep
