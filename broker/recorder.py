@@ -60,8 +60,9 @@ _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 class BrokerJournal:
     """The broker's journal.  ``flush`` decides when it is on file."""
 
-    def __init__(self, directory: Path) -> None:
-        self._journal = Journal(journal_path(directory, BROKER), BROKER)
+    def __init__(self, directory: Path, late: bool = False) -> None:
+        """``late``: see ``Journal``."""
+        self._journal = Journal(journal_path(directory, BROKER), BROKER, late)
         self.flush = self._journal.flush
         self.close = self._journal.close
         self.abandon = self._journal.abandon

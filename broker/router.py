@@ -75,7 +75,7 @@ class Router:
 
     def __init__(self, run: Plan, socket: sockets.Socket, token: str) -> None:
         self.plan, self.socket, self.token = run, socket, token.encode()
-        self.journal = BrokerJournal(run.directory)
+        self.journal = BrokerJournal(run.directory, late=True)  # when there is somebody to tell
         feeder = Feeder(run.programs, run.operations_max)
         recorded = isinstance(run.schedule, Recorded)
         self.exchange = Exchange(feeder, self.journal.watch(run.chaos), recorded)

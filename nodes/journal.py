@@ -62,23 +62,28 @@ class Journal:
     could not be read.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        try:
-            self._file = disk().open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND)
-        except FileExistsError:
-            raise UserError(
-                str(path), "a run is recorded here already", "a new directory"
-            ) from None
-        except OSError as error:
-            raise not_opened(path, error, "cannot write") from None
+    def __init__(self, path: Path, name: str, late: bool = False) -> None:
+        """``late``: the file is made by the first ``flush``, which is where that may fail."""
         self._path = path
+        self._file = -1
+        self._closed = False
         self._buffer: list[bytes] = [header_of(name)]
         self._failed: OSError | None = None
+        if not late:
+            try:
+                self.flush()
+            except OSError:
+                self.abandon()
+                raise
+
+    def _open(self) -> None:
         try:
-            self.flush()
-        except OSError:
-            self.abandon()
-            raise
+            self._file = disk().open(self._path, os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        except FileExistsError:
+            problem = "a run is recorded here already"
+            raise UserError(str(self._path), problem, "a new directory") from None
+        except OSError as error:
+            raise not_opened(self._path, error, "cannot write") from None
 
     def append(self, record: bytes) -> None:
         """Queue one record."""
@@ -91,6 +96,8 @@ class Journal:
             raise self._failed
         if not self._buffer:
             return
+        if self._file < 0:
+            self._open()
         data = b"".join(self._buffer)
         self._buffer.clear()
         try:
@@ -106,12 +113,13 @@ class Journal:
 
     def close(self) -> None:
         """Write what is queued and close.  Closing twice does nothing."""
-        if self._file >= 0:
+        if not self._closed:
             self.flush()
             self.abandon()
 
     def abandon(self) -> None:
         """Close without writing what is queued."""
+        self._closed = True
         if self._file >= 0:
             disk().close(self._file)
             self._file = -1
