@@ -18,8 +18,8 @@ from zlib import crc32
 from nodes.disk import disk
 from protocol.errors import UserError
 
-_SEAL: Final = re.compile(rb"# crc32 ([0-9a-f]{8}) of all that follows; (?:[^\n]*)\n")
 _SEAL_TEXT: Final = "# crc32 {:08x} of all that follows; take this line out to change it by hand\n"
+_SEAL: Final = re.compile(_SEAL_TEXT.replace("{:08x}", "([0-9a-f]{8})").encode())
 _TRACES: Final = (b"crc32", b"of all that follows", b"take this line out")
 """What is left of a seal that was damaged itself."""
 _MACHINE: Final = frozenset({
@@ -111,7 +111,7 @@ def _without_seal(data: bytes, path: Path) -> bytes:
         found = f"{crc32(rest):08x}"
     else:
         first = data.partition(b"\n")[0]
-        if not first.startswith(b"#") or not any(trace in first for trace in _TRACES):
+        if not any(trace in first for trace in _TRACES):
             return data
         found = "not to be read"
     problem = f"does not fit its checksum, which is {found}: damaged, or changed by hand"

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - it is one
 from typing import Final
 from zlib import crc32
 
@@ -193,40 +194,32 @@ class JournalReader:
 
     def _check_header(self) -> bool:
         """Whether the header is there.  Raises ``UserError`` unless it is that of this journal."""
-        expected = f"a journal of version {VERSION}"
-        header = self._header(expected)
-        if header is None:
-            return False
-        try:
-            magic, version, name = codec.unpack(header[_LENGTH.size :])
-        except (PeerError, TypeError, ValueError):
-            raise UserError(str(self.path), "not a journal", expected) from None
-        if magic != MAGIC:
-            raise UserError(str(self.path), "not a journal", expected)
-        if version != VERSION:
-            raise UserError(str(self.path), f"journal version {version}", expected)
-        end = len(header) + _LENGTH.size
-        while len(self._data) < end:
+        wanted = header_of(self.path.name.removesuffix(SUFFIX))
+        while len(self._data) < len(wanted):
             if not self._more():
-                return False
-        if _LENGTH.unpack_from(self._data, len(header))[0] != crc32(header):
-            raise UserError(f"{self.path}: header", "does not fit its checksum", expected)
-        if name + SUFFIX != self.path.name:
-            raise UserError(
-                str(self.path), f"is the journal of {name}", f"that of {self.path.stem}"
-            )
-        self._at, self._checked = end, True
-        return True
+                break
+        found = self._data[: len(wanted)]
+        if not wanted.startswith(found):
+            raise self._foreign()
+        self._checked = found == wanted
+        if self._checked:
+            self._at = len(wanted)
+        return self._checked
 
-    def _header(self, expected: str) -> bytes | None:
-        """Length and content of the header, or None if they are not all there (yet)."""
-        while len(self._data) < _LENGTH.size:
-            if not self._more():
-                return None
-        end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
-        if end > JOURNAL_HEADER_BYTES_MAX:
-            raise UserError(str(self.path), "not a journal", expected)
-        while len(self._data) < end:
-            if not self._more():
-                return None
-        return self._data[:end]
+    def _foreign(self) -> UserError:
+        """What is wrong with the header."""
+        where, expected = str(self.path), f"a journal of version {VERSION}"
+        try:
+            (length,) = _LENGTH.unpack_from(self._data)
+            packed = self._data[_LENGTH.size : _LENGTH.size + length]
+            magic, version, name = codec.unpack(packed, JOURNAL_HEADER_BYTES_MAX)
+        except (PeerError, TypeError, ValueError, StructError):
+            return UserError(where, "not a journal", expected)
+        if magic != MAGIC:
+            return UserError(where, "not a journal", expected)
+        if version != VERSION:
+            return UserError(where, f"journal version {version}", expected)
+        if header_of(name) == self._data[: len(header_of(name))]:
+            stem = self.path.name.removesuffix(SUFFIX)
+            return UserError(where, f"is the journal of {name}", f"that of {stem}")
+        return UserError(f"{where}: header", "does not fit its checksum", expected)
