@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 if __name__ == "__main__":  # the imports take a while, and Ctrl-C may come meanwhile
     for ending in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, lambda *_: os._exit(130))
 
+    def cannot_start(kind: type[BaseException], error: BaseException, _: object) -> None:
+        """An import failed, for want of memory perhaps: that is not the status of a violation."""
+        print(f"launch.py: cannot start: {kind.__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(4)
+
+    sys.excepthook = cannot_start
+
 import re
 import secrets
-import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,6 +42,7 @@ from report.directory import is_schedule, new_run, point_latest, saved_record
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
+from report.shortage import shortage
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -404,10 +412,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
-        if isinstance(error, OSError) and error.strerror:
-            where = error.filename or "a file of the run, or the output"
-            return complain(f"{where}: {error.strerror}", codes.BROKEN, given)
-        return complain(f"{type(error).__name__}: {error}", codes.BROKEN, given)
+        problem = shortage(error) or f"{type(error).__name__}: {error}"
+        return complain(problem, codes.BROKEN, given)
 
 
 def complain(problem: str, status: int, given: list[str]) -> int:
@@ -423,5 +429,6 @@ if __name__ == "__main__":
     for ending in (signal.SIGINT, signal.SIGTERM):  # SIGTERM ends as Ctrl-C does
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)
+    sys.excepthook = sys.__excepthook__
     open_closed_streams()
     sys.exit(main())

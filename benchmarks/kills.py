@@ -90,7 +90,8 @@ def wait_for_bytes(launcher: subprocess.Popen[bytes], path: Path, size: int) -> 
 
 def choose(launcher: subprocess.Popen[bytes], chance: random.Random) -> tuple[int, signal.Signals]:
     """Whom to send what: half the time the launcher, else any child, which only KILL ends."""
-    children = [child.pid for child in psutil.Process(launcher.pid).children()]
+    found = psutil.Process(launcher.pid).children()
+    children = [p.pid for p in found if "resource_tracker" not in " ".join(p.cmdline())]
     if chance.random() < 0.5 or not children:
         return launcher.pid, chance.choice(SIGNALS)
     return chance.choice(children), signal.SIGKILL

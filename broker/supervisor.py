@@ -36,6 +36,7 @@ from broker import plan, router
 from broker.counts import Counts
 from broker.plan import ROUTER, Outcome, Plan
 from broker.recorder import last_number, write_schedule
+from broker.room import check_room
 from nodes import runtime, sockets
 from nodes.journal import journal_path
 from protocol import limits, wire
@@ -94,6 +95,7 @@ class Supervisor:
         return self
 
     def _start(self) -> None:
+        check_room(1 + len(self.plan.nodes))
         self.directory = tempfile.mkdtemp(prefix="mmu-")  # 0700; the path is short
         endpoint = router.endpoint(self.directory)
         context = multiprocess.get_context("forkserver" if self.plan.campaign else "spawn")
