@@ -38,7 +38,7 @@ from explorer import outcome as codes
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
-from report.directory import is_schedule, new_run, point_latest, saved_record
+from report.directory import is_schedule, new_run, point_to, saved_record
 from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
@@ -345,14 +345,6 @@ def perform(
         else:
             outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on, size)
     return finish(outcome, as_json)
-
-
-def point_to(directory: Path) -> None:
-    """Let ``latest`` point to a run; a run is none the worse for want of it on a full disk."""
-    try:
-        point_latest(directory)
-    except OSError as error:
-        say(f"{error.filename} cannot be replaced: {error.strerror}")
 
 
 @contextmanager

@@ -141,6 +141,21 @@ def test_a_disk_that_fills_up_while_the_simulator_runs_ends_the_run_there(
     assert (again.status, record[1] in again.out) == (3, True)
 
 
+@pytest.mark.parametrize("more", [(), ("--exhaustive",)], ids=["drawn", "exhaustive"])
+def test_what_a_search_found_is_told_although_it_cannot_be_recorded(
+    more: tuple[str, ...], elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("explore", "E08", "--kernel", "v6.2-end-only", "--seed", "1", *more)
+    count = operations(*words)
+    for nth in (1, 2, 3, *range(count // 2, count + 1, 4)):
+        with on(FaultyDisk(nth)):
+            told = Told(capsys, *words)
+        assert told.status == 1
+        assert "VIOLATED" in told.out
+        assert "No space left on device" in told.err
+        assert parts(elsewhere) == []
+
+
 # ---- on processes ----------------------------------------------------------------------------
 
 RACE = ("repro", "E08", "--kernel", "v6.2-end-only", "--seed", "5")
