@@ -29,7 +29,7 @@ from nodes.journal import journal_path
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 START_SECONDS_MAX: Final = 60.0
-END_SECONDS_MAX: Final = 30.0
+END_SECONDS_MAX: Final = 25.0
 FEED_SECONDS: Final = 60
 BYTES_MAX: Final = 600_000
 """Of the memory node's journal when the end comes."""
@@ -67,6 +67,7 @@ def one(directory: Path, chance: random.Random, number: int) -> str:
         wait_for_bytes(launcher, journal_path(run, "memory"), chance.randrange(BYTES_MAX))
         victim, what = choose(launcher, chance)
         os.kill(victim, what)
+        print(f"{number}: {what.name} to {victim}, launcher {launcher.pid}", file=sys.stderr, flush=True)
         launcher.wait(END_SECONDS_MAX)
         who = "launcher" if victim == launcher.pid else "child"
     finally:
