@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     chance, kinds = random.Random(options.seed), Counter[str]()
     for number in range(options.runs):
         with TemporaryDirectory(prefix="kills-") as directory:
@@ -67,7 +68,6 @@ def one(directory: Path, chance: random.Random, number: int) -> str:
         wait_for_bytes(launcher, journal_path(run, "memory"), chance.randrange(BYTES_MAX))
         victim, what = choose(launcher, chance)
         os.kill(victim, what)
-        print(f"{number}: {what.name} to {victim}, launcher {launcher.pid}", file=sys.stderr, flush=True)
         launcher.wait(END_SECONDS_MAX)
         who = "launcher" if victim == launcher.pid else "child"
     finally:
