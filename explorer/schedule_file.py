@@ -83,7 +83,7 @@ class Loaded:
 
 
 def schedule_text(case: Case, target: Target | None = None) -> str:
-    """The file of a case; ``target`` says which violation it is about."""
+    """The file of a case, sealed; ``target`` says which violation it is about."""
     faults = [
         {"message": name, "nth": nth, "kind": kind}
         for (name, nth), kind in sorted(case.faults.items())
@@ -101,7 +101,7 @@ def schedule_text(case: Case, target: Target | None = None) -> str:
     }
     order = "\n".join(("", *case.order, ""))
     rest = toml_text({key: value for key, value in body.items() if value is not None})
-    return f"{HEAD}{about}{size}{_inline(head)}order = {_QUOTES}{order}{_QUOTES}\n\n{rest}"
+    return sealed(f"{HEAD}{about}{size}{_inline(head)}order = {_QUOTES}{order}{_QUOTES}\n\n{rest}")
 
 
 def write(path: Path, text: str) -> None:
@@ -110,7 +110,7 @@ def write(path: Path, text: str) -> None:
     Raises ``UserError``; ``OSError`` with the path if the disk is full.
     """
     try:
-        write_whole(path, sealed(text).encode())
+        write_whole(path, text.encode())
     except OSError as error:
         raise not_opened(path, error, "cannot be written", "a new file") from None
 

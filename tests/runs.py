@@ -81,3 +81,10 @@ def balanced(outcome: Outcome) -> bool:
     c = dict(outcome.counts)
     came = c.pop("sent") + c.pop("duplicated") + c.pop("retransmitted")
     return came == sum(c.values())
+
+
+def change_by_hand(path: Path, old: str, new: str) -> None:
+    """Change a sealed file once as a person is told to: the line with the checksum goes."""
+    text = path.read_text().partition("\n")[2]
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
