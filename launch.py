@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 if __name__ == "__main__":  # the imports take a while, and a signal may come meanwhile
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, lambda *_: os._exit(130))
 
+    def cannot_start(kind: type[BaseException], error: BaseException, _: object) -> None:
+        """An import failed, for want of memory perhaps: that is not the status of a violation."""
+        print(f"launch.py: cannot start: {kind.__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(4)
+
+    sys.excepthook = cannot_start
+
 import re
 import secrets
-import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,7 +39,7 @@ from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserErro
 from protocol.signals import held
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
-from report.directory import new_run, point_latest, replay_name, saved_run
+from report.directory import new_run, point_to, replay_name, saved_record
 from report.interrupts import Interrupted, interruptible, interrupts
 from report.progress import Progress
 from report.screen import (
@@ -44,6 +51,7 @@ from report.screen import (
     write_line,
     write_out,
 )
+from report.shortage import shortage
 from report.terminal import print_outcome
 from report.violation import RULES
 from scenarios import catalogue
@@ -177,6 +185,7 @@ def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
     from explorer import session
     from explorer.replay_file import replay_file
+    from explorer.schedule_file import is_schedule_file
     from report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
@@ -184,15 +193,14 @@ def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     say(f"replaying {recorded} on {on.value} in {directory}")
     try:
         with damage_of(recorded), interrupts(directory):
-            again = replay_file if recorded.is_file() else session.replay
+            again = replay_file if is_schedule_file(recorded) else session.replay
             outcome = again(recorded, on.value, directory)
-    except UserError:
+    except (UserError, OSError):
         with suppress(OSError):  # it holds something: then that is worth keeping
             directory.rmdir()
         raise
-    machine.save_summary(outcome)
     if out is None:
-        point_latest(directory)
+        point_to(directory)
     return finish(outcome, as_json)
 
 
@@ -237,10 +245,10 @@ def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
     from explorer import session
 
-    recorded = saved_run(source)
+    recorded = saved_record(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
         outcome = session.check(recorded)
-    return finish(outcome, as_json)
+    return finish(outcome, as_json, saved=False)
 
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
@@ -326,16 +334,25 @@ def perform(
 
     directory = new_run(spec.name, out)
     with interrupts(directory), Progress(stderr()) as progress:
-        saved = spec.save(directory)
+        saved = save(spec, directory)
         if out is None:
-            point_latest(directory)
+            point_to(directory)
         say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
         if on is On.simulator:
             outcome = session.simulate(saved, directory)
         else:
             outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on, size)
-    machine.save_summary(outcome)
     return finish(outcome, as_json)
+
+
+def save(spec: RunSpec, directory: Path) -> RunSpec:
+    """Write what a run is; a directory in which that cannot be is not left behind."""
+    try:
+        return spec.save(directory)
+    except OSError:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
 
 
 @contextmanager
@@ -352,12 +369,19 @@ def damage_of(
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
 
 
-def finish(outcome: Outcome, as_json: bool) -> int:
-    """Print how a run came out; the exit status."""
+def finish(outcome: Outcome, as_json: bool, saved: bool = True) -> int:
+    """Print how a run came out, and which of its files could not be written; the exit status.
+
+    ``saved``: first put a summary into its directory.
+    """
+    if saved:
+        machine.save_summary(outcome)
     if as_json:
         print_json(machine.outcome_dict(outcome))
     else:
         print_outcome(stdout(), outcome)
+    for problem in outcome.unwritten:
+        say(f"{PROGRAM}: {problem}")
     return outcome.exit_code
 
 
@@ -383,10 +407,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
-        if isinstance(error, OSError) and error.strerror:
-            where = error.filename or "a file of the run, or the output"
-            return complain(f"{where}: {error.strerror}", codes.BROKEN, given)
-        return complain(f"{type(error).__name__}: {error}", codes.BROKEN, given)
+        problem = shortage(error) or f"{type(error).__name__}: {error}"
+        return complain(problem, codes.BROKEN, given)
 
 
 def parsed(given: list[str]) -> dict[str, Any] | None:
@@ -407,6 +429,7 @@ def complain(problem: str, status: int, given: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.excepthook = sys.__excepthook__
     open_closed_streams()
     status = interruptible(main)
     settle()

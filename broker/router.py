@@ -19,11 +19,11 @@ import hmac
 import shutil
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 import zmq
 
 from broker import dispatch, plan
@@ -34,7 +34,8 @@ from broker.programs import Feeder
 from broker.recorder import BrokerJournal
 from broker.schedules import Recorded
 from nodes import sockets
-from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
+from nodes.disk import install
+from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child, what_broke
 from protocol import codec, limits, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope
 from protocol.errors import PeerError
@@ -57,15 +58,15 @@ def main(run: Plan, directory: str, token: str, pids: Iterable[int] = ()) -> Non
         shutil.rmtree(directory, ignore_errors=True)
 
     prepare_child(close_door)
+    install(run.disk)
     context: zmq.Context[sockets.Socket] = zmq.Context()
     socket = sockets.router(context, endpoint(directory), pids)
     router, broke = Router(run, socket, token, close_door), False
     try:
         router.run()
-    except Exception:
+    except Exception as error:
         broke = True
-        text = traceback.format_exc()
-        router.send(LAUNCHER, [wire.control_frame("broken", text)])
+        router.send(LAUNCHER, [wire.control_frame("broken", what_broke(error))])
     sockets.close(context, FAREWELL_SECONDS)
     close_door()  # the launcher may be gone by now
     if broke:
@@ -91,7 +92,7 @@ class Router:
         """``close_door`` is called once all are connected: nobody else need come."""
         self.plan, self.socket, self.token = run, socket, token.encode()
         self.close_door, self.clock = close_door, clock
-        self.journal = BrokerJournal(run.directory)
+        self.journal = BrokerJournal(run.directory, late=True)  # when there is somebody to tell
         feeder = Feeder(run.programs, run.operations_max)
         recorded = isinstance(run.schedule, Recorded)
         self.exchange = Exchange(feeder, self.journal.watch(run.chaos), recorded)
@@ -357,8 +358,12 @@ class Router:
         if self.status == plan.NODE_DIED:
             self._last_words()
         outcome = self._outcome()
-        self.journal.end(outcome)
-        self.journal.close()
+        try:
+            self.journal.end(outcome)
+            self.journal.close()
+        except OSError as error:  # all that was handled is on file, and how it ended is known
+            detail = what_broke(error)
+            outcome = msgspec.structs.replace(outcome, status=plan.UNRECORDED, detail=detail)
         deaths = self.exchange.deaths
         for name in self.plan.nodes:
             if deaths is None or name not in deaths.dead:

@@ -77,6 +77,8 @@ class Supervisor:
         """What a peer must know to be heard."""
         self.directory = ""
         """Where the socket is while it starts; gone once it has."""
+        self.unwritten = ""
+        """Why the schedule could not be written; what it says is in the broker's journal."""
         self._exits: dict[str, int] = {}
         self._handles: list[int] = []
         """Of all processes (``pidfd_open``): their server may be killed, and then knows nothing."""
@@ -103,6 +105,7 @@ class Supervisor:
         _start_tracker()
         self._mask = signals.hold()
         try:
+            check_room(1 + len(self.plan.nodes))
             self._place = SocketDirectory()
             self.directory = self._place.path
             self._start_processes()
@@ -147,7 +150,7 @@ class Supervisor:
     def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
         run = self.plan
         journal = str(journal_path(run.directory, name))
-        return (name, endpoint, self.token, run.world, run.seed, journal, run.build)
+        return (name, endpoint, self.token, run.world, run.seed, journal, run.build, run.disk)
 
     def _await_ready(self) -> None:
         """The router says when all are there, or who is not; the bound here is for the router."""
@@ -277,7 +280,7 @@ class Supervisor:
             if self._place is not None:
                 self._place.remove()
         if in_order:
-            write_schedule(self.plan.directory)
+            self.unwritten = write_schedule(self.plan.directory)
         if why == "Ctrl-C":
             write_aborted(self.plan.directory, why)
 

@@ -354,6 +354,8 @@ def _search(found: Exploration, began: float, progress: Progress | None) -> None
 def record(found: Exploration, run_dir: Path) -> Outcome:
     """Run the finding again with its files in ``run_dir`` (which must exist), for ``replay``.
 
+    The status of the outcome is ``broken`` if they could not be written.
+
     Raises ``EmulatorError`` if it does not come out the same: the run is not deterministic.
     """
     finding = found.finding
@@ -361,6 +363,8 @@ def record(found: Exploration, run_dir: Path) -> Outcome:
         raise EmulatorError("there is no finding to record")
     spec = finding.spec.save(run_dir)
     outcome = simulate(spec, run_dir, finding.schedule, found.options.deliveries_max)
+    if outcome.status == "broken":
+        return outcome
     rules = found.options.rules
     again = [v.identity() for v in outcome.violations if rules is None or v.rule in rules]
     if again != [violation.identity() for violation in finding.violations]:

@@ -164,7 +164,7 @@ class Player:
     def step(self, index: int) -> tuple[Envelope, Handled]:
         """Deliver ``heads[index]`` and judge what that did."""
         exchange = self.exchange
-        envelope = exchange.take(index)
+        envelope = exchange.take(index, self._number())
         name = self.names.of(envelope)
         self.order.append(name)
         self.deaths.delivered(name)
@@ -179,6 +179,10 @@ class Player:
         if self._held and self.how.hold is not None and name == self.how.hold[1]:
             self._held = False
         return envelope, handled
+
+    def _number(self) -> int | None:
+        """The number of the delivery that was picked; None: the next one."""
+        return None
 
     def _deliver(self, driver: Driver, envelope: Envelope, name: str) -> Handled:
         if not self.how.keep:

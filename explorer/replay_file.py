@@ -17,7 +17,7 @@ from explorer import session
 from explorer.case import Case
 from explorer.lenient import How, Player
 from explorer.outcome import Outcome, Status
-from explorer.schedule_file import read_case, recorded_choices
+from explorer.schedule_file import read_case
 from oracle.trace import step_of
 from protocol.codec import pack
 from protocol.envelope import Envelope, Handled
@@ -73,9 +73,11 @@ def simulate_case(case: Case, out: Path) -> Outcome:
         ending = Ending(player.exchange.number, player.exchange.feeder.finished, False, ())
     counts = player.exchange.counts.as_dict() | {"pending": player.exchange.pending}
     result = plans.Outcome(how, ending, counts, detail=detail)
-    recorder.close(result)
+    unwritten = recorder.close(result)
     seconds = time.monotonic() - began
-    return session.conclude(case.spec, "simulator", watch, result, status, seconds, out)
+    outcome = session.conclude(case.spec, "simulator", watch, result, status, seconds, out)
+    outcome.unwritten = (unwritten,) if unwritten else ()
+    return outcome
 
 
 def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
@@ -90,7 +92,7 @@ def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
         spec.programs(),
         chaos=record.chaos(spec.world),
         schedule=Recorded(record.deliveries),
-        choices=recorded_choices(recorded, spec.world),
+        choices=record.choices,
     )
     outcome = session.follow_plan(spec, plan)
     difference = compare_runs(recorded, out)

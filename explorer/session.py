@@ -9,8 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from broker import plan as plans
 from broker.chaos import ChaosRules
@@ -20,7 +23,7 @@ from broker.faults import Chaos
 from broker.follow import Follower, compare_runs
 from broker.plan import Plan
 from broker.programs import Feeder, Program, awaited
-from broker.recorder import Recorder, read_choices, read_record
+from broker.recorder import Record, Recorder, is_blank, read_record
 from broker.schedules import RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
 from explorer.bounds import Bounds, bytes_in
@@ -116,7 +119,10 @@ def simulate(
     """
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     schedule = schedule or RandomWalk(spec.seed)
-    return _simulate(spec, spec.programs(), chaos, schedule, run_dir, deliveries_max, choices)
+    return _simulate(
+        spec, spec.programs(), chaos, schedule, run_dir, deliveries_max, choices,
+        spec.operations_max,
+    )  # fmt: skip
 
 
 def _simulate(
@@ -127,6 +133,7 @@ def _simulate(
     run_dir: Path | None,
     deliveries_max: int | None = None,
     choices: Mapping[int, Choices] | None = None,
+    operations_max: int | None = None,
 ) -> Outcome:
     began = time.monotonic()
     watch = Watch(spec, programs)
@@ -141,7 +148,7 @@ def _simulate(
 
     watched = chaos if recorder is None else recorder.watch(chaos)
     recorded = isinstance(schedule, Recorded)
-    exchange = Exchange(Feeder(programs, spec.operations_max), watched, recorded)
+    exchange = Exchange(Feeder(programs, operations_max), watched, recorded)
     drivers = build_all(spec.world, spec.seed)
     lost = watch.oracle.lost
     simulator = Simulator(drivers, exchange, schedule, observe, choices, lost)
@@ -154,6 +161,8 @@ def _simulate(
         status, detail, ending = "diverged", str(error), exchange.ending()
     except KeyboardInterrupt:
         status, detail, ending = "interrupted", "Ctrl-C", exchange.ending()
+    except OSError as error:
+        return _unrecorded(spec, watch, run_dir, error, began)
     quiescent = status == "finished" and not exchange.heads
     how = _how_it_ended(status, quiescent)
     if exchange.deaths is not None and exchange.deaths.ended_by:
@@ -165,9 +174,46 @@ def _simulate(
         chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
         detail=detail,
     )
-    if recorder is not None:
-        recorder.close(result)
-    return conclude(spec, "simulator", watch, result, status, time.monotonic() - began, run_dir)
+    result = _as_recorded(result, schedule)
+    unwritten = ""
+    try:
+        unwritten = "" if recorder is None else recorder.close(result)
+    except OSError as error:
+        return _unrecorded(spec, watch, run_dir, error, began)
+    seconds = time.monotonic() - began
+    outcome = conclude(spec, "simulator", watch, result, status, seconds, run_dir)
+    outcome.unwritten = (unwritten,) if unwritten else ()
+    return outcome
+
+
+def _unrecorded(
+    spec: RunSpec, watch: Watch, run_dir: Path | None, error: OSError, began: float
+) -> Outcome:
+    """A run whose record could not be written: what it says is what the record says.
+
+    Raises ``error`` if it is about something else.
+    """
+    if run_dir is None or error.filename is None:
+        raise error
+    problem = f"{error.filename}: {error.strerror}"
+    recorded = Watch(spec, spec.programs())
+    with closing(Follower(run_dir, spec.world.nodes())) as follower:
+        recorded.rest_of(follower)
+    lost = len(watch.oracle.violations) - len(recorded.oracle.violations)
+    more = f"; {lost} violations were seen that are not on file" if lost > 0 else ""
+    result = plans.Outcome(plans.UNRECORDED, _cut_short(recorded), {}, detail=problem + more)
+    seconds = time.monotonic() - began
+    outcome = conclude(spec, "simulator", recorded, result, "broken", seconds, run_dir)
+    outcome.unwritten, outcome.record = (problem,), follower.end_text()
+    return outcome
+
+
+def _as_recorded(result: plans.Outcome, schedule: Schedule) -> plans.Outcome:
+    """What was played to the end of a record that was cut short is not complete either."""
+    if not (isinstance(schedule, Recorded) and schedule.cut and result.sound):
+        return result
+    ending = replace(result.ending, complete=False)
+    return msgspec.structs.replace(result, status=plans.SCHEDULE_END, ending=ending)
 
 
 def _how_it_ended(status: Status, quiescent: bool) -> str:
@@ -216,17 +262,20 @@ def follow_plan(
 
     began = time.monotonic()
     live = _Live(spec, plan, bounds or Bounds(), progress)
+    unwritten = ""
     with closing(Follower(plan.directory, plan.nodes)) as follower:
         try:
             with Supervisor(plan) as run:
-                result = live.watch_until_end(run, follower)
+                result = _as_recorded(live.watch_until_end(run, follower), plan.schedule)
             live.watch.rest_of(follower)
+            unwritten = run.unwritten
         except KeyboardInterrupt:
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
     outcome = conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
     outcome.stopped = live.stopped
+    outcome.unwritten = (unwritten,) if unwritten else ()
     return outcome
 
 
@@ -292,18 +341,24 @@ class _Live:
 def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Outcome:
     """Run a recorded run again, delivery by delivery, into ``out``; the traces must be equal.
 
-    If they are not, the status is ``diverged`` and ``detail`` names node, delivery and field.
-    Raises ``UserError`` if ``source`` is not a run.
+    ``source`` is a run's directory, or the file ``schedule`` in one, which is then followed to the
+    letter.  A run that was cut short is run again up to the last delivery that was handled
+    (``record`` of the outcome says so).  If the traces are not equal, the status is ``diverged``
+    and ``detail`` names node, delivery and field.  Raises ``UserError`` if ``source`` is not a run,
+    and ``PeerError`` if its journals do not fit each other.
     """
-    spec = RunSpec.load(source)
-    record = read_record(source)
+    directory = source if source.is_dir() else source.parent
+    spec = RunSpec.load(directory)
+    record = Record() if is_blank(directory) else read_record(source)
     programs = record.programs(spec.programs())
-    schedule = Recorded(record.deliveries)
-    choices = read_choices(source, spec.world.nodes())
+    schedule = Recorded(record.deliveries, record.cut)
+    operations_max = record.operations_max(spec.operations_max)
+    chaos = record.chaos(spec.world)
     spec.save(out)
     if on == "simulator":
-        chaos = record.chaos(spec.world)
-        outcome = _simulate(spec, programs, chaos, schedule, out, choices=choices)
+        outcome = _simulate(
+            spec, programs, chaos, schedule, out, None, record.choices, operations_max
+        )
     else:
         plan = Plan(
             out,
@@ -311,20 +366,29 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
             pack(spec.world),
             spec.seed,
             programs,
-            spec.operations_max,
-            chaos=record.chaos(spec.world),
+            operations_max,
+            chaos=chaos,
             schedule=schedule,
-            choices=choices,
+            choices=record.choices,
         )
         outcome = follow_plan(spec, plan)
-    difference = compare_runs(source, out)
-    if difference is not None and outcome.status == "finished":
-        node, number, field = difference
-        outcome.status = "diverged"
-        outcome.detail = f"{node}, delivery {number}, field {field}: differs from the record"
+    outcome.record = record.end_text()
+    if record.changed:
+        outcome.record = f"is another schedule than {source}, from delivery {record.changed} on"
+    elif outcome.status == "finished":
+        _compare(outcome, directory, out, record.last if record.cut else None)
     if outcome.status == "diverged":
         outcome.detail += versions.difference(spec.versions)
     return outcome
+
+
+def _compare(outcome: Outcome, source: Path, out: Path, last: int | None) -> None:
+    """The trace must be the recorded one, up to delivery ``last`` if it was cut short."""
+    difference = compare_runs(source, out, last)
+    if difference is not None:
+        node, number, field = difference
+        outcome.status = "diverged"
+        outcome.detail = f"{node}, delivery {number}, field {field}: differs from the record"
 
 
 def check(source: Path) -> Outcome:
@@ -343,7 +407,9 @@ def check(source: Path) -> Outcome:
         detail = "the record ends before the run did"
         result = plans.Outcome(plans.NODE_DIED, _cut_short(watch), {}, detail=detail)
     status = _status_of(result)
-    return conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
+    outcome = conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
+    outcome.record = follower.end_text()
+    return outcome
 
 
 # ---- conclusions ---------------------------------------------------------------------------

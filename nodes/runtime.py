@@ -22,6 +22,7 @@ import multiprocess
 import zmq
 
 from nodes import sockets
+from nodes.disk import Disk, install
 from nodes.driver import Driver
 from nodes.journal import Journal
 from nodes.world import World
@@ -38,7 +39,14 @@ FAREWELL_SECONDS = 1.0
 
 
 def main(
-    name: str, endpoint: str, token: str, world: bytes, seed: int, journal: str, build: str
+    name: str,
+    endpoint: str,
+    token: str,
+    world: bytes,
+    seed: int,
+    journal: str,
+    build: str,
+    disk: Disk | None = None,
 ) -> None:
     """Run the node ``name`` until the router says stop.
 
@@ -46,6 +54,8 @@ def main(
     (``nodes.build:build``).  Exits with ``EXIT_BROKEN`` after reporting what broke.
     """
     prepare_child()
+    if disk is not None:
+        install(disk)
     context: zmq.Context[sockets.Socket] = zmq.Context()
     socket = sockets.dealer(context, endpoint)
     broke = False
@@ -56,12 +66,19 @@ def main(
         send(socket, [wire.control_frame("ready")])
         _Runtime(socket, driver, book).loop()
         book.close()
-    except Exception:
+    except Exception as error:
         broke = True
-        _report(socket, traceback.format_exc())
+        _report(socket, what_broke(error))
     sockets.close(context, FAREWELL_SECONDS)
     if broke:
         sys.exit(EXIT_BROKEN)
+
+
+def what_broke(error: Exception) -> str:
+    """The file that could not be written or opened, if it was that; else the traceback."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return "".join(traceback.format_exception(error))
 
 
 def prepare_child(farewell: Callable[[], object] = lambda: None) -> None:

@@ -84,6 +84,9 @@ RECEIVE_ROUND_MAX: Final = 128
 JOURNAL_RECORD_BYTES_MAX: Final = 2 * ZMQ_MESSAGE_BYTES_MAX
 """Largest journal record.  A longer length prefix means that the file is damaged there."""
 
+JOURNAL_HEADER_BYTES_MAX: Final = 4096
+"""Largest header of a journal.  A file that says more is no journal."""
+
 FOLLOW_STEPS_MAX: Final = 10_000
 """Trace steps that one poll of a run returns at most (about 10 MB of records)."""
 

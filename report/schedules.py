@@ -8,15 +8,18 @@ from typing import Final
 
 from explorer.schedule_file import SUFFIX, is_schedule_file
 from protocol.errors import UserError
-from report.directory import saved_run
+from report.directory import saved_schedule
 
 MINIMIZED: Final = f"min{SUFFIX}"
 """The file that a minimised schedule goes to: in the run's directory, or beside the schedule."""
 
 
 def run_or_schedule(source: Path) -> Path:
-    """A schedule file as it is, anything else as a saved run.  Raises ``UserError``."""
-    return source if is_schedule_file(source) else saved_run(source)
+    """A schedule file as it is, anything else as a saved run or its ``schedule``.
+
+    Raises ``UserError``.
+    """
+    return source if is_schedule_file(source) else saved_schedule(source)
 
 
 def minimized_file(source: Path, out: Path | None) -> Path:
@@ -30,7 +33,8 @@ def minimized_file(source: Path, out: Path | None) -> Path:
         file = source.with_name(f"{source.name.removesuffix(SUFFIX)}-{MINIMIZED}")
         where = str(file)
     else:
-        file = saved_run(source) / MINIMIZED
+        found = saved_schedule(source)
+        file = (found if found.is_dir() else found.parent) / MINIMIZED
         where = str(file)
     _check_file(file, where)
     return file
@@ -43,5 +47,5 @@ def _check_file(file: Path, where: str) -> None:
     if file.is_dir() or not file.parent.is_dir():
         problem = "is a directory" if file.is_dir() else "is in no directory that there is"
         raise UserError(where, f"{file} {problem}", "a new file")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
         raise UserError(where, f"{file} cannot be written", "a directory that can, or --out")

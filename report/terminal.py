@@ -155,6 +155,8 @@ def _facts(outcome: Outcome) -> Lines:
 def _ending(outcome: Outcome) -> Lines:
     if outcome.status != "finished":
         yield "ended", f"{outcome.status}: {outcome.detail or 'no reason is known'}"
+    if outcome.record:
+        yield "record", outcome.record
     if outcome.stopped and outcome.status == "finished":
         yield "stopped", f"feeding ({outcome.stopped})"
     if outcome.ending.waiting:

@@ -15,6 +15,7 @@ import msgspec
 
 from broker.chaos import ChaosConfig, parse_rules
 from broker.programs import Program
+from nodes.files import sealed, write_whole
 from nodes.kernel.variant import Kernel
 from nodes.world import World
 from oracle.sometimes import Condition, conditions_from
@@ -95,10 +96,13 @@ class RunSpec:
         return toml_text({key: value for key, value in table.items() if value is not None})
 
     def save(self, directory: Path) -> RunSpec:
-        """Write ``run.toml`` and what it names; the spec that reads the copies."""
+        """Write ``run.toml`` and what it names, each whole; the spec that reads the copies.
+
+        Raises ``OSError`` with the path (disk full).
+        """
         workload = self.workload.save_files(directory)
         copied = replace(self, workload=workload, versions=versions.current())
-        (directory / RUN_FILE).write_text(copied.to_toml(directory), encoding="utf-8")
+        write_whole(directory / RUN_FILE, sealed(copied.to_toml(directory)).encode())
         return copied
 
     @classmethod

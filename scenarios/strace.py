@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
 from broker.programs import Program
+from nodes.files import read_file, write_whole
 from nodes.kernel.variant import Kernel
 from nodes.world import Link, Unit, Vm, World
 from oracle.sometimes import Condition, workload_conditions
+from protocol.errors import UserError
 from protocol.limits import PAGE_SIZE
 from protocol.messages.kvm import Memslot
 from scenarios.log_effects import Account, bounds, effects_of
@@ -24,12 +26,15 @@ FRAMES: Final = 4096
 """Frames of the pool: twice what the shipped logs keep in use at once, so that freed frames are
 reused and nothing is reclaimed."""
 SAVED_AS: Final = "workload.strace"
+LOG_EXPECTED: Final = "an strace log"
 
 
 class _LogTable(TomlTable, frozen=True):
     """``[workload]`` of kind ``strace``."""
 
     log: str
+    crc32: str = ""
+    """Of the log; empty: it may be another one by now."""
     options: TouchOptions = TouchOptions()
 
 
@@ -100,17 +105,30 @@ class StraceLog:
         path = self.path.resolve()
         inside = path.is_relative_to(directory.resolve())
         log = path.relative_to(directory.resolve()) if inside else path
-        return {"log": str(log), "options": msgspec.to_builtins(self.options)}
+        check = {"crc32": checksum(path)} if inside and path.is_file() else {}
+        return {"log": str(log), **check, "options": msgspec.to_builtins(self.options)}
 
     @classmethod
     def from_table(cls, table: Table, where: str, directory: Path) -> StraceLog:
         """The workload of a ``[workload]`` table.  Raises ``UserError``."""
         checked = convert(table, _LogTable, where)
-        return cls(directory / checked.log, checked.options)
+        path = directory / checked.log
+        if checked.crc32 and checksum(path) != checked.crc32:
+            problem = f"does not fit its checksum, which is {checksum(path)}"
+            raise UserError(str(path), problem, f"{checked.crc32}, the log that was run")
+        return cls(path, checked.options)
 
     def save_files(self, directory: Path) -> StraceLog:
-        """Copy the log beside ``run.toml``; the workload that reads the copy."""
+        """Copy the log beside ``run.toml``; the workload that reads the copy.
+
+        Raises ``UserError`` if it cannot be read, ``OSError`` if the copy cannot be written.
+        """
         target = directory / SAVED_AS
         if not (target.exists() and target.samefile(self.path)):
-            shutil.copyfile(self.path, target)
+            write_whole(target, read_file(self.path, LOG_EXPECTED))
         return replace(self, path=target)
+
+
+def checksum(path: Path) -> str:
+    """The CRC-32 of a file.  Raises ``UserError`` if it cannot be read."""
+    return f"{crc32(read_file(path, LOG_EXPECTED)):08x}"

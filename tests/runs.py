@@ -114,3 +114,10 @@ class Crowded(Supervisor):
     def __exit__(self, *why: Any) -> None:
         self.context.destroy(linger=0)
         super().__exit__(*why)
+
+
+def change_by_hand(path: Path, old: str, new: str) -> None:
+    """Change a sealed file once as a person is told to: the line with the checksum goes."""
+    text = path.read_text().partition("\n")[2]
+    assert old in text
+    path.write_text(text.replace(old, new, 1))

@@ -361,12 +361,16 @@ def test_a_schedule_that_does_not_fit_is_bad_input(
     assert run(*RACE, "--out", "one") == 1
     file = elsewhere / "cut.schedule.toml"
     assert run("minimize", "one", "--seconds", "0.1", "--out", str(file)) == 1
-    head, quotes, rest = file.read_text().partition("'''")
+    seal, _, text = file.read_text().partition("\n")
+    head, quotes, rest = text.partition("'''")
     file.write_text(f"{head}{quotes}\nnobody/0\n{quotes}{rest.partition(quotes)[2]}")
     for command in ("explain", "minimize"):
         assert run(command, str(file)) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith(f"launch.py: {file}: does not fit: diverged at delivery ")
+    file.write_text(f"{seal}\n{file.read_text()}")
+    assert run("explain", str(file)) == 2
+    assert ":1: does not fit its checksum" in capsys.readouterr().err
 
 
 def test_time_that_is_over_is_no_interruption(

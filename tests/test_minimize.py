@@ -31,6 +31,7 @@ from protocol.errors import ReplayDivergence, UserError
 from scenarios.catalogue import find
 from scenarios.runs import mixed_run
 from tests.minimal import EXAMPLES, minimized
+from tests.runs import change_by_hand
 
 
 @pytest.fixture(params=EXAMPLES, ids="-".join)
@@ -123,9 +124,7 @@ def test_a_schedule_that_no_longer_fits_says_where(small: Minimized, tmp_path: P
 )
 def test_wrong_files_are_refused(tmp_path: Path, old: str, new: str, where: str) -> None:
     path = saved(minimized(*EXAMPLES[0]), tmp_path)
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+    change_by_hand(path, old, new)
     with pytest.raises((UserError, ReplayDivergence)) as error:
         load(path)
     assert where in str(error.value) or isinstance(error.value, ReplayDivergence)
