@@ -161,7 +161,7 @@ def _tables(tables: Tables, state: State) -> Frozen:
     """Upper entries that walkers keep, and loads of such entries that they may come to keep."""
     kept = [
         (name, k.agent, k.record.table, _same(k.generation, k.record.table, state),
-         "O" in k.reported)
+         "O" in k.reported, k.dropped)
         for name, k in tables.kept.items() if not k.closed
     ]  # fmt: skip
     reads = [
@@ -249,9 +249,10 @@ def _open(fill: Cached, kept: _Kept) -> bool:
 
 
 def _fill(fill: Cached, changes: list[Change], state: State) -> Frozen:
+    draining = fill.name in state.draining.get((fill.agent, fill.cache), ())
     return (
         fill.name, fill.cache, fill.agent, fill.pte, fill.usable, bool(fill.closed), fill.gone,
-        fill.uses, _current(fill.read.generation, fill.read.pte, state),
+        draining, fill.uses, _current(fill.read.generation, fill.read.pte, state),
         _newer(fill.read.n, changes), frozenset(fill.reported),
     )  # fmt: skip
 

@@ -49,13 +49,20 @@ class Iommu(Node):
         return Ack()
 
     async def _invalidate(self, pasid: str, start: int, end: int, leaf: bool) -> None:
-        """Translations, and unless it is for leaves only the tables that lead to them."""
+        """Translations, and unless it is for leaves only the tables that lead to them.
+
+        device, by another address          cpu (munmap)
+        walk: goes through the kept entry
+                                            flush of a page that the same table maps
+                                            [Required: no acknowledgement yet]
+        reads the leaf                      acknowledgement; the table may be freed
+        """
         if self.pwc is None or leaf:
             await self.iotlb.invalidate(pasid, start, end)
             return
         fills = self.pwc.drop(pasid, start, end)
         self.port.emit(InvalidateBegin(PWC, pasid, start, end, fills))
-        await self.iotlb.invalidate(pasid, start, end)
+        await self.iotlb.invalidate(pasid, start, end, self.pwc.mapped(start, end))
         self.port.emit(InvalidateDone(PWC, pasid, start, end, fills))
 
     async def ats_translate(self, message: i.AtsTranslate, _: Envelope) -> i.Translation:

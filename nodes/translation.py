@@ -22,6 +22,9 @@ from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, Ta
 from protocol.ranges import covers, page_of
 from protocol.records import Evict, Fill, InvalidateBegin, InvalidateDone, Use, WalkDiscarded
 
+Range = tuple[int, int]
+"""[start, end) in bytes."""
+
 PAGES_TOUCHED_MAX = 16
 """An invalidation of more pages than this is said to touch the whole tag."""
 
@@ -138,7 +141,7 @@ class TranslationCache:
         self.port.wake("drain", self.cache)
         return reply
 
-    async def invalidate(self, tag: str, start: int, end: int) -> None:
+    async def invalidate(self, tag: str, start: int, end: int, tables: Range | None = None) -> None:
         """Drop entries of (tag, [start, end)) and wait until none of them is in use.
 
         walker or device                    whoever invalidates
@@ -146,8 +149,15 @@ class TranslationCache:
         access on its way to memory         invalidate: the entry is dropped
                                             [Required: no acknowledgement yet]
         access answered                     acknowledgement; the frame may be freed
+
+        It waits for every access and walk of its range, whoever has dropped the entry, and for
+        none of another: invalidations that overlap are acknowledged each by itself.
+
+        ``tables``: what the upper entries map that are dropped with it.  A walk in there may be
+        going through one of them, so it counts as one of the range.
         """
-        self._touch_range(tag, start, end)
+        first, last = tables or (start, end)
+        self._touch_range(tag, first, last)
         hit = [k for k, e in self.entries.items() if e.tag == tag and covers(start, end, k[1])]
         if hit:
             self._touch_order()
@@ -155,7 +165,7 @@ class TranslationCache:
         self.port.emit(InvalidateBegin(self.cache, tag, start, end, fills))
         overlapped = []
         for walk in self.walks:
-            if walk.tag == tag and covers(start, end, walk.address):
+            if walk.tag == tag and covers(first, last, walk.address):
                 walk.stale = True
                 overlapped.append(walk.load)
         using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
@@ -163,7 +173,7 @@ class TranslationCache:
             entry in self.in_flight for entry in using
         ):
             await self.port.park("drain", self.cache)
-            self._touch_range(tag, start, end)
+            self._touch_range(tag, first, last)
         self.port.emit(InvalidateDone(self.cache, tag, start, end, fills))
 
 
