@@ -57,6 +57,9 @@ def main(
         send(socket, [wire.control_frame("ready")])
         _Runtime(socket, driver, book).loop()
         book.close()
+    except UserError as error:
+        broke = True
+        _report(socket, str(error))
     except Exception:
         broke = True
         _report(socket, traceback.format_exc())

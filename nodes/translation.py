@@ -129,6 +129,20 @@ class TranslationCache:
             del self.entries[entry.tag, entry.address]
             self.port.emit(Evict(self.cache, entry.fill))
 
+    async def lose_all(self) -> None:
+        """The holder is gone, and all that it knew with it.
+
+        Complete once none of its accesses is on its way: what arrives was sent before.
+        """
+        for entry in tuple(self.entries.values()):
+            self.evict(entry)
+        for walk in self.walks:
+            self.touch(walk.tag, walk.address)
+            walk.stale = True
+        while self.walks or self.in_flight:
+            await self.port.park("drain", self.cache)
+            self.port.touch((self.cache,))
+
     async def access(self, entry: Entry, dst: str, message: Request[Any]) -> Message:
         """Send an access that goes through ``entry`` and wait for its answer."""
         self.touch(entry.tag, entry.address)
