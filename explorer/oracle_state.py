@@ -230,7 +230,7 @@ def _page(page: Page, state: State, kept: _Kept) -> Frozen:
     ]
     return (
         page.mm, page.address, page.pte, _granting(page) if kept.denials else "",
-        frozenset(fills), frozenset(reads), tuple(map(_change, changes)),
+        frozenset(fills), frozenset(reads), tuple(_change(change, kept) for change in changes),
         page.changes[-1].id if page.changes else "",
     )  # fmt: skip
 
@@ -267,11 +267,12 @@ def _alive(change: Change, kept: _Kept) -> bool:
     )
 
 
-def _change(change: Change) -> Frozen:
+def _change(change: Change, kept: _Kept) -> Frozen:
     deadlines = frozenset((d.rule, d.new, d.agents, d.event.what) for d in change.deadlines)
     op = "" if change.op.ended else change.op.id
+    unlocked = op and kept.denials and change.n < change.op.unlocked
     return (
-        change.id, change.old, change.new, op, change.deferred, deadlines,
+        change.id, change.old, change.new, op, unlocked, change.deferred, deadlines,
         frozenset(change.reported),
     )  # fmt: skip
 

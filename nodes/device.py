@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from nodes.driver import Handler, Port
 from nodes.kernel.errno import EFAULT, ENODEV
 from nodes.node import Node
-from nodes.translation import Entry, TranslationCache, data_access
+from nodes.translation import Attempts, Entry, TranslationCache, data_access
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message
 from protocol.messages.device import InvalidateRequest, SurpriseDown
@@ -88,10 +87,11 @@ class Device(Node):
     async def _translated(self, operation: op.Dma) -> int:
         """Through the ATC; what the unit cannot translate becomes a page request."""
         mm, address, write = operation.mm, operation.address, operation.write
-        for attempt in range(FAULT_RETRIES_MAX):
-            if attempt > 1:
+        attempts = Attempts()
+        while True:
+            if attempts.refusals > 1:
                 self.port.emit(FaultRetry(mm, address, write, "page request", self.port.operation))
-            entry = await self._translate(mm, address, write)
+            entry, denied_by = await self._translate(mm, address, write)
             if entry is not None:
                 await data_access(self.atc, entry, address, write, operation.value)
                 return 0
@@ -101,13 +101,17 @@ class Device(Node):
                 return -EFAULT
             if self.gone:
                 return -ENODEV
-        return -EFAULT
+            if not attempts.refused(denied_by):
+                return -EFAULT
 
-    async def _translate(self, mm: str, address: int, write: bool) -> Entry | None:
-        """From the ATC, else by a translation request; again if an invalidation overlaps it."""
+    async def _translate(self, mm: str, address: int, write: bool) -> tuple[Entry | None, str]:
+        """From the ATC, else by a translation request; again if an invalidation overlaps it.
+
+        With None comes the unit's fill that denies it, if one does.
+        """
         entry = self.atc.lookup(mm, address)
         if entry is not None and ptes.serves(entry.pte, write):
-            return entry
+            return entry, ""
         if entry is not None:
             self.atc.evict(entry)
         while True:
@@ -115,8 +119,8 @@ class Device(Node):
             reply = await self.port.call(self.iommu, AtsTranslate(mm, address, write))
             self.atc.touch(mm, address, "read")  # whether the walk is stale
             if not walk.stale and ptes.permits(reply.pte, write):
-                return self.atc.fill(walk, reply.pte, reply.fill, walk.load)
+                return self.atc.fill(walk, reply.pte, reply.fill, walk.load), ""
             stale = walk.stale
             self.atc.end_walk(walk)
             if not stale or self.gone:
-                return None
+                return None, reply.fill

@@ -16,7 +16,7 @@ from nodes.driver import Port
 from nodes.pwc import PagingStructureCache
 from nodes.world import MEMORY, World
 from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE
+from protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX, PAGE_SIZE
 from protocol.messages.base import Message, Request
 from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
 from protocol.ranges import covers, page_of
@@ -45,6 +45,28 @@ class Walk:
 
     def __init__(self, tag: str, address: int, load: str) -> None:
         self.tag, self.address, self.load, self.stale = tag, address, load, False
+
+
+class Attempts:
+    """The attempts of one access.
+
+    Whoever is refused tries again for as long as others may have had a hand in it: an entry was
+    taken away again, or an invalidation came in between.  Only a cached entry that stays and
+    denies is the same refusal again.
+    """
+
+    __slots__ = ("by", "in_a_row", "refusals")
+
+    def __init__(self) -> None:
+        self.refusals = self.in_a_row = 0
+        self.by = ""
+
+    def refused(self, by: str = "") -> bool:
+        """One more refusal, ``by`` that fill (empty: none); whether to try again."""
+        self.in_a_row = self.in_a_row + 1 if by == self.by else 1
+        self.refusals, self.by = self.refusals + 1, by
+        in_vain = bool(by) and self.in_a_row >= FAULT_RETRIES_MAX
+        return not in_vain and self.refusals < FAULT_ATTEMPTS_MAX
 
 
 class TranslationCache:
@@ -79,6 +101,11 @@ class TranslationCache:
         """The entry for the page of ``address``, whatever it permits."""
         self.touch(tag, address, "read")
         return self.entries.get((tag, page_of(address)))
+
+    def denied_by(self, tag: str, address: int) -> str:
+        """After a refusal: the fill that denied it; empty if none is kept."""
+        entry = self.lookup(tag, address)
+        return "" if entry is None else entry.fill
 
     def begin_walk(self, tag: str, address: int) -> Walk:
         """Start a walk; the next request sent is its first load, and ``end_walk`` must follow."""

@@ -14,12 +14,12 @@ from nodes.kernel import kvm_mmu, vmx
 from nodes.kernel.errno import EAGAIN, EINTR
 from nodes.kernel.exit import do_exit
 from nodes.kernel.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
-from nodes.translation import Entry, TranslationCache, data_access
+from nodes.translation import Attempts, Entry, TranslationCache, data_access
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope, operation_of
 from protocol.errors import UserError
-from protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT, ULONG_MAX
+from protocol.limits import PAGE_SHIFT, ULONG_MAX
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message
 from protocol.messages.kvm import SpteLoad
@@ -170,9 +170,11 @@ class Vcpu(Processor):
     async def kvm_vcpu_run(self, gpa: int, write: bool, value: int) -> int:
         """``vcpu_run`` until the access is done: 0, or -errno.
 
-        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).
+        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).  A fault that
+        is to be retried (``RET_PF_RETRY``) enters the guest again, however often (``vcpu_run``).
         """
-        for _ in range(FAULT_RETRIES_MAX):
+        attempts = Attempts()
+        while True:
             await self._service_requests()
             if self.fatal_signal_pending:
                 return -EINTR
@@ -181,7 +183,8 @@ class Vcpu(Processor):
             result = await kvm_mmu.kvm_mmu_page_fault(self, self.vm, gpa, write)
             if result < 0:
                 return result
-        return -EAGAIN
+            if not attempts.refused():
+                return -EAGAIN
 
     async def vcpu_enter_guest(self, gpa: int, write: bool, value: int) -> bool:
         """VM entry with no request pending, the access, VM exit; False: an EPT violation."""

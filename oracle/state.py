@@ -92,6 +92,27 @@ class Page:
         n, op = self.granted
         return n <= memory and n < op.unlocked <= memory
 
+    def flush_owed(self, memory: int) -> bool:
+        """Whether somebody has taken the entry away and may not have flushed yet, as far as known.
+
+        Until then what is cached of it may deny what the page table permits by now:
+
+        cpu0 (zap, reclaim)             device (no refetch)         cpu1
+        clears the entry                holds it, RO
+                                                                    maps the page anew, RW
+                                        fault, fault, ...
+        flush                           [Required: not before this that the page is granted]
+
+        Who holds mmap_lock flushes before it is released, others before they are done.
+        """
+        for change in self.changes:
+            op = change.op
+            if change.n <= memory and not op.ended:
+                unlocked = change.n < op.unlocked
+                if not unlocked or op.unlocked > memory:
+                    return True
+        return False
+
 
 class Read:
     """A load of a leaf entry that may become a translation."""

@@ -20,8 +20,17 @@ from protocol.errors import UserError
 from protocol.messages import program as ops
 
 _IN_GUEST: Final = (ops.GuestTouch, ops.GuestApic)
-_Steps = Mapping[str, tuple[str, Step]]
+Steps = Mapping[str, tuple[str, Step]]
 """Operation -> the node that it is asked of, and its step."""
+
+
+def steps_by_name(programs: Sequence[Program]) -> Steps:
+    """All steps by the names of their operations."""
+    return {
+        f"{program.name}/{index}": (program.node, step)
+        for program in programs
+        for index, step in enumerate(program.steps)
+    }
 
 
 def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, str]) -> None:
@@ -29,11 +38,7 @@ def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, s
 
     ``places``: operation -> file and key path.  Raises ``UserError``.
     """
-    steps = {
-        f"{program.name}/{index}": (program.node, step)
-        for program in programs
-        for index, step in enumerate(program.steps)
-    }
+    steps = steps_by_name(programs)
     ended: dict[str, str] = {}
     for name, (_, step) in steps.items():
         if isinstance(step.operation, ops.KvmDestroyVm):
@@ -45,14 +50,14 @@ def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, s
             _check_users(vm, name, steps, places)
 
 
-def _check_users(vm: Vm, end: str, steps: _Steps, places: Mapping[str, str]) -> None:
-    before = _before(end, steps)
+def _check_users(vm: Vm, end: str, steps: Steps, places: Mapping[str, str]) -> None:
+    past = before(end, steps)
     killed = {node for name, (node, step) in steps.items()
-              if name in before and isinstance(step.operation, ops.Sigkill)}  # fmt: skip
+              if name in past and isinstance(step.operation, ops.Sigkill)}  # fmt: skip
     for name, (node, step) in steps.items():
-        if name in before or node in killed or not _uses(vm, node, step):
+        if name in past or node in killed or not _uses(vm, node, step):
             continue
-        if end in _before(name, steps):
+        if end in before(name, steps):
             why = f"comes after {end}, which destroys {vm.name}"
             raise UserError(places[name], why, "nothing that is done to a VM after its end")
         why = f"destroys {vm.name} while {name} of {node} may hold a reference to it"
@@ -74,7 +79,7 @@ def _last(name: str, steps: Iterable[str]) -> str:
     return [other for other in steps if other.rpartition("/")[0] == program][-1]
 
 
-def _before(name: str, steps: _Steps) -> set[str]:
+def before(name: str, steps: Steps) -> set[str]:
     """The operations that are over whenever this one begins."""
     found: set[str] = set()
     left = [name]
