@@ -245,6 +245,8 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "SpteClear": _says("zap spte"),
     "SpteLoad": _entry("walk of the shadow table"),
     "KvmRequest": _request,
+    "KvmVcpuRelease": _says("kvm_vcpu_release"),
+    "SurpriseDown": _says("pulled out: its ATC is gone"),
     "FlushTlbIpi": _says("flush_tlb_func"),
     "Tlbi": _says("tlbi"),
     "IotlbInvalidate": _command("IOTLB invalidation"),
