@@ -45,6 +45,7 @@ from broker.counts import Counts
 from broker.patience import Patience
 from broker.plan import ROUTER, Outcome, Plan
 from broker.recorder import last_number, write_schedule
+from broker.room import check_room
 from broker.socket_directory import SocketDirectory
 from nodes import runtime, sockets
 from nodes.journal import journal_path

@@ -24,7 +24,7 @@ from nodes.footprint import Footprint
 from oracle.oracle import Oracle
 from oracle.violation import Violation
 from protocol.envelope import Envelope, Handled, operation_of
-from protocol.errors import EmulatorError, ReplayDivergence
+from protocol.errors import EmulatorError, ReplayDivergence, UserError
 from protocol.trace import Ending
 
 SPARE_DELIVERIES: int = 5_000
@@ -308,7 +308,7 @@ def attempt(case: Case, how: How) -> Played | None:
     """Play a candidate; None if it is not a run at all or lacks the target."""
     try:
         played = play(case, how)
-    except EmulatorError:
+    except (EmulatorError, UserError):
         return None
     return played if played.found is not None else None
 

@@ -30,12 +30,12 @@ from nodes.kernel.ocxl_context import (
     xsl_fault_handler_bh,
 )
 from nodes.node import Node
-from nodes.translation import TranslationCache, data_access, walk_page_table
+from nodes.translation import Attempts, TranslationCache, data_access, walk_page_table
 from nodes.world import MEMORY, World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
 from protocol.errors import PeerLost
-from protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT
+from protocol.limits import PAGE_SHIFT
 from protocol.messages import processor as p
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message, Request
@@ -212,7 +212,8 @@ class Processor(Node):
     async def user_access(self, mm: str, address: int, write: bool, value: int) -> int:
         """A load or store in user mode: 0, -EFAULT for SIGSEGV, -ENOMEM for the OOM killer."""
         await self.switch_mm(mm)
-        for attempt in range(FAULT_RETRIES_MAX):
+        attempts = Attempts()
+        while True:
             entry = self.tlb.lookup(mm, address)
             if entry is not None and not ptes.serves(entry.pte, write):
                 self.tlb.evict(entry)  # a fault drops the entry that caused it
@@ -225,9 +226,10 @@ class Processor(Node):
             result = await memory.handle_mm_fault(self, mm, address, write)
             if result:
                 return result
-            if attempt:
+            if attempts.refusals:
                 self.port.emit(FaultRetry(mm, address, write, "page fault", self.port.operation))
-        return -EAGAIN
+            if not attempts.refused():
+                return -EAGAIN
 
 
 def _wanted(o: op.Mmap) -> Vma:

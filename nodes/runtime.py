@@ -75,7 +75,9 @@ def main(
 
 
 def what_broke(error: Exception) -> str:
-    """The file that could not be written or opened, if it was that; else the traceback."""
+    """The file that could not be written or opened, or what a user can mend; else the traceback."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return "".join(traceback.format_exception(error))

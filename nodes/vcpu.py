@@ -14,15 +14,16 @@ from nodes.kernel import kvm_mmu, vmx
 from nodes.kernel.errno import EAGAIN, EINTR
 from nodes.kernel.exit import do_exit
 from nodes.kernel.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
-from nodes.translation import Entry, TranslationCache, data_access
+from nodes.translation import Attempts, Entry, TranslationCache, data_access
 from nodes.world import World
 from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT, ULONG_MAX
+from protocol.envelope import Envelope, operation_of
+from protocol.errors import UserError
+from protocol.limits import PAGE_SHIFT, ULONG_MAX
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message
 from protocol.messages.kvm import SpteLoad
-from protocol.messages.processor import KvmRequest
+from protocol.messages.processor import KvmRequest, KvmVcpuRelease
 from protocol.records import (
     ApicTrapped,
     Evict,
@@ -49,6 +50,8 @@ class Vcpu(Processor):
         self.in_guest_mode = False
         self.in_flight = 0
         """Operations that its thread has begun, or is to begin."""
+        self.released = False
+        """Its file is closed: it holds no reference to the VM any more."""
         self.vmcs_apic_access: tuple[int, str] = (-1, "")
         """APIC_ACCESS_ADDR: the frame (-1: none yet) and the name of its fill."""
 
@@ -57,6 +60,7 @@ class Vcpu(Processor):
         return {
             **super().handlers(),
             KvmRequest: self.kvm_request,
+            KvmVcpuRelease: self.kvm_vcpu_release,
             op.GuestTouch: self.operate,
             op.GuestApic: self.operate,
             op.Sigkill: self.sigkill,
@@ -105,10 +109,29 @@ class Vcpu(Processor):
         self.vmcs_apic_access = (ptes.frame_of(pte), fill)
         self.port.emit(Fill("vmcs", self.vm, self.apic_gpa, pte, fill, walk))
 
+    def kvm_vcpu_release(self, _message: KvmVcpuRelease, envelope: Envelope) -> Ack:
+        """``kvm_vcpu_release``: nothing enters the guest any more, so the VMCS is of no use.
+
+        Raises ``UserError`` if a thread is in KVM_RUN: it has the file open, so this cannot be.
+        """
+        if self.in_flight:
+            raise _in_use(operation_of(envelope.id), self.vm, self.name)
+        self.released = True
+        _, fill = self.vmcs_apic_access
+        if fill:
+            self.port.emit(Evict("vmcs", fill))
+        self.vmcs_apic_access = (-1, "")
+        return Ack()
+
     # -- running ---------------------------------------------------------------------------
 
     async def operate(self, operation: op.GuestTouch | op.GuestApic, _: Envelope) -> op.OpDone:
-        """One guest access, from its begin to its end record; -EINTR once it is to die."""
+        """One guest access, from its begin to its end record; -EINTR once it is to die.
+
+        Raises ``UserError`` if the VM was destroyed before.
+        """
+        if self.released and not self.fatal_signal_pending:
+            raise _in_use(self.port.operation, self.vm, self.name)
         self.in_flight += 1
         await self.enter()
         kind = type(operation).__name__
@@ -147,9 +170,11 @@ class Vcpu(Processor):
     async def kvm_vcpu_run(self, gpa: int, write: bool, value: int) -> int:
         """``vcpu_run`` until the access is done: 0, or -errno.
 
-        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).
+        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).  A fault that
+        is to be retried (``RET_PF_RETRY``) enters the guest again, however often (``vcpu_run``).
         """
-        for _ in range(FAULT_RETRIES_MAX):
+        attempts = Attempts()
+        while True:
             await self._service_requests()
             if self.fatal_signal_pending:
                 return -EINTR
@@ -158,7 +183,8 @@ class Vcpu(Processor):
             result = await kvm_mmu.kvm_mmu_page_fault(self, self.vm, gpa, write)
             if result < 0:
                 return result
-        return -EAGAIN
+            if not attempts.refused():
+                return -EAGAIN
 
     async def vcpu_enter_guest(self, gpa: int, write: bool, value: int) -> bool:
         """VM entry with no request pending, the access, VM exit; False: an EPT violation."""
@@ -195,3 +221,11 @@ class Vcpu(Processor):
             self.port.emit(ApicTrapped(trapped, frame))
         if not trapped:
             await data_access(self.gtlb, entry, gpa, write, value)
+
+
+def _in_use(operation: str, vm: str, vcpu: str) -> UserError:
+    return UserError(
+        operation,
+        f"{vm} is destroyed, and {vcpu} is in KVM_RUN then or later",
+        "destroyed after all that its vCPUs do: each of them holds a reference",
+    )

@@ -76,7 +76,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.obligations = Obligations(self.state, self._found)
         self.moves = Moves(world, self.obligations)
         self.inherited = Inherited(self.state, self.obligations)
-        self.tables = Tables(self.state, self._found)
+        self.tables = Tables(world, self.state, self._found)
         self.safety = Safety(self.state, self._found)
         self.brackets = Brackets(self._found)
         self.progress = FaultProgress(world, self._index, self.state, self._found)
@@ -230,7 +230,7 @@ class Oracle(MemoryRecords, GuestRecords):
             return
         rights = ptes.PRESENT if record.cache == "vmcs" else ptes.PRESENT | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
-        fill = Cached(record.fill, record.cache, self._node, self._at, read, pte)
+        fill = Cached(record, self._node, self._at, read, pte)
         fill.n, fill.id = self._n, self._id
         fill.usable = record.cache != "vmcs"
         self.state.add_fill(fill)
@@ -289,6 +289,8 @@ class Oracle(MemoryRecords, GuestRecords):
     def _invalidate_begin(self, record: r.InvalidateBegin) -> None:
         if record.fills:
             self._op().caches.add(record.cache)
+            self.state.drop(record.fills)
+            self.tables.drop(record.fills)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
         self.targeting.invalidated(record, self._op(), self._event("invalidated"))
         self.completion.invalidation(record, self._event("invalidation begun"))
@@ -297,6 +299,8 @@ class Oracle(MemoryRecords, GuestRecords):
         self.completion.invalidation(record, self._event("invalidation completed"))
         for name in record.fills:
             self._close(name)
+        self.state.drained(record, self._node, self._n)
+        self.tables.drained(record, self._node, self._n)
 
     def _use(self, record: r.Use) -> None:
         fill = self.state.fills.get(record.fill)

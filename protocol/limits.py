@@ -21,7 +21,13 @@ REPEAT_DISTANCE_MAX: Final = 1024
 """Deliveries within which the broker makes a duplicate or a retransmission deliverable."""
 
 FAULT_RETRIES_MAX: Final = 64
-"""Retries of one faulting access before the agent gives up and the operation fails."""
+"""Refusals of one access in a row by one cached entry before a device or a link gives up.
+
+Hardware would go on for ever; the run has to end, and rules L1 and L6 have spoken by then."""
+
+FAULT_ATTEMPTS_MAX: Final = 4096
+"""Attempts of one access, whatever refuses it.  The kernel has no such limit: each refusal has a
+reason, and programs end.  This is for kernels on which it has none, so that a run of them ends."""
 
 STALE_DENIALS_MAX: Final = 8
 """Faults on one cached entry that the page table no longer justifies, before rule L6 speaks.  The

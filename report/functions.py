@@ -86,6 +86,8 @@ ACCESSES: Final = {
     "Tlbi": "tlbi",
     "IotlbInvalidate": "iommu_sva_invalidate_secondary_tlbs",
     "KvmRequest": "kvm_make_request",
+    "KvmVcpuRelease": "kvm_vcpu_release",
+    "SurpriseDown": "the link to the device is down",
     "Tlbie": "tlbie",
     "AtsdLaunch": "pnv_ocxl_tlb_invalidate",
     "SpaClearCache": "pnv_ocxl_spa_remove_pe_from_cache",

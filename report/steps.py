@@ -349,6 +349,8 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "SpteClear": lambda values, _: f"zap spte of gfn {values['gfn']:#x}",
     "SpteLoad": lambda values, _: f"walk of the shadow table: {describe(_reply(values, 'pte'))}",
     "KvmRequest": _request,
+    "KvmVcpuRelease": _says("kvm_vcpu_release"),
+    "SurpriseDown": _says("pulled out: its ATC is gone"),
     "FlushTlbIpi": _command("flush_tlb_func"),
     "Tlbi": lambda values, _: f"tlbi [{_range(values)}) arrives",
     "LoopCut": lambda values, _: f"its loop has {values['left']:,} more turns to come",

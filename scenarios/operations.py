@@ -20,6 +20,7 @@ from protocol.errors import UserError
 from protocol.limits import PAGE_SIZE
 from protocol.messages import program as ops
 from protocol.messages.program import Operation
+from scenarios.ends import check_ends
 from scenarios.tables import Table, TomlTable, array, convert, convert_each, deeper, sub_table
 from scenarios.worlds import Number
 
@@ -33,7 +34,7 @@ _RIGHTS: Final[dict[str, tuple[bool, bool]]] = {
 _PROT: Final = {rights: name for name, rights in _RIGHTS.items()}
 _NAME: Final = re.compile(r"^[A-Za-z0-9_-]+$")
 _DEVICE: Final = (ops.Dma,)
-_GUEST: Final = (ops.GuestTouch, ops.GuestApic)
+_GUEST: Final = (ops.GuestTouch, ops.GuestApic, ops.Sigkill)
 _AFU: Final = (ops.AfuTouch,)
 _EVERYWHERE: Final[list[Any]] = [
     ("op", str), ("mm", str, ""), ("after", tuple[str, ...], ()), ("repeat", Times, 1),
@@ -144,6 +145,7 @@ def step_to(step: Step) -> Table:
 def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
     """``[[program]]`` tables as programs, checked against the world.  Raises ``UserError``."""
     programs = []
+    places: dict[str, str] = {}
     for index, table in enumerate(convert_each(value, ProgramTable, where)):
         place = f"{where}[{index}]"
         if table.node not in world.nodes():
@@ -159,9 +161,13 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
             here = f"{place}.steps[{number}]"
             found = steps_from(item, world.mms[0], here)
             _check_step(found[0], table.node, world, here)
+            first = len(steps)
             steps += found
+            for at in range(first, len(steps)):
+                places[f"{table.name or table.node}/{at}"] = here
         programs.append(Program(table.name or table.node, table.node, tuple(steps)))
     _check_order(programs, where)
+    check_ends(programs, world, places)
     return tuple(programs)
 
 
@@ -189,18 +195,27 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         if mm not in world.mms:
             known = ", ".join(world.mms)
             raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
-    if isinstance(operation, ops.KvmAddMemslot) and operation.vm not in (v.name for v in world.vms):
-        known = ", ".join(vm.name for vm in world.vms)
-        raise UserError(f"{where}.vm", f"unknown VM {operation.vm!r}", f"one of {known}")
-    link = getattr(operation, "link", "")
-    if link and link not in links:
-        known = ", ".join(sorted(links)) or "none"
-        raise UserError(f"{where}.link", f"unknown link {link!r}", f"one of {known}")
+    known_names = {
+        "vm": [vm.name for vm in world.vms],
+        "unit": [unit.name for unit in world.units],
+        "device": _devices_of(world, getattr(operation, "unit", "")),
+        "link": sorted(links),
+    }
+    for key, names in known_names.items():
+        value = getattr(operation, key, None)
+        if value is not None and value not in names:
+            what = "VM" if key == "vm" else key
+            listed = ", ".join(names) or "none"
+            raise UserError(f"{where}.{key}", f"unknown {what} {value!r}", f"one of {listed}")
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
     if end > world.address_end():
         raise UserError(
             f"{where}.address", f"ends at {end:#x}", f"at most {world.address_end():#x}"
         )
+
+
+def _devices_of(world: World, unit: str) -> list[str]:
+    return [name for one in world.units if one.name == unit for name in one.devices]
 
 
 def _check_order(programs: list[Program], where: str) -> None:

@@ -8,7 +8,7 @@ from nodes.kernel import memory, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
 from protocol import pte as ptes
-from protocol.limits import FAULT_RETRIES_MAX
+from protocol.limits import FAULT_ATTEMPTS_MAX
 from protocol.messages.memory import PageGet, PagePut, PteLoad, PtlLock, PtlUnlock
 from protocol.ranges import page_of
 from protocol.records import FaultRetry
@@ -37,7 +37,7 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
     if the thread is to die, which is looked at before each attempt.
     """
     address = page_of(address)
-    for _ in range(FAULT_RETRIES_MAX):
+    for _ in range(FAULT_ATTEMPTS_MAX):
         got = await get_user_page_fast(cpu, mm, address, write)
         if got is not None:
             return got

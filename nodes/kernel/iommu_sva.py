@@ -13,6 +13,7 @@ from nodes.kernel.context import Processor
 from nodes.kernel.decode import decode, decode_atc, pages_left
 from nodes.kernel.variant import Kernel
 from protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT, PAGE_SIZE
+from protocol.messages.device import SurpriseDown
 from protocol.messages.iommu import AtcInvalidate, DetachDevice, IotlbInvalidate
 from protocol.records import LoopCut
 
@@ -88,13 +89,15 @@ def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
 async def iommu_release_device(cpu: Processor, unit: str, device: str) -> int:
     """``iommu_release_device`` (drivers/iommu/iommu.c), ``arm_smmu_release_device``: 0.
 
-    The device is gone already (surprise removal), so it is not told.  ATC invalidations that are
-    under way complete by a time-out, those to come leave it out.
+    The device is gone first (surprise removal), and its ATC with it; the hotplug worker comes
+    after that (``pciehp_ist``, ``pciehp_unconfigure_device``).  ATC invalidations that are under
+    way complete by a time-out, those to come leave it out.
 
     cpu0 (invalidate)                   unit                    cpu1 (hotplug worker)
     ATC command                         passes it on
                                         no answer ever          detach
     sync                                times out               [Required: not an endless wait]
     """
+    await cpu.port.gather([(device, SurpriseDown())])
     await cpu.port.call(unit, DetachDevice(device))
     return 0

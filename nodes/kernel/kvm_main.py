@@ -25,7 +25,7 @@ from protocol.messages.kvm import (
     SpteClear,
     SpteScan,
 )
-from protocol.messages.processor import KvmRequest
+from protocol.messages.processor import KvmRequest, KvmVcpuRelease
 
 KVM_REQ_TLB_FLUSH = "TLB_FLUSH"
 KVM_REQ_APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
@@ -98,12 +98,17 @@ async def kvm_vm_ioctl_set_memory_region(cpu: Processor, vm: str, slot: Memslot)
 
 
 async def kvm_destroy_vm(cpu: Processor, vm: str) -> int:
-    """``kvm_destroy_vm``: 0.  All its vCPUs are dead; the mm lives on, with other users.
+    """``kvm_put_kvm`` and ``kvm_destroy_vm``: 0.  The mm lives on, with other users.
+
+    ``kvm_vm_ioctl_create_vcpu`` takes a reference for the file of each vCPU (``kvm_get_kvm``), and
+    ``kvm_vcpu_release`` drops it, so all of them are closed (virt/kvm/kvm_main.c, all releases).
 
     An invalidation that found the VM on the list and did not find it any more at its end leaves
     ``mmu_invalidate_in_progress`` raised, and nobody is left to mind.
     """
-    await mmu_notifier.mmu_notifier_unregister(cpu, "kvm", vm, vm_named(cpu.world, vm).mm)
+    dead = vm_named(cpu.world, vm)
+    await cpu.port.gather((vcpu, KvmVcpuRelease()) for vcpu in dead.vcpus)
+    await mmu_notifier.mmu_notifier_unregister(cpu, "kvm", vm, dead.mm)
     return 0
 
 

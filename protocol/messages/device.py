@@ -18,3 +18,10 @@ class InvalidateRequest(Request[Ack], frozen=True):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("atc", "pasid")
+
+
+class SurpriseDown(Request[Ack], frozen=True):
+    """The device is pulled out (PCIe: *Surprise Down* of its link).
+
+    Answered once nothing that it has sent is on its way.
+    """

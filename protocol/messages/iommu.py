@@ -26,7 +26,10 @@ class DmaAccess(Request[DmaDone], frozen=True):
 
 
 class Translation(Message, frozen=True):
-    """A translation completion: the entry (0: page request needed) and the name of its fill."""
+    """A translation completion: the entry (0: page request needed) and the name of its fill.
+
+    With 0 the fill is the one that denied the access; empty: no entry is kept.
+    """
 
     pte: int
     fill: str

@@ -49,6 +49,12 @@ class SendSigkill(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("signals",)
 
 
+class KvmVcpuRelease(Request[Ack], frozen=True):
+    """``kvm_vcpu_release``: the file of a vCPU is closed, which drops its reference to the VM."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+
+
 class KvmRequest(Request[Ack], frozen=True):
     """``kvm_make_request`` and kick: set a request bit of a vCPU.
 

@@ -201,13 +201,16 @@ class Sigkill(Operation, frozen=True):
 
 
 class DeviceRemove(Operation, frozen=True):
-    """The hotplug worker takes a device away that no longer answers (``pciehp_ist``)."""
+    """A device is pulled out, and the hotplug worker takes it off its unit (``pciehp_ist``)."""
 
     unit: str
     device: str
 
 
 class KvmDestroyVm(Operation, frozen=True):
-    """The last reference to a VM is dropped (``kvm_put_kvm``), so it is destroyed."""
+    """The last reference to a VM is dropped (``kvm_put_kvm``), so it is destroyed.
+
+    Each of its vCPUs holds one: it comes after all that they do, or after their ``SIGKILL``.
+    """
 
     vm: str
