@@ -354,6 +354,8 @@ class Memory(Anon):
 
     def page_put(self, message: m.PagePut, _: Envelope) -> Ack:
         """Drop a reference; free the frame with the last one."""
+        if message.swap_cache:
+            self.free_swap_cache(message.frame)
         self.put(message.frame)
         return Ack()
 

@@ -64,7 +64,6 @@ class Swap(Files):
             s.ReclaimThrottle: self.reclaim_throttle,
             s.SwapDuplicate: self.swap_duplicate, s.SwapFree: self.swap_free,
             s.FreeSwapAndCache: self.free_swap_and_cache,
-            s.FreePageAndSwapCache: self.free_page_and_swap_cache,
             s.FolioMigrateMapping: self.folio_migrate_mapping,
             s.PageSwapEntry: self.page_swap_entry, s.SwapCacheAdd: self.swap_cache_add,
             s.SwapCount: self.swap_count, s.SwapCacheGet: self.swap_cache_get,
@@ -252,15 +251,13 @@ class Swap(Files):
         self.port.touch(("rmap", frame), "read")
         return not self.frames[frame].rmap and ("folio_lock", frame) not in self.locks
 
-    def free_page_and_swap_cache(self, message: s.FreePageAndSwapCache, _: Envelope) -> Ack:
-        """Drop a reference; the last but that of the cache takes the page out of it."""
-        number = self.frames[message.frame].swap if message.frame < len(self.frames) else 0
+    def free_swap_cache(self, frame: int) -> None:
+        """Out of the cache, if nobody has any use for it there."""
+        number = self.frame(frame).swap
         if number:
             self.port.touch(("swap", number))
-            if not self.slots[number].count and self._idle(message.frame):
+            if not self.slots[number].count and self._idle(frame):
                 self._uncache(number)
-        self.put(message.frame)
-        return Ack()
 
     def folio_migrate_mapping(self, message: s.FolioMigrateMapping, _: Envelope) -> m.Flag:
         """If nobody else has it; the cache has the new page then."""

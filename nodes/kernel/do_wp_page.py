@@ -19,6 +19,7 @@ from protocol.messages.memory import (
     PageAnon,
     PageAnonExclusive,
     PageGet,
+    PagePut,
     PtlLock,
     PtlUnlock,
     RmapAdd,
@@ -29,7 +30,6 @@ from protocol.messages.swap import (
     FolioFreeSwap,
     FolioRefCount,
     FolioTrylock,
-    FreePageAndSwapCache,
     PageSwapEntry,
 )
 
@@ -230,8 +230,7 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
     await cpu.mem(PtlUnlock(fault.table))
     await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.cow_range_only_end)
     await gup.put_page(cpu, frame if raced else source)
-    if counted and not raced and cpu.world.kernel.cow_frees_swap_cache:
-        await cpu.mem(FreePageAndSwapCache(source))
-    else:
-        await gup.put_page(cpu, source)
+    if counted:
+        idle = not raced and cpu.world.kernel.cow_frees_swap_cache
+        await cpu.mem(PagePut(source, swap_cache=idle))
     return 0

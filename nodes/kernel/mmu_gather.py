@@ -12,7 +12,6 @@ from nodes.kernel.context import Processor
 from nodes.kernel.variant import Kernel
 from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import PagePut, TlbFlushPending
-from protocol.messages.swap import FreePageAndSwapCache
 from protocol.records import Coverage
 
 
@@ -107,7 +106,7 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
     await tlb_flush_mmu_tlbonly(cpu, gather)
     pages, gather.pages = gather.pages, []
     for frame in pages:
-        await cpu.mem(FreePageAndSwapCache(frame))
+        await cpu.mem(PagePut(frame, swap_cache=True))
     tables, gather.tables = gather.tables, []
     if tables:
         await tlb.tlb_remove_table_sync(cpu)

@@ -307,6 +307,9 @@ class PagePut(Request[Ack], frozen=True):
     """``put_page``: one reference less; the frame is free at none."""
 
     frame: int
+    swap_cache: bool = False
+    """``free_page_and_swap_cache``: before that out of the swap cache if nobody maps the page, has
+    locked it or has an entry of its slot (``free_swap_cache``)."""
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
     ACCESS: ClassVar[str] = "drop"
 

@@ -166,16 +166,6 @@ class FreeSwapAndCache(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
 
 
-class FreePageAndSwapCache(Request[Ack], frozen=True):
-    """``free_page_and_swap_cache``: one reference less, and before that out of the swap cache if
-    nobody maps the page, has locked it or has an entry of its slot (``free_swap_cache``).
-    """
-
-    frame: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
-    ACCESS: ClassVar[str] = "drop"
-
-
 class FolioMigrateMapping(Request[Flag], frozen=True):
     """``folio_migrate_mapping`` of an anonymous page: whether nobody but the caller and the swap
     cache has a reference; then the new page is in the swap cache instead.
