@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from nodes.anon import Anon
 from nodes.driver import Handler, Port
 from nodes.locks import LockWord
 from nodes.page_table import leaf_changes, relocate
-from nodes.swap import Swap
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
@@ -56,6 +56,12 @@ class Frame(msgspec.Struct):
     mapping: str = ""
     """``page->mapping``: the file in whose page cache it is."""
     index: int = -1
+    swap: int = 0
+    """``page_swap_entry``: the slot whose page in the swap cache it is; 0: none."""
+    anon_exclusive: bool = False
+    """``PageAnonExclusive``."""
+    pins: int = 0
+    """``FOLL_PIN`` references (``folio_maybe_dma_pinned``), which are among ``refs``."""
 
 
 class MmStruct(msgspec.Struct):
@@ -68,7 +74,7 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Swap):
+class Memory(Anon):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
@@ -100,11 +106,11 @@ class Memory(Swap):
             m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
             m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
-            m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
+            m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
             fm.InodeLock: self.inode_lock, fm.InodeUnlock: self.inode_unlock,
             fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
-            **self.file_handlers(), **self.swap_handlers(),
+            **self.file_handlers(), **self.swap_handlers(), **self.anon_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -339,6 +345,8 @@ class Memory(Swap):
 
     def page_put(self, message: m.PagePut, _: Envelope) -> Ack:
         """Drop a reference; free the frame with the last one."""
+        if message.swap_cache:
+            self.free_swap_cache(message.frame)
         self.put(message.frame)
         return Ack()
 
@@ -372,11 +380,6 @@ class Memory(Swap):
             self.port.touch(("page", message.source), "read")
             self.port.touch(("page", message.target))
         self.port.emit(FrameCopied(message.source, message.target))
-        return Ack()
-
-    def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
-        """Note a mapping of a frame."""
-        self.frame(message.frame).rmap.append((message.mm, message.address))
         return Ack()
 
     def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:

@@ -21,7 +21,6 @@ from protocol.messages.memory import (
     FrameCopy,
     MmapLock,
     MmapUnlock,
-    PageFreeze,
     PageGet,
     PteLoad,
     PteSet,
@@ -29,9 +28,15 @@ from protocol.messages.memory import (
     PtlUnlock,
     RmapAdd,
     RmapRemove,
+    SetPageAnonExclusive,
     VmaFind,
 )
-from protocol.messages.swap import FolioIsolateLru, FolioPutbackLru, FolioTrylock
+from protocol.messages.swap import (
+    FolioIsolateLru,
+    FolioMigrateMapping,
+    FolioPutbackLru,
+    FolioTrylock,
+)
 from protocol.ranges import page_align
 from protocol.records import Coverage
 
@@ -110,12 +115,12 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     if new < 0:
         return -ENOMEM
     await cpu.sleep(MEMORY, FolioLock(old))
-    await cpu.mem(FolioTrylock(new))  # nobody else knows it
+    await cpu.mem(FolioTrylock(new))  # whoever finds it in the swap cache waits for its content
     file = (await cpu.mem(FolioMapping(old))).file
     ubc = TlbUbc(mm)
     replaced = await try_to_migrate(cpu, ubc, old, file)
     await tlbbatch.try_to_unmap_flush(cpu, ubc)
-    moved = replaced and await folio_migrate_mapping(cpu, old)
+    moved = replaced and (await cpu.mem(FolioMigrateMapping(old, new))).value
     if moved:
         await cpu.mem(FrameCopy(old, new, True))
     else:
@@ -126,16 +131,6 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     await gup.put_page(cpu, new)
     await cpu.mem(FolioUnlock(old))
     return 0 if moved else -EAGAIN
-
-
-async def folio_migrate_mapping(cpu: Processor, old: int) -> bool:
-    """``folio_migrate_mapping``: only if the caller's reference is the only one.
-
-    Migration entries hold none, so each mapping that the walk has not met shows, and so does
-    whoever looked the page up before.  Pages of files and of the swap cache have one more, and
-    are not migrated here.
-    """
-    return (await cpu.mem(PageFreeze(old, 1))).value
 
 
 async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bool:
@@ -158,8 +153,12 @@ async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bo
 async def try_to_migrate_one(
     cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
 ) -> bool:  # fmt: skip
-    """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
+    """``try_to_migrate_one``: whether an entry was replaced.
+
+    Not if the mapping has gone, nor if the page is exclusive and may be pinned: then it is back.
+    """
     mm, address = place
+    replaced = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
@@ -169,12 +168,16 @@ async def try_to_migrate_one(
             entry = await rmap.clear_or_defer(cpu, ubc, place, table)
         else:
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-        migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
-        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), migration))
-        await gup.put_page(cpu, old)
+        exclusive = await rmap.anon_exclusive(cpu, old)
+        replaced = not exclusive or await rmap.try_share(cpu, old)
+        flags = ptes.MIGRATION | (entry & _KEPT) | (ptes.EXCLUSIVE if exclusive else 0)
+        now = ptes.make(old, flags) if replaced else entry
+        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), now))
+        if replaced:
+            await gup.put_page(cpu, old)
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
-    return found is not None
+    return replaced
 
 
 async def remove_migration_ptes(cpu: Processor, old: int, to: int, file: str) -> None:
@@ -205,9 +208,12 @@ async def remove_migration_pte(
     pte = (await cpu.mem(PteLoad(table, index))).pte
     if ptes.is_migration(pte) and ptes.frame_of(pte) == old:
         await gup.get_page(cpu, to)
+        exclusive = bool(pte & ptes.EXCLUSIVE)
         if to != old:
             await cpu.mem(RmapRemove(old, mm, address))
-            await cpu.mem(RmapAdd(to, mm, address))
+            await cpu.mem(RmapAdd(to, mm, address, exclusive))
+        elif exclusive:
+            await cpu.mem(SetPageAnonExclusive(to))
         rights = await _page_prot(cpu, mm, address)
         await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
     await cpu.mem(PtlUnlock(table))

@@ -96,7 +96,7 @@ async def _tlb_flush(cpu: Processor, gather: MmuGather) -> None:
 
 
 async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
-    """``tlb_flush_mmu``: flush, then free what was queued.
+    """``tlb_flush_mmu``: flush, then free what was queued (``free_pages_and_swap_cache``).
 
     cpu0 (zap)                          device, through its IOTLB
     clear pte; queue frame
@@ -106,7 +106,7 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
     await tlb_flush_mmu_tlbonly(cpu, gather)
     pages, gather.pages = gather.pages, []
     for frame in pages:
-        await cpu.mem(PagePut(frame))
+        await cpu.mem(PagePut(frame, swap_cache=True))
     tables, gather.tables = gather.tables, []
     if tables:
         await tlb.tlb_remove_table_sync(cpu)
