@@ -15,6 +15,7 @@ from nodes.driver import Handler, Port
 from nodes.locks import LockWord
 from nodes.page_table import leaf_changes, relocate
 from nodes.swap import Swap
+from nodes.vmas import anon_vma_prepare, merge
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
@@ -384,8 +385,11 @@ class Memory(Swap):
         return Ack()
 
     def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
-        """Note a mapping of a frame."""
-        self.frame(message.frame).rmap.append((message.mm, message.address))
+        """Note a mapping of a frame; what maps anonymous memory has an ``anon_vma``."""
+        frame = self.frame(message.frame)
+        frame.rmap.append((message.mm, message.address))
+        if frame.anon and anon_vma_prepare(self.mms[message.mm].vmas, message.address):
+            self.port.touch(("vmas", message.mm))
         return Ack()
 
     def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:
@@ -474,15 +478,3 @@ class Memory(Swap):
         mm = self.mms[message.mm]
         mm.subscribers = tuple(entry for entry in mm.subscribers if entry[1] != message.node)
         return Ack()
-
-
-def merge(vmas: list[m.Vma]) -> list[m.Vma]:
-    """Sorted by address, adjacent VMAs that can be one made one (``vma_merge``)."""
-    merged: list[m.Vma] = []
-    for vma in sorted(vmas, key=lambda v: v.start):
-        last = merged[-1] if merged else None
-        if last and vma.continues(last):
-            merged[-1] = msgspec.structs.replace(last, end=vma.end)
-        else:
-            merged.append(vma)
-    return merged
