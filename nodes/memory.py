@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from nodes.anon import Anon
 from nodes.driver import Handler, Port
 from nodes.locks import LockWord
 from nodes.page_table import leaf_changes, relocate
-from nodes.swap import Swap
 from nodes.vmas import anon_vma_prepare, merge
 from nodes.world import World
 from protocol import pte as ptes
@@ -57,6 +57,12 @@ class Frame(msgspec.Struct):
     mapping: str = ""
     """``page->mapping``: the file in whose page cache it is."""
     index: int = -1
+    swap: int = 0
+    """``page_swap_entry``: the slot whose page in the swap cache it is; 0: none."""
+    anon_exclusive: bool = False
+    """``PageAnonExclusive``."""
+    pins: int = 0
+    """``FOLL_PIN`` references (``folio_maybe_dma_pinned``), which are among ``refs``."""
 
 
 class MmStruct(msgspec.Struct):
@@ -69,7 +75,7 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Swap):
+class Memory(Anon):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
@@ -103,11 +109,11 @@ class Memory(Swap):
             m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
             m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
-            m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
+            m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
             fm.InodeLock: self.inode_lock, fm.InodeUnlock: self.inode_unlock,
             fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
-            **self.file_handlers(), **self.swap_handlers(),
+            **self.file_handlers(), **self.swap_handlers(), **self.anon_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -384,13 +390,11 @@ class Memory(Swap):
         self.port.emit(FrameCopied(message.source, message.target))
         return Ack()
 
-    def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
-        """Note a mapping of a frame; what maps anonymous memory has an ``anon_vma``."""
-        frame = self.frame(message.frame)
-        frame.rmap.append((message.mm, message.address))
-        if frame.anon and anon_vma_prepare(self.mms[message.mm].vmas, message.address):
-            self.port.touch(("vmas", message.mm))
-        return Ack()
+    def _mapped(self, number: int, mm: str, address: int) -> None:
+        """A VMA in which anonymous memory is mapped has an ``anon_vma``."""
+        super()._mapped(number, mm, address)
+        if self.frame(number).anon and anon_vma_prepare(self.mms[mm].vmas, address):
+            self.port.touch(("vmas", mm))
 
     def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:
         """Forget a mapping of a frame."""

@@ -29,7 +29,7 @@ class Slot(msgspec.Struct):
 
 def _evictable(folio: Any) -> bool:
     """Whether reclaim has something to do with a page of the list."""
-    return bool(folio.rmap) if folio.anon else bool(folio.mapping)
+    return bool(folio.rmap or folio.swap) if folio.anon else bool(folio.mapping)
 
 
 class Swap(Files):
@@ -63,6 +63,10 @@ class Swap(Files):
             s.FreeUnrefPage: self.free_unref_page, s.FreePages: self.free_pages,
             s.ReclaimThrottle: self.reclaim_throttle,
             s.SwapDuplicate: self.swap_duplicate, s.SwapFree: self.swap_free,
+            s.FreeSwapAndCache: self.free_swap_and_cache,
+            s.FreePageAndSwapCache: self.free_page_and_swap_cache,
+            s.FolioMigrateMapping: self.folio_migrate_mapping,
+            s.PageSwapEntry: self.page_swap_entry, s.SwapCacheAdd: self.swap_cache_add,
             s.SwapCount: self.swap_count, s.SwapCacheGet: self.swap_cache_get,
             s.SwapCacheDelete: self.swap_cache_delete, s.SwapCacheFreeze: self.swap_cache_freeze,
             s.SwapWrite: self.swap_write, s.SwapRead: self.swap_read,
@@ -89,6 +93,7 @@ class Swap(Files):
             frames[frame].refs += 1
             self.port.touch(("page", frame))
         self.port.touch(("rmap",), "read")
+        self.port.touch(("swap",), "read")
         if taken:
             self._isolated(len(taken))
         return s.Folios(tuple(taken), tuple(f for f in taken if not frames[f].anon))
@@ -135,15 +140,14 @@ class Swap(Files):
 
     # -- flags -----------------------------------------------------------------------------
 
-    def _slot_of(self, frame: int) -> int:
-        """The slot whose page in the swap cache this is, or 0."""
-        self.port.touch(("swap",), "read")
-        return next((number for number, slot in self.slots.items() if slot.cached == frame), 0)
+    def page_swap_entry(self, message: s.PageSwapEntry, _: Envelope) -> m.Count:
+        """The slot, or 0."""
+        return m.Count(self.frames[message.frame].swap)
 
     def folio_flags(self, message: s.FolioFlags, _: Envelope) -> s.FolioFlagsWord:
         """Dirty, and in the swap cache."""
-        cached = self._slot_of(message.frame) > 0
-        return s.FolioFlagsWord(self.frames[message.frame].dirty, cached)
+        folio = self.frames[message.frame]
+        return s.FolioFlagsWord(folio.dirty, folio.swap > 0)
 
     def folio_ref_count(self, message: s.FolioRefCount, _: Envelope) -> m.Count:
         """References."""
@@ -171,9 +175,10 @@ class Swap(Files):
     def folio_mark_lazyfree(self, message: s.FolioMarkLazyfree, _: Envelope) -> Ack:
         """To the end of the list that is reclaimed first; not while reclaim has isolated it."""
         frame = message.frame
-        if frame in self.lru and self.frames[frame].anon and not self._slot_of(frame):
-            self.port.touch(("page", frame))
-            self.frames[frame].swapbacked = False
+        folio = self.frames[frame]
+        self.port.touch(("page", frame))
+        if frame in self.lru and folio.anon and not folio.swap:
+            folio.swapbacked = False
             self.lru.remove(frame)
             self.lru.insert(0, frame)
         return Ack()
@@ -185,11 +190,13 @@ class Swap(Files):
 
     def folio_free_swap(self, message: s.FolioFreeSwap, _: Envelope) -> m.Flag:
         """Out of the swap cache, unless entries lead to the slot."""
-        slot = self._slot_of(message.frame)
-        if slot and self.slots[slot].count:
+        folio = self.frames[message.frame]
+        self.port.touch(("page", message.frame))
+        if folio.swap and self.slots[folio.swap].count:
             return m.Flag(False)
-        if slot:
-            self._uncache(slot)
+        if folio.swap:
+            folio.dirty = True
+            self._uncache(folio.swap)
         return m.Flag(True)
 
     # -- slots -----------------------------------------------------------------------------
@@ -200,14 +207,23 @@ class Swap(Files):
         return self.slots[number]
 
     def add_to_swap(self, message: s.AddToSwap, _: Envelope) -> m.Count:
-        """A new slot; the cache takes a reference."""
+        """A new slot, if it has none; the cache takes a reference."""
+        folio = self.frames[message.frame]
         self.port.touch(("page", message.frame))
-        if not self.frames[message.frame].swapbacked:
+        if not folio.swapbacked:
             return m.Count(-1)
-        number, self.next_slot = self.next_slot, self.next_slot + 1
-        self.slots[number] = Slot(0, {}, message.frame)
-        self.frames[message.frame].refs += 1
-        return m.Count(number)
+        if not folio.swap:
+            number, self.next_slot = self.next_slot, self.next_slot + 1
+            self.slots[number] = Slot()
+            self._cache(number, message.frame)
+        return m.Count(folio.swap)
+
+    def _cache(self, number: int, frame: int) -> None:
+        """Into the swap cache."""
+        self.slots[number].cached = frame
+        self.frames[frame].swap = number
+        self.frames[frame].refs += 1
+        self.port.touch(("page", frame))
 
     def swap_duplicate(self, message: s.SwapDuplicate, _: Envelope) -> Ack:
         """One entry more."""
@@ -218,11 +234,46 @@ class Swap(Files):
         """One entry less."""
         slot = self._slot(message.slot)
         slot.count -= 1
-        locked = ("folio_lock", slot.cached) in self.locks
-        self.port.touch(("folio_lock", slot.cached), "read")
-        if slot.count == 0 and not locked:  # whoever has locked the page does it
+        if slot.count == 0 and slot.cached < 0:
+            del self.slots[message.slot]
+        return Ack()
+
+    def free_swap_and_cache(self, message: s.FreeSwapAndCache, _: Envelope) -> Ack:
+        """One entry less; maybe that was all that kept a page in the cache."""
+        slot = self._slot(message.slot)
+        slot.count -= 1
+        if slot.count == 0 and (slot.cached < 0 or self._idle(slot.cached)):
             self._uncache(message.slot)
         return Ack()
+
+    def _idle(self, frame: int) -> bool:
+        """Neither mapped nor locked."""
+        self.port.touch(("folio_lock", frame), "read")
+        self.port.touch(("rmap", frame), "read")
+        return not self.frames[frame].rmap and ("folio_lock", frame) not in self.locks
+
+    def free_page_and_swap_cache(self, message: s.FreePageAndSwapCache, _: Envelope) -> Ack:
+        """Drop a reference; the last but that of the cache takes the page out of it."""
+        number = self.frames[message.frame].swap if message.frame < len(self.frames) else 0
+        if number:
+            self.port.touch(("swap", number))
+            if not self.slots[number].count and self._idle(message.frame):
+                self._uncache(number)
+        self.put(message.frame)
+        return Ack()
+
+    def folio_migrate_mapping(self, message: s.FolioMigrateMapping, _: Envelope) -> m.Flag:
+        """If nobody else has it; the cache has the new page then."""
+        old = self.frames[message.old]
+        number = old.swap
+        if old.refs != (2 if number else 1):
+            return m.Flag(False)
+        if number:
+            self.port.touch(("swap", number))
+            self._cache(number, message.new)
+            old.swap = 0
+            self.put(message.old)
+        return m.Flag(True)
 
     def swap_count(self, message: s.SwapCount, _: Envelope) -> m.Count:
         """Entries that lead to it; 0 if it is gone."""
@@ -235,6 +286,7 @@ class Swap(Files):
         if slot.count == 0:
             del self.slots[number]
         if frame >= 0:
+            self.frames[frame].swap = 0
             self.port.touch(("page", frame))
             self.put(frame)
 
@@ -246,6 +298,18 @@ class Swap(Files):
         self.frames[slot.cached].refs += 1
         self.port.touch(("page", slot.cached))
         return m.FrameNumber(slot.cached)
+
+    def swap_cache_add(self, message: s.SwapCacheAdd, envelope: Envelope) -> m.FrameNumber:
+        """Put a new page into the cache, locked, unless there is one."""
+        slot = self.slots.get(message.slot)
+        if slot is None or slot.cached >= 0:
+            return m.FrameNumber(-1 if slot is None else slot.cached)
+        self._cache(message.slot, message.frame)
+        self.port.touch(("folio_lock", message.frame))
+        word = self.locks.setdefault(("folio_lock", message.frame), LockWord())
+        if not word.held:  # of a new page it never is, unless memory is corrupt
+            word.acquire(envelope.id)
+        return m.FrameNumber(message.frame)
 
     def swap_cache_delete(self, message: s.SwapCacheDelete, _: Envelope) -> Ack:
         """Out of the cache, if it is still there."""

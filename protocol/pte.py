@@ -14,6 +14,9 @@ PRESENT: Final = 1 << 0
 WRITE: Final = 1 << 1
 ACCESSED: Final = 1 << 5
 DIRTY: Final = 1 << 6
+EXCLUSIVE: Final = 1 << 7
+"""Of a swap entry (``pte_swp_exclusive``) and of a migration entry (a readable exclusive one, or a
+writable one): the page was ``PageAnonExclusive`` (v5.19)."""
 PROTNONE: Final = 1 << 8
 """Present for software, not for hardware (``_PAGE_PROTNONE``)."""
 SPECIAL: Final = 1 << 9

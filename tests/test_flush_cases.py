@@ -1,4 +1,4 @@
-"""Small races about flushes: bad kernels are found out in a few schedules, good ones never blamed."""
+"""Small races about flushes: bad kernels are found out in a few schedules, good ones not blamed."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from broker.programs import Feeder, Program, Step
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
 from nodes.build import build_all
-from nodes.kernel import memory, page_alloc, pgtable
+from nodes.kernel import do_wp_page, page_alloc, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.variant import preset
 from nodes.world import Vm, World
@@ -284,7 +284,7 @@ def test_reuse_by_the_count_of_mappings_alone_is_found(monkeypatch: pytest.Monke
     async def mapped_once(cpu: Processor, folio: int) -> bool:
         return len((await cpu.mem(m.RmapWalk(folio))).places) == 1
 
-    monkeypatch.setattr(memory, "wp_can_reuse_anon_folio", mapped_once)
+    monkeypatch.setattr(do_wp_page, "wp_can_reuse_anon_folio", mapped_once)
     oracle, records, _ = run(world("v6.6"), stored_while_swapped_out(), 1, chaos(1, *BETWEEN))
     assert values(records) == [2, 2]
     assert [v.rule for v in oracle.violations] == ["S6"]

@@ -21,6 +21,7 @@ from protocol.messages.memory import (
     PtlLock,
     PtlUnlock,
     RmapAdd,
+    RmapTryDup,
     Vma,
     VmaFind,
     VmaReplace,
@@ -113,25 +114,48 @@ async def copy_pte_range(
 async def _copy_entry(
     cpu: Processor, dst_mm: str, tables: tuple[int, int], index: int, pte: int, base: int
 ) -> None:
-    """``copy_present_pte``, or ``copy_nonpresent_pte`` for a migration entry."""
+    """One entry that is not none."""
+    place = dst_mm, base + index * PAGE_SIZE
+    if ptes.pte_present(pte):
+        await copy_present_pte(cpu, place, tables, index, pte)
+    else:
+        await copy_nonpresent_pte(cpu, place, tables, index, pte)
+
+
+async def copy_present_pte(
+    cpu: Processor, place: tuple[str, int], tables: tuple[int, int], index: int, pte: int
+) -> None:
+    """``copy_present_pte``: the child maps the same page, and neither may write to it.
+
+    An anonymous page is nobody's alone from now on (``page_try_dup_anon_rmap``, v5.19).
+    """
     src, dst = tables
-    pte = await ptep_set_wrprotect(cpu, src, index, pte)
-    frame, address = ptes.frame_of(pte), base + index * PAGE_SIZE
-    present = ptes.pte_present(pte)
-    if present and not pte & ptes.SPECIAL:
+    frame = ptes.frame_of(pte)
+    if not pte & ptes.SPECIAL:
         await gup.get_page(cpu, frame)
+        await cpu.mem(RmapTryDup(frame, *place))
+    pte = await ptep_set_wrprotect(cpu, src, index, pte)
+    await cpu.mem(PteSet(dst, index, pte & ~ptes.ACCESSED))
+
+
+async def copy_nonpresent_pte(
+    cpu: Processor, place: tuple[str, int], tables: tuple[int, int], index: int, pte: int
+) -> None:
+    """``copy_nonpresent_pte``: of a swap entry or a migration entry, as shared in both tables."""
+    src, dst = tables
+    frame = ptes.frame_of(pte)
+    shared = pte & ~(ptes.EXCLUSIVE | ptes.WRITE)
     if ptes.is_swap(pte):
         await cpu.mem(SwapDuplicate(frame))
-    if (present and not pte & ptes.SPECIAL) or ptes.is_migration(pte):
-        await cpu.mem(RmapAdd(frame, dst_mm, address))
-    await cpu.mem(PteSet(dst, index, pte & ~ptes.ACCESSED if present else pte))
+    else:
+        await cpu.mem(RmapAdd(frame, *place))
+    if shared != pte:
+        await cpu.mem(PteSet(src, index, shared))
+    await cpu.mem(PteSet(dst, index, shared))
 
 
 async def ptep_set_wrprotect(cpu: Processor, table: int, index: int, pte: int) -> int:
-    """``ptep_set_wrprotect``: one read-modify-write, which a walker's bits do not get lost in.
-
-    A migration entry becomes one for reading in the same way.
-    """
+    """``ptep_set_wrprotect``: one read-modify-write, which a walker's bits do not get lost in."""
     while pte & ptes.WRITE:
         found = (await cpu.mem(PteCmpxchg(table, index, pte, pte & ~ptes.WRITE))).pte
         if found == pte:

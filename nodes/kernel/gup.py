@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nodes.kernel import memory, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EAGAIN, EINTR
+from nodes.translation import table_index
 from protocol import pte as ptes
 from protocol.limits import FAULT_RETRIES_MAX
 from protocol.messages.memory import PageGet, PagePut, PteLoad
@@ -57,7 +58,10 @@ async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool)
     load pte: frame f
                                         clear pte; flush; free f
     try_get_page(f)
-    load pte again                      [Required: it is no longer f, so put and give up]
+    load pte again                      [Required: it is the same, to the bit, or put and give up]
+
+    From v6.1 (70cbc3cc78a9) the upper entry must be the same, too: whoever takes a table away does
+    not change what is in it.
     """
     cpu.irq_disable()
     got = await _gup_pte(cpu, mm, address, write)
@@ -66,19 +70,21 @@ async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool)
 
 
 async def _gup_pte(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
-    table = await pgtable.find_leaf_table(cpu, mm, address)
-    if table < 0:
+    pmds = await pgtable.find_leaf_table(cpu, mm, address, down_to=1)
+    if pmds < 0:
         return None
-    index = pgtable.pte_index(cpu, address)
-    pte = (await cpu.mem(PteLoad(table, index))).pte
-    if not ptes.permits(pte, write):
+    above = PteLoad(pmds, table_index(cpu.world, 1, address))
+    pmd = (await cpu.mem(above)).pte
+    if not ptes.hw_present(pmd):
         return None
-    if not await _try_get(cpu, pte):
+    load = PteLoad(ptes.frame_of(pmd), pgtable.pte_index(cpu, address))
+    pte = (await cpu.mem(load)).pte
+    if not ptes.permits(pte, write) or not await _try_get(cpu, pte):
         return None
+    same = not cpu.world.kernel.gup_fast_rechecks_pmd or (await cpu.mem(above)).pte == pmd
     walk = cpu.port.upcoming
-    again = (await cpu.mem(PteLoad(table, index))).pte
-    if ptes.frame_of(again) == ptes.frame_of(pte) and ptes.permits(again, write):
-        return Gup(again, walk)
+    if same and (await cpu.mem(load)).pte == pte:
+        return Gup(pte, walk)
     await put_page(cpu, ptes.frame_of(pte))
     return None
 

@@ -20,7 +20,6 @@ from protocol.messages.memory import (
     FrameCopy,
     MmapLock,
     MmapUnlock,
-    PageFreeze,
     PteLoad,
     PteSet,
     PtlLock,
@@ -28,8 +27,10 @@ from protocol.messages.memory import (
     RmapAdd,
     RmapRemove,
     RmapWalk,
+    SetPageAnonExclusive,
     VmaFind,
 )
+from protocol.messages.swap import FolioMigrateMapping, FolioTrylock
 from protocol.ranges import page_align
 from protocol.records import Coverage
 
@@ -79,15 +80,17 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     if new < 0:
         return -ENOMEM
     await cpu.sleep(MEMORY, FolioLock(old))
+    await cpu.mem(FolioTrylock(new))  # whoever finds it in the swap cache waits for its content
     ubc = TlbUbc(mm)
     replaced = await try_to_migrate(cpu, ubc, old)
     await tlbbatch.try_to_unmap_flush(cpu, ubc)
-    moved = (await cpu.mem(PageFreeze(old, 1))).value and replaced
+    moved = replaced and (await cpu.mem(FolioMigrateMapping(old, new))).value
     if moved:
         await cpu.mem(FrameCopy(old, new, True))
     else:
         cpu.port.emit(Coverage("migrate_busy"))
     await remove_migration_ptes(cpu, old, new if moved else old)
+    await cpu.mem(FolioUnlock(new))
     await cpu.mem(FolioUnlock(old))
     # The copy's own reference goes; each mapping of it took one.
     await gup.put_page(cpu, new)
@@ -112,8 +115,12 @@ async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int) -> bool:
 async def try_to_migrate_one(
     cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
 ) -> bool:  # fmt: skip
-    """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
+    """``try_to_migrate_one``: whether an entry was replaced.
+
+    Not if the mapping has gone, nor if the page is exclusive and may be pinned: then it is back.
+    """
     mm, address = place
+    replaced = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
@@ -123,12 +130,16 @@ async def try_to_migrate_one(
             entry = await rmap.clear_or_defer(cpu, ubc, place, table)
         else:
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-        migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
-        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), migration))
-        await gup.put_page(cpu, old)
+        exclusive = await rmap.anon_exclusive(cpu, old)
+        replaced = not exclusive or await rmap.try_share(cpu, old)
+        flags = ptes.MIGRATION | (entry & _KEPT) | (ptes.EXCLUSIVE if exclusive else 0)
+        now = ptes.make(old, flags) if replaced else entry
+        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), now))
+        if replaced:
+            await gup.put_page(cpu, old)
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
-    return found is not None
+    return replaced
 
 
 async def remove_migration_ptes(cpu: Processor, old: int, to: int) -> None:
@@ -157,9 +168,12 @@ async def remove_migration_pte(cpu: Processor, mm: str, address: int, old: int, 
     waits = ptes.is_migration(pte) and ptes.frame_of(pte) == old
     if waits:
         await gup.get_page(cpu, to)
+        exclusive = bool(pte & ptes.EXCLUSIVE)
         if to != old:
             await cpu.mem(RmapRemove(old, mm, address))
-            await cpu.mem(RmapAdd(to, mm, address))
+            await cpu.mem(RmapAdd(to, mm, address, exclusive))
+        elif exclusive:
+            await cpu.mem(SetPageAnonExclusive(to))
         rights = await _page_prot(cpu, mm, address)
         await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
     await cpu.mem(PtlUnlock(table))

@@ -12,6 +12,7 @@ from nodes.kernel.context import Processor
 from nodes.kernel.variant import Kernel
 from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import PagePut, TlbFlushPending
+from protocol.messages.swap import FreePageAndSwapCache
 from protocol.records import Coverage
 
 
@@ -118,7 +119,7 @@ async def tlb_end_vma(cpu: Processor, gather: MmuGather) -> None:
 
 
 async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
-    """``tlb_flush_mmu``: flush, then free what was queued.
+    """``tlb_flush_mmu``: flush, then free what was queued (``free_pages_and_swap_cache``).
 
     cpu0 (zap)                          device, through its IOTLB
     clear pte; queue frame
@@ -128,7 +129,7 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
     await tlb_flush_mmu_tlbonly(cpu, gather)
     pages, gather.pages = gather.pages, []
     for frame in pages:
-        await cpu.mem(PagePut(frame))
+        await cpu.mem(FreePageAndSwapCache(frame))
     tables, gather.tables = gather.tables, []
     if tables:
         await tlb.tlb_remove_table_sync(cpu)

@@ -18,6 +18,7 @@ from protocol.limits import PAGE_SIZE
 from protocol.messages.memory import (
     MmapLock,
     MmapUnlock,
+    PageAnonExclusive,
     PteGetAndClear,
     PteScan,
     PteSet,
@@ -173,11 +174,7 @@ async def can_change_pte_writable(cpu: Processor, pte: int, vma: Vma) -> bool:
         return False
     if upgrades == "dirty_exclusive" and not pte & ptes.DIRTY:
         return False
-    return await _anon_exclusive(cpu, ptes.frame_of(pte))
-
-
-async def _anon_exclusive(cpu: Processor, frame: int) -> bool:
-    return False
+    return (await cpu.mem(PageAnonExclusive(ptes.frame_of(pte)))).value
 
 
 def pte_needs_flush(cpu: Processor, old: int, new: int) -> bool:

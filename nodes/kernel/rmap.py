@@ -23,12 +23,14 @@ from protocol.messages.filemap import (
 from protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
+    PageAnonExclusive,
     PteGetAndClear,
     PteLoad,
     PteSet,
     PtlLock,
     PtlUnlock,
     RmapRemove,
+    RmapTryShare,
     RmapWalk,
 )
 from protocol.messages.swap import (
@@ -37,6 +39,7 @@ from protocol.messages.swap import (
     FolioRefCount,
     FolioSetSwapbacked,
     SwapDuplicate,
+    SwapFree,
 )
 from protocol.records import Coverage, PageDiscarded
 
@@ -111,7 +114,8 @@ async def try_to_unmap_one(
 
     Of anonymous pages up to v6.5 with ``invalidate_range`` under the PTL, and at the end; of a
     locked page of a file, of which no other can take the place before the end, only there.
-    False: a page of ``MADV_FREE`` (whose slot is -1) is in use again and stays.
+    False, and the entry is back: a page of ``MADV_FREE`` (whose slot is -1) is in use again, or an
+    exclusive page is pinned.
     """
     mm, address = place
     on = True
@@ -124,18 +128,54 @@ async def try_to_unmap_one(
         if slot is None:
             await _set_dirty(cpu, folio, old)
         elif slot >= 0:
-            await cpu.mem(SwapDuplicate(slot))
-            await cpu.mem(PteSet(table, index, ptes.make(slot, ptes.SWAP)))
+            on = await _swap_entry(cpu, folio, slot, (table, index))
         else:
             on = await _may_discard(cpu, place, folio, old)
         if on:
             await _unmapped(cpu, place, folio, slot is not None)
         else:
             await cpu.mem(PteSet(table, index, old))
-            await cpu.mem(FolioSetSwapbacked(folio))
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
     return on
+
+
+async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, int]) -> bool:
+    """A swap entry where the mapping was; False: the page may be pinned and must stay.
+
+    cpu0 (reclaim)                      cpu1 (pin_user_pages_fast)
+    clear pte
+                                        reference; is pte the same?
+    pinned? else not exclusive any more [Required: in this order, so that either the pin is seen
+                                        or the cleared entry is]
+    """
+    await cpu.mem(SwapDuplicate(slot))
+    exclusive = await anon_exclusive(cpu, folio)
+    if exclusive and not await try_share(cpu, folio):
+        await cpu.mem(SwapFree(slot))
+        return False
+    flags = ptes.SWAP | (ptes.EXCLUSIVE if exclusive else 0)
+    await cpu.mem(PteSet(*place, ptes.make(slot, flags)))
+    return True
+
+
+async def anon_exclusive(cpu: Processor, folio: int) -> bool:
+    """``PageAnonExclusive`` (v5.19, 6c287605fd56)."""
+    if cpu.world.kernel.cow_reuse != "anon_exclusive":
+        return False
+    return (await cpu.mem(PageAnonExclusive(folio))).value
+
+
+async def try_share(cpu: Processor, folio: int) -> bool:
+    """``page_try_share_anon_rmap`` (``folio_try_share_anon_rmap_pte``, v6.8), entry cleared.
+
+    From v6.1 (088b8aa537c2) no flush is needed before it; v5.19 and v6.0, of which there is no
+    preset, do not defer the flush of an exclusive page.
+    """
+    shared = (await cpu.mem(RmapTryShare(folio))).value
+    if not shared:
+        cpu.port.emit(Coverage("anon_exclusive_pinned"))
+    return shared
 
 
 async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
@@ -173,6 +213,7 @@ async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: 
     mapped = len((await cpu.mem(RmapWalk(folio))).places)
     if references != 1 + mapped or (await cpu.mem(FolioFlags(folio))).dirty:
         cpu.port.emit(Coverage("lazyfree_kept"))
+        await cpu.mem(FolioSetSwapbacked(folio))
         return False
     cpu.port.emit(Coverage("lazyfree_discarded"))
     cpu.port.emit(PageDiscarded(folio, *place))

@@ -138,11 +138,14 @@ async def post_tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
 
 
 async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) -> None:
-    """``flush_tlb_fix_spurious_fault``: this processor only, and no secondary.
+    """``flush_tlb_fix_spurious_fault``: nothing on x86.
 
-    Nothing on x86, nor on arm64 while an upgrade is broadcast (to cb1fa2e99955).
+    On arm64 ``flush_tlb_page`` to v5.9; nothing from v5.10 (6a1bdb173184), as upgrades are
+    broadcast; where they are not (cb1fa2e99955), this processor only, and no secondary.
     """
-    if cpu.world.kernel.upgrade_tlbi_scope == "local":
+    if cpu.world.kernel.spurious_fault_flushes:
+        await flush_tlb_page(cpu, mm, address)
+    elif cpu.world.kernel.upgrade_tlbi_scope == "local":
         await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
 
 

@@ -70,6 +70,21 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cow_range_only_end: bool
     """``wp_page_copy`` ends its bracket with ``..._range_only_end`` (v4.15 to v6.5): what
     ``invalidate_range`` has to say was said under the PTL."""
+    cow_reuse: Literal["reuse_swap_page", "page_count", "free_swap", "anon_exclusive"]
+    """When ``do_wp_page`` and ``do_swap_page`` let a process write to an anonymous page instead of
+    copying it: no other entry maps it or has its swap slot (to v5.8); nobody else has a reference,
+    the swap cache included (09854ba94c6a, v5.9; only ``do_wp_page``); the same, the swap cache
+    excluded if no entry has the slot (53a05ad9f21d, c145e0b47c77, v5.18); or it is
+    ``PageAnonExclusive``, without the folio lock, else the same (6c287605fd56, v5.19)."""
+    cow_frees_swap_cache: bool
+    """``wp_page_copy`` takes the old page out of the swap cache if nobody has it any more
+    (f4c4a3f48480, v5.14)."""
+    gup_fast_rechecks_pmd: bool
+    """``gup_pte_range`` looks at the upper entry again, too, when it has a reference
+    (70cbc3cc78a9, v6.1)."""
+    spurious_fault_flushes: bool
+    """arm64: ``flush_tlb_fix_spurious_fault`` is ``flush_tlb_page``, and ``ptep_set_access_flags``
+    flushes for a load as well (to v5.9; 6a1bdb173184)."""
     arch_secondary_flush: bool
     """The architecture's TLB flush calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
     flush_page_notifies: bool
@@ -228,6 +243,10 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(
                 where, "upgrade_tlbi_scope = local without upgrade_needs_flush", "broadcast"
             )
+        if self.spurious_fault_flushes and not self.upgrade_needs_flush:
+            raise UserError(
+                where, "spurious_fault_flushes without upgrade_needs_flush", "false: only arm64 did"
+            )
         if self.kvm_retry_hva and "count" not in self.kvm_retry:
             raise UserError(
                 where, f"kvm_retry_hva contradicts kvm_retry = {self.kvm_retry}",
@@ -287,6 +306,10 @@ _V4_15: dict[str, object] = {
     "ats_order": "iotlb_first",
     "ats_wait": True,
     "cow_range_only_end": True,
+    "cow_reuse": "reuse_swap_page",
+    "cow_frees_swap_cache": False,
+    "gup_fast_rechecks_pmd": False,
+    "spurious_fault_flushes": False,
     "arch_secondary_flush": False,
     "upgrade_notify": "none",
     "nested_encoding": "exact",
@@ -337,13 +360,16 @@ _V5_7 = _V4_15 | {
     "nested_encoding": "neg1_neg1",
 }
 _V5_8 = _V5_7 | {"apic_gen": 2}
-_V5_10 = _V5_8
+_V5_10 = _V5_8 | {"cow_reuse": "page_count"}
 _V5_12 = _V5_10 | {
     "kvm_retry_hva": True,
     "ocxl_notifier": True,
     "clear_refs_flush": "flush_tlb_mm",
 }
 _V6_2 = _V5_12 | {
+    "cow_reuse": "anon_exclusive",
+    "cow_frees_swap_cache": True,
+    "gup_fast_rechecks_pmd": True,
     "zap_delays_rmap": True,
     "unmap_mapping_lock": "shared",
     "batched_marker": "generation",
@@ -402,15 +428,15 @@ _POWER10_REFETCHES = _POWER10 | {"upgrade_needs_flush": False}
 again."""
 _LATER: dict[str, object] = {"have_move_pmd": False}
 """Releases whose x86 moves whole tables, and others do not yet."""
+_FLUSHES: dict[str, object] = {"spurious_fault_flushes": True}
+_V4_ARM64: dict[str, object] = {"flush_ceiling": 1024, "tlb_end_vma": "flush_cpus"}
 _BOTH: dict[tuple[str, str], dict[str, object]] = {
     ("v6.6", "arm64"): {"batch_mode": "tlbi_nosync", "batched_pending_flush": "dsb"},
-    **{
-        (release, "arm64"): {"flush_ceiling": 1024, "tlb_end_vma": "flush_cpus"}
-        for release in ("v4.15", "v4.18")
-    },
     **{(release, "x86"): {"pte_needs_flush": True} for release in ("v6.2", "v6.5", "v6.6")},
     ("v4.15", "ppc"): {"tlbie_scope": "by_cpumask"},
-    **{(release, "arm64"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
+    **{(release, "arm64"): _FLUSHES | _V4_ARM64 for release in ("v4.15", "v4.18")},
+    **{(release, "arm64"): _LATER | _FLUSHES for release in ("v5.7", "v5.8")},
+    ("v5.10", "arm64"): _LATER,
     **{(release, "ppc"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
     ("v5.12", "ppc"): _POWER10 | _LATER,
     **{(release, "ppc"): _POWER10_REFETCHES for release in ("v6.2", "v6.5")},

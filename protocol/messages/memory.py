@@ -333,12 +333,49 @@ class FrameCopy(Request[Ack], frozen=True):
 
 
 class RmapAdd(Request[Ack], frozen=True):
-    """``page_add_anon_rmap``: the frame is mapped at (mm, address)."""
+    """``folio_add_anon_rmap_pte``: the frame is mapped at (mm, address)."""
+
+    frame: int
+    mm: str
+    address: int
+    exclusive: bool = False
+    """``RMAP_EXCLUSIVE``, and ``folio_add_new_anon_rmap``: it is ``PageAnonExclusive`` from now."""
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+
+
+class RmapTryDup(Request[Flag], frozen=True):
+    """``folio_try_dup_anon_rmap_pte`` (v5.19), under both PTLs of a fork: mapped once more, and
+    nobody's alone (not ``PageAnonExclusive``); or refused, as it is so and may be pinned.
+    """
 
     frame: int
     mm: str
     address: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+
+
+class RmapTryShare(Request[Flag], frozen=True):
+    """``folio_try_share_anon_rmap_pte`` (v5.19), when the entry is cleared: not
+    ``PageAnonExclusive`` any more; or refused, as it is so and may be pinned.
+    """
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class PageAnonExclusive(Request[Flag], frozen=True):
+    """``PageAnonExclusive`` (v5.19): no other process has any entry that leads to the page."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
+
+
+class SetPageAnonExclusive(Request[Ack], frozen=True):
+    """``SetPageAnonExclusive``, under the PTL."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
 
 
 class RmapRemove(Request[Ack], frozen=True):
