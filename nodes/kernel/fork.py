@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, gup, mmap, mmu_notifier, pgtable, tlb
+from nodes.kernel import filemap, gup, mmap, mmu_notifier, page_alloc, pgtable, tlb
 from nodes.kernel.context import Processor
 from nodes.kernel.errno import EINVAL, ENOMEM
 from nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -13,6 +13,8 @@ from protocol.limits import PAGE_SIZE
 from protocol.messages.memory import (
     BrkLoad,
     BrkStore,
+    FrameAlloc,
+    FrameCopy,
     MmapLock,
     MmapUnlock,
     PteCmpxchg,
@@ -27,6 +29,7 @@ from protocol.messages.memory import (
     VmaReplace,
 )
 from protocol.messages.swap import SwapDuplicate
+from protocol.records import Coverage
 
 
 async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:
@@ -84,7 +87,7 @@ async def copy_page_range(cpu: Processor, src_mm: str, dst_mm: str, vma: Vma) ->
         child = await pgtable.alloc_leaf_table(cpu, dst_mm, address) if enough else -1
         enough = child >= 0
         if enough:
-            await copy_pte_range(cpu, dst_mm, (table, child), (first, last), address)
+            enough = await copy_pte_range(cpu, dst_mm, (table, child), (first, last), address)
 
     await mmu_notifier.invalidate_range_start(cpu, range_)
     await pgtable.walk_page_range(cpu, src_mm, vma.start, vma.end, visit)
@@ -94,48 +97,88 @@ async def copy_page_range(cpu: Processor, src_mm: str, dst_mm: str, vma: Vma) ->
 
 async def copy_pte_range(
     cpu: Processor, dst_mm: str, tables: tuple[int, int], part: tuple[int, int], address: int
-) -> None:
-    """``copy_pte_range``: the entries of one leaf table, under the child's PTL and the parent's."""
-    src, dst = tables
+) -> bool:
+    """``copy_pte_range``: the entries of one leaf table, under the child's PTL and the parent's.
+
+    A page that must be copied needs a frame, for which both are released (``page_copy_prealloc``);
+    False: there is none.
+    """
     first, last = part
-    base = address - first * PAGE_SIZE
-    await cpu.mem(PtlLock(dst))
-    await cpu.mem(PtlLock(src))
+    base, prealloc = address - first * PAGE_SIZE, list[int]()
     while first < last:
-        found = await cpu.mem(PteScan(src, first, last))
+        await cpu.mem(PtlLock(tables[1]))
+        await cpu.mem(PtlLock(tables[0]))
+        first = await _copy_entries(cpu, dst_mm, tables, (first, last), base, prealloc)
+        await cpu.mem(PtlUnlock(tables[0]))
+        await cpu.mem(PtlUnlock(tables[1]))
+        if first < last:
+            frame = await page_alloc.alloc_pages(cpu, dst_mm, FrameAlloc("anon"))
+            if frame < 0:
+                return False
+            prealloc.append(frame)
+    for frame in prealloc:
+        await gup.put_page(cpu, frame)
+    return True
+
+
+async def _copy_entries(
+    cpu: Processor, dst_mm: str, tables: tuple[int, int], part: tuple[int, int], base: int,
+    prealloc: list[int],
+) -> int:  # fmt: skip
+    """Under both locks: the index at which a frame is needed, or the last."""
+    first, last = part
+    while first < last:
+        found = await cpu.mem(PteScan(tables[0], first, last))
         if found.index < 0:
             break
+        place = dst_mm, base + found.index * PAGE_SIZE
+        if not ptes.pte_present(found.pte):
+            await copy_nonpresent_pte(cpu, place, tables, found.index, found.pte)
+        elif not await copy_present_pte(cpu, place, tables, (found.index, found.pte), prealloc):
+            return found.index
         first = found.index + 1
-        await _copy_entry(cpu, dst_mm, tables, found.index, found.pte, base)
-    await cpu.mem(PtlUnlock(src))
-    await cpu.mem(PtlUnlock(dst))
-
-
-async def _copy_entry(
-    cpu: Processor, dst_mm: str, tables: tuple[int, int], index: int, pte: int, base: int
-) -> None:
-    """One entry that is not none."""
-    place = dst_mm, base + index * PAGE_SIZE
-    if ptes.pte_present(pte):
-        await copy_present_pte(cpu, place, tables, index, pte)
-    else:
-        await copy_nonpresent_pte(cpu, place, tables, index, pte)
+    return last
 
 
 async def copy_present_pte(
-    cpu: Processor, place: tuple[str, int], tables: tuple[int, int], index: int, pte: int
-) -> None:
+    cpu: Processor, place: tuple[str, int], tables: tuple[int, int], entry: tuple[int, int],
+    prealloc: list[int],
+) -> bool:  # fmt: skip
     """``copy_present_pte``: the child maps the same page, and neither may write to it.
 
-    An anonymous page is nobody's alone from now on (``page_try_dup_anon_rmap``, v5.19).
+    An anonymous page is nobody's alone from now on; if it is so and may be pinned, the child gets
+    a copy (``page_try_dup_anon_rmap``, v5.19), for which ``prealloc`` is needed: False without.
     """
     src, dst = tables
+    index, pte = entry
     frame = ptes.frame_of(pte)
     if not pte & ptes.SPECIAL:
         await gup.get_page(cpu, frame)
-        await cpu.mem(RmapTryDup(frame, *place))
+        if not (await cpu.mem(RmapTryDup(frame, *place))).value:
+            await gup.put_page(cpu, frame)
+            return await copy_present_page(cpu, place, (dst, index), frame, prealloc)
     pte = await ptep_set_wrprotect(cpu, src, index, pte)
     await cpu.mem(PteSet(dst, index, pte & ~ptes.ACCESSED))
+    return True
+
+
+async def copy_present_page(
+    cpu: Processor, place: tuple[str, int], to: tuple[int, int], frame: int,
+    prealloc: list[int],
+) -> bool:  # fmt: skip
+    """``copy_present_page`` (70e806e4e645, v5.9): a copy for the child; the parent keeps its own.
+
+    False: no frame was allocated before the locks were taken.
+    """
+    if not prealloc:
+        return False
+    copy = prealloc.pop()
+    await cpu.mem(FrameCopy(frame, copy))
+    await cpu.mem(RmapAdd(copy, *place, exclusive=True))
+    flags = ptes.PRESENT | ptes.ACCESSED | ptes.WRITE | ptes.DIRTY
+    await cpu.mem(PteSet(*to, ptes.make(copy, flags)))
+    cpu.port.emit(Coverage("fork_copied_pinned"))
+    return True
 
 
 async def copy_nonpresent_pte(
