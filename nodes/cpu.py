@@ -17,6 +17,7 @@ from nodes.kernel import (
     mprotect,
     mremap,
     page_writeback,
+    task_mmu,
     truncate,
     vmscan,
 )
@@ -250,6 +251,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
         c, o.mm, o.address, o.length, o.new_address, o.new_length
     ),
     op.Fork: lambda c, o: fork.dup_mmap(c, o.mm, o.child),
+    op.ClearRefs: lambda c, o: task_mmu.clear_refs_write(c, o.mm),
     op.Execve: lambda c, o: exec_mmap(c, o.mm),
     op.Exit: lambda c, o: exit_group(c, o.mm),
     op.OcxlAttach: lambda c, o: ocxl_context_attach(c, o.mm, o.link),

@@ -15,6 +15,7 @@ from nodes.anon import Anon
 from nodes.driver import Handler, Port
 from nodes.locks import LockWord
 from nodes.page_table import leaf_changes, relocate
+from nodes.vmas import anon_vma_prepare, merge
 from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope
@@ -382,6 +383,12 @@ class Memory(Anon):
         self.port.emit(FrameCopied(message.source, message.target))
         return Ack()
 
+    def _mapped(self, number: int, mm: str, address: int) -> None:
+        """A VMA in which anonymous memory is mapped has an ``anon_vma``."""
+        super()._mapped(number, mm, address)
+        if self.frame(number).anon and anon_vma_prepare(self.mms[mm].vmas, address):
+            self.port.touch(("vmas", mm))
+
     def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:
         """Forget a mapping of a frame."""
         rmap, place = self.frame(message.frame).rmap, (message.mm, message.address)
@@ -468,15 +475,3 @@ class Memory(Anon):
         mm = self.mms[message.mm]
         mm.subscribers = tuple(entry for entry in mm.subscribers if entry[1] != message.node)
         return Ack()
-
-
-def merge(vmas: list[m.Vma]) -> list[m.Vma]:
-    """Sorted by address, adjacent VMAs that can be one made one (``vma_merge``)."""
-    merged: list[m.Vma] = []
-    for vma in sorted(vmas, key=lambda v: v.start):
-        last = merged[-1] if merged else None
-        if last and vma.continues(last):
-            merged[-1] = msgspec.structs.replace(last, end=vma.end)
-        else:
-            merged.append(vma)
-    return merged

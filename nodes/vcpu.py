@@ -23,7 +23,7 @@ from protocol.limits import PAGE_SHIFT, ULONG_MAX
 from protocol.messages import program as op
 from protocol.messages.base import Ack, Message
 from protocol.messages.kvm import SpteLoad
-from protocol.messages.processor import KvmRequest, KvmVcpuRelease
+from protocol.messages.processor import KvmRequest, KvmVcpuRelease, TlbiVmid
 from protocol.records import (
     ApicTrapped,
     Evict,
@@ -61,6 +61,7 @@ class Vcpu(Processor):
             **super().handlers(),
             KvmRequest: self.kvm_request,
             KvmVcpuRelease: self.kvm_vcpu_release,
+            TlbiVmid: self.tlbi_vmid,
             op.GuestTouch: self.operate,
             op.GuestApic: self.operate,
             op.Sigkill: self.sigkill,
@@ -89,6 +90,11 @@ class Vcpu(Processor):
             # Done at the next entry; nothing can use the entries before that.
             await self.gtlb.invalidate(self.vm, 0, ULONG_MAX)
         self.port.emit(RequestPosted(message.request, True))
+        return Ack()
+
+    async def tlbi_vmid(self, message: TlbiVmid, _: Envelope) -> Ack:
+        """The guest goes on: the hardware drops its translations and finishes its accesses."""
+        await self.gtlb.invalidate(message.vm, 0, ULONG_MAX)
         return Ack()
 
     async def _service_requests(self) -> None:

@@ -25,7 +25,7 @@ SHADOW = frozenset({"spte", "gtlb", "vmcs"})
 
 REVOKING = frozenset({
     "Munmap", "Mprotect", "Brk", "MadviseDontneed", "MadviseFree", "Mmap", "Mremap", "Truncate",
-    "Fork", "Execve", "Exit",
+    "Fork", "ClearRefs", "Execve", "Exit",
 })  # fmt: skip
 """Operations that promise revocation by their return."""
 

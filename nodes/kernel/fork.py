@@ -63,17 +63,22 @@ async def _dup_vmas(cpu: Processor, oldmm: str, mm: str) -> int:
     for vma in (await cpu.mem(VmaFind(oldmm, 0, cpu.world.address_end()))).vmas:
         await cpu.mem(VmaReplace(mm, vma.start, vma.end, (vma,)))
         await filemap.vma_link_file(cpu, mm, vma)
-        if not vma.shared and not await copy_page_range(cpu, oldmm, mm, vma):
+        if vma_needs_copy(vma) and not await copy_page_range(cpu, oldmm, mm, vma):
             return -ENOMEM
     return 0
 
 
-async def copy_page_range(cpu: Processor, src_mm: str, dst_mm: str, vma: Vma) -> bool:
-    """``copy_page_range`` of a private mapping; False: no memory for the child's tables.
+def vma_needs_copy(vma: Vma) -> bool:
+    """``vma_needs_copy`` (v5.19; before, the first lines of ``copy_page_range``): all releases.
 
-    What a shared mapping maps can be faulted in again, so it is not copied
-    (``vma_needs_copy``), and only a bracket around a cow mapping is needed.
+    Without an ``anon_vma`` everything that is mapped is of a file, or the zero page, and can be
+    faulted in again: nothing is copied, and there is no bracket.  Shared mappings have none.
     """
+    return vma.anon_vma
+
+
+async def copy_page_range(cpu: Processor, src_mm: str, dst_mm: str, vma: Vma) -> bool:
+    """``copy_page_range`` of a cow mapping; False: no memory for the child's tables."""
     range_ = MmuNotifierRange(src_mm, vma.start, vma.end, MmuNotifierEvent.PROTECTION_PAGE)
     enough = True
 

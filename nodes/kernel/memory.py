@@ -169,12 +169,15 @@ async def zap_page_range_single(cpu: Processor, mm: str, vma: Vma | FileVma) -> 
 async def unmap_page_range(
     cpu: Processor, gather: MmuGather, start: int, end: int, vmas: Vmas
 ) -> None:  # fmt: skip
-    """``unmap_page_range``: zap every leaf table of [start, end)."""
+    """``unmap_page_range`` of each VMA in [start, end): zap its leaf tables; ``tlb_end_vma``."""
 
     async def visit(table: int, first: int, last: int, address: int) -> None:
         await zap_pte_range(cpu, gather, table, (first, last), address, vmas)
 
-    await pgtable.walk_page_range(cpu, gather.mm, start, end, visit)
+    for vma in vmas:
+        at, to = max(vma.start, start), min(vma.end, end)
+        await pgtable.walk_page_range(cpu, gather.mm, at, to, visit)
+        await mmu_gather.tlb_end_vma(cpu, gather)
 
 
 async def zap_pte_range(

@@ -11,6 +11,18 @@ from nodes.kernel.context import Processor
 from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import CpumaskLoad
 from protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
+from protocol.ranges import page_align, page_of
+
+
+def above_ceiling(cpu: Processor, start: int, end: int) -> bool:
+    """Whether so large a range is flushed as the whole mm.
+
+    x86 ``get_flush_tlb_info`` (``flush_tlb_mm_range`` before v6.15) asks whether it has more pages
+    than ``tlb_single_page_flush_ceiling``; arm64 ``__flush_tlb_range`` whether it has MAX_TLBI_OPS
+    (MAX_DVM_OPS from v6.7) or, on processors with range operations, MAX_TLBI_RANGE_PAGES of them,
+    or, to v4.19, is larger than MAX_TLB_RANGE.
+    """
+    return page_align(end) - page_of(start) > cpu.world.kernel.flush_ceiling * PAGE_SIZE
 
 
 async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
@@ -18,8 +30,19 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
 
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
+
+    Above the ceiling arm64 calls ``flush_tlb_mm``, and x86 goes on with 0 and TLB_FLUSH_ALL, which
+    is what the secondaries are told, too (6bbd42e2df8f, v6.6); from v6.15 they are told the range
+    that was asked for (4a02ed8e1cc3).
     """
     kernel = cpu.world.kernel
+    if above_ceiling(cpu, start, end):
+        if kernel.ceiling_told == "all":
+            await flush_tlb_mm(cpu, mm)
+        else:
+            await _flush_cpus(cpu, mm, 0, ULONG_MAX)
+            await _flush_secondaries(cpu, mm, start, end)
+        return
     if kernel.broadcast_tlbi and kernel.arm64_range_start == "advanced":
         await _flush_cpus(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, end, end)

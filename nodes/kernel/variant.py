@@ -7,7 +7,7 @@ which value is catalogue 4.1 to 4.4; contradictory values are refused.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
@@ -15,6 +15,10 @@ from nodes.kernel.decode import Decoder, LinkDecoder
 from protocol.errors import UserError
 
 Arch = Literal["x86", "arm64", "ppc"]
+
+PTRS_PER_PTE: Final = 512
+MAX_TLBI_RANGE_PAGES: Final = 32 << 16
+"""``__TLBI_RANGE_PAGES(31, 3)``."""
 
 
 class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +60,14 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arm64_range_start: Literal["kept", "advanced"]
     """What ``__flush_tlb_range`` tells the secondaries after its loop over operations: the start
     that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13)."""
+    flush_ceiling: Annotated[int, msgspec.Meta(ge=1)]
+    """The largest range, in pages, that is flushed as a range; a larger one is a flush of the mm.
+    ``tlb_single_page_flush_ceiling`` (x86: 33); ``MAX_TLB_RANGE`` (arm64, v4.15: 1024),
+    ``MAX_TLBI_OPS - 1`` (PTRS_PER_PTE - 1, by v5.7), ``MAX_TLBI_RANGE_PAGES - 1`` (2**21 - 1,
+    v5.9, on processors with range operations; the presets' have none)."""
+    ceiling_told: Literal["all", "range"]
+    """What the secondaries are told of such a flush: (0, ULONG_MAX), as the CPUs (v6.6), or the
+    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6)."""
     sec_inv_scope: Literal["all_levels", "leaf_only"]
     """What an SVA driver's command reaches: entries of every level (all releases), or leaves."""
     ats_order: Literal["iotlb_first", "atc_first"]
@@ -103,8 +115,20 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     munmap_downgrades: bool
     """``munmap``, and ``brk`` and ``mremap`` that make something shorter, downgrade mmap_lock to
     read before they unmap (v4.20)."""
+    tlb_end_vma: Literal["nothing", "flush_cpus", "flush"]
+    """What a gather does when it is done with a VMA: nothing (x86, ppc); it flushes the CPUs, and
+    its range is empty again (arm64, to v4.18); or it calls ``invalidate_range`` as well
+    (fd1102f0aade, v4.19)."""
     change_protection_gathers: bool
-    """``change_protection`` flushes through an ``mmu_gather`` (v5.19)."""
+    """``change_protection`` flushes through an ``mmu_gather``, one for the whole call (v5.19)."""
+    change_protection_bracket: Literal["pmd", "pud"]
+    """Which present entry opens its bracket: one of a table of leaf tables, or one of the table
+    above it (v6.12)."""
+    change_protection_upgrades: Literal["dirty_shared", "dirty_exclusive", "exclusive"]
+    """Which entries ``mprotect`` makes writable itself: dirty ones of shared mappings; also dirty
+    exclusive anonymous ones (64fe24a3e05e, v6.0); or these though clean (7ea7e333842e, v6.2)."""
+    pte_needs_flush: bool
+    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
     upgrade_needs_flush: bool
     """``ptep_set_access_flags`` flushes the TLB when it grants more (arm64)."""
     secondary_before_dsb: Literal["no", "page", "page_and_range"]
@@ -165,6 +189,10 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``dup_mmap`` calls ``flush_tlb_mm`` of the parent when all is copied (all releases)."""
     flush_mm_notifies: bool
     """``flush_tlb_mm``, too, calls ``arch_invalidate_secondary_tlbs`` (v6.6)."""
+    clear_refs_flush: Literal["fullmm_gather", "nested_gather", "flush_tlb_mm"]
+    """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
+    flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` ("mm: proc:
+    Invalidate TLB after clearing soft-dirty page state", v5.12)."""
     apic_gen: Literal[1, 2, 3]
     """APIC-access page: reload requested from range_start (1, v4.15), from invalidate_range
     (2, v5.8), or from the zap, with a retrying reload (3, v6.5)."""
@@ -175,6 +203,14 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``mmu_notifier_retry_hva``: only faults inside the range retry (v5.12)."""
     kvm_seq_sample: Literal["before", "after"]
     """When the page fault reads ``mmu_invalidate_seq``: before its lookup, or after it."""
+    kvm_fault_lock: Literal["exclusive", "shared"]
+    """How a page fault takes mmu_lock: alone, or for read, beside others (x86 with the TDP MMU on,
+    71ba3f3189c7, v5.15; arm64, 1577cb5823ce, v6.2)."""
+    kvm_tlb_flush: Literal["request_and_kick", "vmid_each", "vmid_range"]
+    """How KVM flushes what it has zapped: each vCPU is asked to, and leaves the guest for it (x86);
+    or by broadcasts for the VMID, which interrupt nobody (arm64): one for each entry, or one for
+    the range, whether it had entries or not (7657ea920c54, v6.6, on processors with range
+    operations and S2FWB; the presets' have none)."""
     kvm_retry_check: Literal["under_mmu_lock", "before_mmu_lock"]
     """Where the page fault decides that it need not start over."""
     kvm_end_order: Literal["seq_first", "count_first"]
@@ -279,6 +315,7 @@ _V4_15: dict[str, object] = {
     "batch_notify_mm": "owner",
     "sva_decoder": "exact",
     "arm64_range_start": "kept",
+    "ceiling_told": "all",
     "sec_inv_scope": "all_levels",
     "ats_order": "iotlb_first",
     "ats_wait": True,
@@ -300,10 +337,15 @@ _V4_15: dict[str, object] = {
     "fork_cpu_flush": True,
     "flush_mm_notifies": False,
     "change_protection_gathers": False,
+    "change_protection_bracket": "pmd",
+    "change_protection_upgrades": "dirty_shared",
+    "pte_needs_flush": False,
+    "clear_refs_flush": "fullmm_gather",
     "apic_gen": 1,
     "kvm_retry": "count+seq",
     "kvm_retry_hva": False,
     "kvm_seq_sample": "before",
+    "kvm_fault_lock": "exclusive",
     "kvm_retry_check": "under_mmu_lock",
     "kvm_end_order": "seq_first",
     "kvm_second_range": "added",
@@ -327,13 +369,18 @@ _V5_7 = _V4_15 | {
     "migration_wait_ref": "until_queued",
     "munmap_downgrades": True,
     "copro_removal": "flush_then_count",
+    "clear_refs_flush": "nested_gather",
     "mremap_cpu_flush": "under_both_ptl",
     "have_move_pmd": True,
     "nested_encoding": "neg1_neg1",
 }
 _V5_8 = _V5_7 | {"apic_gen": 2}
 _V5_10 = _V5_8 | {"cow_reuse": "page_count"}
-_V5_12 = _V5_10 | {"kvm_retry_hva": True, "ocxl_notifier": True}
+_V5_12 = _V5_10 | {
+    "kvm_retry_hva": True,
+    "ocxl_notifier": True,
+    "clear_refs_flush": "flush_tlb_mm",
+}
 _V6_2 = _V5_12 | {
     "migration_wait_ref": "none",
     "cow_reuse": "anon_exclusive",
@@ -343,7 +390,9 @@ _V6_2 = _V5_12 | {
     "unmap_mapping_lock": "shared",
     "batched_marker": "generation",
     "change_protection_gathers": True,
+    "change_protection_upgrades": "exclusive",
     "move_pmd_rmap_locks": "always",
+    "kvm_fault_lock": "shared",
     "kvm_lockless_skip": True,
     "kvm_memslots_wait": True,
 }
@@ -379,15 +428,19 @@ _ARCHES: dict[str, dict[str, object]] = {
     "x86": {"upgrade_needs_flush": False, "refetch_on_perm_fault": True,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": False, "btm": False,
             "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "ipi_deferred",
-            "tlbie_scope": "all", "rcu_table_free": False},
+            "tlbie_scope": "all", "flush_ceiling": 33, "tlb_end_vma": "nothing",
+            "kvm_tlb_flush": "request_and_kick", "rcu_table_free": False},
     "arm64": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
               "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
               "btm_skips_cmd": True, "secondary_before_dsb": "page", "batch_mode": "none",
-              "tlbie_scope": "all", "rcu_table_free": True},
+              "tlbie_scope": "all", "flush_ceiling": PTRS_PER_PTE - 1, "tlb_end_vma": "flush",
+              "kvm_tlb_flush": "vmid_each", "rcu_table_free": True},
     "ppc": {"upgrade_needs_flush": True, "refetch_on_perm_fault": False,
             "upgrade_tlbi_scope": "broadcast", "broadcast_tlbi": True, "btm": False,
             "btm_skips_cmd": False, "secondary_before_dsb": "no", "batch_mode": "none",
-            "tlbie_scope": "by_cpumask_and_copros", "rcu_table_free": True},
+            "tlbie_scope": "by_cpumask_and_copros", "flush_ceiling": 33,
+            "tlb_end_vma": "nothing", "kvm_tlb_flush": "request_and_kick",
+            "kvm_fault_lock": "exclusive", "rcu_table_free": True},
 }  # fmt: skip
 _POWER10: dict[str, object] = {"ocxl_link": "atsd", "refetch_on_perm_fault": True}
 _POWER10_REFETCHES = _POWER10 | {"upgrade_needs_flush": False}
@@ -396,17 +449,19 @@ again."""
 _LATER: dict[str, object] = {"have_move_pmd": False}
 """Releases whose x86 moves whole tables, and others do not yet."""
 _FLUSHES: dict[str, object] = {"spurious_fault_flushes": True}
+_V4_ARM64: dict[str, object] = {"flush_ceiling": 1024, "tlb_end_vma": "flush_cpus"}
 _BOTH: dict[tuple[str, str], dict[str, object]] = {
     ("v6.6", "arm64"): {"batch_mode": "tlbi_nosync", "batched_pending_flush": "dsb"},
+    **{(release, "x86"): {"pte_needs_flush": True} for release in ("v6.2", "v6.5", "v6.6")},
     ("v4.15", "ppc"): {"tlbie_scope": "by_cpumask"},
     **{(release, "x86"): {"rcu_table_free": True} for release in ("v4.15", "v4.18")},
-    **{(release, "arm64"): _FLUSHES for release in ("v4.15", "v4.18")},
+    **{(release, "arm64"): _FLUSHES | _V4_ARM64 for release in ("v4.15", "v4.18")},
     **{(release, "arm64"): _LATER | _FLUSHES for release in ("v5.7", "v5.8")},
     ("v5.10", "arm64"): _LATER,
     **{(release, "ppc"): _LATER for release in ("v5.7", "v5.8", "v5.10")},
     ("v5.12", "ppc"): _POWER10 | _LATER,
     **{(release, "ppc"): _POWER10_REFETCHES for release in ("v6.2", "v6.5")},
-    ("v6.6", "ppc"): _POWER10_REFETCHES | {"flush_page_notifies": False},
+    ("v6.6", "ppc"): _POWER10_REFETCHES | {"flush_page_notifies": False, "ceiling_told": "range"},
 }
 
 RELEASES = tuple(_RELEASES)

@@ -26,16 +26,18 @@ class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """Byte of the file at ``start`` (``vm_pgoff``)."""
     shared: bool = False
     """``VM_SHARED``: stores reach the file."""
+    anon_vma: bool = False
+    """Anonymous memory was mapped in it, since it was made or in what it was copied from."""
 
     def part(self, start: int, end: int) -> Vma:
         """The part [start, end) of it, with what it maps there."""
         offset = self.offset + start - self.start if self.file else 0
-        return Vma(start, end, self.read, self.write, self.file, offset, self.shared)
+        return msgspec.structs.replace(self, start=start, end=end, offset=offset)
 
     def at(self, address: int) -> Vma:
         """The same memory, mapped at ``address`` instead."""
         end = address + self.end - self.start
-        return Vma(address, end, self.read, self.write, self.file, self.offset, self.shared)
+        return msgspec.structs.replace(self, start=address, end=end)
 
     def continues(self, before: Vma) -> bool:
         """Whether this and the VMA ``before`` can be one (``can_vma_merge_after``)."""

@@ -28,6 +28,16 @@ class Tlbi(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
 
 
+class TlbiVmid(Request[Ack], frozen=True):
+    """Broadcast maintenance of one guest (arm64 ``tlbi ipas2e1is`` and ``vmalle1is``).
+
+    What its vCPUs have cached for the VMID is gone, whether they are in guest mode or not.
+    """
+
+    vm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("gtlb", "vm")
+
+
 class SyncIpi(Request[Ack], frozen=True):
     """``tlb_remove_table_smp_sync``: an empty interrupt; answered with interrupts on."""
 
