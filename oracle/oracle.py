@@ -92,11 +92,13 @@ class Oracle(MemoryRecords, GuestRecords):
         self.completion = Completion(self._found)
         self.identity = Identity(world, self.state, self._found)
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
-        self.sometimes = Sometimes(conditions, self.state, self._memory)
+        self.sometimes = Sometimes(conditions, self.state, self._memory, world)
+        self.windows = windows = self.sometimes.windows
         self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
+            *((windows.inside, windows.zapped) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
@@ -203,6 +205,7 @@ class Oracle(MemoryRecords, GuestRecords):
             met=tuple(describe(c) for at, c in enumerate(conditions) if at not in unmet),
             missing=tuple(describe(c) for at, c in enumerate(conditions) if at in unmet),
             statistics=self.statistics.as_dict(),
+            windows=self.windows.table() if self.windows else {},
         )  # fmt: skip
         return decide(self.violations, how, ending.complete)
 
@@ -235,8 +238,11 @@ class Oracle(MemoryRecords, GuestRecords):
         fill.usable = record.cache != "vmcs"
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
-        if fill.usable and read.page.changes:
-            self.obligations.installed(fill)
+        if read.page.changes:
+            if fill.usable:
+                self.obligations.installed(fill)
+            if self.windows is not None:
+                self.windows.filled(fill, self.state.ops.get(self._op_id))
 
     def _source(self, record: r.Fill) -> Read | None:
         """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
@@ -273,6 +279,8 @@ class Oracle(MemoryRecords, GuestRecords):
         if fill is not None:
             self.state.close(fill, self._n, gone=True)
         self.tables.closed(name, self._n)
+        if self.windows is not None:
+            self.windows.closed(name)
 
     def _table_read(self, record: r.TableRead) -> None:
         self.tables.read(record, self._event("table found"))
@@ -289,12 +297,16 @@ class Oracle(MemoryRecords, GuestRecords):
     def _invalidate_begin(self, record: r.InvalidateBegin) -> None:
         if record.fills:
             self._op().caches.add(record.cache)
+            if self.windows is not None and record.cache == "spte":
+                self.windows.zap(record.fills, self._op(), self._node, self._row)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
         self.targeting.invalidated(record, self._op(), self._event("invalidated"))
         self.completion.invalidation(record, self._event("invalidation begun"))
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         self.completion.invalidation(record, self._event("invalidation completed"))
+        if self.windows is not None and record.cache == "gtlb" and record.fills:
+            self.windows.kicked(record.fills, self._op_id)
         for name in record.fills:
             self._close(name)
 
@@ -311,8 +323,11 @@ class Oracle(MemoryRecords, GuestRecords):
     def _permission_fault(self, record: r.PermissionFault) -> None:
         self.denied.faulted(record, self._event("permission fault"), self._row[self._memory])
 
-    def _walk_discarded(self, _: r.WalkDiscarded) -> None:
+    def _walk_discarded(self, record: r.WalkDiscarded) -> None:
         self.statistics.walks_discarded += 1
+        if self.windows is not None:
+            op = self.state.ops.get(self._op_id)
+            self.windows.walk_discarded(record.cache, record.address, op)
 
     # -- by initiators ---------------------------------------------------------------------------
 

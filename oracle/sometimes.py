@@ -17,6 +17,7 @@ from nodes.world import World
 from oracle.order import Row
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.statistics import Statistics
+from oracle.windows import Windows, cells_of
 from protocol.errors import UserError
 from protocol.limits import ORACLE_OPERATIONS_KEPT
 from protocol.messages.program import Operation
@@ -103,7 +104,17 @@ class FramesReused(_Condition, frozen=True, tag="frames_reused"):
     at_least: int = 1
 
 
-Condition = CachedWhen | Between | Covered | Invalidated | FramesReused
+class Entered(_Condition, frozen=True, tag="entered"):
+    """So many operations ``op`` had somebody with a ``cache`` in their window: it used, filled or
+    loaded what they took away, before it was told or where it had just been told.
+    """
+
+    op: str
+    cache: str
+    at_least: int = 1
+
+
+Condition = CachedWhen | Between | Covered | Invalidated | FramesReused | Entered
 
 
 def conditions_from(values: Any, where: str) -> tuple[Condition, ...]:
@@ -138,13 +149,18 @@ def describe(condition: Condition) -> str:
     return f"{kind}({said})"
 
 
-def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
-    """What a workload must have done: every secondary class at work, and frames reused."""
+def workload_conditions(
+    world: World, ranges: int = 100, frames: int = 10, kinds: Iterable[str] = ()
+) -> tuple[Condition, ...]:
+    """What a workload must have done: every secondary class at work, and frames reused; of the
+    ``kinds`` of its operations, every window that can be entered in ``world``.
+    """
     # A vCPU's guest TLB is of one class with the shadow entries that it was filled from.
     classes = (("iotlb", world.units), ("spte", world.vms), ("xsl", world.links))
     caches = [cache for cache, members in classes if members]
     held = [Invalidated(cache, ranges) for cache in caches]
-    return (*held, FramesReused(frames))
+    entered = [Entered(kind, cache) for kind, cache in cells_of(kinds, world)]
+    return (*held, FramesReused(frames), *entered)
 
 
 class _Seen:
@@ -161,10 +177,15 @@ class _Seen:
 class Sometimes:
     """Which conditions were met.  Costs nothing once all are."""
 
-    def __init__(self, conditions: Sequence[Condition], state: State, memory: int) -> None:
+    def __init__(
+        self, conditions: Sequence[Condition], state: State, memory: int, world: World
+    ) -> None:
         self.conditions = tuple(conditions)
         self.state = state
         self.memory = memory
+        cells = [(c.op, c.cache) for c in self.conditions if isinstance(c, Entered)]
+        self.windows = Windows(cells, world, state, memory) if cells else None
+        """What counts who was inside; None: no condition asks."""
         self.open = set(range(len(self.conditions)))
         """Indexes of those not met yet."""
         self.adversaries: dict[str, deque[_Seen]] = {}
@@ -262,7 +283,7 @@ class Sometimes:
     def finish(self, statistics: Statistics) -> None:
         """Judge what can only be counted."""
         for at in sorted(self.open):
-            if _counted(self.conditions[at], statistics):
+            if _counted(self.conditions[at], statistics, self.windows):
                 self.open.discard(at)
         self._sort()
 
@@ -280,7 +301,9 @@ def _same_range(seen: _Seen, op: Op) -> bool:
     return seen.tag == op.tag and overlaps(seen.start, seen.end, page_of(op.start), end)
 
 
-def _counted(condition: Condition, statistics: Statistics) -> bool:
+def _counted(condition: Condition, statistics: Statistics, windows: Windows | None) -> bool:
+    if isinstance(condition, Entered) and windows is not None:
+        return windows.entered[condition.op, condition.cache] >= condition.at_least
     if isinstance(condition, Covered):
         return statistics.covered.get(condition.point, 0) >= condition.at_least
     if isinstance(condition, Invalidated):

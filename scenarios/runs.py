@@ -62,6 +62,5 @@ def mixed_run(
     """A run of the mixed workload; endless unless bounded by options or ``operations_max``."""
     workload = Mixed(options or MixedOptions())
     world = workload.world(kernel)
-    return RunSpec(
-        "mixed", world, seed, workload, chaos, operations_max, sometimes=workload_conditions(world)
-    )
+    conditions = workload_conditions(world, kinds=workload.kinds())
+    return RunSpec("mixed", world, seed, workload, chaos, operations_max, sometimes=conditions)

@@ -1,0 +1,211 @@
+"""Whose invalidation windows an adversary was inside, by operation and kind of cache.
+
+The window of an operation on a page is where a copy can go stale: from the moment at which the
+holder begins to lose its entry, or the entry of the page table is taken away, whichever comes
+first, until the holder has lost it.  A shadow MMU loses its entries first, everybody else last:
+
+    invalidate_range_start     window of a shadow MMU (spte, gtlb, and vmcs where it hears of it)
+      zap                        opens
+    entry taken away             decides       opens: window of who walks the table itself
+    flush of the CPUs, IOTLBs, ATCs, links                                    closes
+
+Somebody else was inside if, between these, it
+
+- accessed the page through its old entry (all but shadow entries: nobody accesses through these),
+- installed, or threw away, what a load from before had seen,
+- or, where the old entry is gone before the page table's, loaded that once more.
+
+"Between" is happens-before: after the opening, or not known there to be over.  On a right kernel
+whoever took the entry away waits for all of this, so it does not depend on the linearisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from nodes.world import World
+from oracle.order import Row
+from oracle.state import Cached, Change, Op, Page, Read, State
+from protocol.envelope import operation_of
+
+Cell = tuple[str, str]
+"""(kind of operation, kind of cache)."""
+
+TAKES_AWAY: Final = frozenset({
+    "Mmap", "Mremap", "Fork", "Execve", "Exit", "Truncate", "Writeback", "Munmap", "Brk",
+    "Mprotect", "MadviseDontneed", "MadviseFree", "Kswapd", "MigratePages", "Touch",
+})  # fmt: skip
+"""Operations that are there to take entries away, and ``Touch`` as it copies on write.
+
+Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
+_MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
+"""Operations that workloads use on the APIC page."""
+
+
+def cells_of(kinds: Iterable[str], world: World) -> tuple[Cell, ...]:
+    """The cells that operations of these ``kinds`` can meet in ``world``, in a fixed order."""
+    taking = sorted(TAKES_AWAY.intersection(kinds))
+    return tuple((kind, cache) for kind in taking for cache in _caches(world, kind))
+
+
+def _caches(world: World, kind: str) -> Iterable[str]:
+    if len(world.cpus) > 1:  # the one that runs the operation runs no user code meanwhile
+        yield "tlb"
+    if any(unit.devices for unit in world.units):
+        yield "iotlb"
+    if any(unit.devices and unit.ats for unit in world.units):
+        yield "atc"
+    if world.links:
+        yield "xsl"
+    if world.vms:
+        yield from ("spte", "gtlb")
+        if kind in _MOVES_ANY_PAGE and any(slot.apic for vm in world.vms for slot in vm.slots):
+            yield "vmcs"
+
+
+class _Zap:
+    """A shadow MMU lost what it held of a page; the entry is still there."""
+
+    __slots__ = ("by", "inside", "row")
+
+    def __init__(self, row: Row, by: frozenset[str]) -> None:
+        self.row, self.by = row, by
+        self.inside: set[str] = set()
+        """Caches whose holders were seen inside so far."""
+
+
+_Zaps = dict[tuple[Page, str], _Zap]
+"""By page and cache (``spte`` or ``vmcs``)."""
+
+
+class Windows:
+    """Counts operations that had somebody inside, by cell."""
+
+    def __init__(self, cells: Iterable[Cell], world: World, state: State, memory: int) -> None:
+        self.entered: dict[Cell, int] = dict.fromkeys(cells, 0)
+        """Operations of this kind in whose window somebody with such a cache was."""
+        self.state, self.memory = state, memory
+        self.apic = frozenset(
+            (vm.mm, slot.hva) for vm in world.vms for slot in vm.slots if slot.apic
+        )
+        self.shadow: Mapping[str, frozenset[str]] = {
+            vm.name: frozenset(vm.vcpus) for vm in world.vms
+        }
+        self.inside: dict[str, set[str]] = {}
+        """Operation in flight -> caches that were counted for it."""
+        self.zapped: dict[str, _Zaps] = {}
+        """Operation in flight -> what it has made shadow MMUs lose."""
+        self._accessed: dict[str, int] = {}
+        """Open guest TLB or VMCS entry -> the delivery of the last access through it."""
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Kind of operation -> cache -> in how many windows somebody was; 0: never."""
+        found: dict[str, dict[str, int]] = {}
+        for (kind, cache), count in self.entered.items():
+            found.setdefault(kind, {})[cache] = count
+        return found
+
+    def _enter(self, op: Op, cache: str) -> None:
+        counted = self.inside.setdefault(op.id, set())
+        if cache not in counted and (op.kind, cache) in self.entered:
+            counted.add(cache)
+            self.entered[op.kind, cache] += 1
+
+    # -- what happens -------------------------------------------------------------------------
+
+    def accessed(self, fill: Cached, op: Op, n: int) -> None:
+        """Memory answers an access of ``op`` through ``fill``."""
+        if fill.cache == "gtlb":
+            self._accessed[fill.name] = n
+        if fill.read.page.changes:
+            self._older_than(fill.read.page, fill.read.n, fill.cache, op)
+
+    def filled(self, fill: Cached, op: Op | None) -> None:
+        """``op`` installs what a load from before the page's changes had seen."""
+        self._older_than(fill.read.page, fill.read.n, fill.cache, op)
+
+    def walk_discarded(self, cache: str, address: int, op: Op | None) -> None:
+        """``op`` throws away what it has loaded."""
+        for read in op.reads if op is not None else ():
+            if read.page.address == address and read.page.changes:
+                self._older_than(read.page, read.n, cache, op)
+
+    def _older_than(self, page: Page, n: int, cache: str, op: Op | None) -> None:
+        """What is used or was loaded is older than changes whose operations go on."""
+        for change in reversed(page.changes):
+            if change.n < n:
+                return
+            if not change.op.ended and change.op is not op:
+                self._enter(change.op, cache)
+
+    def apic_accessed(self, vmcs: Iterable[Cached], n: int) -> None:
+        """The guest accesses the APIC page, for which the processor uses these."""
+        for fill in vmcs:
+            self._accessed[fill.name] = n
+            for change in fill.read.page.changes:
+                if not change.op.ended and change.row[fill.index] < n:
+                    self._enter(change.op, fill.cache)
+
+    def closed(self, name: str) -> None:
+        """An entry is gone."""
+        self._accessed.pop(name, None)
+
+    # -- shadow MMUs ----------------------------------------------------------------------------
+
+    def zap(self, fills: Iterable[str], op: Op, node: str, row: Row) -> None:
+        """``op`` makes the shadow table at ``node`` lose these entries."""
+        for name in fills:
+            fill = self.state.fills.get(name)
+            if fill is not None:
+                self._opens(op, fill.read.page, "spte", _Zap(row, self.shadow[node]))
+
+    def reload(self, vmcs: Iterable[Cached], op: Op, node: str, row: Row) -> None:
+        """``op`` makes a vCPU forget the APIC page."""
+        for fill in vmcs:
+            self._opens(op, fill.read.page, "vmcs", _Zap(row, frozenset((node,))))
+
+    def _opens(self, op: Op, page: Page, cache: str, zap: _Zap) -> None:
+        self.zapped.setdefault(op.id, {}).setdefault((page, cache), zap)
+
+    def kicked(self, fills: Iterable[str], op_id: str) -> None:
+        """An operation has made a vCPU lose these guest translations."""
+        zaps = self.zapped.get(op_id)
+        if not zaps:
+            return
+        for name in fills:
+            fill = self.state.fills.get(name)
+            zap = zaps.get((fill.read.page, "spte")) if fill is not None else None
+            if zap is not None and self._accessed.get(name, 0) > zap.row[self.memory]:
+                zap.inside.add("gtlb")
+
+    def taken_away(self, change: Change) -> None:
+        """An entry is taken away: the decisive step."""
+        page = change.page
+        if (page.mm, page.address) in self.apic:
+            self._vmcs_in_use(change)
+        zaps = self.zapped.get(change.op.id)
+        if not zaps:
+            return
+        for cache in ("spte", "vmcs"):
+            zap = zaps.get((page, cache))
+            if zap is not None:
+                for inside in zap.inside:
+                    self._enter(change.op, inside)
+                if any(self._loads(read, cache, zap) for read in page.reads):
+                    self._enter(change.op, cache)
+
+    def _loads(self, read: Read, cache: str, zap: _Zap) -> bool:
+        """Whether a guest's fault has loaded the entry, as far as was known when it was zapped."""
+        if read.n <= zap.row[self.memory]:
+            return False
+        op = self.state.ops.get(operation_of(read.id))
+        if op is None or op.node not in zap.by:
+            return False
+        apic_page = (read.page.mm, read.page.address) in self.apic
+        return cache == "vmcs" or not apic_page or op.kind == "GuestApic"
+
+    def _vmcs_in_use(self, change: Change) -> None:
+        for fill in self.state.held(change.page):
+            if fill.cache == "vmcs" and self._accessed.get(fill.name, 0) > change.row[fill.index]:
+                self._enter(change.op, fill.cache)
