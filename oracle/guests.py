@@ -65,6 +65,10 @@ class GuestRecords:
                 self.obligations.installed(fill)
             self.safety.in_guest(fill, self._event("VM entry"), self._row)
 
+    def _guest_exit(self, _: r.GuestExit) -> None:
+        if self.windows is not None:
+            self.windows.left_guest(self._in_use(), self._n)
+
     def _invalidation(self, record: r.Invalidation) -> None:
         event = self._event("range_end done")
         self.brackets.invalidation(record, event)
@@ -82,8 +86,6 @@ class GuestRecords:
         self.obligations.bracket_ended(ended, self._shadow[self._node], event, self._row)
 
     def _apic_trapped(self, record: r.ApicTrapped) -> None:
-        if self.windows is not None:
-            self.windows.apic_accessed(self._in_use(), self._n)
         for fill in self.state.vmcs.get(self._node, ()):
             self.safety.in_guest(fill, self._event("APIC access"), self._row)
         self.statistics.apic_trapped += record.trapped

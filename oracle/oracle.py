@@ -418,6 +418,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.Fill: Oracle._fill, r.Evict: Oracle._evict,
     r.InvalidateBegin: Oracle._invalidate_begin, r.InvalidateDone: Oracle._invalidate_done,
     r.RequestPosted: Oracle._request_posted, r.GuestEnter: Oracle._guest_enter,
+    r.GuestExit: Oracle._guest_exit,
     r.Invalidation: Oracle._invalidation, r.OpBegin: Oracle._op_begin, r.OpEnd: Oracle._op_end,
     r.NotifierCall: Oracle._notifier_call, r.FaultRetry: Oracle._fault_retry,
     r.WalkDiscarded: Oracle._walk_discarded, r.ApicTrapped: Oracle._apic_trapped,

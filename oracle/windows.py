@@ -11,7 +11,8 @@ first, until the holder has lost it.  A shadow MMU loses its entries first, ever
 
 Somebody else was inside if, between these, it
 
-- accessed the page through its old entry (all but shadow entries: nobody accesses through these),
+- accessed the page through its old entry, or ran a guest with it (all but shadow entries: nobody
+  accesses through these),
 - installed, or threw away, what a load from before had seen,
 - or, where the old entry is gone before the page table's, loaded that once more.
 
@@ -139,8 +140,8 @@ class Windows:
             if not change.op.ended and change.op is not op:
                 self._enter(change.op, cache)
 
-    def apic_accessed(self, vmcs: Iterable[Cached], n: int) -> None:
-        """The guest accesses the APIC page, for which the processor uses these."""
+    def left_guest(self, vmcs: Iterable[Cached], n: int) -> None:
+        """A vCPU leaves the guest, where the processor used these."""
         for fill in vmcs:
             self._accessed[fill.name] = n
             for change in fill.read.page.changes:

@@ -39,6 +39,8 @@ FREE: Final = 2
 """Operations of who acts that are from the mix."""
 BESIDE_ONE_IN: Final = 8
 """One in so many accesses beside an operation is somewhere else."""
+WRITE_ONE_IN: Final = 24
+"""One in so many accesses beside a copy on write wants one, too."""
 APIC_MOVED: Final = "MigratePages of the APIC page"
 
 
@@ -69,14 +71,16 @@ class Round:
 
     def beside(self, position: int, number: int) -> tuple[int, bool]:
         """(address, whether to write) of somebody else's access at ``position``; ``number``: its
-        own draw.  Where the actor copies on write, nobody else writes.
+        own draw.
         """
         word, page = (number >> 24) % 8 * 8, self.page
         away = (2 if self.kind == APIC_MOVED else BESIDE_ONE_IN) if position > WARM else 0
         if position == READY or (away and (number >> 16) % away == 0):
             # Pages next to it, so that an operation on the slot has more than one to do.
             page = self.span[0] + (number >> 32) % self.arena.options.pages * PAGE_SIZE
-        return page + word, self.kind != "Touch" and (position < ACT or number % 3 > 0)
+        if self.kind == "Touch":  # all but once in a while leave the copy to the actor
+            return page + word, position > ACT + 3 and (number >> 40) % WRITE_ONE_IN == 0
+        return page + word, position < ACT or number % 3 > 0
 
     # -- who acts -------------------------------------------------------------------------------
 
