@@ -32,7 +32,7 @@ from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
 from oracle.rules import chosen_rules
 from oracle.safety import Safety, foreign_walk
-from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
+from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, demanded, describe
 from oracle.state import Cached, Op, Read, State
 from oracle.statistics import Statistics
 from oracle.tables import Tables, walked_before
@@ -202,7 +202,9 @@ class Oracle(MemoryRecords, GuestRecords):
         how = How(
             deliveries=self.statistics.deliveries, operations=self.statistics.operations,
             entered=int(not unmet),
-            met=tuple(describe(c) for at, c in enumerate(conditions) if at not in unmet),
+            met=tuple(
+                describe(c) for at, c in enumerate(conditions) if at not in unmet and demanded(c)
+            ),
             missing=tuple(describe(c) for at, c in enumerate(conditions) if at in unmet),
             statistics=self.statistics.as_dict(),
             windows=self.windows.table() if self.windows else {},

@@ -17,7 +17,7 @@ from nodes.world import World
 from oracle.order import Row
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.statistics import Statistics
-from oracle.windows import Windows, cells_of
+from oracle.windows import GUEST, Windows, cells_of
 from protocol.errors import UserError
 from protocol.limits import ORACLE_OPERATIONS_KEPT
 from protocol.messages.program import Operation
@@ -106,7 +106,8 @@ class FramesReused(_Condition, frozen=True, tag="frames_reused"):
 
 class Entered(_Condition, frozen=True, tag="entered"):
     """So many operations ``op`` had somebody with a ``cache`` in their window: it used, filled or
-    loaded what they took away, before it was told or where it had just been told.
+    loaded what they took away, before it was told or where it had just been told.  0: this is
+    counted, and not demanded.
     """
 
     op: str
@@ -140,6 +141,11 @@ def _condition(value: Any, where: str) -> Condition:
     return converted
 
 
+def demanded(condition: Condition) -> bool:
+    """Whether a verdict needs it: not if it is only counted."""
+    return not isinstance(condition, Entered) or condition.at_least > 0
+
+
 def describe(condition: Condition) -> str:
     """For people: ``cached_when(cache=iotlb, op=Munmap)``; defaults are left out."""
     built: dict[str, Any] = msgspec.to_builtins(condition)
@@ -149,18 +155,26 @@ def describe(condition: Condition) -> str:
     return f"{kind}({said})"
 
 
-def workload_conditions(
-    world: World, ranges: int = 100, frames: int = 10, kinds: Iterable[str] = ()
-) -> tuple[Condition, ...]:
-    """What a workload must have done: every secondary class at work, and frames reused; of the
-    ``kinds`` of its operations, every window that can be entered in ``world``.
-    """
+def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
+    """What a workload must have done: every secondary class at work, and frames reused."""
     # A vCPU's guest TLB is of one class with the shadow entries that it was filled from.
     classes = (("iotlb", world.units), ("spte", world.vms), ("xsl", world.links))
     caches = [cache for cache, members in classes if members]
     held = [Invalidated(cache, ranges) for cache in caches]
-    entered = [Entered(kind, cache) for kind, cache in cells_of(kinds, world)]
-    return (*held, FramesReused(frames), *entered)
+    return (*held, FramesReused(frames))
+
+
+def window_conditions(
+    kinds: Iterable[str], world: World, asked: frozenset[str] | None = None
+) -> tuple[Condition, ...]:
+    """Every window of these kinds of operations that somebody can be in, in ``world``.
+
+    With ``asked`` the others, and those of guest TLBs and VMCSs, are counted and not demanded.
+    """
+    return tuple(
+        Entered(kind, cache, int(asked is None or (kind in asked and cache not in GUEST)))
+        for kind, cache in cells_of(kinds, world)
+    )
 
 
 class _Seen:

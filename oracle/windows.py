@@ -40,6 +40,8 @@ TAKES_AWAY: Final = frozenset({
 """Operations that are there to take entries away, and ``Touch`` as it copies on write.
 
 Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
+GUEST: Final = frozenset({"gtlb", "vmcs"})
+"""What a vCPU holds of what KVM holds."""
 _MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
 """Operations that workloads use on the APIC page."""
 
