@@ -253,7 +253,9 @@ class LogPrograms:
             return []
         self.holds += 1
         waits = [self._dma(page, line, "hold"), self._guest(page, line, "hold")]
-        if self._in_company(type(self._operation(effect, start, end)).__name__):
+        whole = effect.kind in ("fork", "execve", "exit")
+        operation = None if whole else self._operation(effect, start, end)
+        if self._in_company(type(operation).__name__ if operation else effect.kind.title()):
             waits = self._company(page, line, waits)
         elif self._happens(line, "race", self.options.race):
             racer = (self._dma, self._guest)[self._draw(line, "racer") % 2]

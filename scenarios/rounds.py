@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from broker.programs import Rounds, Step
@@ -183,7 +184,9 @@ class Meetings:
         return min(self.arena.options.cpus, self.arena.options.slots)
 
     def after(self, program: str, round_: Round, position: int) -> tuple[str, ...]:
-        """What an operation of a round comes after."""
+        """What an operation of a round comes after; nothing in one that not all come to end."""
+        if round_.number >= self._whole_rounds():
+            return ()
         if position == WARM:
             actor = f"cpu{round_.actor}"
             ready = self.order.operation(actor, round_.number, READY)
@@ -195,6 +198,10 @@ class Meetings:
                 if other != program
             )
         return ()
+
+    def _whole_rounds(self) -> float:
+        operations = self.arena.options.operations
+        return operations // PROCESSOR_LENGTH if operations else inf
 
     def step(self, program: str, round_: Round, position: int, operation: ops.Operation) -> Step:
         """The step of a program."""
