@@ -98,7 +98,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
-            *((windows.inside, windows.zapped) if windows else ()),
+            *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
@@ -281,8 +281,6 @@ class Oracle(MemoryRecords, GuestRecords):
         if fill is not None:
             self.state.close(fill, self._n, gone=True)
         self.tables.closed(name, self._n)
-        if self.windows is not None:
-            self.windows.closed(name)
 
     def _table_read(self, record: r.TableRead) -> None:
         self.tables.read(record, self._event("table found"))
@@ -329,7 +327,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.statistics.walks_discarded += 1
         if self.windows is not None:
             op = self.state.ops.get(self._op_id)
-            self.windows.walk_discarded(record.cache, record.address, op)
+            self.windows.walk_discarded(record.cache, record.address, op, self._row)
 
     # -- by initiators ---------------------------------------------------------------------------
 
@@ -402,6 +400,8 @@ class Oracle(MemoryRecords, GuestRecords):
         event = self._event("retry")
         op = record.op or self._op_id
         self.progress.retried(record, op, event, self._row, self.brackets.of)
+        if self.windows is not None:
+            self.windows.retried(record, op)
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)

@@ -14,7 +14,8 @@ Somebody else was inside if, between these, it
 - accessed the page through its old entry, or ran a guest with it (all but shadow entries: nobody
   accesses through these),
 - installed, or threw away, what a load from before had seen,
-- or, where the old entry is gone before the page table's, loaded that once more.
+- or, where the old entry is gone before the page table's, loaded that once more, and installed it
+  or was refused.
 
 "Between" is happens-before: after the opening, or not known there to be over.  On a right kernel
 whoever took the entry away waits for all of this, so it does not depend on the linearisation.
@@ -22,13 +23,15 @@ whoever took the entry away waits for all of this, so it does not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from nodes.world import World
 from oracle.order import Row
-from oracle.state import Cached, Change, Op, Page, Read, State
+from oracle.state import Cached, Change, Op, Page, State
 from protocol.envelope import operation_of
+from protocol.limits import ORACLE_ACCESSES_KEPT
+from protocol.records import FaultRetry
 
 Cell = tuple[str, str]
 """(kind of operation, kind of cache)."""
@@ -40,6 +43,8 @@ TAKES_AWAY: Final = frozenset({
 """Operations that are there to take entries away, and ``Touch`` as it copies on write.
 
 Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
+_REFUSED: Final = {"mmu_invalidate_retry": "spte", "apic reload": "vmcs"}
+"""Why a vCPU must repeat a fault -> for which cache it was."""
 GUEST: Final = frozenset({"gtlb", "vmcs"})
 """What a vCPU holds of what KVM holds."""
 _MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
@@ -74,8 +79,8 @@ class _Zap:
 
     def __init__(self, row: Row, by: frozenset[str]) -> None:
         self.row, self.by = row, by
-        self.inside: set[str] = set()
-        """Caches whose holders were seen inside so far."""
+        self.inside = False
+        """Whether a guest was seen to use it since."""
 
 
 _Zaps = dict[tuple[Page, str], _Zap]
@@ -89,9 +94,6 @@ class Windows:
         self.entered: dict[Cell, int] = dict.fromkeys(cells, 0)
         """Operations of this kind in whose window somebody with such a cache was."""
         self.state, self.memory = state, memory
-        self.apic = frozenset(
-            (vm.mm, slot.hva) for vm in world.vms for slot in vm.slots if slot.apic
-        )
         self.shadow: Mapping[str, frozenset[str]] = {
             vm.name: frozenset(vm.vcpus) for vm in world.vms
         }
@@ -99,8 +101,12 @@ class Windows:
         """Operation in flight -> caches that were counted for it."""
         self.zapped: dict[str, _Zaps] = {}
         """Operation in flight -> what it has made shadow MMUs lose."""
+        self.refused: dict[str, str] = {}
+        """Operation in flight -> the cache for which a vCPU was refused what it had loaded."""
+        self.loads: dict[str, list[tuple[Op, str, set[str]]]] = {}
+        """Operation in flight -> in whose windows it has loaded the entry, and for which cache."""
         self._accessed: dict[str, int] = {}
-        """Open guest TLB or VMCS entry -> the delivery of the last access through it."""
+        """Guest TLB or VMCS entry -> the delivery of the last access through it; the newest."""
 
     def table(self) -> dict[str, dict[str, int]]:
         """Kind of operation -> cache -> in how many windows somebody was; 0: never."""
@@ -110,7 +116,10 @@ class Windows:
         return found
 
     def _enter(self, op: Op, cache: str) -> None:
-        counted = self.inside.setdefault(op.id, set())
+        self._count(op, cache, self.inside.setdefault(op.id, set()))
+
+    def _count(self, op: Op, cache: str, counted: set[str]) -> None:
+        """``counted``: the caches that were counted for this operation so far."""
         if cache not in counted and (op.kind, cache) in self.entered:
             counted.add(cache)
             self.entered[op.kind, cache] += 1
@@ -120,39 +129,41 @@ class Windows:
     def accessed(self, fill: Cached, op: Op, n: int) -> None:
         """Memory answers an access of ``op`` through ``fill``."""
         if fill.cache == "gtlb":
-            self._accessed[fill.name] = n
+            self._last_access(fill.name, n)
         if fill.read.page.changes:
-            self._older_than(fill.read.page, fill.read.n, fill.cache, op)
+            for change in _since(fill.read.page, fill.read.n):
+                self._beside(change, fill.cache, op)
+
+    def _last_access(self, name: str, n: int) -> None:
+        self._accessed.pop(name, None)
+        self._accessed[name] = n
+        if len(self._accessed) > ORACLE_ACCESSES_KEPT:
+            del self._accessed[next(iter(self._accessed))]
 
     def filled(self, fill: Cached, op: Op | None) -> None:
         """``op`` installs what a load from before the page's changes had seen."""
-        self._older_than(fill.read.page, fill.read.n, fill.cache, op)
+        for change in _since(fill.read.page, fill.read.n):
+            self._beside(change, fill.cache, op)
 
-    def walk_discarded(self, cache: str, address: int, op: Op | None) -> None:
+    def walk_discarded(self, cache: str, address: int, op: Op | None, row: Row) -> None:
         """``op`` throws away what it has loaded."""
         for read in op.reads if op is not None else ():
-            if read.page.address == address and read.page.changes:
-                self._older_than(read.page, read.n, cache, op)
+            if read.page.address == address:
+                for change in _since(read.page, read.n):
+                    if change.n <= row[self.memory]:
+                        self._beside(change, cache, op)
 
-    def _older_than(self, page: Page, n: int, cache: str, op: Op | None) -> None:
-        """What is used or was loaded is older than changes whose operations go on."""
-        for change in reversed(page.changes):
-            if change.n < n:
-                return
-            if not change.op.ended and change.op is not op:
-                self._enter(change.op, cache)
+    def _beside(self, change: Change, cache: str, op: Op | None) -> None:
+        if not change.op.ended and change.op is not op:
+            self._enter(change.op, cache)
 
     def left_guest(self, vmcs: Iterable[Cached], n: int) -> None:
         """A vCPU leaves the guest, where the processor used these."""
         for fill in vmcs:
-            self._accessed[fill.name] = n
+            self._last_access(fill.name, n)
             for change in fill.read.page.changes:
-                if not change.op.ended and change.row[fill.index] < n:
-                    self._enter(change.op, fill.cache)
-
-    def closed(self, name: str) -> None:
-        """An entry is gone."""
-        self._accessed.pop(name, None)
+                if change.row[fill.index] < n:
+                    self._beside(change, fill.cache, None)
 
     # -- shadow MMUs ----------------------------------------------------------------------------
 
@@ -180,35 +191,48 @@ class Windows:
             fill = self.state.fills.get(name)
             zap = zaps.get((fill.read.page, "spte")) if fill is not None else None
             if zap is not None and self._accessed.get(name, 0) > zap.row[self.memory]:
-                zap.inside.add("gtlb")
+                zap.inside = True
+
+    def retried(self, record: FaultRetry, op_id: str) -> None:
+        """A vCPU may not install what it has loaded."""
+        cache = _REFUSED.get(record.why)
+        if cache is None:
+            return
+        self.refused[op_id] = cache
+        for changer, wanted, counted in self.loads.pop(op_id, ()):
+            if wanted == cache:
+                self._count(changer, cache, counted)
 
     def taken_away(self, change: Change) -> None:
         """An entry is taken away: the decisive step."""
-        page = change.page
-        if (page.mm, page.address) in self.apic:
-            self._vmcs_in_use(change)
-        zaps = self.zapped.get(change.op.id)
-        if not zaps:
-            return
-        for cache in ("spte", "vmcs"):
-            zap = zaps.get((page, cache))
-            if zap is not None:
-                for inside in zap.inside:
-                    self._enter(change.op, inside)
-                if any(self._loads(read, cache, zap) for read in page.reads):
-                    self._enter(change.op, cache)
-
-    def _loads(self, read: Read, cache: str, zap: _Zap) -> bool:
-        """Whether a guest's fault has loaded the entry, as far as was known when it was zapped."""
-        if read.n <= zap.row[self.memory]:
-            return False
-        op = self.state.ops.get(operation_of(read.id))
-        if op is None or op.node not in zap.by:
-            return False
-        apic_page = (read.page.mm, read.page.address) in self.apic
-        return cache == "vmcs" or not apic_page or op.kind == "GuestApic"
-
-    def _vmcs_in_use(self, change: Change) -> None:
-        for fill in self.state.held(change.page):
-            if fill.cache == "vmcs" and self._accessed.get(fill.name, 0) > change.row[fill.index]:
+        for fill in change.page.fills:
+            known = change.row[fill.index]
+            last = self._accessed.get(fill.name, 0) if fill.cache == "vmcs" else fill.n
+            if last > known and fill.read.n < change.n:
                 self._enter(change.op, fill.cache)
+        zaps = self.zapped.get(change.op.id)
+        for cache in ("spte", "vmcs") if zaps else ():
+            zap = zaps.get((change.page, cache)) if zaps else None
+            if zap is not None:
+                self._after_zap(change, cache, zap)
+
+    def _after_zap(self, change: Change, cache: str, zap: _Zap) -> None:
+        if zap.inside:
+            self._enter(change.op, "gtlb")
+        for read in change.page.reads:
+            op = self.state.ops.get(operation_of(read.id))
+            if op is None or op.node not in zap.by or read.n <= zap.row[self.memory]:
+                continue
+            if self.refused.get(op.id) == cache:
+                self._enter(change.op, cache)
+            else:
+                counted = self.inside.setdefault(change.op.id, set())
+                self.loads.setdefault(op.id, []).append((change.op, cache, counted))
+
+
+def _since(page: Page, n: int) -> Iterator[Change]:
+    """The changes of a page that came after delivery ``n`` of memory, newest first."""
+    for change in reversed(page.changes):
+        if change.n < n:
+            return
+        yield change

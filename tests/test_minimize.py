@@ -142,7 +142,7 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A long, lossy run of the mixed workload on a kernel that forgets the secondaries."""
     directory = tmp_path_factory.mktemp("stress")
     kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
-    spec = mixed_run(kernel, 5, operations_max=60).save(directory)
+    spec = mixed_run(kernel, 5, operations_max=120).save(directory)
     simulate(spec, directory)
     return load(directory)
 
@@ -176,7 +176,7 @@ def lossy(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """The same under loss and repetition."""
     directory = tmp_path_factory.mktemp("lossy")
     kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
-    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=40)
+    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=60)
     simulate(spec.save(directory), directory)
     return load(directory)
 
