@@ -34,8 +34,8 @@ STYLES: Final = {"HELD": "bold green", "INCONCLUSIVE": "bold yellow", "INTERRUPT
 LABEL_WIDTH: Final = 12
 LINE_WIDTH: Final = 100
 VIOLATION_LINES_MAX: Final = 12
-PASTED: Final = frozenset({"run", "repeat"})
-"""Lines that are to be copied, so they are never broken."""
+PASTED: Final = frozenset({"run", "repeat", "windows"})
+"""Lines that are to be copied, or have columns, so they are never broken."""
 FATES: Final = ("duplicated", "retransmitted", "dropped", "rejected", "undeliverable", "pending")
 
 Lines = Iterator[tuple[str, str]]
