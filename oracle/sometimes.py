@@ -105,9 +105,8 @@ class FramesReused(_Condition, frozen=True, tag="frames_reused"):
 
 
 class Entered(_Condition, frozen=True, tag="entered"):
-    """So many operations ``op`` had somebody with a ``cache`` in their window: it used, filled or
-    loaded what they took away, before it was told or where it had just been told.  0: this is
-    counted, and not demanded.
+    """In so many windows of operations ``op`` somebody with a ``cache`` was inside (the page on the
+    model says what that is).  0: it is counted, and not demanded.
     """
 
     op: str
