@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -14,6 +15,9 @@ from rich.console import Console
 from broker.programs import Program, Step
 from explorer.outcome import Outcome
 from explorer.session import check, replay, run_on_processes, simulate
+from nodes.kernel import mmu_notifier, mprotect
+from nodes.kernel.context import Processor
+from nodes.kernel.mmu_notifier import MmuNotifierRange
 from nodes.kernel.variant import preset
 from nodes.world import World
 from oracle.sometimes import Entered, window_conditions
@@ -22,6 +26,7 @@ from protocol import records as r
 from protocol.limits import PAGE_SIZE
 from protocol.messages import program as ops
 from report import machine, terminal
+from scenarios.mixed import Mix, MixedOptions
 from scenarios.runs import mixed_run
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
@@ -258,6 +263,39 @@ def test_the_default_mix_meets_every_cell(release: str, arch: str) -> None:
     outcome = simulate(mixed_run(preset(release, arch), 1, operations_max=20_000))
     assert not outcome.violations
     assert outcome.verdict.outcome == "held", outcome.verdict.reasons
+
+
+ONLY_MPROTECT = Mix(munmap=0, dontneed=0, mmap=0, brk=0, migrate=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bracket_that_is_closed_before_the_entries_change_is_found(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = MixedOptions(mix=ONLY_MPROTECT)
+    spec = mixed_run(preset("v6.6"), seed, options, operations_max=8000)
+    assert not simulate(spec).violations
+    start = mmu_notifier.invalidate_range_start
+
+    async def start_and_end(cpu: Processor, range_: MmuNotifierRange) -> None:
+        await start(cpu, range_)
+        await mmu_notifier.invalidate_range_end(cpu, range_)
+
+    async def nothing(cpu: Processor, range_: MmuNotifierRange) -> None:
+        pass
+
+    early = SimpleNamespace(invalidate_range_start=start_and_end, invalidate_range_end=nothing)
+    monkeypatch.setattr(mprotect, "mmu_notifier", early)
+    found = {(v.rule, v.agent) for v in simulate(spec).violations}
+    assert ("O", "kvm0") in found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_that_are_freed_before_the_secondaries_are_flushed_are_found(seed: int) -> None:
+    kernel = preset("v6.2", "x86", {"gather_calls_ir": False})
+    outcome = simulate(mixed_run(kernel, seed, operations_max=1500))
+    found = {(v.rule, v.agent) for v in outcome.violations}
+    assert ("O", "iommu0") in found
 
 
 def test_the_record_of_a_run_gives_the_same_table(tmp_path: Path) -> None:
