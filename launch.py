@@ -68,7 +68,7 @@ DRAWN_SEED_END: Final = 1 << 32
 """A drawn seed is short enough to be typed."""
 SECONDS: Final = 30.0
 """How long ``stress`` feeds the endless workload, if nothing else is said."""
-OPERATIONS: Final = 2000
+OPERATIONS: Final = 20_000
 """The same on the simulator, which has no clock."""
 INTEGER: Final = re.compile(r"[0-9]{1,999}|0[xX][0-9a-fA-F]{1,999}")  # int() has a bound
 

@@ -22,7 +22,7 @@ from broker.exchange import Exchange
 from broker.faults import Chaos
 from broker.follow import Follower, compare_runs
 from broker.plan import Plan
-from broker.programs import Feeder, Program, awaited
+from broker.programs import Feeder, Program, awaited, rounds_of
 from broker.recorder import Record, Recorder, is_blank, read_record
 from broker.schedules import RandomWalk, Recorded, Schedule
 from broker.simulator import Simulator
@@ -61,7 +61,9 @@ class Watch:
     def __init__(self, spec: RunSpec, programs: Sequence[Program] | None = None) -> None:
         """``programs``, if they are known, say which ends of operations can be forgotten."""
         self.oracle = Oracle(spec.world, spec.sometimes)
-        self.oracle.order.awaited = None if programs is None else awaited(programs)
+        if programs is not None:
+            order = self.oracle.order
+            order.awaited, order.rounds = awaited(programs), rounds_of(programs)
         self.operations: dict[str, OperationCount] = {}
         self.latencies = Latencies()
         self._forgotten = 0

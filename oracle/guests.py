@@ -9,9 +9,10 @@ from oracle.completion import Completion
 from oracle.obligations import Obligations
 from oracle.order import Row
 from oracle.safety import Safety
-from oracle.state import State
+from oracle.state import Cached, State
 from oracle.statistics import Statistics
 from oracle.violation import Event
+from oracle.windows import Windows
 from protocol import records as r
 from protocol.ranges import covers
 
@@ -27,6 +28,7 @@ class GuestRecords:
     safety: Safety
     brackets: Brackets
     completion: Completion
+    windows: Windows | None
     _memory: int
     _shadow: Mapping[str, frozenset[str]]
     _mm_of: Mapping[str, str]
@@ -38,9 +40,17 @@ class GuestRecords:
     def _event(self, what: str) -> Event:
         raise NotImplementedError
 
+    def _in_use(self) -> list[Cached]:
+        """What the VMCS of the vCPU at hand is used with."""
+        held = self.state.vmcs.get(self._node, ())
+        return [fill for fill in held if fill.usable and not fill.closed]
+
     def _request_posted(self, record: r.RequestPosted) -> None:
         self.completion.request(record, self._event("request posted"))
         if record.done and record.request == APIC_PAGE_RELOAD:
+            op = self.state.ops.get(self._op_id)
+            if self.windows is not None and op is not None:
+                self.windows.reload(self._in_use(), op, self._node, self._row)
             for fill in self.state.vmcs.get(self._node, ()):
                 self.state.close(fill, self._n, gone=False)
 
@@ -54,6 +64,10 @@ class GuestRecords:
             if installed:
                 self.obligations.installed(fill)
             self.safety.in_guest(fill, self._event("VM entry"), self._row)
+
+    def _guest_exit(self, _: r.GuestExit) -> None:
+        if self.windows is not None:
+            self.windows.left_guest(self._in_use(), self._n)
 
     def _invalidation(self, record: r.Invalidation) -> None:
         event = self._event("range_end done")

@@ -32,7 +32,7 @@ from oracle.obligations import OPERATION_ENDED, Obligations
 from oracle.order import Order, Row
 from oracle.rules import chosen_rules
 from oracle.safety import Safety, foreign_walk
-from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
+from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, demanded, describe
 from oracle.state import Cached, Op, Read, State
 from oracle.statistics import Statistics
 from oracle.tables import Tables, walked_before
@@ -92,11 +92,13 @@ class Oracle(MemoryRecords, GuestRecords):
         self.completion = Completion(self._found)
         self.identity = Identity(world, self.state, self._found)
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
-        self.sometimes = Sometimes(conditions, self.state, self._memory)
+        self.sometimes = Sometimes(conditions, self.state, self._memory, world)
+        self.windows = windows = self.sometimes.windows
         self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
+            *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
@@ -200,9 +202,12 @@ class Oracle(MemoryRecords, GuestRecords):
         how = How(
             deliveries=self.statistics.deliveries, operations=self.statistics.operations,
             entered=int(not unmet),
-            met=tuple(describe(c) for at, c in enumerate(conditions) if at not in unmet),
+            met=tuple(
+                describe(c) for at, c in enumerate(conditions) if at not in unmet and demanded(c)
+            ),
             missing=tuple(describe(c) for at, c in enumerate(conditions) if at in unmet),
             statistics=self.statistics.as_dict(),
+            windows=self.windows.table() if self.windows else {},
         )  # fmt: skip
         return decide(self.violations, how, ending.complete)
 
@@ -235,8 +240,11 @@ class Oracle(MemoryRecords, GuestRecords):
         fill.usable = record.cache != "vmcs"
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
-        if fill.usable and read.page.changes:
-            self.obligations.installed(fill)
+        if read.page.changes:
+            if fill.usable:
+                self.obligations.installed(fill)
+            if self.windows is not None:
+                self.windows.filled(fill, self.state.ops.get(self._op_id))
 
     def _source(self, record: r.Fill) -> Read | None:
         """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
@@ -291,12 +299,16 @@ class Oracle(MemoryRecords, GuestRecords):
             self._op().caches.add(record.cache)
             self.state.drop(record.fills)
             self.tables.drop(record.fills)
+            if self.windows is not None and record.cache == "spte":
+                self.windows.zap(record.fills, self._op(), self._node, self._row)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
         self.targeting.invalidated(record, self._op(), self._event("invalidated"))
         self.completion.invalidation(record, self._event("invalidation begun"))
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         self.completion.invalidation(record, self._event("invalidation completed"))
+        if self.windows is not None and record.cache == "gtlb" and record.fills:
+            self.windows.kicked(record.fills, self._op_id)
         for name in record.fills:
             self._close(name)
         self.state.drained(record, self._node, self._n)
@@ -315,8 +327,11 @@ class Oracle(MemoryRecords, GuestRecords):
     def _permission_fault(self, record: r.PermissionFault) -> None:
         self.denied.faulted(record, self._event("permission fault"), self._row[self._memory])
 
-    def _walk_discarded(self, _: r.WalkDiscarded) -> None:
+    def _walk_discarded(self, record: r.WalkDiscarded) -> None:
         self.statistics.walks_discarded += 1
+        if self.windows is not None:
+            op = self.state.ops.get(self._op_id)
+            self.windows.walk_discarded(record.cache, record.address, op, self._row)
 
     # -- by initiators ---------------------------------------------------------------------------
 
@@ -389,6 +404,8 @@ class Oracle(MemoryRecords, GuestRecords):
         event = self._event("retry")
         op = record.op or self._op_id
         self.progress.retried(record, op, event, self._row, self.brackets.of)
+        if self.windows is not None:
+            self.windows.retried(record, op)
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)
@@ -407,6 +424,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.Fill: Oracle._fill, r.Evict: Oracle._evict,
     r.InvalidateBegin: Oracle._invalidate_begin, r.InvalidateDone: Oracle._invalidate_done,
     r.RequestPosted: Oracle._request_posted, r.GuestEnter: Oracle._guest_enter,
+    r.GuestExit: Oracle._guest_exit,
     r.Invalidation: Oracle._invalidation, r.OpBegin: Oracle._op_begin, r.OpEnd: Oracle._op_end,
     r.NotifierCall: Oracle._notifier_call, r.FaultRetry: Oracle._fault_retry,
     r.WalkDiscarded: Oracle._walk_discarded, r.ApicTrapped: Oracle._apic_trapped,

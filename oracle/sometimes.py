@@ -17,6 +17,7 @@ from nodes.world import World
 from oracle.order import Row
 from oracle.state import Cached, Change, Op, Page, State
 from oracle.statistics import Statistics
+from oracle.windows import GUEST, Windows, cells_of
 from protocol.errors import UserError
 from protocol.limits import ORACLE_OPERATIONS_KEPT
 from protocol.messages.program import Operation
@@ -102,7 +103,17 @@ class FramesReused(_Condition, frozen=True, tag="frames_reused"):
     at_least: int = 1
 
 
-Condition = CachedWhen | Between | Covered | Invalidated | FramesReused
+class Entered(_Condition, frozen=True, tag="entered"):
+    """In so many windows of operations ``op`` somebody with a ``cache`` was inside (the page on the
+    model says what that is).  0: it is counted, and not demanded.
+    """
+
+    op: str
+    cache: str
+    at_least: int = 1
+
+
+Condition = CachedWhen | Between | Covered | Invalidated | FramesReused | Entered
 
 
 def conditions_from(values: Any, where: str) -> tuple[Condition, ...]:
@@ -128,6 +139,11 @@ def _condition(value: Any, where: str) -> Condition:
     return converted
 
 
+def demanded(condition: Condition) -> bool:
+    """Whether a verdict needs it: not if it is only counted."""
+    return not isinstance(condition, Entered) or condition.at_least > 0
+
+
 def describe(condition: Condition) -> str:
     """For people: ``cached_when(cache=iotlb, op=Munmap)``; defaults are left out."""
     built: dict[str, Any] = msgspec.to_builtins(condition)
@@ -148,6 +164,19 @@ def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tu
     return (*held, FramesReused(frames))
 
 
+def window_conditions(
+    kinds: Iterable[str], world: World, asked: frozenset[str] | None = None
+) -> tuple[Condition, ...]:
+    """Every window of these kinds of operations that somebody can be in, in ``world``.
+
+    With ``asked`` the others, and those of guest TLBs and VMCSs, are counted and not demanded.
+    """
+    return tuple(
+        Entered(kind, cache, int(asked is None or (kind in asked and cache not in GUEST)))
+        for kind, cache in cells_of(kinds, world)
+    )
+
+
 class _Seen:
     """An operation of an adversary: where it began and ended."""
 
@@ -162,10 +191,15 @@ class _Seen:
 class Sometimes:
     """Which conditions were met.  Costs nothing once all are."""
 
-    def __init__(self, conditions: Sequence[Condition], state: State, memory: int) -> None:
+    def __init__(
+        self, conditions: Sequence[Condition], state: State, memory: int, world: World
+    ) -> None:
         self.conditions = tuple(conditions)
         self.state = state
         self.memory = memory
+        cells = [(c.op, c.cache) for c in self.conditions if isinstance(c, Entered)]
+        self.windows = Windows(cells, world, state, memory) if cells else None
+        """What counts who was inside; None: no condition asks."""
         self.open = set(range(len(self.conditions)))
         """Indexes of those not met yet."""
         self.adversaries: dict[str, deque[_Seen]] = {}
@@ -263,7 +297,7 @@ class Sometimes:
     def finish(self, statistics: Statistics) -> None:
         """Judge what can only be counted."""
         for at in sorted(self.open):
-            if _counted(self.conditions[at], statistics):
+            if _counted(self.conditions[at], statistics, self.windows):
                 self.open.discard(at)
         self._sort()
 
@@ -281,7 +315,9 @@ def _same_range(seen: _Seen, op: Op) -> bool:
     return seen.tag == op.tag and overlaps(seen.start, seen.end, page_of(op.start), end)
 
 
-def _counted(condition: Condition, statistics: Statistics) -> bool:
+def _counted(condition: Condition, statistics: Statistics, windows: Windows | None) -> bool:
+    if isinstance(condition, Entered) and windows is not None:
+        return windows.entered[condition.op, condition.cache] >= condition.at_least
     if isinstance(condition, Covered):
         return statistics.covered.get(condition.point, 0) >= condition.at_least
     if isinstance(condition, Invalidated):

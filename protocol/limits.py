@@ -127,6 +127,8 @@ own, with locks and a flush of every processor (``NODES_MAX``)."""
 
 ORACLE_OPERATIONS_KEPT: Final = 16
 """Finished operations of a node that a ``between`` condition still looks at."""
+ORACLE_ACCESSES_KEPT: Final = 4096
+"""Guest translations of which the last access is known: more than are live at a time."""
 
 ORACLE_VIOLATIONS_KEPT: Final = 10_000
 """Violations that the oracle keeps with all they say (about 2 KiB each); the rest is counted."""

@@ -15,7 +15,7 @@ from explorer.latency import Latency
 from explorer.outcome import OperationCount, Outcome
 from oracle.verdict import How
 from oracle.violation import Violation
-from report import words
+from report import windows, words
 from report.catalogue import expected
 from report.facts import kernel_text, ran_on
 from report.screen import put
@@ -36,8 +36,8 @@ LABEL_WIDTH: Final = 12
 LINE_WIDTH: Final = 100
 LINE_WIDTH_MIN: Final = 40
 VIOLATION_LINES_MAX: Final = 12
-PASTED: Final = frozenset({"run", "repeat"})
-"""Lines that are to be copied, so they are never broken."""
+PASTED: Final = frozenset({"run", "repeat", "windows"})
+"""Lines that are to be copied, or have columns, so they are never broken."""
 FATES: Final = ("duplicated", "retransmitted", "dropped", "rejected", "undeliverable", "pending")
 
 Lines = Iterator[tuple[str, str]]
@@ -86,7 +86,7 @@ def _why(outcome: Outcome) -> str:
         return rules_text(outcome.violations, outcome.spec.expectation)
     if outcome.exit_code in (codes.BROKEN, codes.INTERRUPTED):
         return outcome.detail
-    reasons = outcome.verdict.reasons
+    reasons = outcome.verdict.reasons or (windows.never_entered(outcome.verdict.how),)
     more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     return reasons[0] + more if reasons else ""
 
@@ -210,7 +210,10 @@ def _window(how: How) -> Lines:
     for condition in how.missing:
         yield "window", f"NEVER MET {condition}"
     for condition in how.met:
-        yield "window", f"met {condition}"
+        if not condition.startswith(windows.ENTERED):  # these are in the table
+            yield "window", f"met {condition}"
+    if how.windows:
+        yield from (("windows", line) for line in windows.table_lines(how.windows))
 
 
 def _statistics(statistics: Mapping[str, Any]) -> Lines:

@@ -13,7 +13,7 @@ from broker.programs import Program
 from nodes.files import read_file, write_whole
 from nodes.kernel.variant import Kernel
 from nodes.world import Link, Unit, Vm, World
-from oracle.sometimes import Condition, workload_conditions
+from oracle.sometimes import Condition, window_conditions, workload_conditions
 from protocol.errors import UserError
 from protocol.limits import PAGE_SIZE
 from protocol.messages.kvm import Memslot
@@ -85,11 +85,15 @@ class StraceLog:
     def conditions(self, world: World, seed: int) -> tuple[Condition, ...]:
         """What a run of it must have done to count; less is asked of a log that has less.
 
+        Of calls that are rare in it no window is asked for, and of nobody's guest TLB or VMCS.
+
         A guest TLB loses its entries to every zap, so three in five of the ranges that the
         secondaries are made to hold is what can be asked.
         """
-        holds = self._build(world, seed).holds
-        return workload_conditions(world, min(100, holds * 3 // 5), min(10, holds // 8))
+        build = self._build(world, seed)
+        ranges, frames = min(100, build.holds * 3 // 5), min(10, build.holds // 8)
+        done = workload_conditions(world, ranges, frames)
+        return (*done, *window_conditions(build.kinds(), world, build.asked()))
 
     def _build(self, world: World, seed: int) -> LogPrograms:
         effects, account = effects_of(read_log(self.path))

@@ -29,6 +29,7 @@ from explorer.shortest import shortest_by_states
 from nodes.kernel.variant import preset
 from protocol.errors import ReplayDivergence, UserError
 from scenarios.catalogue import find
+from scenarios.mixed import Mix, MixedOptions
 from scenarios.runs import mixed_run
 from tests.minimal import EXAMPLES, minimized
 from tests.runs import change_by_hand
@@ -141,7 +142,8 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A long, lossy run of the mixed workload on a kernel that forgets the secondaries."""
     directory = tmp_path_factory.mktemp("stress")
     kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
-    spec = mixed_run(kernel, 5, operations_max=60).save(directory)
+    options = MixedOptions(mix=Mix(brk=0))  # the heap stays where it is, the arena can be moved
+    spec = mixed_run(kernel, 5, options, operations_max=120).save(directory)
     simulate(spec, directory)
     return load(directory)
 
@@ -175,7 +177,7 @@ def lossy(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """The same under loss and repetition."""
     directory = tmp_path_factory.mktemp("lossy")
     kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
-    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=40)
+    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=60)
     simulate(spec.save(directory), directory)
     return load(directory)
 

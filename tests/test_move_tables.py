@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from broker.programs import Program, Step
 from nodes.kernel.variant import preset
+from nodes.page_table import entries_below
 from nodes.world import Unit, Vm, World
+from protocol import pte as ptes
 from protocol.errors import UserError
 from protocol.messages import program as op
 from protocol.messages.kvm import Memslot
@@ -145,3 +148,12 @@ def test_a_kernel_that_flushes_later_moves_no_tables() -> None:
 
 def test_independent_deliveries_commute() -> None:
     assert commuting_pairs(world("v6.6"), programs(3), 40) >= 20
+
+
+def test_a_table_that_was_overwritten_leads_nowhere_but_down() -> None:
+    """A store through a stale translation may leave an entry that leads back up."""
+    leaf = SimpleNamespace(level=0, words={3: ptes.make(7, ptes.PRESENT)})
+    top = SimpleNamespace(level=1, words={0: ptes.make(1, ptes.PRESENT)})
+    top.words[1] = ptes.make(0, ptes.PRESENT)  # itself
+    top.words[2] = ptes.make(9, ptes.PRESENT)  # beyond memory
+    assert list(entries_below([top, leaf], 0)) == [(1, 3)]
