@@ -1,0 +1,59 @@
+"""``Kernel``: one kernel, as far as its notifier and TLB-flush behaviour goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from nodes.kernel.variant.arch import Arch
+from nodes.kernel.variant.mm import Mm
+from nodes.kernel.variant.switch import Switches, Value, fields_of, owners
+from protocol.errors import UserError
+
+MACHINES: Final = ("x86", "arm64", "ppc")
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """A release on a machine with its drivers, and every switch by owner."""
+
+    release: str
+    machine: str
+    profiles: tuple[str, ...]
+    """Which drivers it runs, where a machine may have one or another (``vt-d``, ``amd-iommu``)."""
+    mm: Mm
+    arch: Arch
+    groups: tuple[Switches, ...]
+    """Those two, and one for each driver and plug-in (``Switches.of``)."""
+
+    def switches(self) -> dict[str, Value]:
+        """Every switch by its name."""
+        return {
+            field.name: getattr(group, field.name)
+            for group in self.groups
+            for field in fields_of(type(group))
+        }
+
+    def replace(self, **values: Value) -> Kernel:
+        """The same with some switches set otherwise.  Raises ``msgspec.ValidationError``."""
+        return make(self.release, self.machine, self.profiles, self.switches() | values)
+
+    def validate(self, where: str) -> Kernel:
+        """Itself, or ``UserError`` naming the switches that contradict each other."""
+        for group in self.groups:
+            for problem, expected in group.contradictions(self):
+                raise UserError(where, problem, expected)
+        return self
+
+
+def make(
+    release: str, machine: str, profiles: tuple[str, ...], values: Mapping[str, Value]
+) -> Kernel:
+    """The kernel with these values, one for each switch.  Raises ``msgspec.ValidationError``."""
+    groups = tuple(
+        msgspec.convert({field.name: values[field.name] for field in fields_of(owner)}, owner)
+        for owner in owners()
+    )
+    of: dict[type[Switches], Any] = {type(group): group for group in groups}
+    return Kernel(release, machine, profiles, of[Mm], of[Arch], groups)
