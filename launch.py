@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from explorer import outcome as codes
+from explorer.run import outcome as codes
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
@@ -41,7 +41,7 @@ from scenarios import catalogue
 from scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
-    from explorer.outcome import Outcome
+    from explorer.run.outcome import Outcome
     from nodes.kernel.variant import Kernel
     from scenarios.world_file import WorldFile
 
@@ -77,7 +77,7 @@ def stress(
     """Run a workload under chaos until a time, an operation count or a violation."""
     from broker.chaos import load_rules
     from broker.chaos_config import check_names
-    from explorer.bounds import size_from
+    from explorer.run.stop import size_from
     from scenarios.runs import workload_run
     from scenarios.world_file import load_world
 
@@ -138,7 +138,7 @@ def explore(
     as_json: bool,
 ) -> int:
     """Run many schedules of one race in the simulator."""
-    from explorer import explore as exploration
+    from explorer.sample import explore as exploration
     from report import exploration as explored
     from report import searches
 
@@ -166,8 +166,8 @@ def explore(
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
-    from explorer import session
-    from explorer.replay_file import replay_file
+    from explorer.run import session
+    from explorer.run.replay import replay_file
     from report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
@@ -191,8 +191,8 @@ def minimize(
     source: Path, rule: str, seconds: float, search: int, out: Path | None, as_json: bool
 ) -> int:
     """Find the shortest schedule with the same violation, and write it to a file."""
-    from explorer import minimize as minimizer
-    from explorer import schedule_file
+    from explorer.run import schedule_file
+    from explorer.shrink import minimize as minimizer
     from report import minimizing
     from report.schedules import minimized_file, run_or_schedule
 
@@ -213,8 +213,8 @@ def minimize(
 
 def explain(source: Path, form: Form, as_json: bool) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
-    from explorer import explain as explainer
-    from explorer import schedule_file
+    from explorer.explain import why as explainer
+    from explorer.run import schedule_file
     from report import interleaving
     from report.schedules import run_or_schedule
 
@@ -232,7 +232,7 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
 
 def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
-    from explorer import session
+    from explorer.run import session
 
     recorded = saved_run(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
@@ -323,7 +323,7 @@ def perform(
     if out is None:
         point_latest(directory)
     say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
-    from explorer import session
+    from explorer.run import session
 
     with Progress(stderr()) as progress, interrupts(directory):
         if on is On.simulator:

@@ -14,8 +14,8 @@ import argparse
 import time
 from collections.abc import Iterable
 
-from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
-from explorer.world_state import Config, Model, model_of
+from explorer.exhaustive.search import Budget, Exhaustion, explore_dpor, explore_stateful
+from explorer.exhaustive.world_state import Config, Model, model_of
 from scenarios.catalogue import Race, load_all
 from scenarios.spec import RunSpec
 

@@ -18,8 +18,8 @@ from itertools import zip_longest
 
 import multiprocess
 
-from explorer.explore import Options, explore
-from explorer.policies import CYCLES
+from explorer.sample.explore import Options, explore
+from explorer.sample.policies import CYCLES
 from scenarios.catalogue import find, load_all
 from scenarios.spec import RunSpec
 

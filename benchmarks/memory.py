@@ -20,8 +20,8 @@ import multiprocess
 import psutil
 
 from broker.chaos import load_rules
-from explorer.session import run_on_processes
-from explorer.statistics import median
+from explorer.run.session import run_on_processes
+from explorer.sample.statistics import median
 from nodes.kernel.variant import preset
 from scenarios.runs import mixed_run
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from broker.chaos import load_rules
-from explorer.minimize import Minimized, minimize
-from explorer.schedule_file import Loaded, load
-from explorer.session import run_on_processes, simulate
+from explorer.run.schedule_file import Loaded, load
+from explorer.run.session import run_on_processes, simulate
+from explorer.shrink.minimize import Minimized, minimize
 from protocol.errors import UserError
 from report.minimizing import size_text
 from scenarios.catalogue import find

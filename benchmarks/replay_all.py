@@ -19,12 +19,12 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from explorer.explore import Exploration, Options, explore, record
-from explorer.minimize import minimize_quickly
-from explorer.outcome import Outcome
-from explorer.replay_file import replay_file
-from explorer.schedule_file import SUFFIX, load, schedule_text, write
-from explorer.session import replay
+from explorer.run.outcome import Outcome
+from explorer.run.replay import replay_file
+from explorer.run.schedule_file import SUFFIX, load, schedule_text, write
+from explorer.run.session import replay
+from explorer.sample.explore import Exploration, Options, explore, record
+from explorer.shrink.minimize import minimize_quickly
 from scenarios.catalogue import Race, find, load_all
 from scenarios.spec import RunSpec
 

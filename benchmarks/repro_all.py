@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from explorer.outcome import HELD, VIOLATED
-from explorer.session import run_on_processes
-from explorer.statistics import median
+from explorer.run.outcome import HELD, VIOLATED
+from explorer.run.session import run_on_processes
+from explorer.sample.statistics import median
 from scenarios.catalogue import KernelCase, Race, find, load_all
 
 

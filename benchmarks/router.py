@@ -33,9 +33,12 @@ from broker.plan import LAUNCHER, Outcome, Plan
 from broker.programs import Program, Step
 from nodes import sockets
 from nodes.runtime import prepare_child, send
+from nodes.secondaries.iommu_sva.messages import Dma
 from protocol import codec, wire
 from protocol.messages.memory import PteLoad, PteValue
-from protocol.messages.program import Dma, OpDone
+from protocol.messages.program import (
+    OpDone,
+)
 
 TOKEN = "benchmark"
 ROUNDS = 3

@@ -17,7 +17,7 @@ from broker.exchange import Exchange
 from broker.programs import Feeder
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
-from explorer.collector import collector_at_rest
+from explorer.run.garbage_collector import collector_at_rest
 from nodes.build import build_all
 from nodes.kernel.variant import preset
 from oracle.oracle import Oracle

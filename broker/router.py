@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from functools import cache
 from typing import Any
 
 import zmq
@@ -35,7 +36,14 @@ from protocol import codec, limits, wire
 from protocol.envelope import BROKER, REPLY_MARK, Envelope
 from protocol.errors import PeerError
 
-KINDS = frozenset(codec.MESSAGE_KINDS) | {kind + REPLY_MARK for kind in codec.MESSAGE_KINDS}
+
+@cache
+def known_kinds() -> frozenset[str]:
+    """Kinds that a node may send."""
+    kinds = codec.message_kinds()
+    return frozenset(kinds) | {kind + REPLY_MARK for kind in kinds}
+
+
 UNENDING = 1 << 62
 LAST_WORDS_SECONDS = 1.0
 REASONS_MAX = 64
@@ -241,7 +249,7 @@ class Router:
         """Whether a message may go on.  Raises ``PeerError`` or ``TypeError``."""
         if dst not in self.in_flight and dst != BROKER:
             raise PeerError("to a node that does not exist")
-        if kind not in KINDS:
+        if kind not in known_kinds():
             raise PeerError("of an unknown kind")
         if len(body) > limits.MESSAGE_BYTES_MAX:
             raise PeerError("oversized")

@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from explorer.explain import Explanation, explain
-from explorer.minimize import Minimized, minimize
-from explorer.schedule_file import Loaded, load
-from explorer.session import simulate
+from explorer.explain.why import Explanation, explain
+from explorer.run.schedule_file import Loaded, load
+from explorer.run.session import simulate
+from explorer.shrink.minimize import Minimized, minimize
 from report import interleaving
 from report.minimizing import size_text
 from scenarios.catalogue import find

@@ -31,6 +31,7 @@ from protocol.records import (
     OutOfMemory,
     PteChange,
     PteRead,
+    Registered,
     TableRead,
 )
 
@@ -111,7 +112,7 @@ class Memory(Swap):
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
             m.TlbFlushPending: self.tlb_flush_pending, m.NotifierList: self.notifier_list,
-            m.NotifierDelete: self.notifier_delete,
+            m.NotifierAdd: self.notifier_add, m.NotifierDelete: self.notifier_delete,
         }  # fmt: skip
 
     # -- words ---------------------------------------------------------------------------
@@ -468,6 +469,13 @@ class Memory(Swap):
     def notifier_list(self, message: m.NotifierList, _: Envelope) -> m.Subscribers:
         """The mm's subscribers."""
         return m.Subscribers(self.mms[message.mm].subscribers)
+
+    def notifier_add(self, message: m.NotifierAdd, _: Envelope) -> Ack:
+        """Put a subscriber at the head of the list."""
+        mm = self.mms[message.mm]
+        mm.subscribers = ((message.driver, message.node), *mm.subscribers)
+        self.port.emit(Registered(message.node, message.mm))
+        return Ack()
 
     def notifier_delete(self, message: m.NotifierDelete, _: Envelope) -> Ack:
         """Take a subscriber off the list."""

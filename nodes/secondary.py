@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from protocol.messages.program import Operation
 if TYPE_CHECKING:
     from nodes.kernel.context import Processor
     from nodes.kernel.variant import Kernel
+    from nodes.memory import Memory
     from nodes.node import Node
     from nodes.world import World
 
@@ -31,6 +32,11 @@ Work = Callable[["Processor", Any], Awaitable[Message]]
 """What a worker thread of a processor does about a request: (processor, request) -> reply."""
 SystemCall = Callable[["Processor", Any], Awaitable[int]]
 """An operation on a processor: (processor, operation) -> its result, or -errno."""
+
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""What TOML promises to hold, and a message to carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +50,20 @@ class Cache:
     """The cache from whose entries it is filled, if not from page-table entries."""
     by_guest_address: bool = False
     """Its addresses are guest-physical ones."""
+    tags_reused: bool = False
+    """Its tags are numbers that are given out again, not names."""
     latched: bool = False
-    """A value of it counts as usable once its holder has begun to use it, not when it is written."""
+    """A value of it counts as usable once its holder begins to use it, not when it is written."""
     read_only: bool = False
     """It says where a page is, and gives no right to store."""
     filled_by: str = ""
     """The kernel function, or what hardware does, by which an entry gets in; for reports."""
+    upper: bool = False
+    """It holds upper entries of page tables, not translations."""
     dropped_by: tuple[type[Message], ...] = ()
     """Messages that tell its holder to drop entries."""
+    drops: Callable[[Any], bool] = lambda _message: True
+    """Whether such a message is about this cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +110,28 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """mms whose notifier list it is on from the start."""
         return ()
 
-    def tags(self) -> Mapping[str, str]:
-        """Tags of its translations that are no names of mms: tag -> mm."""
-        return {}
-
     def ranges(self) -> Iterable[tuple[str, int, int, int]]:
         """What its own addresses stand for: (mm, own address, host address, bytes)."""
         return ()
 
+    def moved(self, down: int) -> Part:  # noqa: ARG002
+        """The same with every host address that it names so many bytes lower."""
+        return self
+
+    def lacks(self) -> frozenset[str]:
+        """Caches of its kind that this row does not have."""
+        return frozenset()
+
     def told(self, kernel: Kernel) -> bool:  # noqa: ARG002
         """Whether it hears only what its driver tells it, and no broadcast of the processors."""
         return True
+
+    def host_page(self, address: int) -> tuple[str, int] | None:
+        """What one of its own addresses stands for: (mm, host address)."""
+        for mm, own, host, size in self.ranges():
+            if own <= address < own + size:
+                return mm, host + (address - own)
+        return None
 
     def death(self, node: str, world: World) -> Death | None:  # noqa: ARG002
         """How one of its nodes dies; None: nothing goes on without it."""
@@ -124,7 +147,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Secondary:
     """The declaration."""
 
@@ -139,16 +162,31 @@ class Secondary:
     caches: tuple[Cache, ...]
     ops: Callable[[Kernel], Mapping[str, Callback]]
     """Its ``struct mmu_notifier_ops`` in a kernel."""
+    tags: Callable[[World], Mapping[str, str]] = lambda _world: {}
+    """Tags of its translations that are no names of mms, at the start: tag -> mm."""
     passes_over: Callable[[Kernel, MmuNotifierEvent], bool] = lambda _kernel, _event: False
     """Events that its callbacks return from at once."""
+    memory: type[Memory] | None = None
+    """What its driver keeps in the host's memory, with the messages that reach it."""
+    exit_files: Callable[[Processor, str, Any], Awaitable[None]] | None = None
+    """What becomes of a row when a process closes its files: (processor, mm, row)."""
+    released_at_exit: bool = False
+    """``mmu_notifier_release`` calls its ``release`` and takes it off the list; others stay on it,
+    as if the next process of that name had bound them again."""
     work: Mapping[type[Request[Any]], Work] = field(default_factory=dict)
     """Requests that a worker thread of a processor serves."""
     calls: Mapping[type[Operation], SystemCall] = field(default_factory=dict)
     """Operations of its driver that a processor can be asked for."""
-    accesses: Mapping[type[Operation], Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
+    accesses: Mapping[type[Operation], Callable[[Any], tuple[str, ...]]] = field(
+        default_factory=dict
+    )
     """Operations of its own nodes: (row) -> the nodes that can be asked for them."""
+    named_by: tuple[str, ...] = ()
+    """Fields of operations that name one of its rows."""
     machines: tuple[str, ...] = ("x86", "arm64", "ppc")
     """Architectures that have it."""
+    place: int = 10
+    """Where its nodes stand among those of a world: lower numbers first."""
 
     def parts(self, world: World) -> tuple[Any, ...]:
         """Its rows in a world."""
@@ -177,6 +215,17 @@ def register(secondary: Secondary) -> Secondary:
 def secondaries() -> tuple[Secondary, ...]:
     """All that are known, in the order in which they were registered."""
     return tuple(_SECONDARIES.values())
+
+
+def by_node_order() -> tuple[Secondary, ...]:
+    """All that are known, in the order in which a world has their nodes."""
+    return tuple(sorted(_SECONDARIES.values(), key=lambda secondary: secondary.place))
+
+
+def caches() -> dict[str, Cache]:
+    """What all of them cache, by name."""
+    ordered = by_node_order()
+    return {cache.name: cache for secondary in ordered for cache in secondary.caches}
 
 
 def named(name: str) -> Secondary:

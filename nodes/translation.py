@@ -16,7 +16,7 @@ from nodes.driver import Port
 from nodes.pwc import PagingStructureCache
 from nodes.world import MEMORY, World
 from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE
+from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages.base import Message, Request
 from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
 from protocol.ranges import covers, page_of
@@ -171,7 +171,8 @@ def _pages(cache: str, world: World) -> int:
     """How many pages can have an entry."""
     mapped: int = world.entries**world.levels
     if cache == "gtlb":  # a program may give a guest all the rest
-        return max(mapped, sum(slot.pages for vm in world.vms for slot in vm.slots))
+        own = (size for part in world.parts for *_, size in part.ranges())
+        return max(mapped, sum(own) >> PAGE_SHIFT)
     return len(world.mms) * mapped
 
 

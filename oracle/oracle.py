@@ -9,34 +9,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from nodes.secondary import secondaries
 from nodes.world import MEMORY, World
-from oracle import statistics as stats
-from oracle.brackets import Brackets
-from oracle.callbacks import Callbacks
-from oracle.coherence import Coherence
-from oracle.completion import Completion
-from oracle.containment import Containment
-from oracle.context import CONTEXT, Context
-from oracle.denied import MMAP_UNLOCK, StaleDenials
-from oracle.end import stale_at_rest
-from oracle.guests import GuestRecords
-from oracle.identity import XSL, Identity
-from oracle.inherited import PTL_LOCK, Inherited
-from oracle.lifetime import Lifetimes
-from oracle.liveness import LOCKS, Deadlocks, FaultProgress
-from oracle.measures import Measures
-from oracle.memory_records import MemoryRecords
-from oracle.memory_rules import MemoryRules
-from oracle.moves import PTL_UNLOCK, Moves
-from oracle.obligations import OPERATION_ENDED, Obligations
-from oracle.order import Order, Row
-from oracle.rules import chosen_rules
-from oracle.safety import Safety, foreign_walk
+from oracle.rules.content import MemoryRules
+from oracle.rules.l1_l3_progress import LOCKS, Deadlocks, FaultProgress
+from oracle.rules.l2_q1_callbacks import Callbacks
+from oracle.rules.l4_completion import Completion
+from oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
+from oracle.rules.o_inherited import PTL_LOCK, Inherited
+from oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
+from oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
+from oracle.rules.o_s8_page_tables import Tables, walked_before
+from oracle.rules.p1_p2_p3_costs import Measures
+from oracle.rules.q2_at_rest import stale_at_rest
+from oracle.rules.s1_s3_s8_accesses import Safety, foreign_walk
+from oracle.rules.s5_rights import Containment
+from oracle.rules.s7_store_order import Coherence
+from oracle.rules.s10_brackets import Brackets
+from oracle.rules.s11_might_sleep import CONTEXT, Context
+from oracle.rules.s12_tags import Identity
+from oracle.rules.s13_unregister import Lifetimes
+from oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
+from oracle.rules.table import chosen_rules
 from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
-from oracle.state import Cached, Op, Read, State
-from oracle.statistics import Statistics
-from oracle.tables import Tables, walked_before
-from oracle.targeting import Targeting, to_be_told
+from oracle.state import statistics as stats
+from oracle.state.guest_records import GuestRecords
+from oracle.state.kinds import kinds
+from oracle.state.live import Cached, Op, Read, State
+from oracle.state.memory_records import MemoryRecords
+from oracle.state.order import Order, Row
+from oracle.state.statistics import Statistics
 from oracle.verdict import How, Verdict, decide
 from oracle.violation import Event, Violation
 from protocol import pte as ptes
@@ -99,8 +101,9 @@ class Oracle(MemoryRecords, GuestRecords):
             self.moves.taken, self.moves.moved, self.moves.seen,
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
-        self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
-        self._mm_of = {vm.name: vm.mm for vm in world.vms}
+        self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
+        self._mm_of = {tag: mm for one in secondaries() for tag, mm in one.tags(world).items()}
+        self._kinds = kinds()
         self._n, self._id, self._node, self._at = 0, "", "", 0
         self._row: Row = ()
         self._op_id = ""
@@ -228,11 +231,12 @@ class Oracle(MemoryRecords, GuestRecords):
         read = self._source(record)
         if read is None:
             return
-        rights = ptes.PRESENT if record.cache == "vmcs" else ptes.PRESENT | record.pte & _STORE
+        read_only = record.cache in self._kinds.read_only
+        rights = ptes.PRESENT if read_only else ptes.PRESENT | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
         fill = Cached(record.fill, record.cache, self._node, self._at, read, pte)
         fill.n, fill.id = self._n, self._id
-        fill.usable = record.cache != "vmcs"
+        fill.usable = record.cache not in self._kinds.latched
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
         if fill.usable and read.page.changes:
@@ -240,7 +244,7 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _source(self, record: r.Fill) -> Read | None:
         """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
-        if record.cache in ("gtlb", "atc"):
+        if record.cache in self._kinds.derived:
             parent = self.state.fills.get(record.source)
             if parent is not None:
                 return parent.read
@@ -262,9 +266,9 @@ class Oracle(MemoryRecords, GuestRecords):
         return None
 
     def _same_page(self, record: r.Fill, mm: str, address: int) -> bool:
-        if record.cache in ("gtlb", "vmcs"):
-            return True  # their address is a gpa
-        if record.cache == XSL:
+        if record.cache in self._kinds.by_guest_address:
+            return True
+        if record.cache in self._kinds.tags_reused:
             return self.identity.owned(record.tag, mm) and record.address == address
         return self._mm_of.get(record.tag, record.tag) == mm and record.address == address
 

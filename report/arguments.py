@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from explorer.policies import STRATEGIES
-from nodes.kernel.variant import RELEASES
+from explorer.sample.policies import STRATEGIES
+from nodes.kernel.variant.release import NEWEST, OLDEST
 from protocol.errors import UserError
 
 PROGRAM: Final = "launch.py"
@@ -164,7 +164,7 @@ def _stress(commands: Commands) -> None:
     add("--workload", default="mixed", metavar="mixed|FILE.strace",
         help="what runs; FILE is an strace log")  # fmt: skip
     add("--kernel", default="", metavar="RELEASE",
-        help=f"one of {', '.join(RELEASES)}; else v6.6")  # fmt: skip
+        help=f"a release from {OLDEST} to {NEWEST}; else v6.6")  # fmt: skip
     add("--arch", default="", help="x86, arm64 or ppc; else x86")
     add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
         help="differ in a switch")  # fmt: skip

@@ -95,7 +95,7 @@ def _section(title: str, lines: Iterable[str]) -> str:
 
 
 def _kernel(case: KernelCase) -> str:
-    kernel = f"{case.name} ({case.kernel.release} {case.kernel.arch}): {expected(case.expect)}"
+    kernel = f"{case.name} ({case.kernel.release} {case.kernel.machine}): {expected(case.expect)}"
     return f"{kernel}\n  {case.expect.description}" if case.expect.description else kernel
 
 

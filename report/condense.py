@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from explorer.timeline import DECISIVE, Row
+from explorer.explain.interleaving import DECISIVE, Row
 from report.steps import text_of
 
 BLOCK_MAX: Final = 16

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from explorer.exhaustive import Exhaustion
-from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
+from explorer.exhaustive.search import Exhaustion
+from explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
 from report import words
 from report.machine import outcome_dict
 from report.screen import put

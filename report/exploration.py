@@ -9,9 +9,9 @@ from typing import Any, Final
 import msgspec
 from rich.console import Console
 
-from explorer.explore import Bound, Exploration
-from explorer.outcome import Outcome
-from explorer.statistics import wilson
+from explorer.run.outcome import Outcome
+from explorer.sample.explore import Bound, Exploration
+from explorer.sample.statistics import wilson
 from oracle.sometimes import describe
 from oracle.violation import Violation
 from report import words

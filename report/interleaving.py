@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.explain import Cure, Explanation, Missed, Ordering
-from explorer.explain_deaths import Fate
-from explorer.spots import Spot
-from explorer.timeline import DECISIVE, DETAIL, ESSENTIAL, Row
+from explorer.explain.deaths import Fate
+from explorer.explain.interleaving import DECISIVE, DETAIL, ESSENTIAL, Row
+from explorer.explain.places import Spot
+from explorer.explain.why import Cure, Explanation, Missed, Ordering
 from protocol.envelope import BROKER, REPLY_MARK
 from report import words
 from report.arguments import Form

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.outcome import OperationCount, Outcome
+from explorer.run.outcome import OperationCount, Outcome
 from nodes.kernel.variant import Kernel
 from report.facts import switches_set
 from report.screen import say
@@ -76,9 +76,10 @@ def kernel_dict(kernel: Kernel) -> dict[str, Any]:
     """The kernel: its preset, what differs from that, and every switch."""
     return {
         "release": kernel.release,
-        "arch": kernel.arch,
+        "arch": kernel.machine,
+        "drivers": list(kernel.profiles),
         "set": switches_set(kernel),
-        "switches": msgspec.to_builtins(kernel),
+        "switches": kernel.switches(),
     }
 
 

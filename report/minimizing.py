@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from explorer.minimize import Minimized, Size, Update
+from explorer.shrink.minimize import Minimized, Size, Update
 from report import words
 
 

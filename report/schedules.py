@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from explorer.schedule_file import SUFFIX, is_schedule_file
+from explorer.run.schedule_file import SUFFIX, is_schedule_file
 from protocol.errors import UserError
 from report.directory import saved_run
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from explorer import explore as exploration
-from explorer.outcome import Outcome
-from explorer.policies import ENGINES, STRATEGIES
+from explorer.run.outcome import Outcome
+from explorer.sample import explore as exploration
+from explorer.sample.policies import ENGINES, STRATEGIES
 from protocol.errors import EmulatorError, ReplayDivergence, UserError
 from report import exploration as explored
 from report import machine
@@ -22,7 +22,7 @@ from report.screen import say, stderr, stdout, write_out
 from scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
-    from explorer.story import Story
+    from explorer.explain.found import Story
 
 
 def engine_from(strategy: str, exhaust: bool, keep_going: bool, recipe: bool, scope: str) -> str:
@@ -55,7 +55,7 @@ def search(
     explanation: bool = True,
 ) -> int:
     """Search one race exhaustively, or as far as the limits go; the exit status."""
-    from explorer import exhaustion as exhaustive
+    from explorer.exhaustive import race as exhaustive
     from report import exhaustion as exhausted
 
     limits = exhaustive.Limits(executions, seconds)
@@ -93,7 +93,7 @@ def _story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
     """The explanation of what was found; none if there is nothing, or Ctrl-C says so."""
     if outcome is None or outcome.run_dir is None or not wanted:
         return None
-    from explorer.story import story_of as explained
+    from explorer.explain.found import story_of as explained
 
     try:
         return explained(outcome.run_dir)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from explorer.timeline import Row
+from explorer.explain.interleaving import Row
 from protocol.limits import ULONG_MAX
 from protocol.pte import describe, frame_of
 from report.functions import DATA, OPERATIONS, function_of

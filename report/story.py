@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from explorer.outcome import Outcome
-from explorer.story import Story
+from explorer.explain.found import Story
+from explorer.run.outcome import Outcome
 from report import interleaving, words
 from report.exploration import LABEL_WIDTH
 from report.minimizing import size_text

@@ -10,9 +10,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from broker.chaos_config import GATES, KILL
-from explorer import outcome as codes
-from explorer.latency import Latency
-from explorer.outcome import OperationCount, Outcome
+from explorer.run import outcome as codes
+from explorer.run.latency import Latency
+from explorer.run.outcome import OperationCount, Outcome
 from oracle.verdict import How
 from oracle.violation import Violation
 from report import words

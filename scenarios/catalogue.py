@@ -18,9 +18,9 @@ from broker.chaos_config import check_names
 from broker.programs import Program
 from nodes.kernel.variant import Kernel
 from nodes.world import World
-from oracle.rules import chosen_rules
-from oracle.sometimes import CACHES, Condition, conditions_from
-from oracle.tables import PWC
+from oracle.rules.o_s8_page_tables import PWC
+from oracle.rules.table import chosen_rules
+from oracle.sometimes import Condition, conditions_from, known_caches
 from protocol.errors import UserError
 from scenarios.operations import programs_from
 from scenarios.spec import Expectation, RunSpec
@@ -240,7 +240,7 @@ def _check_expectations(cases: tuple[KernelCase, ...], world: World, where: str)
         expect, place = case.expect, f"{where}[{index}].expect"
         chosen_rules(frozenset(filter(None, [expect.rule])), f"{place}.rule")
         _check_known(expect.agent, world.nodes(), f"{place}.agent")
-        _check_known(expect.cache, (*CACHES, PWC), f"{place}.cache")
+        _check_known(expect.cache, (*known_caches(), PWC), f"{place}.cache")
         _check_known(expect.mm, world.mms, f"{place}.mm")
 
 

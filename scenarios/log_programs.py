@@ -21,10 +21,13 @@ import msgspec
 
 from broker.programs import Program, Step
 from nodes.driver import draw
+from nodes.secondaries.iommu_sva.messages import Dma
+from nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.secondaries.ocxl.messages import AfuTouch
 from nodes.world import World
 from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages import program as ops
-from protocol.messages.kvm import Memslot
 from protocol.ranges import page_align
 from scenarios.address_space import ADDRESS_END, nth_page
 from scenarios.log_effects import Effect
@@ -62,7 +65,8 @@ class LogPrograms:
         self.spaces = {0: Space(world.mms[0])}
         self.space = self.spaces[0]
         """That of the call at hand."""
-        self.slots = world.vms[0].slots if world.vms else ()
+        vms = world.parts_of(Vm)
+        self.slots = vms[0].slots if vms else ()
         self.steps: dict[str, list[Step]] = {}
         self.nodes: dict[str, str] = {}
         self.holds = 0
@@ -297,7 +301,7 @@ class LogPrograms:
 
     def _dma(self, page: int, line: int, what: str) -> str:
         write = self._writes(page, line, f"dma/{what}")
-        access = ops.AfuTouch if self.world.links else ops.Dma
+        access = AfuTouch if self.world.kernel.machine == "ppc" else Dma
         operation = access(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
         return self._emit(DEVICE, operation, self._before(page, what))
@@ -309,7 +313,7 @@ class LogPrograms:
         write = self._writes(page, line, f"guest/{what}")
         gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
         self._note_use(page, write)
-        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), self._before(page, what))
+        return self._emit(GUEST, GuestTouch(gpa, write, line), self._before(page, what))
 
     def _before(self, page: int, what: str) -> list[str]:
         """What an access of a secondary comes after.
@@ -322,13 +326,13 @@ class LogPrograms:
             after.append(self._latest(DAEMON))
         return after
 
-    def _slot(self, address: int) -> Memslot | None:
+    def _slot(self, address: int) -> Slot | None:
         for slot in self.slots:
             if not slot.apic and slot.hva <= address < slot.hva + slot.pages * PAGE_SIZE:
                 return slot
         return None
 
-    def _apic_slot(self) -> Memslot | None:
+    def _apic_slot(self) -> Slot | None:
         return next((slot for slot in self.slots if slot.apic), None)
 
     def _guest_apic(self, line: int) -> None:
@@ -336,7 +340,7 @@ class LogPrograms:
         if slot is not None:
             write = self._draw(line, "apic/write") % 2 == 0
             after = self._last_calls(slot.hva, slot.hva + PAGE_SIZE)
-            self._emit(GUEST, ops.GuestApic(slot.gfn << PAGE_SHIFT, write, line), after)
+            self._emit(GUEST, GuestApic(slot.gfn << PAGE_SHIFT, write, line), after)
 
     def _migrate(self, line: int) -> None:
         """A used page that device and guest hold, or one in four times the APIC page."""

@@ -18,11 +18,16 @@ import msgspec
 from broker.programs import Program, Step
 from nodes.driver import draw
 from nodes.kernel.variant import Kernel
-from nodes.world import Link, Unit, Vm, World
+from nodes.secondaries.iommu_sva.messages import Dma
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.secondaries.ocxl.messages import AfuTouch
+from nodes.secondaries.ocxl.part import Link
+from nodes.world import World
 from protocol.errors import UserError
 from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages import program as ops
-from protocol.messages.kvm import Memslot
 from scenarios.tables import Table, TomlTable, convert
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
@@ -114,12 +119,12 @@ class Arena:
         """The guest's address of it."""
         return self.apic - GUEST_BASE
 
-    def memslots(self) -> tuple[Memslot, ...]:
+    def memslots(self) -> tuple[Slot, ...]:
         """The whole arena is guest memory."""
         pages = (self.end - GUEST_BASE) >> PAGE_SHIFT
         return (
-            Memslot(0, pages, GUEST_BASE),
-            Memslot(self.apic_gpa >> PAGE_SHIFT, 1, self.apic, True),
+            Slot(0, pages, GUEST_BASE),
+            Slot(self.apic_gpa >> PAGE_SHIFT, 1, self.apic, True),
         )
 
     def somewhere(self, number: int) -> int:
@@ -311,12 +316,12 @@ class SecondarySteps:
         write, value = number % 3 > 0, (number >> 2) & 0xFFFF
         address = self.arena.somewhere(number >> 20)
         if self.name.startswith("link"):
-            return ops.AfuTouch(self.arena.mm, address, write, value)
+            return AfuTouch(self.arena.mm, address, write, value)
         if not self.guest:
-            return ops.Dma(self.arena.mm, address, write, value)
+            return Dma(self.arena.mm, address, write, value)
         if (number >> 18) & 3 == 0:
-            return ops.GuestApic(self.arena.apic_gpa, write, value)
-        return ops.GuestTouch(address - GUEST_BASE, write, value)
+            return GuestApic(self.arena.apic_gpa, write, value)
+        return GuestTouch(address - GUEST_BASE, write, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,24 +336,26 @@ class Mixed:
         options = self.options
         cpus = cpu_names(options.cpus)
         slots = Arena(options).memslots()
-        power = kernel.arch == "ppc"
+        power = kernel.machine == "ppc"
         if options.links and not power:
             raise UserError(
-                "nodes.links", f"is {options.links} on {kernel.arch}", "0, or arch = ppc"
+                "nodes.links", f"is {options.links} on {kernel.machine}", "0, or arch = ppc"
             )
         devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
         return World(
             kernel=kernel,
             cpus=cpus,
-            units=tuple(
-                Unit(f"iommu{n}", behind, ("mm0",), cpus[-1], options.ats)
-                for n, behind in enumerate(_shared_out("device", devices, options.iommus))
+            parts=(
+                *(
+                    Unit(f"iommu{n}", behind, ("mm0",), cpus[-1], options.ats)
+                    for n, behind in enumerate(_shared_out("device", devices, options.iommus))
+                ),
+                *(
+                    Vm(f"kvm{n}", vcpus, "mm0", slots)
+                    for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
+                ),
+                *(Link(f"link{n}", ("mm0",), cpus[-1]) for n in range(links)),
             ),
-            vms=tuple(
-                Vm(f"kvm{n}", vcpus, "mm0", slots)
-                for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
-            ),
-            links=tuple(Link(f"link{n}", ("mm0",), cpus[-1]) for n in range(links)),
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
@@ -362,12 +369,9 @@ class Mixed:
             Program(name, name, CpuSteps(arena, number, seed), frozenset())
             for number, name in enumerate(world.cpus)
         ]
-        devices = [name for unit in world.units for name in unit.devices]
-        vcpus = [name for vm in world.vms for name in vm.vcpus]
-        links = [link.name for link in world.links]
-        steps = [
-            SecondarySteps(arena, name, seed, name in vcpus) for name in (*devices, *vcpus, *links)
-        ]
+        vcpus = {name for part in world.parts for name in part.processors()}
+        asked = [name for name in world.nodes() if name.startswith(("device", "vcpu", "link"))]
+        steps = [SecondarySteps(arena, name, seed, name in vcpus) for name in asked]
         others = [Program(s.name, s.name, s, frozenset(s.after(0))) for s in steps]
         return (*cpus, *others)
 

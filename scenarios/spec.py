@@ -15,14 +15,15 @@ import msgspec
 
 from broker.chaos import ChaosConfig, parse_rules
 from broker.programs import Program
-from nodes.kernel.variant import Kernel
+from nodes.secondary import Number
 from nodes.world import World
 from oracle.sometimes import Condition, conditions_from
 from oracle.verdict import Expected
 from protocol.errors import UserError
+from scenarios.switches import kernel_of, kernel_to
 from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
 from scenarios.workloads import Workload, workload_from
-from scenarios.worlds import Number, world_from, world_to
+from scenarios.worlds import world_from, world_to
 
 SCHEMA: Final = 1
 RUN_FILE: Final = "run.toml"
@@ -78,7 +79,7 @@ class RunSpec:
 
     def to_toml(self, directory: Path) -> str:
         """The text of ``run.toml``; files are named relative to ``directory``."""
-        world = {"kernel": msgspec.to_builtins(self.world.kernel)} | world_to(self.world)
+        world = {"kernel": kernel_to(self.world.kernel)} | world_to(self.world)
         table: Table = {
             "schema": SCHEMA,
             "name": self.name,
@@ -118,10 +119,8 @@ class RunSpec:
             raise UserError(f"{where}: schema", f"is {run.schema}", str(SCHEMA))
         world_table = dict(run.world)
         kernel_table = sub_table(world_table.pop("kernel", None), f"{where}: world.kernel")
-        kernel = convert(kernel_table, Kernel, f"{where}: world.kernel")
-        world = world_from(
-            world_table, kernel.validate(f"{where}: world.kernel"), f"{where}: world"
-        )
+        kernel = kernel_of(kernel_table, f"{where}: world.kernel")
+        world = world_from(world_table, kernel, f"{where}: world")
         return cls(
             name=run.name,
             world=world,

@@ -11,10 +11,12 @@ import msgspec
 
 from broker.programs import Program
 from nodes.kernel.variant import Kernel
-from nodes.world import Link, Unit, Vm, World
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.secondaries.ocxl.part import Link
+from nodes.world import World
 from oracle.sometimes import Condition, workload_conditions
 from protocol.limits import PAGE_SIZE
-from protocol.messages.kvm import Memslot
 from scenarios.log_effects import Account, bounds, effects_of
 from scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
 from scenarios.strace_log import read_log
@@ -59,15 +61,17 @@ class StraceLog:
             (max(e.process, e.other * (e.kind == "fork")) for e in effects), default=0
         )
         pages = (high - low) // PAGE_SIZE
-        apic = Memslot(pages + 1, 1, high + PAGE_SIZE, True)
-        slots = (Memslot(0, pages, low), apic)
-        power = kernel.arch == "ppc"  # which has links in place of IOMMUs
+        apic = Slot(pages + 1, 1, high + PAGE_SIZE, True)
+        slots = (Slot(0, pages, low), apic)
+        power = kernel.machine == "ppc"  # which has links in place of IOMMUs
         return World(
             kernel=kernel,
             mms=tuple(f"mm{number}" for number in range(processes)),
-            units=() if power else (Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),),
-            links=(Link(DEVICE, ("mm0",), "cpu1"),) if power else (),
-            vms=(Vm("kvm0", (GUEST,), "mm0", slots),),
+            parts=(
+                *(() if power else (Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),)),
+                Vm("kvm0", (GUEST,), "mm0", slots),
+                *((Link(DEVICE, ("mm0",), "cpu1"),) if power else ()),
+            ),
             levels=4,
             entries=512,
             frames=FRAMES,

@@ -12,7 +12,7 @@ from broker.simulator import Simulator
 from nodes.build import build_all
 from nodes.world import World
 from oracle.oracle import Oracle
-from oracle.trace import step_of
+from oracle.state.trace import step_of
 from oracle.violation import Violation
 from protocol import records as r
 from protocol.envelope import Envelope, Handled, operation_of

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from broker.programs import Program, Step
-from explorer.dpor import Dpor, Event
-from explorer.machine import Move, Sent
-from explorer.world_state import Config, Model
+from explorer.exhaustive.dpor import Dpor, Event
+from explorer.exhaustive.node_tables import Move, Sent
+from explorer.exhaustive.world_state import Config, Model
 from nodes.driver import Driver, Handler
 from nodes.kernel.variant import preset
 from nodes.node import Node

@@ -12,13 +12,13 @@ from broker.programs import Feeder, Program, Step, awaited
 from broker.recorder import FirstSteps, broker_records
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
-from explorer import session
-from explorer.bounds import bytes_in, size_from
-from explorer.session import Watch
+from explorer.run import session
+from explorer.run.session import Watch
+from explorer.run.stop import bytes_in, size_from
 from nodes.build import build_all
 from nodes.kernel.variant import preset
-from oracle.order import Order
-from oracle.trace import step_of
+from oracle.state.order import Order
+from oracle.state.trace import step_of
 from protocol.envelope import Envelope, Handled
 from protocol.errors import EmulatorError, UserError
 from protocol.messages.program import OpDone, Touch

@@ -14,13 +14,26 @@ from typing import Any
 import pytest
 
 from broker.programs import Program, Step
-from explorer.explore import Exploration, Options, explore
+from explorer.sample.explore import Exploration, Options, explore
 from nodes.cpu import Processor
-from nodes.kernel import gup, kvm_main, kvm_mmu, vmx
+from nodes.kernel import gup
 from nodes.kernel.variant import preset
-from nodes.vcpu import Vcpu
-from nodes.world import Vm, World
-from oracle.rules import HARM, MEASURES, OBLIGATIONS
+from nodes.secondaries.kvm import kvm_main, vmx
+from nodes.secondaries.kvm import mmu as kvm_mmu
+from nodes.secondaries.kvm.messages import (
+    GuestTouch,
+    InProgress,
+    MmuLock,
+    MmuUnlock,
+    RetryWait,
+    SeqBump,
+    SeqRead,
+    SpteSet,
+)
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.secondaries.kvm.vcpu import Vcpu
+from nodes.world import World
+from oracle.rules.table import HARM, MEASURES, OBLIGATIONS
 from oracle.violation import Violation
 from protocol import pte as ptes
 from protocol.envelope import Envelope
@@ -29,16 +42,6 @@ from protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from protocol.messages import processor as p
 from protocol.messages import program as op
 from protocol.messages.base import Ack
-from protocol.messages.kvm import (
-    InProgress,
-    Memslot,
-    MmuLock,
-    MmuUnlock,
-    RetryWait,
-    SeqBump,
-    SeqRead,
-    SpteSet,
-)
 from scenarios.catalogue import find
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
@@ -204,11 +207,11 @@ def vanishing_apic_page() -> RunSpec:
         Step(op.Touch("mm0", apic, True, 2)),
         *(Step(op.MadviseDontneed("mm0", apic, PAGE_SIZE)) for _ in range(3)),
     )
-    guest = tuple(Step(op.GuestTouch(0, True, at), ("cpu0/3",)) for at in range(3))
+    guest = tuple(Step(GuestTouch(0, True, at), ("cpu0/3",)) for at in range(3))
     vcpus = ("vcpu0", "vcpu1")
-    slots = (Memslot(0, 1, 0), Memslot(8, 1, apic, True))
+    slots = (Slot(0, 1, 0), Slot(8, 1, apic, True))
     world = World(
-        kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), vms=(Vm("kvm0", vcpus, "mm0", slots),)
+        kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), parts=(Vm("kvm0", vcpus, "mm0", slots),)
     )
     programs = (Program("cpu0", "cpu0", host), *(Program(v, v, guest) for v in vcpus))
     return RunSpec("vanishing-apic-page", world, SEED, Script(programs))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from explorer.timeline import DECISIVE, HELPFUL, Row
-from protocol.codec import MESSAGE_KINDS
+from explorer.explain.interleaving import DECISIVE, HELPFUL, Row
+from protocol.codec import message_kinds
 from report.condense import condensed
 from report.steps import function_text, text_of
 
@@ -67,7 +67,7 @@ def test_a_callback_in_which_nothing_happened_does_not_return() -> None:
 
 
 def test_every_message_has_a_name_of_the_kernel_or_of_the_hardware() -> None:
-    for kind in MESSAGE_KINDS:
+    for kind in message_kinds():
         named = function_text(kind, "Munmap")
         assert named
         assert named == named.strip()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker.chaos import parse_rules
-from explorer.session import simulate
+from explorer.run.session import simulate
 from nodes.kernel.variant import preset
 from scenarios.mixed import Counts, MixedOptions
 from scenarios.runs import mixed_run, workload_run

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from broker.programs import Program, Step
-from explorer.oracle_state import OracleTable
-from explorer.stateful import Broken, Stateful
-from explorer.stateful import Step as StepTaken
-from explorer.world_state import Config, Model
+from explorer.exhaustive.oracle_table import OracleTable
+from explorer.exhaustive.stateful import Broken, Stateful
+from explorer.exhaustive.stateful import Step as StepTaken
+from explorer.exhaustive.world_state import Config, Model
 from nodes.build import build
 from nodes.driver import Driver, Handler
 from nodes.kernel.variant import preset

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.kernel.decode import ALL, Decoder, decode, decode_atc, pages_left
+from nodes.secondaries.decode import ALL, Decoder, decode, decode_atc, pages_left
 from protocol.limits import CALLBACK_COMMANDS_MAX, PAGE_SIZE, ULONG_MAX
 from protocol.ranges import covers
 

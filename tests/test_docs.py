@@ -12,7 +12,7 @@ import pytest
 
 import launch
 from broker.chaos_config import After, ChaosConfig, Match, Rule, Until, When, parse_rules
-from explorer.explore import Options, explore
+from explorer.sample.explore import Options, explore
 from scenarios.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[1]

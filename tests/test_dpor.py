@@ -11,8 +11,8 @@ from broker.exchange import Exchange
 from broker.programs import Feeder, Program, Step
 from broker.schedules import Recorded
 from broker.simulator import Simulator
-from explorer.exhaustive import Budget, explore_dpor, probe_estimate
-from explorer.world_state import Model, model_of
+from explorer.exhaustive.search import Budget, explore_dpor, probe_estimate
+from explorer.exhaustive.world_state import Model, model_of
 from nodes.build import build_all
 from oracle.oracle import Oracle
 from protocol.errors import UserError

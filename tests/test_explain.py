@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from explorer.explain import Explanation, explain, other_values
-from explorer.lenient import How, play
-from explorer.minimize import minimize_quickly
-from explorer.races import Order
-from explorer.reduce import with_world
-from explorer.schedule_file import Loaded, load
-from explorer.session import simulate
-from explorer.shortest import look_for_shorter
+from explorer.exhaustive.reversible import Order
+from explorer.explain.why import Explanation, explain, other_values
+from explorer.run.schedule_file import Loaded, load
+from explorer.run.session import simulate
+from explorer.shrink.minimize import minimize_quickly
+from explorer.shrink.play import How, play
+from explorer.shrink.shortest import look_for_shorter
+from explorer.shrink.smaller import with_world
 from nodes.kernel.variant import Kernel, preset
 from report import interleaving
 from report.machine import as_json

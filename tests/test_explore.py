@@ -12,17 +12,40 @@ import pytest
 
 import launch
 from broker.schedules import RandomWalk, Schedule
-from explorer.coverage import Coverage, Signature
-from explorer.explore import SIGN_EVERY, Exploration, Options, explore, record, run_schedule
-from explorer.lenient import How, play
-from explorer.policies import CALIBRATION_RUNS, CYCLES, Policies
-from explorer.schedule_file import read_case
-from explorer.session import replay
-from explorer.statistics import at_most, median, missed_by, pct_bound, unseen_mass, wilson
-from explorer.story import FILE
-from explorer.strategies import CountedWalk, Paces, Pct, Pos, Stall, Surw, interesting, races
+from explorer.explain.found import FILE
+from explorer.run.schedule_file import read_case
+from explorer.run.session import replay
+from explorer.sample.coverage import Coverage, Signature
+from explorer.sample.explore import (
+    SIGN_EVERY,
+    Exploration,
+    Options,
+    explore,
+    record,
+    run_schedule,
+)
+from explorer.sample.policies import CALIBRATION_RUNS, CYCLES, Policies
+from explorer.sample.statistics import (
+    at_most,
+    median,
+    missed_by,
+    pct_bound,
+    unseen_mass,
+    wilson,
+)
+from explorer.sample.strategies import (
+    CountedWalk,
+    Paces,
+    Pct,
+    Pos,
+    Stall,
+    Surw,
+    interesting,
+    races,
+)
+from explorer.shrink.play import How, play
 from nodes.footprint import Footprint
-from oracle.statistics import Statistics
+from oracle.state.statistics import Statistics
 from protocol.envelope import Envelope, Handled
 from protocol.errors import UserError
 from protocol.messages.base import Ack, Message
@@ -346,7 +369,7 @@ def test_an_interrupted_explanation_leaves_the_result(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("explorer.story.minimize_quickly", interrupt)
+    monkeypatch.setattr("explorer.explain.found.minimize_quickly", interrupt)
     assert launch.main(["explore", "E08", "--seed", "2", "--out", str(tmp_path / "a")]) == 1
     captured = capsys.readouterr()
     assert "no explanation" in captured.err

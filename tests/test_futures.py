@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from broker.programs import operation_program
-from explorer.exhaustive import Budget, explore_stateful
-from explorer.machine import Move, Sent, rival_bits
-from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import Broken, Stateful
-from explorer.world_state import Config, Model, model_of
+from explorer.exhaustive.node_tables import Move, Sent, rival_bits
+from explorer.exhaustive.oracle_table import RULES, OracleTable
+from explorer.exhaustive.search import Budget, explore_stateful
+from explorer.exhaustive.stateful import Broken, Stateful
+from explorer.exhaustive.world_state import Config, Model, model_of
 from oracle.oracle import Oracle
 from scenarios.catalogue import load_all
 from scenarios.spec import RunSpec

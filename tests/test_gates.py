@@ -11,8 +11,8 @@ import pytest
 from broker.chaos import ChaosConfig, ChaosRules, parse_rules
 from broker.recorder import broker_records
 from broker.schedules import RandomWalk
-from explorer import session
-from explorer.outcome import Outcome
+from explorer.run import session
+from explorer.run.outcome import Outcome
 from nodes.kernel.variant import preset
 from protocol.envelope import Envelope
 from protocol.errors import UserError

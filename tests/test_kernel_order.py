@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 import pytest
 
 from broker.exchange import Exchange
@@ -16,13 +15,13 @@ from nodes.build import build_all
 from nodes.kernel import memory, page_alloc, pgtable
 from nodes.kernel.context import Processor
 from nodes.kernel.variant import preset
-from nodes.world import Vm, World
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.world import World
 from protocol import pte as ptes
 from protocol.envelope import Envelope, Handled
 from protocol.messages import memory as m
 from protocol.messages import program as op
 from protocol.messages.filemap import ImmapLock
-from protocol.messages.kvm import Memslot
 from protocol.records import NotifierCall
 from tests.file_programs import FILE
 from tests.test_file_reclaim import Steps, chaos, mapped, values
@@ -333,8 +332,8 @@ def test_a_store_to_a_private_file_allocates_before_it_looks_the_page_up() -> No
 
 def test_each_subscriber_is_told_of_the_range_before_its_end() -> None:
     """``mn_hlist_invalidate_end``: one loop with two calls, not two loops."""
-    vms = tuple(Vm(f"kvm{n}", (f"vcpu{n}",), MM, (Memslot(0, 1, 0),)) for n in range(2))
-    here = msgspec.structs.replace(world("v6.2"), vms=vms)
+    vms = tuple(Vm(f"kvm{n}", (f"vcpu{n}",), MM, (Slot(0, 1, 0),)) for n in range(2))
+    here = world("v6.2").with_parts(Vm, vms)
     steps: Steps = (
         ("cpu0", op.Mmap(MM, 0, page(1), True, True)), ("cpu0", op.Touch(MM, 0, True, 1)),
         ("cpu0", op.MadviseDontneed(MM, 0, page(1))),

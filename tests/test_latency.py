@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.chaos import parse_rules
-from explorer.latency import Latencies, Latency
-from explorer.session import simulate
+from explorer.run.latency import Latencies, Latency
+from explorer.run.session import simulate
 from nodes.kernel.variant import preset
 from protocol.records import InvalidateBegin
 from protocol.trace import TraceStep

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 import launch
-from explorer import session
-from explorer.outcome import Outcome
+from explorer.run import session
+from explorer.run.outcome import Outcome
 from oracle.violation import Violation
 from protocol.errors import EmulatorError, PeerError, TimedOut
 from report import arguments, machine
@@ -207,7 +207,7 @@ def test_stress_runs_what_was_asked_for(calls: list[Any], elsewhere: Path) -> No
     assert run("stress", *words.split(), "--seed", "0xAB", "--out", "here") == 0
     spec, directory, seconds, _progress, stop_on, size = calls[0]
     assert (spec.workload.kind, spec.seed, spec.operations_max) == ("mixed", 0xAB, None)
-    assert (spec.world.kernel.release, spec.world.kernel.gather_calls_ir) == ("v6.2", False)
+    assert (spec.world.kernel.release, spec.world.kernel.mm.gather_calls_ir) == ("v6.2", False)
     assert [rule.name for rule in spec.chaos.rule] == ["jitter"]
     assert (directory, seconds, stop_on, size) == (Path("here"), 2.5, "S1", 64_000_000)
     assert RunSpec.load(elsewhere / "here").world == spec.world
@@ -227,7 +227,7 @@ def test_a_log_runs_to_its_end(calls: list[Any], elsewhere: Path) -> None:
     log = Path(__file__).parent / "data" / "numpy.strace"
     assert run("stress", "--workload", str(log), "--arch", "arm64") == 0
     spec, directory, seconds, *_ = calls[0]
-    assert (spec.workload.kind, spec.world.kernel.arch, seconds) == ("strace", "arm64", None)
+    assert (spec.workload.kind, spec.world.kernel.machine, seconds) == ("strace", "arm64", None)
     saved = RunSpec.load(elsewhere / directory)
     assert saved.programs()[0].name == spec.programs()[0].name
     assert (elsewhere / directory / "workload.strace").read_bytes() == log.read_bytes()

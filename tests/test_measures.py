@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from explorer.session import simulate
+from explorer.run.session import simulate
 from scenarios.catalogue import find
 
 

@@ -10,9 +10,11 @@ import pytest
 
 import launch
 from broker.chaos import load_rules
-from explorer.case import Case, operation_in, scripted, switches, thread_of
-from explorer.lenient import How, play
-from explorer.minimize import (
+from explorer.run.replay import replay_file
+from explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
+from explorer.run.session import simulate
+from explorer.shrink.case import Case, operation_in, scripted, switches, thread_of
+from explorer.shrink.minimize import (
     Minimized,
     Minimizer,
     Update,
@@ -21,12 +23,11 @@ from explorer.minimize import (
     minimize,
     minimize_quickly,
 )
-from explorer.reduce import keep_operations, smaller_worlds
-from explorer.replay_file import replay_file
-from explorer.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
-from explorer.session import simulate
-from explorer.shortest import shortest_by_states
+from explorer.shrink.play import How, play
+from explorer.shrink.shortest import shortest_by_states
+from explorer.shrink.smaller import keep_operations, smaller_worlds
 from nodes.kernel.variant import preset
+from nodes.secondaries.kvm.part import Vm
 from protocol.errors import ReplayDivergence, UserError
 from scenarios.catalogue import find
 from scenarios.runs import mixed_run
@@ -210,7 +211,7 @@ def test_a_vm_that_an_operation_names_is_no_spare_part() -> None:
     case = Case(scripted(race.run("no-wait")))
     alone = keep_operations(case, {op for op, kind in case.kinds().items() if "Memslot" in kind})
     assert alone.operations()
-    assert all(smaller.spec.world.vms for smaller in smaller_worlds(alone))
+    assert all(smaller.spec.world.parts_of(Vm) for smaller in smaller_worlds(alone))
 
 
 # ---- the pieces --------------------------------------------------------------------------------

@@ -9,10 +9,13 @@ import pytest
 
 from broker.programs import Program, Step
 from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
+from nodes.secondaries.iommu_sva.messages import Dma
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.secondaries.kvm.messages import GuestTouch
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.world import World
 from protocol.errors import UserError
 from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
 from tests.test_direct_reclaim import run
 from tests.test_independence import commuting_pairs
 from tests.worlds import page
@@ -28,8 +31,10 @@ def world(release: str, arch: str = "x86", unit: bool = True, **switches: object
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True),) if unit else (),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 8 * SLOTS, 0),)),),
+        parts=(
+            *((Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True),) if unit else ()),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 8 * SLOTS, 0),)),
+        ),
         frames=64,
         gather_batch=3,
         evict_one_in=20,
@@ -63,8 +68,8 @@ def programs(seed: int, unit: bool = True) -> tuple[Program, ...]:
     touch = [op.Touch(MM, at, n % 2 > 0, n) for n, at in enumerate(places)]
     others = [_step(draw) for _ in range(15)]
     daemon = [o for o in others if isinstance(o, (op.Truncate, op.MigratePages, op.Kswapd))]
-    device = [op.Dma(MM, at, n % 2 > 0, n) for n, at in enumerate(places[:20])] if unit else []
-    guest = [op.GuestTouch(at, n % 2 > 0, n) for n, at in enumerate(places[20:])]
+    device = [Dma(MM, at, n % 2 > 0, n) for n, at in enumerate(places[:20])] if unit else []
+    guest = [GuestTouch(at, n % 2 > 0, n) for n, at in enumerate(places[20:])]
     asked: tuple[tuple[str, list[op.Operation]], ...] = (
         ("cpu0", mover), ("cpu1", [*touch]), ("cpu2", [*daemon]), ("device0", [*device]),
         ("vcpu0", [*guest]),

@@ -9,14 +9,18 @@ import pytest
 
 from nodes.build import build
 from nodes.driver import Driver
+from nodes.secondaries.iommu_sva.messages import DmaAccess, IotlbInvalidate, PageRequest
+from nodes.secondaries.kvm.messages import GuestTouch, KvmRequest, SpteLoad, SpteValue
 from protocol import pte as ptes
 from protocol.envelope import Envelope, Handled, reply_id
 from protocol.messages.base import Message
-from protocol.messages.iommu import DmaAccess, IotlbInvalidate
-from protocol.messages.kvm import SpteLoad, SpteValue
 from protocol.messages.memory import Flag, FrameRead, PteLoad, PteValue, PteWalk, Word
-from protocol.messages.processor import FlushTlbIpi, KvmRequest, PageRequest
-from protocol.messages.program import GuestTouch, Touch
+from protocol.messages.processor import (
+    FlushTlbIpi,
+)
+from protocol.messages.program import (
+    Touch,
+)
 from protocol.records import Fill, InvalidateDone, WalkDiscarded
 from tests.worlds import MM, page, small_world
 

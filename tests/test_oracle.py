@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from oracle.obligations import REVOKING
+from oracle.rules.o_s4_deadlines import REVOKING
 from protocol import pte as ptes
 from protocol import records as r
 from tests.oracle_story import (

@@ -9,11 +9,11 @@ from broker.exchange import Exchange
 from broker.programs import Feeder
 from broker.schedules import RandomWalk
 from broker.simulator import Simulator
-from explorer.session import Watch
+from explorer.run.session import Watch
 from nodes.build import build_all
 from nodes.kernel.variant import preset
 from oracle.oracle import Oracle
-from oracle.trace import step_of
+from oracle.state.trace import step_of
 from protocol.envelope import Envelope, Handled
 from scenarios.runs import mixed_run
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from oracle.liveness import RETRIES_MAX
 from oracle.oracle import Oracle
+from oracle.rules.l1_l3_progress import RETRIES_MAX
 from oracle.violation import Violation
 from protocol import records as r
 from protocol.errors import EmulatorError

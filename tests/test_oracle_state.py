@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from broker.programs import Program, Step
-from explorer import oracle_state
-from explorer.exhaustive import Budget, explore_stateful
-from explorer.machine import CLOSES, judged_by_order, rival_bits
-from explorer.oracle_state import see
-from explorer.world_state import model_of
+from explorer.exhaustive import oracle_table as oracle_state
+from explorer.exhaustive.node_tables import CLOSES, judged_by_order, rival_bits
+from explorer.exhaustive.oracle_table import see
+from explorer.exhaustive.search import Budget, explore_stateful
+from explorer.exhaustive.world_state import model_of
 from nodes.kernel.variant import preset
-from nodes.world import Unit, World
+from nodes.secondaries.iommu_sva.messages import Dma
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.world import World
 from protocol.messages import program as op
 from protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
 from scenarios.spec import RunSpec
@@ -30,14 +32,14 @@ def copied_from_what_is_gone() -> RunSpec:
     """
     world = World(
         kernel=preset("v6.2", "x86", {"ats_wait": False}), cpus=("cpu0",), levels=1,
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu0", ats=True),), evict_one_in=1,
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu0", ats=True),), evict_one_in=1,
     )  # fmt: skip
     cpu = [
         Step(op.Mmap(MM, 0, page(1), True, True)),
         Step(op.Touch(MM, 0, True, 1)),
         Step(op.Munmap(MM, 0, page(1))),
     ]
-    device = [Step(op.Dma(MM, 0, True, 2), ("cpu0/1",))]
+    device = [Step(Dma(MM, 0, True, 2), ("cpu0/1",))]
     programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
     return RunSpec("t", world, 0, Script(programs))
 
@@ -46,10 +48,10 @@ def granted_to_two() -> RunSpec:
     """Two ask for the same page: whose unlock ends the time in which refusals are justified?"""
     world = World(
         kernel=preset("v6.2", "arm64"), levels=1,
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
     )  # fmt: skip
     cpu = [Step(op.Mmap(MM, 0, page(1), True, False)), Step(op.Touch(MM, 0, False))]
-    device = [Step(op.Dma(MM, 0, False), ("cpu0/0",))]
+    device = [Step(Dma(MM, 0, False), ("cpu0/0",))]
     programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
     return RunSpec("t", world, 0, Script(programs))
 

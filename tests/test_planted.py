@@ -13,13 +13,10 @@ from typing import Any
 import pytest
 
 from broker.programs import Program, Step
-from explorer.session import simulate
+from explorer.run.session import simulate
 from nodes.kernel import (
     do_swap_page,
     gup,
-    iommu_sva,
-    kvm_main,
-    kvm_mmu,
     memory,
     migrate,
     mmu_notifier,
@@ -30,13 +27,27 @@ from nodes.kernel import (
     tlbbatch,
 )
 from nodes.kernel.variant import preset
+from nodes.secondaries.iommu_sva import driver as iommu_sva
+from nodes.secondaries.iommu_sva.messages import Dma
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.secondaries.kvm import kvm_main
+from nodes.secondaries.kvm import mmu as kvm_mmu
+from nodes.secondaries.kvm.messages import (
+    GuestTouch,
+    Memslot,
+    MmuLock,
+    MmuUnlock,
+    SpteClear,
+    SpteScan,
+    SpteSet,
+)
+from nodes.secondaries.kvm.part import Slot, Vm
 from nodes.swap import Swap
 from nodes.translation import TranslationCache
-from nodes.world import Unit, Vm, World
+from nodes.world import World
 from protocol import pte as ptes
 from protocol.events import MmuNotifierEvent
 from protocol.messages import program as op
-from protocol.messages.kvm import Memslot, MmuLock, MmuUnlock, SpteClear, SpteScan, SpteSet
 from protocol.messages.memory import (
     FrameAlloc,
     PageFreeze,
@@ -260,8 +271,10 @@ def world() -> World:
     return World(
         kernel=preset("v6.6"),
         cpus=("cpu0", "cpu1"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 16, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1"),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 16, 0),)),
+        ),
         gather_batch=2,
     )
 
@@ -281,9 +294,9 @@ def programs(loop: Sequence[op.Operation], guest: bool) -> tuple[Program, ...]:
     span = (len(setup) - 1, len(cpu0) - 1)
     touches = [op.Touch(MM, page(i % 3), i % 4 < 3, 200 + i) for i in range(TOUCHES)]
     stores = [page((0, 1, 3)[i % 3]) for i in range(TOUCHES // 6)]
-    dma = [op.Dma(MM, address, i % 5 > 0, 300 + i) for i, address in enumerate(stores)]
+    dma = [Dma(MM, address, i % 5 > 0, 300 + i) for i, address in enumerate(stores)]
     guests: list[op.Operation] = [
-        op.GuestTouch(page(i % 3), i % 3 > 0, 400 + i) for i in range(20 if guest else 0)
+        GuestTouch(page(i % 3), i % 3 > 0, 400 + i) for i in range(20 if guest else 0)
     ]
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
@@ -346,11 +359,11 @@ def test_zapping_takes_steps_in_proportion(planted: bool, monkeypatch: pytest.Mo
     if planted:
         starts_over_after_every_page(monkeypatch)
     pages = 32
-    vm = Vm("kvm0", ("vcpu0",), MM, (Memslot(0, pages, 0),))
-    here = World(kernel=preset("v6.6"), cpus=("cpu0",), vms=(vm,))
+    vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, pages, 0),))
+    here = World(kernel=preset("v6.6"), cpus=("cpu0",), parts=(vm,))
     cpu0: list[Step] = [Step(op.Mmap(MM, 0, page(pages), True, True))]
     cpu0 += [Step(op.Munmap(MM, 0, page(pages)), (f"vcpu0/{pages - 1}",))]
-    guest = [Step(op.GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]
+    guest = [Step(GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]
     script = Script((Program("cpu0", "cpu0", cpu0), Program("vcpu0", "vcpu0", guest)))
     outcome = simulate(RunSpec("zap", here, 1, script))
     assert {v.rule for v in outcome.violations} == ({"L2"} if planted else set())

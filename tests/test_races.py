@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from broker.schedules import RandomWalk, Schedule
-from explorer.session import run_on_processes, simulate
-from explorer.strategies import Paces
+from explorer.run.session import run_on_processes, simulate
+from explorer.sample.strategies import Paces
 from scenarios.catalogue import KernelCase, Race, load_all
 
 CASES = [

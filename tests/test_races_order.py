@@ -11,7 +11,7 @@ from broker.schedules import RandomWalk
 from broker.simulator import Simulator
 from nodes.build import build_all
 from oracle.oracle import Oracle
-from oracle.trace import step_of
+from oracle.state.trace import step_of
 from oracle.verdict import Verdict
 from protocol.envelope import Envelope, Handled
 from protocol.trace import Ending, TraceStep

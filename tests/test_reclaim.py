@@ -10,11 +10,12 @@ from broker.schedules import RandomWalk
 from broker.simulator import Simulator
 from nodes.build import build_all
 from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.secondaries.kvm.part import Slot, Vm
+from nodes.world import World
 from oracle.oracle import Oracle
 from protocol.envelope import Envelope, Handled
 from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
 from protocol.records import Access, PageWritten
 from tests.worlds import APIC, MM, SETUP, page, small_programs
 
@@ -30,12 +31,11 @@ KERNELS = [
 
 def world(release: str, arch: str, switches: dict[str, object]) -> World:
     """The small world with a processor more, for kswapd."""
-    slots = (Memslot(0, 16, 0), Memslot(32, 1, APIC, True))
+    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, True))
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, slots),),
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu1"), Vm("kvm0", ("vcpu0",), MM, slots)),
         gather_batch=2,
     )
 

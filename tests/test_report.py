@@ -13,11 +13,11 @@ from rich.console import Console
 
 from broker.chaos import parse_rules
 from broker.recorder import BrokerJournal
-from explorer.outcome import OperationCount, Outcome
+from explorer.run.outcome import OperationCount, Outcome
 from nodes.kernel.variant import preset
 from oracle.verdict import How, Verdict
 from oracle.violation import Event, Violation
-from protocol.codec import MESSAGE_KINDS
+from protocol.codec import message_kinds
 from protocol.envelope import BROKER, Envelope
 from protocol.errors import UserError
 from protocol.messages.base import Ack
@@ -252,7 +252,7 @@ def test_functions_are_of_messages_that_exist() -> None:
     assert set(functions.OPERATIONS) == operations
     assert set(functions.CHANGES) == operations
     named = {*functions.ACCESSES, *functions.DATA, *functions.ENTRY_CHANGES, *functions.AGENTS}
-    assert named <= set(MESSAGE_KINDS)
+    assert named <= set(message_kinds())
 
 
 @pytest.mark.parametrize(

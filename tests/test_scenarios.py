@@ -264,7 +264,7 @@ def test_a_wrong_run_file_names_the_key(tmp_path: Path) -> None:
         ("schema = 1", "schema = 2", "r: schema: is 2 (expected 1)"),
         ('kind = "mixed"', 'kind = "mixt"',
          "r: workload.kind: is 'mixt' (expected one of script, mixed, strace)"),
-        ("btm = false", "btm = 3", "r: world.kernel.btm: is int (expected bool)"),
+        ("btm = false", "btm = 3", "r: SvaSwitches.of(world.kernel).btm: is int (expected bool)"),
         ("munmap = 8", "munmap = -8", "r: workload.mix.munmap: expected `int` >= 0"),
         ("seed = 0", "", "r: missing key 'seed'"),
     ):  # fmt: skip

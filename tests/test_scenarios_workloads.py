@@ -12,8 +12,11 @@ import msgspec
 import pytest
 
 from broker.programs import Program
-from explorer.session import simulate
+from explorer.run.session import simulate
 from nodes.kernel.variant import preset
+from nodes.secondaries.iommu_sva.messages import DeviceRemove
+from nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
+from nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
 from protocol.errors import UserError
 from protocol.limits import PAGE_SIZE
 from protocol.messages import program as ops
@@ -314,9 +317,9 @@ def test_mixed_is_repeatable_and_restartable() -> None:
 
 def test_mixed_does_every_operation() -> None:
     done = {type(s.operation) for steps in first(3, 400) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
-    elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.KvmAddMemslot}
-    elsewhere |= {ops.Kswapd, ops.MadviseFree, ops.Sigkill, ops.DeviceRemove, ops.KvmDestroyVm}
-    elsewhere |= {ops.Writeback, ops.AfuTouch, ops.OcxlAttach, ops.OcxlDetach}
+    elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, KvmAddMemslot}
+    elsewhere |= {ops.Kswapd, ops.MadviseFree, Sigkill, DeviceRemove, KvmDestroyVm}
+    elsewhere |= {ops.Writeback, AfuTouch, OcxlAttach, OcxlDetach}
     assert done >= set(ops.Operation.__subclasses__()) - elsewhere
 
 

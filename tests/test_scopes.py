@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
-from explorer.oracle_state import RULES
-from explorer.outcome import INTERRUPTED
+from explorer.exhaustive.oracle_table import RULES
+from explorer.exhaustive.search import Budget, Exhaustion, explore_dpor, explore_stateful
+from explorer.run.outcome import INTERRUPTED
 from protocol.errors import UserError
 from report.exhaustion import exit_code
 from scenarios.catalogue import DIRECTORY, load_all, load_race

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from explorer.session import simulate
+from explorer.run.session import simulate
 from scenarios.spec import RunSpec
 from scenarios.workloads import Script
 from tests.mm_programs import several_programs, several_world

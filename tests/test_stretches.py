@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import pytest
 
 from broker.schedules import RandomWalk
-from explorer import explore, stretches
-from explorer.collector import collector_at_rest
-from explorer.explore import run_schedule
+from explorer.run import batched_oracle as stretches
+from explorer.run.garbage_collector import collector_at_rest
+from explorer.sample import explore
+from explorer.sample.explore import run_schedule
 from nodes.build import build_all
 from nodes.driver import Driver
 from nodes.kernel.variant import preset

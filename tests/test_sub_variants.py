@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from explorer.session import simulate
+from explorer.run.session import simulate
 from scenarios.catalogue import Race, find
 
 END, GATHER = "iotlb by invalidate_range_end", "iotlb by invalidate_range"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from explorer.session import simulate
+from explorer.run.session import simulate
 from scenarios.catalogue import find
 
 SEEDS = 5

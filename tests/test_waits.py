@@ -7,11 +7,11 @@ import random
 import pytest
 
 from broker.programs import Program, Step
-from explorer.exhaustive import Budget, Exhaustion, explore_stateful
-from explorer.machine import Sent
-from explorer.oracle_state import RULES, OracleTable
-from explorer.waits import WAITS
-from explorer.world_state import Config, Model, model_of
+from explorer.exhaustive.deferrable import WAITS
+from explorer.exhaustive.node_tables import Sent
+from explorer.exhaustive.oracle_table import RULES, OracleTable
+from explorer.exhaustive.search import Budget, Exhaustion, explore_stateful
+from explorer.exhaustive.world_state import Config, Model, model_of
 from nodes.kernel import memory
 from nodes.kernel.context import Processor
 from nodes.kernel.variant import preset

@@ -16,12 +16,16 @@ from broker.programs import Program, Step
 from nodes.driver import Driver, Handler
 from nodes.kernel.variant import preset
 from nodes.node import Node
+from nodes.secondaries.iommu_sva.messages import Dma
 from nodes.world import World
 from protocol import codec
 from protocol.envelope import Envelope
 from protocol.messages.base import Message
 from protocol.messages.memory import PteLoad, PteValue, PtlLock
-from protocol.messages.program import Dma, OpDone, Touch
+from protocol.messages.program import (
+    OpDone,
+    Touch,
+)
 from protocol.records import Access, OpBegin
 
 NODES = ("cpu0", "cpu1", "cpu2")

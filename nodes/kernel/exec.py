@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nodes.kernel.context import Processor
-from nodes.kernel.ocxl_context import exit_mm
+from nodes.kernel.exit import exit_mm
 
 
 async def exec_mmap(cpu: Processor, mm: str) -> int:

@@ -45,7 +45,7 @@ async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:
         return -EINVAL
     result = await _dup_vmas(cpu, oldmm, mm)
     await cpu.mem(MmapUnlock(mm))
-    if cpu.world.kernel.fork_cpu_flush:
+    if cpu.world.kernel.mm.fork_cpu_flush:
         await tlb.flush_tlb_mm(cpu, oldmm)
     await cpu.mem(MmapUnlock(oldmm))
     if result:

@@ -257,7 +257,7 @@ async def notify_upgrade(cpu: Processor, fault: VmFault) -> None:
     It does not surround the change, so nothing may be concluded from being inside it; a
     shared-table secondary is flushed by the ``invalidate_range`` of its end.
     """
-    if not cpu.world.kernel.upgrade_notify.startswith("generic_after_ptl"):
+    if not cpu.world.kernel.mm.upgrade_notify.startswith("generic_after_ptl"):
         return
     range_ = MmuNotifierRange(
         fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_UPGRADE
@@ -295,7 +295,7 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
         if counted:  # only now: who finds the page mapped once may write to it
             await cpu.mem(RmapRemove(source, fault.mm, fault.address))
     await cpu.mem(PtlUnlock(fault.table))
-    await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.cow_range_only_end)
+    await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.mm.cow_range_only_end)
     await gup.put_page(cpu, frame if raced else source)
     await gup.put_page(cpu, source)
     return 0
@@ -391,7 +391,7 @@ async def _zap_entry(
     if dirty and written is not None:
         await cpu.mem(FolioMarkDirty(frame))
         written.append((frame, address))
-    if not (dirty and cpu.world.kernel.zap_delays_rmap):
+    if not (dirty and cpu.world.kernel.mm.zap_delays_rmap):
         await cpu.mem(RmapRemove(frame, gather.mm, address))
     return mmu_gather.tlb_remove_page(cpu, gather, frame)
 
@@ -407,7 +407,7 @@ async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapp
     flush                               [Required: before the rmap forgets the mapping, so that
     forget the mapping                  writeback waits for the PTL]
     """
-    if cpu.world.kernel.zap_delays_rmap:
+    if cpu.world.kernel.mm.zap_delays_rmap:
         for frame, address in written:
             await cpu.mem(RmapRemove(frame, gather.mm, address))
 

@@ -119,7 +119,7 @@ async def try_to_migrate_one(
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
-        if cpu.world.kernel.migration_batches:
+        if cpu.world.kernel.mm.migration_batches:
             entry = await rmap.clear_or_defer(cpu, ubc, place, table)
         else:
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)

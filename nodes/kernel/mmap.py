@@ -59,7 +59,7 @@ async def do_munmap_locked(
     """
     found = await cpu.mem(VmaFind(mm, start, end))
     if found.vmas:
-        downgrade = downgrade and cpu.world.kernel.munmap_downgrades
+        downgrade = downgrade and cpu.world.kernel.mm.munmap_downgrades
         await _unmap_region(cpu, mm, start, end, found, downgrade)
 
 

@@ -80,8 +80,8 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
         return
     await _tlb_flush(cpu, gather)
     kernel = cpu.world.kernel
-    if kernel.gather_calls_ir:
-        whole = gather.fullmm and kernel.nested_encoding == "zero_neg1"
+    if kernel.mm.gather_calls_ir:
+        whole = gather.fullmm and kernel.mm.nested_encoding == "zero_neg1"
         start, end = (0, ULONG_MAX) if whole else (gather.start, gather.end)
         await mmu_notifier.invalidate_range(cpu, gather.mm, start, end)
     gather.reset()
@@ -116,9 +116,9 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
 
 def _cover_nested(gather: MmuGather, kernel: Kernel) -> None:
     """What the flush must cover because of the others (99baac21e458, v4.13; 7a30df49f63a, v5.2)."""
-    if kernel.nested_encoding == "own_range_only":
+    if kernel.mm.nested_encoding == "own_range_only":
         return
-    if kernel.nested_encoding == "exact":
+    if kernel.mm.nested_encoding == "exact":
         start, end = gather.asked
         gather.reset()
         gather.adjust_range(start, end - start)

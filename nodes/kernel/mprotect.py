@@ -56,7 +56,7 @@ async def change_protection(cpu: Processor, mm: str, start: int, end: int, vma: 
     v5.19 gathers; before, the count of gathers in flight is raised by hand and the whole span
     is flushed.  Either way the CPU flush comes after ``invalidate_range_end``.
     """
-    if cpu.world.kernel.change_protection_gathers:
+    if cpu.world.kernel.mm.change_protection_gathers:
         gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
         await _change_range(cpu, gather, start, end, vma)
         await mmu_gather.tlb_finish_mmu(cpu, gather)

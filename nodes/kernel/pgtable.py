@@ -9,6 +9,7 @@ from nodes.kernel.context import Processor
 from nodes.translation import table_index
 from protocol import pte as ptes
 from protocol.limits import PAGE_SIZE
+from protocol.messages.book3s64 import CoprosAdd
 from protocol.messages.memory import (
     FrameAlloc,
     PagePut,
@@ -20,7 +21,6 @@ from protocol.messages.memory import (
     PtlUnlock,
     TlbFlushPending,
 )
-from protocol.messages.ocxl import CoprosAdd
 from protocol.records import Coverage
 
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
@@ -133,7 +133,7 @@ async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
 
     ppc has none of its own, and flushes whatever it was.
     """
-    if ptes.hw_present(pte) or cpu.world.kernel.arch == "ppc":
+    if ptes.hw_present(pte) or cpu.world.kernel.machine == "ppc":
         return True
     return ptes.pte_present(pte) and (await cpu.mem(TlbFlushPending(mm, 0))).value > 0
 
@@ -141,7 +141,7 @@ async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
 async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: int) -> int:
     """``ptep_clear_flush_notify`` (v3.19 to v6.5): clear, flush, ``invalidate_range``."""
     old = await ptep_clear_flush(cpu, mm, address, table)
-    if cpu.world.kernel.clear_flush_calls_ir:
+    if cpu.world.kernel.mm.clear_flush_calls_ir:
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     return old
 
@@ -156,7 +156,7 @@ async def ptep_set_access_flags(
     coprocessors.
     """
     changed = old != new
-    if changed and cpu.world.kernel.tlbie_scope != "all":
+    if changed and cpu.world.kernel.arch.tlbie_scope != "all":
         await _radix_set_access_flags(cpu, mm, address, table, old, new)
     elif changed:
         await cpu.mem(PteSet(table, pte_index(cpu, address), new))
@@ -177,7 +177,7 @@ async def _radix_set_access_flags(
     index = pte_index(cpu, address)
     if not old & ptes.WRITE and new & ptes.WRITE:
         cpu.port.emit(Coverage("write_upgrade"))
-        if cpu.world.kernel.upgrade_needs_flush and (await cpu.mem(CoprosAdd(mm, 0))).value:
+        if cpu.world.kernel.arch.upgrade_needs_flush and (await cpu.mem(CoprosAdd(mm, 0))).value:
             found = (await cpu.mem(PteGetAndClear(table, index))).pte
             await tlb.flush_tlb_page(cpu, mm, address)
             new |= found & (ptes.ACCESSED | ptes.DIRTY)
@@ -194,12 +194,12 @@ async def _flush_upgrade(cpu: Processor, mm: str, address: int) -> None:
                                         faults on a weak entry instead of walking again]
     """
     kernel = cpu.world.kernel
-    if not kernel.upgrade_needs_flush:
+    if not kernel.arch.upgrade_needs_flush:
         return
-    if kernel.upgrade_tlbi_scope == "local":
+    if kernel.arch.upgrade_tlbi_scope == "local":
         await tlb.local_flush_tlb_page(cpu, mm, address)
     else:
         await tlb.flush_tlb_page(cpu, mm, address)
-    if kernel.upgrade_notify == "arch_beside_flush" and not kernel.arch_secondary_flush:
+    if kernel.mm.upgrade_notify == "arch_beside_flush" and not kernel.arch.arch_secondary_flush:
         # The RFC of June 2023: only this flush calls the secondaries.
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)

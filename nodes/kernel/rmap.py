@@ -153,7 +153,7 @@ async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
 async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int, anon: bool) -> None:
     """The mapping is gone (``discard``): its place in the rmap and its reference, too."""
     mm, address = place
-    if anon and cpu.world.kernel.clear_flush_calls_ir:
+    if anon and cpu.world.kernel.mm.clear_flush_calls_ir:
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     await cpu.mem(RmapRemove(folio, mm, address))
     await gup.put_page(cpu, folio)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from nodes.kernel import mmu_notifier, radix_tlb
 from nodes.kernel.context import Processor
+from nodes.kernel.variant import Kernel
+from nodes.secondary import Part
 from protocol.limits import PAGE_SIZE, ULONG_MAX
 from protocol.messages.memory import CpumaskLoad
 from protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
@@ -20,11 +22,11 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
     """
     kernel = cpu.world.kernel
-    if kernel.broadcast_tlbi and kernel.arm64_range_start == "advanced":
+    if kernel.arch.broadcast_tlbi and kernel.arch.arm64_range_start == "advanced":
         await _flush_cpus(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, end, end)
         return
-    await _flush(cpu, mm, start, end, kernel.secondary_before_dsb == "page_and_range")
+    await _flush(cpu, mm, start, end, kernel.arch.secondary_before_dsb == "page_and_range")
 
 
 async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool) -> None:
@@ -46,14 +48,14 @@ async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool
 
 
 async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> None:
-    if cpu.world.kernel.arch_secondary_flush:
+    if cpu.world.kernel.arch.arch_secondary_flush:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
 
 
 async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
-    if cpu.world.kernel.tlbie_scope != "all":
+    if cpu.world.kernel.arch.tlbie_scope != "all":
         await radix_tlb.flush_tlb(cpu, mm, start, end)
-    elif cpu.world.kernel.broadcast_tlbi:
+    elif cpu.world.kernel.arch.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
         await _flush_tlb_multi(cpu, mm, start, end)
@@ -65,10 +67,10 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
     ``radix__flush_tlb_page_psize`` calls nobody: the hook is in the flushes of ranges and mms.
     """
     kernel = cpu.world.kernel
-    if kernel.arch_secondary_flush and not kernel.flush_page_notifies:
+    if kernel.arch.arch_secondary_flush and not kernel.arch.flush_page_notifies:
         await _flush_cpus(cpu, mm, address, address + PAGE_SIZE)
         return
-    early = kernel.secondary_before_dsb != "no"
+    early = kernel.arch.secondary_before_dsb != "no"
     await _flush(cpu, mm, address, address + PAGE_SIZE, early)
 
 
@@ -84,7 +86,7 @@ async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
 async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
     """``flush_tlb_mm``: everything of the mm, encoded (0, ULONG_MAX)."""
     await _flush_cpus(cpu, mm, 0, ULONG_MAX)
-    if cpu.world.kernel.flush_mm_notifies:
+    if cpu.world.kernel.arch.flush_mm_notifies:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
@@ -107,11 +109,15 @@ async def post_tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
     """Broadcast; what a DSB has to wait for."""
     world = cpu.world
     observers = [name for name in world.processors() if name != cpu.name]
-    if world.kernel.btm:
-        observers += [unit.name for unit in world.units if mm in unit.mms]
+    observers += [part.name for part in world.parts if _hears(part, mm, world.kernel)]
     posted = [cpu.port.post(name, Tlbi(mm, start, end)) for name in observers]
     await cpu.flush_tlb_local(mm, start, end)
     return posted
+
+
+def _hears(part: Part, mm: str, kernel: Kernel) -> bool:
+    """Whether a secondary takes part in the broadcasts that are about an mm."""
+    return not part.told(kernel) and mm in part.subscribed(kernel)
 
 
 async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) -> None:
@@ -119,7 +125,7 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
 
     Nothing on x86, nor on arm64 while an upgrade is broadcast (to cb1fa2e99955).
     """
-    if cpu.world.kernel.upgrade_tlbi_scope == "local":
+    if cpu.world.kernel.arch.upgrade_tlbi_scope == "local":
         await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
 
 
@@ -128,6 +134,6 @@ async def tlb_remove_table_sync(cpu: Processor) -> None:
 
     x86 needs none: its flush IPI already waits for walks with interrupts off.
     """
-    if cpu.world.kernel.broadcast_tlbi:
+    if cpu.world.kernel.arch.broadcast_tlbi:
         others = [name for name in cpu.world.processors() if name != cpu.name]
         await cpu.port.gather((name, SyncIpi()) for name in others)

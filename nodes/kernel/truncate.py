@@ -67,7 +67,7 @@ async def unmap_mapping_range(cpu: Processor, file: str, start: int, end: int) -
     i_mmap_lock                         mmap_lock
     PTL of each table                   PTL of each table, and nothing else in common
     """
-    alone = cpu.world.kernel.unmap_mapping_lock == "exclusive"
+    alone = cpu.world.kernel.mm.unmap_mapping_lock == "exclusive"
     await cpu.sleep(MEMORY, ImmapLock(file, alone))
     for vma in (await cpu.mem(ImmapWalk(file, start, end))).vmas:
         await memory.zap_page_range_single(cpu, vma.mm, vma)

@@ -81,7 +81,7 @@ class PeerGone(Message, frozen=True):
 
 
 def kinds() -> dict[str, type[Message]]:
-    """Every message class by its kind (the class name)."""
+    """Every message class that there is by now, by its kind (the class name)."""
     found: dict[str, type[Message]] = {}
     todo: list[Any] = [Message]
     while todo:

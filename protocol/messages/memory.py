@@ -446,6 +446,15 @@ class NotifierList(Request[Subscribers], frozen=True):
     ACCESS: ClassVar[str] = "read"
 
 
+class NotifierAdd(Request[Ack], frozen=True):
+    """``hlist_add_head_rcu`` in ``__mmu_notifier_register``, under ``mm_take_all_locks``."""
+
+    mm: str
+    driver: str
+    node: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")
+
+
 class NotifierDelete(Request[Ack], frozen=True):
     """``hlist_del_init_rcu`` of a node's subscription, under ``subscriptions->lock``."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from protocol.messages.base import Ack, Request
-from protocol.messages.memory import Flag
 
 
 class FlushTlbIpi(Request[Ack], frozen=True):
@@ -34,30 +33,11 @@ class SyncIpi(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("interrupts",)
 
 
-class PageRequest(Request[Flag], frozen=True):
-    """An I/O page fault, queued to this CPU's workqueue (``iommu_sva_handle_iopf``)."""
-
-    mm: str
-    address: int
-    write: bool
-
-
 class SendSigkill(Request[Ack], frozen=True):
     """``do_send_sig_info(SIGKILL)`` to the threads of ``mm`` on this processor."""
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("signals",)
-
-
-class KvmRequest(Request[Ack], frozen=True):
-    """``kvm_make_request`` and kick: set a request bit of a vCPU.
-
-    With ``wait`` (``KVM_REQUEST_WAIT``) it is answered once the vCPU is out of guest mode.
-    """
-
-    request: str
-    wait: bool
-    OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
 
 
 class SynchronizeSrcu(Request[Ack], frozen=True):

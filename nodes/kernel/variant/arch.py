@@ -76,7 +76,7 @@ class Arch(Switches, frozen=True):
         "arch/arm64/include/asm/tlbflush.h",
         "__flush_tlb_range",
         since("kept"),
-        since("advanced", "v6.6", "6bbd42e2df8f", on="arm64"),
+        unreleased("advanced", "v6.6 to v6.13: not honest yet"),
     )
     """What ``__flush_tlb_range`` tells the secondaries after its loop over operations: the start
     that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13)."""
@@ -96,6 +96,15 @@ class Arch(Switches, frozen=True):
     )
     """That flush reaches every observer, or only the processor that does it: the others repair
     their own spurious fault (arm64, cb1fa2e99955)."""
+    refetch_on_perm_fault: bool = switch(
+        "drivers/iommu/",
+        "hardware",
+        since(True, on="x86"),
+        since(False, on="arm64 ppc"),
+        since(True, "v5.12", on="ppc"),
+        hardware=True,
+    )
+    """The IOMMU walks again when an entry is too weak, instead of faulting on it (x86)."""
     batch_mode: Literal["none", "ipi_deferred", "tlbi_nosync"] = switch(
         "mm/rmap.c",
         "should_defer_flush",

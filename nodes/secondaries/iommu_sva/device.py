@@ -1,0 +1,100 @@
+"""A bus master behind an IOMMU: its programs are loads and stores to virtual addresses.
+
+Without ATS the unit translates each access.  With ATS the device asks the unit for translations,
+keeps them in its ATC and goes to memory by itself, so they must be invalidated there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nodes.driver import Handler, Port
+from nodes.kernel.errno import EFAULT
+from nodes.node import Node
+from nodes.secondaries.iommu_sva.messages import (
+    AtsTranslate,
+    Dma,
+    DmaAccess,
+    InvalidateRequest,
+    PriRequest,
+)
+from nodes.secondaries.iommu_sva.part import Unit
+from nodes.translation import Entry, TranslationCache, data_access
+from nodes.world import World
+from protocol import pte as ptes
+from protocol.envelope import Envelope
+from protocol.limits import FAULT_RETRIES_MAX
+from protocol.messages import program as op
+from protocol.messages.base import Ack, Message
+from protocol.records import FaultRetry, OpBegin, OpEnd
+
+
+class Device(Node):
+    """The ``device`` node."""
+
+    def __init__(self, name: str, world: World, port: Port) -> None:
+        super().__init__(name, world, port)
+        unit = world.part_of(name)
+        assert isinstance(unit, Unit)
+        self.iommu, self.ats = unit.name, unit.ats
+        self.atc = TranslationCache("atc", world, port)
+
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        """Operations, and invalidations by the unit."""
+        return {Dma: self.dma, InvalidateRequest: self.invalidate}
+
+    async def invalidate(self, message: InvalidateRequest, _: Envelope) -> Ack:
+        """Drop translations; complete once no access through them is left.
+
+        A translation request that overlaps it is answered first, and its answer thrown away.
+        """
+        await self.atc.invalidate(message.pasid, message.start, message.end)
+        return Ack()
+
+    async def dma(self, operation: Dma, _: Envelope) -> op.OpDone:
+        """One DMA: 0, or -EFAULT if the unit could not resolve its fault."""
+        self.port.emit(
+            OpBegin(
+                "Dma", operation.mm, operation.address, operation.address + 1, self.port.operation
+            )
+        )
+        result = await (self._translated(operation) if self.ats else self._untranslated(operation))
+        self.port.emit(OpEnd("Dma", result, self.port.operation))
+        return op.OpDone(result)
+
+    async def _untranslated(self, operation: Dma) -> int:
+        """The unit translates and does the access."""
+        access = DmaAccess(operation.mm, operation.address, operation.write, operation.value)
+        return 0 if (await self.port.call(self.iommu, access)).ok else -EFAULT
+
+    async def _translated(self, operation: Dma) -> int:
+        """Through the ATC; what the unit cannot translate becomes a page request."""
+        mm, address, write = operation.mm, operation.address, operation.write
+        for attempt in range(FAULT_RETRIES_MAX):
+            if attempt > 1:
+                self.port.emit(FaultRetry(mm, address, write, "page request", self.port.operation))
+            entry = await self._translate(mm, address, write)
+            if entry is not None:
+                await data_access(self.atc, entry, address, write, operation.value)
+                return 0
+            if not (await self.port.call(self.iommu, PriRequest(mm, address, write))).value:
+                return -EFAULT
+        return -EFAULT
+
+    async def _translate(self, mm: str, address: int, write: bool) -> Entry | None:
+        """From the ATC, else by a translation request; again if an invalidation overlaps it."""
+        entry = self.atc.lookup(mm, address)
+        if entry is not None and ptes.serves(entry.pte, write):
+            return entry
+        if entry is not None:
+            self.atc.evict(entry)
+        while True:
+            walk = self.atc.begin_walk(mm, address)
+            reply = await self.port.call(self.iommu, AtsTranslate(mm, address, write))
+            self.atc.touch(mm, address, "read")  # whether the walk is stale
+            if not walk.stale and ptes.permits(reply.pte, write):
+                return self.atc.fill(walk, reply.pte, reply.fill, walk.load)
+            stale = walk.stale
+            self.atc.end_walk(walk)
+            if not stale:
+                return None

@@ -1,0 +1,226 @@
+"""virt/kvm/kvm_main.c: KVM's notifier callbacks, requests and kicks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nodes.kernel import mmu_notifier
+from nodes.kernel.context import Processor
+from nodes.kernel.errno import EEXIST, EIO
+from nodes.kernel.variant import Kernel
+from nodes.secondaries.kvm.messages import (
+    ActiveInvalidate,
+    InProgress,
+    KvmAddMemslot,
+    KvmDestroyVm,
+    KvmRequest,
+    Memslot,
+    MemslotAdd,
+    MemslotsLoad,
+    MmuLock,
+    MmuUnlock,
+    Seq,
+    SeqBump,
+    SpteClear,
+    SpteScan,
+)
+from nodes.secondaries.kvm.part import Vm
+from nodes.secondaries.kvm.variant import KvmSwitches
+from nodes.world import World
+from protocol.errors import PeerLost
+from protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+
+KVM_REQ_TLB_FLUSH = "TLB_FLUSH"
+KVM_REQ_APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
+
+
+def vm_named(world: World, name: str) -> Vm:
+    """The VM of a ``kvm`` node."""
+    return next(vm for vm in world.parts_of(Vm) if vm.name == name)
+
+
+def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
+    """``kvm_mmu_notifier_ops``; ``invalidate_range`` only from v5.8 to v6.4."""
+    ops: dict[str, Any] = {
+        "invalidate_range_start": kvm_mmu_notifier_invalidate_range_start,
+        "invalidate_range_end": kvm_mmu_notifier_invalidate_range_end,
+    }
+    if KvmSwitches.of(kernel).apic_gen == 2:
+        ops["invalidate_range"] = kvm_mmu_notifier_invalidate_range
+    ops["release"] = kvm_mmu_notifier_release
+    return ops
+
+
+async def kvm_make_all_cpus_request(cpu: Processor, vm: str, request: str) -> None:
+    """``kvm_make_all_cpus_request``: set the bit of every vCPU, kick those in guest mode.
+
+    Both requests used here are ``KVM_REQUEST_WAIT``: it returns once every vCPU has been seen
+    out of guest mode after its bit was set.
+    """
+    vcpus = vm_named(cpu.world, vm).vcpus
+    await cpu.port.gather((vcpu, KvmRequest(request, True)) for vcpu in vcpus)
+
+
+async def kvm_flush_remote_tlbs(cpu: Processor, vm: str) -> None:
+    """``kvm_flush_remote_tlbs``."""
+    await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_TLB_FLUSH)
+
+
+def _overlap(slot: Memslot, start: int, end: int) -> tuple[int, int]:
+    """The gfns of a slot whose hva lies in [start, end): (first, last)."""
+    low, high = max(start, slot.hva), min(end, slot.hva + slot.pages * PAGE_SIZE)
+    return (
+        slot.gfn + ((low - slot.hva) >> PAGE_SHIFT),
+        slot.gfn + ((high - slot.hva + PAGE_SIZE - 1) >> PAGE_SHIFT),
+    )
+
+
+async def _slots_in(cpu: Processor, vm: str, start: int, end: int) -> list[Memslot]:
+    slots = (await cpu.port.call(vm, MemslotsLoad())).slots
+    return [s for s in slots if s.hva < end and start < s.hva + s.pages * PAGE_SIZE]
+
+
+async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslot) -> int:
+    """``kvm_set_memory_region`` for a new slot: 0, or -EEXIST if guest frames overlap.
+
+    -EIO if the VM is dead (``kvm_vm_ioctl``: ``kvm->vm_dead``).
+
+    cpu0 (invalidate)                   cpu1 (KVM_SET_USER_MEMORY_REGION)
+    start: no slot, so no count++
+                                        install a slot  [Required: not before the end]
+    end: a slot, so count--
+    """
+    vm = operation.vm
+    slot = Memslot(operation.gfn, operation.length >> PAGE_SHIFT, operation.address)
+    try:
+        slots = (await cpu.port.call(vm, MemslotsLoad())).slots
+        if any(s.gfn < slot.gfn + slot.pages and slot.gfn < s.gfn + s.pages for s in slots):
+            return -EEXIST
+        await cpu.sleep(vm, MemslotAdd(slot, KvmSwitches.of(cpu.world.kernel).kvm_memslots_wait))
+    except PeerLost:
+        return -EIO
+    return 0
+
+
+async def kvm_destroy_vm(cpu: Processor, operation: KvmDestroyVm) -> int:
+    """``kvm_destroy_vm``: 0.  All its vCPUs are dead; the mm lives on, with other users.
+
+    An invalidation that found the VM on the list and did not find it any more at its end leaves
+    ``mmu_invalidate_in_progress`` raised, and nobody is left to mind.
+    """
+    vm = vm_named(cpu.world, operation.vm)
+    await mmu_notifier.mmu_notifier_unregister(cpu, "kvm", vm.name, vm.mm)
+    return 0
+
+
+async def kvm_mmu_notifier_release(
+    cpu: Processor, vm: str, _mm: str, _start: int, _end: int
+) -> None:
+    """``kvm_mmu_notifier_release``: ``kvm_mmu_zap_all``, under mmu_lock.
+
+    No vCPU is left that could fault anything in again.
+    """
+    await cpu.port.call(vm, MmuLock(True))
+    gfn = 0
+    while (gfn := (await cpu.port.call(vm, SpteScan(gfn, ULONG_MAX))).gfn) >= 0:
+        await cpu.port.call(vm, SpteClear(gfn))
+    await kvm_flush_remote_tlbs(cpu, vm)
+    await cpu.port.call(vm, MmuUnlock())
+
+
+async def kvm_mmu_notifier_invalidate_range_start(
+    cpu: Processor, vm: str, _mm: str, start: int, end: int
+) -> None:
+    """``kvm_mmu_notifier_invalidate_range_start``: bar installs, zap, flush the vCPUs.
+
+    cpu0 (invalidate)                   vcpu0 (page fault)
+                                        seq = mmu_invalidate_seq
+                                        pfn = hva_to_pfn()
+    lock; in_progress++; zap; unlock
+                                        lock  [Required: sees in_progress or a moved seq]
+    """
+    kernel = cpu.world.kernel
+    if KvmSwitches.of(kernel).kvm_lockless_skip:
+        await cpu.port.call(vm, ActiveInvalidate(1))
+    slots = await _slots_in(cpu, vm, start, end)
+    if slots or not KvmSwitches.of(kernel).kvm_lockless_skip:
+        await cpu.port.call(vm, MmuLock(True))
+        await cpu.port.call(vm, InProgress(1, start, end))
+        flush = False
+        for slot in slots:
+            flush |= await kvm_unmap_gfn_range(cpu, vm, slot, start, end)
+        if flush:
+            await kvm_flush_remote_tlbs(cpu, vm)
+        await cpu.port.call(vm, MmuUnlock())
+    if KvmSwitches.of(kernel).apic_gen == 1:
+        await _request_apic_reload(cpu, vm, start, end)
+
+
+async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int, end: int) -> bool:
+    """``kvm_unmap_gfn_range``, under mmu_lock: zap a slot's part; whether to flush.
+
+    From v6.5 it also asks for the APIC-access page to be loaded again.
+    """
+    first, last = _overlap(slot, start, end)
+    zapped = False
+    while True:
+        gfn = (await cpu.port.call(vm, SpteScan(first, last))).gfn
+        if gfn < 0:
+            break
+        await cpu.port.call(vm, SpteClear(gfn))
+        zapped, first = True, gfn + 1
+    if slot.apic and KvmSwitches.of(cpu.world.kernel).apic_gen == 3:
+        await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
+    return zapped
+
+
+async def kvm_mmu_notifier_invalidate_range(
+    cpu: Processor, vm: str, _mm: str, start: int, end: int
+) -> None:
+    """``kvm_mmu_notifier_invalidate_range`` (v5.8 to v6.4): only for the APIC-access page."""
+    await _request_apic_reload(cpu, vm, start, end)
+
+
+async def _request_apic_reload(cpu: Processor, vm: str, start: int, end: int) -> None:
+    """``kvm_arch_mmu_notifier_invalidate_range``: if the APIC page's hva is in the range."""
+    slots = (await cpu.port.call(vm, MemslotsLoad())).slots
+    if any(slot.apic and start <= slot.hva < end for slot in slots):
+        await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
+
+
+async def kvm_mmu_notifier_invalidate_range_end(
+    cpu: Processor, vm: str, _mm: str, start: int, end: int
+) -> None:
+    """``kvm_mmu_notifier_invalidate_range_end``: raise the sequence, then lower the count.
+
+    cpu0 (invalidate end)               vcpu0 (page fault, not under mmu_lock)
+    seq++
+                                        count is still up, or seq has moved
+    count--                             [Required: never count down with the old seq]
+    """
+    kernel = cpu.world.kernel
+    if not KvmSwitches.of(kernel).kvm_lockless_skip or await _slots_in(cpu, vm, start, end):
+        await cpu.port.call(vm, MmuLock(True))
+        await _invalidate_end(cpu, vm, start, end)
+        await cpu.port.call(vm, MmuUnlock())
+    if KvmSwitches.of(kernel).kvm_lockless_skip:
+        await cpu.port.call(vm, ActiveInvalidate(-1))
+
+
+async def _invalidate_end(cpu: Processor, vm: str, start: int, end: int) -> None:
+    """``kvm_mmu_invalidate_end``, under mmu_lock."""
+    count_first = KvmSwitches.of(cpu.world.kernel).kvm_end_order == "count_first"
+    if not count_first:
+        await cpu.port.call(vm, SeqBump())
+    await cpu.port.call(vm, InProgress(-1, start, end))
+    if count_first:
+        await cpu.port.call(vm, SeqBump())
+
+
+def mmu_invalidate_retry(kernel: Kernel, sampled: int, now: Seq, hva: int) -> bool:
+    """``mmu_invalidate_retry_hva`` (v5.12), ``mmu_notifier_retry`` before; under mmu_lock."""
+    in_range = not KvmSwitches.of(kernel).kvm_retry_hva or now.start <= hva < now.end
+    if "count" in KvmSwitches.of(kernel).kvm_retry and now.in_progress and in_range:
+        return True
+    return "seq" in KvmSwitches.of(kernel).kvm_retry and now.seq != sampled
