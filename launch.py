@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from explorer.run import outcome as codes
+from oracle.rules.table import rules
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
@@ -36,7 +37,6 @@ from report.interrupts import Interrupted, interrupts
 from report.progress import Progress
 from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
 from report.terminal import print_outcome
-from report.violation import RULES
 from scenarios import catalogue
 from scenarios.spec import RunSpec
 
@@ -295,8 +295,9 @@ def check_bounds(
         raise UserError("--journal-max", "the simulator runs to the end", "--operations")
     if on is On.simulator and stop_on:
         raise UserError("--stop-on", "the simulator runs to the end", "--on processes")
-    if stop_on not in ("", "any", *RULES):
-        raise UserError("--stop-on", f"no rule {stop_on!r}", f"any, or one of {', '.join(RULES)}")
+    known = [rule.id for rule in rules()]
+    if stop_on not in ("", "any", *known):
+        raise UserError("--stop-on", f"no rule {stop_on!r}", f"any, or one of {', '.join(known)}")
 
 
 def bounded(spec: RunSpec, on: On, seconds: float | None) -> tuple[RunSpec, float | None]:

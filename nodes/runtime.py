@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import multiprocess
 import zmq
 
 from nodes import sockets
 from nodes.driver import Driver
 from nodes.journal import Journal
-from nodes.world import World
+from nodes.world import World, from_plain, to_plain
 from protocol import codec, limits, wire
 from protocol.envelope import Handled
 from protocol.errors import EmulatorError, PeerError, TimedOut, UserError
@@ -98,8 +99,16 @@ def builder(name: str) -> Build:
 
 
 def read_world(data: bytes) -> World:
-    """The world that ``codec.pack`` made bytes of.  Raises ``PeerError``."""
-    return codec.convert(codec.unpack(data, limits.ZMQ_MESSAGE_BYTES_MAX), World)
+    """The world that ``pack_world`` made bytes of.  Raises ``PeerError``."""
+    try:
+        return from_plain(codec.unpack(data, limits.ZMQ_MESSAGE_BYTES_MAX))
+    except (msgspec.ValidationError, LookupError, TypeError, ValueError) as error:
+        raise PeerError(f"no world: {error}") from None
+
+
+def pack_world(world: World) -> bytes:
+    """A world as bytes, for another process."""
+    return codec.pack(to_plain(world))
 
 
 def send(socket: sockets.Socket, frames: list[bytes]) -> None:

@@ -6,12 +6,13 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
 from nodes.kernel.variant import Kernel
+from nodes.kernel.variant.kernel import make
 from nodes.secondary import Part, of, secondaries
 
 MEMORY = "memory"
@@ -85,3 +86,35 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if mm in part.subscribed(self.kernel)
         ]
         return tuple(reversed(oldest_first))
+
+
+# ---- as plain values, for another process --------------------------------------------------------
+
+
+def to_plain(world: World) -> dict[str, Any]:
+    """The world as builtins; ``from_plain`` makes it again, if the same secondaries are known."""
+    kernel = world.kernel
+    return {
+        "kernel": [kernel.release, kernel.machine, kernel.profiles, kernel.patches],
+        "switches": kernel.switches(),
+        "parts": [[of(part).key, msgspec.to_builtins(part)] for part in world.parts],
+        "sizes": {name: getattr(world, name) for name in _sizes()},
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> World:
+    """Raises ``msgspec.ValidationError``, ``KeyError`` or ``ValueError`` if it does not fit."""
+    release, machine, profiles, patches = plain["kernel"]
+    kernel = make(release, machine, plain["switches"], tuple(profiles), tuple(patches))
+    kinds = {secondary.key: secondary.part for secondary in secondaries()}
+    parts = tuple(msgspec.convert(row, kinds[key]) for key, row in plain["parts"])
+    sizes = {name: _frozen(value) for name, value in plain["sizes"].items()}
+    return World(kernel=kernel, parts=parts, **sizes)
+
+
+def _sizes() -> tuple[str, ...]:
+    return tuple(name for name in World.__struct_fields__ if name not in ("kernel", "parts"))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

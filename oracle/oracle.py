@@ -30,7 +30,7 @@ from oracle.rules.s11_might_sleep import CONTEXT, Context
 from oracle.rules.s12_tags import Identity
 from oracle.rules.s13_unregister import Lifetimes
 from oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
-from oracle.rules.table import chosen_rules
+from oracle.rules.table import added_rules, chosen_rules
 from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
 from oracle.state import statistics as stats
 from oracle.state.guest_records import GuestRecords
@@ -46,6 +46,7 @@ from protocol import records as r
 from protocol.envelope import Envelope, Handled, operation_of
 from protocol.errors import EmulatorError
 from protocol.limits import ORACLE_VIOLATIONS_KEPT
+from protocol.records import Record
 from protocol.trace import Ending, TraceStep
 
 Delivered = Envelope | TraceStep
@@ -96,6 +97,9 @@ class Oracle(MemoryRecords, GuestRecords):
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
         self.sometimes = Sometimes(conditions, self.state, self._memory)
         self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
+        self.added = [
+            rule.judge(world, self.state, self._found) for rule in added_rules() if rule.judge
+        ]
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
@@ -137,9 +141,18 @@ class Oracle(MemoryRecords, GuestRecords):
                 handler = _HANDLERS.get(type(record))
                 if handler is not None:
                     handler(self, record)
+            if self.added:
+                self._judge_added(records)
             if self.state.sweep_due():
                 self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
+
+    def _judge_added(self, records: Sequence[Record]) -> None:
+        """Rules of plug-ins."""
+        for record in records:
+            op = self.state.op(getattr(record, "op", "") or self._op_id)
+            for rule in self.added:
+                rule.record(record, op, self._event(type(record).__name__))
 
     def _memory_reached(self, n: int, message: Delivered, row: Row) -> None:
         if self._unheard:

@@ -17,6 +17,7 @@ from explorer.explain.deaths import Fate
 from explorer.explain.interleaving import DECISIVE, DETAIL, ESSENTIAL, Row
 from explorer.explain.places import Spot
 from explorer.explain.why import Cure, Explanation, Missed, Ordering
+from oracle.rules.table import rule_of
 from protocol.envelope import BROKER, REPLY_MARK
 from report import words
 from report.arguments import Form
@@ -24,7 +25,6 @@ from report.condense import condensed
 from report.facts import kernel_text
 from report.functions import OPERATIONS
 from report.steps import function_text, operation_text, text_of
-from report.violation import RULES
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100
@@ -74,7 +74,8 @@ def _parts(explanation: Explanation, width: int) -> tuple[list[str], list[str], 
 
 def _head(explanation: Explanation, width: int) -> list[str]:
     violation, kernel = explanation.violation, explanation.case.spec.world.kernel
-    kind = RULES.get(violation.rule, "")
+    rule = rule_of(violation.rule)
+    kind = rule.name if rule else ""
     size = words.many(explanation.deliveries, "delivery", "deliveries")
     switched = words.many(explanation.switches, "switch", "switches")
     title = (

@@ -33,7 +33,7 @@ from nodes.secondaries.kvm.messages import (
 from nodes.secondaries.kvm.part import Slot, Vm
 from nodes.secondaries.kvm.vcpu import Vcpu
 from nodes.world import World
-from oracle.rules.table import HARM, MEASURES, OBLIGATIONS
+from oracle.rules.table import ids_of, rules
 from oracle.violation import Violation
 from protocol import pte as ptes
 from protocol.envelope import Envelope
@@ -236,10 +236,10 @@ def test_a_planted_mistake_is_found_by_its_harm(name: str, monkeypatch: pytest.M
     plant, make, rule, agent = CANARIES[name]
     with monkeypatch.context() as patch:
         plant(patch)
-        found = explored(make(), SCHEDULES, HARM)
+        found = explored(make(), SCHEDULES, ids_of("harm"))
     assert found.finding is not None
     broken: tuple[Violation, ...] = found.finding.violations
-    assert {violation.rule for violation in broken} <= HARM
+    assert {violation.rule for violation in broken} <= ids_of("harm")
     assert any(v.rule == rule and v.agent.startswith(agent) for v in broken)
     twin = explored(make(), found.schedules, None)
     assert twin.schedules == found.schedules
@@ -247,7 +247,7 @@ def test_a_planted_mistake_is_found_by_its_harm(name: str, monkeypatch: pytest.M
 
 
 def test_every_rule_is_of_one_kind() -> None:
-    assert not OBLIGATIONS & HARM
-    assert not MEASURES & (OBLIGATIONS | HARM)
+    assert all(rule.sentence.endswith(".") and rule.look_at for rule in rules())
+    assert ids_of("owed") | ids_of("harm") | ids_of("cost") == {rule.id for rule in rules()}
     with pytest.raises(UserError, match="S99"):
         explored(two_threads(), 1, frozenset({"S99"}))

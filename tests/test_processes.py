@@ -19,7 +19,8 @@ from broker.plan import ROUTER, Plan
 from broker.recorder import broker_records, read_record, read_schedule
 from broker.schedules import RandomWalk, Recorded
 from broker.supervisor import Supervisor
-from protocol import codec, wire
+from nodes.runtime import pack_world
+from protocol import wire
 from protocol.errors import EmulatorError, UserError
 from protocol.trace import Ending
 from tests import toy, worlds
@@ -106,7 +107,7 @@ def test_given_choices_are_taken(tmp_path: Path) -> None:
 
 def test_real_nodes_run_on_processes_as_in_the_simulator(tmp_path: Path) -> None:
     world = worlds.small_world()
-    run = Plan(tmp_path, world.nodes(), codec.pack(world), 1, worlds.small_programs())
+    run = Plan(tmp_path, world.nodes(), pack_world(world), 1, worlds.small_programs())
     outcome = finish(run)
     assert outcome.ending.complete, outcome
     assert {step.dst for step in steps_of(run)} == set(world.nodes())

@@ -18,8 +18,8 @@ from explorer.run.outcome import Outcome, Status
 from explorer.run.schedule_file import read_case, recorded_choices
 from explorer.shrink.case import Case
 from explorer.shrink.play import How, Player
+from nodes.runtime import pack_world
 from oracle.state.trace import step_of
-from protocol.codec import pack
 from protocol.envelope import Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.trace import Ending
@@ -77,7 +77,7 @@ def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
     plan = Plan(
         out,
         spec.world.nodes(),
-        pack(spec.world),
+        pack_world(spec.world),
         spec.seed,
         spec.programs(),
         chaos=record.chaos(spec.world),

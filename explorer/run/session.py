@@ -29,9 +29,9 @@ from explorer.run.outcome import OperationCount, Outcome, Status
 from explorer.run.stop import Bounds, bytes_in
 from nodes.build import build_all
 from nodes.journal import journal_path
+from nodes.runtime import pack_world
 from oracle.oracle import Oracle
 from oracle.state.trace import step_of
-from protocol.codec import pack
 from protocol.envelope import BROKER, Envelope, Handled
 from protocol.errors import ReplayDivergence
 from protocol.limits import LOW_WATER_EVERY
@@ -196,7 +196,7 @@ def run_on_processes(
     plan = Plan(
         run_dir,
         spec.world.nodes(),
-        pack(spec.world),
+        pack_world(spec.world),
         spec.seed,
         spec.programs(),
         spec.operations_max,
@@ -307,7 +307,7 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
         plan = Plan(
             out,
             spec.world.nodes(),
-            pack(spec.world),
+            pack_world(spec.world),
             spec.seed,
             programs,
             spec.operations_max,

@@ -20,12 +20,14 @@ class Kernel(msgspec.Struct, frozen=True):
 
     release: str
     machine: str
-    profiles: tuple[str, ...]
-    """Which drivers it runs, where a machine may have one or another (``vt-d``, ``amd-iommu``)."""
     mm: Mm
     arch: Arch
     groups: tuple[Switches, ...]
     """Those two, and one for each driver and plug-in (``Switches.of``)."""
+    profiles: tuple[str, ...] = ()
+    """Which drivers it runs, where a machine may have one or another (``vt-d``, ``amd-iommu``)."""
+    patches: tuple[str, ...] = ()
+    """Patches of plug-ins that are applied: functions in the place of stock ones."""
 
     def switches(self) -> dict[str, Value]:
         """Every switch by its name."""
@@ -37,7 +39,8 @@ class Kernel(msgspec.Struct, frozen=True):
 
     def replace(self, **values: Value) -> Kernel:
         """The same with some switches set otherwise.  Raises ``msgspec.ValidationError``."""
-        return make(self.release, self.machine, self.profiles, self.switches() | values)
+        switches = self.switches() | values
+        return make(self.release, self.machine, switches, self.profiles, self.patches)
 
     def validate(self, where: str) -> Kernel:
         """Itself, or ``UserError`` naming the switches that contradict each other."""
@@ -48,7 +51,11 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 def make(
-    release: str, machine: str, profiles: tuple[str, ...], values: Mapping[str, Value]
+    release: str,
+    machine: str,
+    values: Mapping[str, Value],
+    profiles: tuple[str, ...] = (),
+    patches: tuple[str, ...] = (),
 ) -> Kernel:
     """The kernel with these values, one for each switch.  Raises ``msgspec.ValidationError``."""
     groups = tuple(
@@ -56,4 +63,4 @@ def make(
         for owner in owners()
     )
     of: dict[type[Switches], Any] = {type(group): group for group in groups}
-    return Kernel(release, machine, profiles, of[Mm], of[Arch], groups)
+    return Kernel(release, machine, of[Mm], of[Arch], groups, profiles, patches)

@@ -23,6 +23,7 @@ def preset(
     overrides: Mapping[str, Any] | None = None,
     where: str = "--kernel",
     profiles: Iterable[str] = (),
+    patches: Iterable[str] = (),
 ) -> Kernel:
     """The kernel of a release on a machine, with some switches set otherwise.
 
@@ -37,7 +38,8 @@ def preset(
     for name in overrides or {}:
         field_named(name, where)
     try:
-        return make(release, machine, chosen, values | dict(overrides or {})).validate(where)
+        all_values = values | dict(overrides or {})
+        return make(release, machine, all_values, chosen, tuple(patches)).validate(where)
     except msgspec.ValidationError as error:
         raise UserError(where, str(error)) from None
 
