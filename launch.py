@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from explorer.run import outcome as codes
-from oracle.rules.table import rules
+from nodes import plugins
+from oracle.rules.table import Rule, rule_of
+from oracle.rules.table import rules as known_rules
 from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from report import machine, words
 from report.arguments import PROGRAM, Form, On, parse
@@ -93,10 +95,12 @@ def stress(
     return perform(spec, on, out, as_json, seconds, stop_on, size)
 
 
-def list_races(as_json: bool) -> int:
-    """List the catalogue of races."""
+def list_races(rules: bool, as_json: bool) -> int:
+    """List the catalogue of races, or the rules."""
     from report import catalogue as pages
 
+    if rules:
+        return list_rules(as_json)
     races = catalogue.load_all().values()
     if as_json:
         return print_json({"races": [pages.race_dict(race) for race in races]})
@@ -105,10 +109,51 @@ def list_races(as_json: bool) -> int:
     return codes.HELD
 
 
+def list_rules(as_json: bool) -> int:
+    """List the oracle's rules."""
+    from report import rules as pages
+
+    if as_json:
+        return print_json({"rules": [pages.rule_dict(rule) for rule in known_rules()]})
+    stdout().print(pages.rules_table())
+    return codes.HELD
+
+
+def kernels(releases: list[str], arch: str, as_json: bool) -> int:
+    """Say what releases do, or how two of them differ."""
+    from nodes.kernel.variant import preset
+    from nodes.kernel.variant.release import NEWEST
+    from report import kernels as pages
+
+    presets = [preset(release, arch, where="kernels") for release in releases or [str(NEWEST)]]
+    if len(releases) == 2:
+        if as_json:
+            return print_json(pages.differences_dict(*presets))
+        write_out(pages.differences_text(*presets))
+    elif as_json:
+        print_json(pages.table_dict(presets))
+    else:
+        stdout().print(pages.table_of(presets))
+    return codes.HELD
+
+
+def show_rule(rule: Rule, as_json: bool) -> int:
+    """Tell all about one rule."""
+    from report import rules as pages
+
+    if as_json:
+        return print_json(pages.rule_dict(rule))
+    write_out(pages.rule_page(rule))
+    return codes.HELD
+
+
 def show(race: str, as_json: bool) -> int:
-    """Tell all about one race."""
+    """Tell all about one race, or one rule."""
     from report import catalogue as pages
 
+    rule = rule_of(race)
+    if rule is not None:
+        return show_rule(rule, as_json)
     found = catalogue.find(race)
     if as_json:
         return print_json(pages.race_dict(found))
@@ -241,8 +286,9 @@ def check(source: Path, as_json: bool) -> int:
 
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
-    "stress": stress, "list": list_races, "show": show, "repro": repro, "explore": explore,
-    "replay": replay, "minimize": minimize, "explain": explain, "check": check,
+    "stress": stress, "list": list_races, "show": show, "kernels": kernels, "repro": repro,
+    "explore": explore, "replay": replay, "minimize": minimize, "explain": explain,
+    "check": check,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 
@@ -295,7 +341,7 @@ def check_bounds(
         raise UserError("--journal-max", "the simulator runs to the end", "--operations")
     if on is On.simulator and stop_on:
         raise UserError("--stop-on", "the simulator runs to the end", "--on processes")
-    known = [rule.id for rule in rules()]
+    known = [rule.id for rule in known_rules()]
     if stop_on not in ("", "any", *known):
         raise UserError("--stop-on", f"no rule {stop_on!r}", f"any, or one of {', '.join(known)}")
 
@@ -385,6 +431,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
+        if blamed := plugins.blame(error):
+            return complain(blamed, codes.BROKEN, given)
         if isinstance(error, OSError) and error.strerror:
             where = error.filename or "a file of the run, or the output"
             return complain(f"{where}: {error.strerror}", codes.BROKEN, given)

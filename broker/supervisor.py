@@ -36,7 +36,7 @@ from broker import plan, router
 from broker.counts import Counts
 from broker.plan import ROUTER, Outcome, Plan
 from broker.recorder import last_number, write_schedule
-from nodes import runtime, sockets
+from nodes import plugins, runtime, sockets
 from nodes.journal import journal_path
 from protocol import limits, wire
 from protocol.envelope import BROKER
@@ -102,9 +102,11 @@ class Supervisor:
         }
         for name in self.plan.nodes:
             targets[name] = (runtime.main, self._node_arguments(name, endpoint))
+        needed = plugins.Needed(plugin.path for plugin in plugins.loaded())
         with _interrupts_held(), _no_main_module():
             for name, (target, arguments) in targets.items():
-                process = context.Process(target=target, args=arguments, name=name, daemon=True)
+                given = (needed, target, arguments)
+                process = context.Process(target=plugins.start, args=given, name=name, daemon=True)
                 process.start()
                 self.processes[name] = process
         self._context = zmq.Context()

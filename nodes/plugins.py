@@ -116,6 +116,32 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def others(wanted: Iterable[Plugin]) -> list[str]:
+    """Names of plug-ins that are loaded, and are not the same text as the ones wanted."""
+    texts = {plugin.name: plugin.sha256 for plugin in _LOADED.values()}
+    return [p.name for p in wanted if texts.get(p.name, p.sha256) != p.sha256]
+
+
+class Needed:
+    """What a process of a run needs: unpickling it imports the plug-ins, before what follows."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = tuple(paths)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _needed, (self.paths,)
+
+
+def _needed(paths: tuple[str, ...]) -> Needed:
+    load(paths)
+    return Needed(paths)
+
+
+def start(_: Needed, target: Callable[..., None], given: tuple[Any, ...]) -> None:
+    """Run ``target`` in a new process, which has by now imported what it needs."""
+    target(*given)
+
+
 # ---- while it runs -----------------------------------------------------------------------------
 
 

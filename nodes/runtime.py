@@ -23,7 +23,7 @@ import msgspec
 import multiprocess
 import zmq
 
-from nodes import sockets
+from nodes import plugins, sockets
 from nodes.driver import Driver
 from nodes.journal import Journal
 from nodes.world import World, from_plain, to_plain
@@ -58,9 +58,9 @@ def main(
         send(socket, [wire.control_frame("ready")])
         _Runtime(socket, driver, book).loop()
         book.close()
-    except Exception:
+    except Exception as error:
         broke = True
-        _report(socket, traceback.format_exc())
+        _report(socket, plugins.blame(error) or traceback.format_exc())
     sockets.close(context, FAREWELL_SECONDS)
     if broke:
         sys.exit(EXIT_BROKEN)

@@ -17,7 +17,9 @@ def switches_set(kernel: Kernel) -> dict[str, Any]:
 def kernel_text(kernel: Kernel) -> str:
     """``v6.2 x86 (gather_calls_ir=false)``."""
     switches = ", ".join(f"{key}={_toml(value)}" for key, value in switches_set(kernel).items())
-    return f"{kernel.release} {kernel.machine}" + (f" ({switches})" if switches else "")
+    patched = f" with {', '.join(kernel.patches)}" if kernel.patches else ""
+    differs = f" ({switches})" if switches else ""
+    return f"{kernel.release} {kernel.machine}{patched}{differs}"
 
 
 def _toml(value: object) -> str:

@@ -42,6 +42,10 @@ class KernelTable(TomlTable, frozen=True):
     arch: str = "x86"
     set: dict[str, Any] = {}
     """Switches that differ from the preset."""
+    drivers: list[str] = []
+    """Driver profiles other than the usual ones (``amd-iommu``)."""
+    patches: list[str] = []
+    """Patches of plug-ins."""
 
 
 class _ScopeTable(TomlTable, frozen=True):
@@ -253,7 +257,9 @@ def _kernels(value: Any, where: str) -> tuple[KernelCase, ...]:
     cases: list[KernelCase] = []
     for index, table in enumerate(convert_each(value, KernelTable, where)):
         place = f"{where}[{index}]"
-        kernel = kernel_from(table.release, table.arch, table.set, place, "set")
+        kernel = kernel_from(
+            table.release, table.arch, table.set, place, "set", table.drivers, table.patches
+        )
         if table.name in (case.name for case in cases):
             raise UserError(f"{place}.name", f"{table.name!r} is there twice", "different names")
         cases.append(KernelCase(table.name, kernel, table.expect))

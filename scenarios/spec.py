@@ -15,6 +15,7 @@ import msgspec
 
 from broker.chaos import ChaosConfig, parse_rules
 from broker.programs import Program
+from nodes import plugins
 from nodes.secondary import Number
 from nodes.world import World
 from oracle.sometimes import Condition, conditions_from
@@ -86,6 +87,7 @@ class RunSpec:
             "seed": self.seed,
             "operations_max": self.operations_max,
             "versions": dict(self.versions) or None,
+            "plugin": [msgspec.to_builtins(plugin) for plugin in plugins.loaded()] or None,
             "expectation": _without_defaults(self.expectation) if self.expectation else None,
             "sometimes": [_without_defaults(c) for c in self.sometimes] or None,
             "chaos": msgspec.to_builtins(self.chaos) if self.chaos else None,
@@ -117,6 +119,7 @@ class RunSpec:
         run = convert(table, _RunTable, where)
         if run.schema != SCHEMA:
             raise UserError(f"{where}: schema", f"is {run.schema}", str(SCHEMA))
+        _check_plugins(run.plugin, where)
         world_table = dict(run.world)
         kernel_table = sub_table(world_table.pop("kernel", None), f"{where}: world.kernel")
         kernel = kernel_of(kernel_table, f"{where}: world.kernel")
@@ -134,6 +137,17 @@ class RunSpec:
         )
 
 
+def _check_plugins(wanted: list[plugins.Plugin], where: str) -> None:
+    """Those that a run was made with are there."""
+    there = {plugin.name for plugin in plugins.loaded()}
+    for at, plugin in enumerate(wanted):
+        if plugin.name not in there:
+            raise UserError(
+                f"{where}: plugin[{at}]", f"made with the plug-in {plugin.name!r}",
+                f"--plugin {plugin.path}",
+            )  # fmt: skip
+
+
 class _RunTable(TomlTable, frozen=True):
     """The keys of ``run.toml``."""
 
@@ -147,6 +161,7 @@ class _RunTable(TomlTable, frozen=True):
     expectation: Expectation | None = None
     sometimes: list[Table] = []
     versions: dict[str, str] = {}
+    plugin: list[plugins.Plugin] = []
 
 
 def _without_defaults(struct: msgspec.Struct) -> Table:

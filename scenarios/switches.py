@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nodes import plugins
 from nodes.kernel.variant import Kernel, preset
 from nodes.kernel.variant.preset import field_named
+from protocol.errors import UserError
 from scenarios.tables import Table, TomlTable, convert, deeper
 
 
@@ -16,6 +18,7 @@ class _SavedKernel(TomlTable, frozen=True):
     release: str
     arch: str
     drivers: tuple[str, ...] = ()
+    patches: tuple[str, ...] = ()
     switches: Table = {}
     """Those that are missing are newer than the file: they are as the release has them."""
 
@@ -27,6 +30,7 @@ def kernel_from(
     where: str,
     key: str = "",
     drivers: Iterable[str] = (),
+    patches: Iterable[str] = (),
 ) -> Kernel:
     """The kernel of a release with some switches set otherwise.
 
@@ -36,7 +40,11 @@ def kernel_from(
     place = deeper(where, key) if key else where
     for name, value in switches.items():
         convert(value, field_named(name, place).hint, deeper(place, name))
-    return preset(release, arch, switches, where, drivers)
+    for patch in patches:
+        if patch not in plugins.patches():
+            known = ", ".join(plugins.patches()) or "none: no plug-in has declared one"
+            raise UserError(deeper(where, "patches"), f"no patch {patch!r}", known)
+    return preset(release, arch, switches, where, drivers, patches)
 
 
 def kernel_to(kernel: Kernel) -> Table:
@@ -45,6 +53,7 @@ def kernel_to(kernel: Kernel) -> Table:
         "release": kernel.release,
         "arch": kernel.machine,
         "drivers": list(kernel.profiles),
+        "patches": list(kernel.patches),
         "switches": kernel.switches(),
     }
 
@@ -52,4 +61,6 @@ def kernel_to(kernel: Kernel) -> Table:
 def kernel_of(table: Table, where: str) -> Kernel:
     """The kernel of a saved run.  Raises ``UserError``."""
     saved = convert(table, _SavedKernel, where)
-    return kernel_from(saved.release, saved.arch, saved.switches, where, "switches", saved.drivers)
+    return kernel_from(
+        saved.release, saved.arch, saved.switches, where, "switches", saved.drivers, saved.patches
+    )
