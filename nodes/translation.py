@@ -98,17 +98,20 @@ class TranslationCache:
         ``source`` says what it was made from; ``load`` is the load that found that, if the
         source is not itself a load.
         """
-        self.touch(walk.tag, walk.address)
-        self._touch_order()
         self.walks.remove(walk)
-        key = (walk.tag, walk.address)
-        replaced = self.entries.pop(key, None)
+        return self.install(walk.tag, walk.address, pte, source, load)
+
+    def install(self, tag: str, address: int, pte: int, source: str, load: str = "") -> Entry:
+        """The same for an entry that no walk of the holder's own has found: a driver's."""
+        page = page_of(address)
+        self.touch(tag, page)
+        self._touch_order()
+        replaced = self.entries.pop((tag, page), None)
         if replaced is not None:
             self.port.emit(Evict(self.cache, replaced.fill))
         fill = f"{self.cache}:{load or source}"
-        entry = Entry(walk.tag, walk.address, pte, fill)
-        self.entries[key] = entry
-        self.port.emit(Fill(self.cache, walk.tag, walk.address, pte, fill, source))
+        entry = self.entries[tag, page] = Entry(tag, page, pte, fill)
+        self.port.emit(Fill(self.cache, tag, page, pte, fill, source))
         self._make_room()
         return entry
 
