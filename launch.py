@@ -27,25 +27,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from explorer.run import outcome as codes
-from nodes import plugins
-from oracle.rules.table import Rule, rule_of
-from oracle.rules.table import rules as known_rules
-from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
-from report import machine, words
-from report.arguments import PROGRAM, Form, On, parse
-from report.directory import new_run, point_latest, saved_run
-from report.interrupts import Interrupted, interrupts
-from report.progress import Progress
-from report.screen import mute, open_closed_streams, say, stderr, stdout, write_line, write_out
-from report.terminal import print_outcome
-from scenarios import catalogue
-from scenarios.spec import RunSpec
+from mmurace.explorer.run import outcome as codes
+from mmurace.nodes import plugins
+from mmurace.oracle.rules.table import Rule, rule_of
+from mmurace.oracle.rules.table import rules as known_rules
+from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from mmurace.report import machine, words
+from mmurace.report.arguments import PROGRAM, Form, On, parse
+from mmurace.report.directory import new_run, point_latest, saved_run
+from mmurace.report.interrupts import Interrupted, interrupts
+from mmurace.report.progress import Progress
+from mmurace.report.screen import (
+    mute,
+    open_closed_streams,
+    say,
+    stderr,
+    stdout,
+    write_line,
+    write_out,
+)
+from mmurace.report.terminal import print_outcome
+from mmurace.scenarios import catalogue
+from mmurace.scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
-    from explorer.run.outcome import Outcome
-    from nodes.kernel.variant import Kernel
-    from scenarios.world_file import WorldFile
+    from mmurace.explorer.run.outcome import Outcome
+    from mmurace.nodes.kernel.variant import Kernel
+    from mmurace.scenarios.world_file import WorldFile
 
 SEED_MAX: Final = (1 << 63) - 1
 """The largest integer that TOML promises to hold."""
@@ -77,11 +85,11 @@ def stress(
     as_json: bool,
 ) -> int:
     """Run a workload under chaos until a time, an operation count or a violation."""
-    from broker.chaos import load_rules
-    from broker.chaos_config import check_names
-    from explorer.run.stop import size_from
-    from scenarios.runs import workload_run
-    from scenarios.world_file import load_world
+    from mmurace.broker.chaos import load_rules
+    from mmurace.broker.chaos_config import check_names
+    from mmurace.explorer.run.stop import size_from
+    from mmurace.scenarios.runs import workload_run
+    from mmurace.scenarios.world_file import load_world
 
     check_bounds(on, seconds, operations, stop_on, journal_max)
     file = load_world(world)
@@ -97,7 +105,7 @@ def stress(
 
 def list_races(rules: bool, as_json: bool) -> int:
     """List the catalogue of races, or the rules."""
-    from report import catalogue as pages
+    from mmurace.report import catalogue as pages
 
     if rules:
         return list_rules(as_json)
@@ -111,7 +119,7 @@ def list_races(rules: bool, as_json: bool) -> int:
 
 def list_rules(as_json: bool) -> int:
     """List the oracle's rules."""
-    from report import rules as pages
+    from mmurace.report import rules as pages
 
     if as_json:
         return print_json({"rules": [pages.rule_dict(rule) for rule in known_rules()]})
@@ -121,9 +129,9 @@ def list_rules(as_json: bool) -> int:
 
 def kernels(releases: list[str], arch: str, as_json: bool) -> int:
     """Say what releases do, or how two of them differ."""
-    from nodes.kernel.variant import preset
-    from nodes.kernel.variant.release import NEWEST
-    from report import kernels as pages
+    from mmurace.nodes.kernel.variant import preset
+    from mmurace.nodes.kernel.variant.release import NEWEST
+    from mmurace.report import kernels as pages
 
     presets = [preset(release, arch, where="kernels") for release in releases or [str(NEWEST)]]
     if len(releases) == 2:
@@ -139,7 +147,7 @@ def kernels(releases: list[str], arch: str, as_json: bool) -> int:
 
 def show_rule(rule: Rule, as_json: bool) -> int:
     """Tell all about one rule."""
-    from report import rules as pages
+    from mmurace.report import rules as pages
 
     if as_json:
         return print_json(pages.rule_dict(rule))
@@ -149,7 +157,7 @@ def show_rule(rule: Rule, as_json: bool) -> int:
 
 def show(race: str, as_json: bool) -> int:
     """Tell all about one race, or one rule."""
-    from report import catalogue as pages
+    from mmurace.report import catalogue as pages
 
     rule = rule_of(race)
     if rule is not None:
@@ -183,9 +191,9 @@ def explore(
     as_json: bool,
 ) -> int:
     """Run many schedules of one race in the simulator."""
-    from explorer.sample import explore as exploration
-    from report import exploration as explored
-    from report import searches
+    from mmurace.explorer.sample import explore as exploration
+    from mmurace.report import exploration as explored
+    from mmurace.report import searches
 
     known = catalogue.find(race)
     engine = searches.engine_from(strategy, exhaust, keep_going, recipe, scope)
@@ -211,9 +219,9 @@ def explore(
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
-    from explorer.run import session
-    from explorer.run.replay import replay_file
-    from report.schedules import run_or_schedule
+    from mmurace.explorer.run import session
+    from mmurace.explorer.run.replay import replay_file
+    from mmurace.report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
     directory = new_run(f"replay-{recorded.resolve().name}", out)
@@ -236,10 +244,10 @@ def minimize(
     source: Path, rule: str, seconds: float, search: int, out: Path | None, as_json: bool
 ) -> int:
     """Find the shortest schedule with the same violation, and write it to a file."""
-    from explorer.run import schedule_file
-    from explorer.shrink import minimize as minimizer
-    from report import minimizing
-    from report.schedules import minimized_file, run_or_schedule
+    from mmurace.explorer.run import schedule_file
+    from mmurace.explorer.shrink import minimize as minimizer
+    from mmurace.report import minimizing
+    from mmurace.report.schedules import minimized_file, run_or_schedule
 
     file = minimized_file(source, out)
     with Progress(stderr(), minimizing.minimize_line) as progress, damage_of(source):
@@ -258,10 +266,10 @@ def minimize(
 
 def explain(source: Path, form: Form, as_json: bool) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
-    from explorer.explain import why as explainer
-    from explorer.run import schedule_file
-    from report import interleaving
-    from report.schedules import run_or_schedule
+    from mmurace.explorer.explain import why as explainer
+    from mmurace.explorer.run import schedule_file
+    from mmurace.report import interleaving
+    from mmurace.report.schedules import run_or_schedule
 
     with damage_of(source):
         loaded = schedule_file.load(run_or_schedule(source))
@@ -277,7 +285,7 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
 
 def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
-    from explorer.run import session
+    from mmurace.explorer.run import session
 
     recorded = saved_run(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
@@ -370,7 +378,7 @@ def perform(
     if out is None:
         point_latest(directory)
     say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
-    from explorer.run import session
+    from mmurace.explorer.run import session
 
     with Progress(stderr()) as progress, interrupts(directory):
         if on is On.simulator:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from broker.kills import PREFIX, Note, death_of, last_operation, tasks
-from broker.programs import Feeder
-from nodes.world import World
-from protocol.envelope import BROKER, REPLY_MARK, Envelope
-from protocol.messages.base import PeerGone
+from mmurace.broker.kills import PREFIX, Note, death_of, last_operation, tasks
+from mmurace.broker.programs import Feeder
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
+from mmurace.protocol.messages.base import PeerGone
 
 
 class KillSource(Protocol):

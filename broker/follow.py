@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from broker.plan import Outcome
-from nodes.journal import SUFFIX, JournalReader, journal_path
-from protocol import codec, wire
-from protocol.envelope import BROKER
-from protocol.errors import PeerError
-from protocol.limits import FOLLOW_STEPS_MAX, JOURNAL_RECORD_BYTES_MAX
-from protocol.trace import TraceStep
+from mmurace.broker.plan import Outcome
+from mmurace.nodes.journal import SUFFIX, JournalReader, journal_path
+from mmurace.protocol import codec, wire
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.limits import FOLLOW_STEPS_MAX, JOURNAL_RECORD_BYTES_MAX
+from mmurace.protocol.trace import TraceStep
 
 
 class Follower:

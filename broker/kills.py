@@ -16,12 +16,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
-from broker.chaos_config import Rule, globs
-from broker.gates import DRAW_END, NEVER
-from broker.programs import Program, Step
-from nodes.driver import draw
-from nodes.secondary import Death, Task
-from nodes.world import World
+from mmurace.broker.chaos_config import Rule, globs
+from mmurace.broker.gates import DRAW_END, NEVER
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import draw
+from mmurace.nodes.secondary import Death, Task
+from mmurace.nodes.world import World
 
 Note = Callable[[str, int, str], None]
 """(``kill`` or ``killed``, deliveries made, node)."""

@@ -10,12 +10,12 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from broker.faults import Chaos
-from broker.programs import Program
-from broker.schedules import Arrival, Schedule
-from protocol.envelope import BROKER
-from protocol.trace import Ending
-from protocol.wire import Choices
+from mmurace.broker.faults import Chaos
+from mmurace.broker.programs import Program
+from mmurace.broker.schedules import Arrival, Schedule
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.trace import Ending
+from mmurace.protocol.wire import Choices
 
 NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A node's name is a part of a file's name, its journal's."""
@@ -58,7 +58,7 @@ class Plan:
     schedule: Schedule = field(default_factory=Arrival)
     choices: dict[int, Choices] = field(default_factory=dict)
     """Choices that the handling of a delivery must take, by its number."""
-    build: str = "nodes.build:build"
+    build: str = "mmurace.nodes.build:build"
     """``module:function`` that makes a node's driver from (name, world, seed)."""
     campaign: bool = False
     """One of many runs of this process: fork off a server that has imported everything, and keep

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from protocol.envelope import BROKER, Envelope, operation_of
-from protocol.errors import EmulatorError
-from protocol.messages.program import Operation
+from mmurace.protocol.envelope import BROKER, Envelope, operation_of
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages.program import Operation
 
 
 @dataclass(frozen=True, slots=True)

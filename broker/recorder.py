@@ -34,20 +34,20 @@ from typing import Any
 import msgpack
 import msgspec
 
-from broker.deaths import Killing, KillSource
-from broker.faults import Chaos, Fault, FaultKind, Gatekeeper
-from broker.gates import Gates
-from broker.kills import Kills, RecordedKills
-from broker.plan import QUIESCENT, Outcome
-from broker.programs import Program, awaited, operation_program
-from broker.schedules import ScheduleEntry
-from nodes.journal import Journal, JournalReader, journal_path
-from nodes.world import World
-from protocol import codec, wire
-from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
-from protocol.errors import UserError
-from protocol.limits import JOURNAL_FLUSH_EVERY, JOURNAL_RECORD_BYTES_MAX
-from protocol.wire import Choices
+from mmurace.broker.deaths import Killing, KillSource
+from mmurace.broker.faults import Chaos, Fault, FaultKind, Gatekeeper
+from mmurace.broker.gates import Gates
+from mmurace.broker.kills import Kills, RecordedKills
+from mmurace.broker.plan import QUIESCENT, Outcome
+from mmurace.broker.programs import Program, awaited, operation_program
+from mmurace.broker.schedules import ScheduleEntry
+from mmurace.nodes.journal import Journal, JournalReader, journal_path
+from mmurace.nodes.world import World
+from mmurace.protocol import codec, wire
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import JOURNAL_FLUSH_EVERY, JOURNAL_RECORD_BYTES_MAX
+from mmurace.protocol.wire import Choices
 
 SCHEDULE_FILE = "schedule"
 SCHEDULE_HEADER = "# mmu-notifier-emulator schedule 1: number, copy, message id\n"

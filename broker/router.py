@@ -24,17 +24,17 @@ from typing import Any
 
 import zmq
 
-from broker import dispatch, plan
-from broker.exchange import Exchange
-from broker.plan import LAUNCHER, Outcome, Plan
-from broker.programs import Feeder
-from broker.recorder import BrokerJournal
-from broker.schedules import Recorded
-from nodes import sockets
-from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
-from protocol import codec, limits, wire
-from protocol.envelope import BROKER, REPLY_MARK, Envelope
-from protocol.errors import PeerError
+from mmurace.broker import dispatch, plan
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.plan import LAUNCHER, Outcome, Plan
+from mmurace.broker.programs import Feeder
+from mmurace.broker.recorder import BrokerJournal
+from mmurace.broker.schedules import Recorded
+from mmurace.nodes import sockets
+from mmurace.nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
+from mmurace.protocol import codec, limits, wire
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
+from mmurace.protocol.errors import PeerError
 
 
 @cache

@@ -32,18 +32,18 @@ import msgspec
 import multiprocess
 import zmq
 
-from broker import plan, router
-from broker.counts import Counts
-from broker.plan import ROUTER, Outcome, Plan
-from broker.recorder import last_number, write_schedule
-from nodes import plugins, runtime, sockets
-from nodes.journal import journal_path
-from protocol import limits, wire
-from protocol.envelope import BROKER
-from protocol.errors import EmulatorError, TimedOut, UserError
-from protocol.trace import Ending
+from mmurace.broker import plan, router
+from mmurace.broker.counts import Counts
+from mmurace.broker.plan import ROUTER, Outcome, Plan
+from mmurace.broker.recorder import last_number, write_schedule
+from mmurace.nodes import plugins, runtime, sockets
+from mmurace.nodes.journal import journal_path
+from mmurace.protocol import limits, wire
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.errors import EmulatorError, TimedOut, UserError
+from mmurace.protocol.trace import Ending
 
-PRELOADED = ["broker.router", "nodes.build", "nodes.runtime"]
+PRELOADED = ["mmurace.broker.router", "mmurace.nodes.build", "mmurace.nodes.runtime"]
 """What the server of a campaign has imported; it has no socket and no thread."""
 ABORT_SECONDS = 0.4
 """How long an aborted run may take to write its end; then its processes are killed."""

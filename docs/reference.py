@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from structs import field_notes, plain
 
-from nodes.kernel.variant import Kernel
-from oracle.sometimes import Condition, Mark, known_caches
-from scenarios.operations import operation_keys
-from scenarios.operations import operations as known_operations
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.oracle.sometimes import Condition, Mark, known_caches
+from mmurace.scenarios.operations import operation_keys
+from mmurace.scenarios.operations import operations as known_operations
 
 HEAD = """\
 <!-- Made by docs/generate.py from nodes/kernel/variant.py, protocol/messages/program.py and

@@ -6,4 +6,4 @@ and what it stands on, ``sockets.py`` and ``journal.py``, touch the operating sy
 May import ``protocol``; imported by ``broker`` and above.
 """
 
-from nodes import secondaries  # noqa: F401 - importing it registers them
+from mmurace.nodes import secondaries  # noqa: F401 - importing it registers them

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.driver import Handler, Port
-from nodes.memory import Memory
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.messages.base import Ack, Message
-from protocol.messages.book3s64 import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.book3s64 import (
     ActiveCpusAdd,
     ActiveCpusLoad,
     ContextIdAlloc,
@@ -21,8 +21,8 @@ from protocol.messages.book3s64 import (
     ProcessTableLoad,
     pid_tag,
 )
-from protocol.messages.memory import Count
-from protocol.records import Coverage, TagAlloc, TagFree
+from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.records import Coverage, TagAlloc, TagFree
 
 
 def lowest_free(used: set[int]) -> int:

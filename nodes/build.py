@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nodes import secondary
-from nodes.book3s64 import Book3s64Memory
-from nodes.cpu import Cpu
-from nodes.driver import Driver
-from nodes.memory import Memory
-from nodes.node import Node
-from nodes.world import MEMORY, World
+from mmurace.nodes import secondary
+from mmurace.nodes.book3s64 import Book3s64Memory
+from mmurace.nodes.cpu import Cpu
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.node import Node
+from mmurace.nodes.world import MEMORY, World
 
 
 def node_class(name: str, world: World) -> type[Node]:

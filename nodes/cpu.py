@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from nodes.driver import Handler, Port
-from nodes.kernel import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.kernel import (
     fork,
     madvise,
     memory,
@@ -19,22 +19,22 @@ from nodes.kernel import (
     truncate,
     vmscan,
 )
-from nodes.kernel.errno import EAGAIN, EINTR
-from nodes.kernel.exec import exec_mmap
-from nodes.kernel.exit import exit_group, exit_mm
-from nodes.node import Node
-from nodes.secondary import Secondary, SystemCall, Work, secondaries
-from nodes.translation import TranslationCache, data_access, walk_page_table
-from nodes.world import MEMORY, World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.errors import PeerLost
-from protocol.limits import FAULT_RETRIES_MAX
-from protocol.messages import processor as p
-from protocol.messages import program as op
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import CpumaskSet, Vma
-from protocol.records import FaultRetry, OpBegin, OpEnd
+from mmurace.nodes.kernel.errno import EAGAIN, EINTR
+from mmurace.nodes.kernel.exec import exec_mmap
+from mmurace.nodes.kernel.exit import exit_group, exit_mm
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondary import Secondary, SystemCall, Work, secondaries
+from mmurace.nodes.translation import TranslationCache, data_access, walk_page_table
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import PeerLost
+from mmurace.protocol.limits import FAULT_RETRIES_MAX
+from mmurace.protocol.messages import processor as p
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import CpumaskSet, Vma
+from mmurace.protocol.records import FaultRetry, OpBegin, OpEnd
 
 R = TypeVar("R", bound=Message)
 
@@ -256,9 +256,12 @@ class Cpu(Processor):
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """Interrupts, and every operation that a thread may ask for."""
-        return {**super().handlers(), **dict.fromkeys(system_calls(secondaries()), self.operate)}
+        return {
+            **super().handlers(),
+            **dict.fromkeys(system_calls(secondaries()), self.system_call),
+        }
 
-    async def operate(self, operation: op.Operation, _: Envelope) -> op.OpDone:
+    async def system_call(self, operation: op.Operation, _: Envelope) -> op.OpDone:
         """Run one operation of a thread from its begin to its end record."""
         await self.enter()
         kind = type(operation).__name__

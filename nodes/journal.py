@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from struct import Struct
 
-from protocol import codec
-from protocol.errors import PeerError, UserError
-from protocol.limits import JOURNAL_RECORD_BYTES_MAX
+from mmurace.protocol import codec
+from mmurace.protocol.errors import PeerError, UserError
+from mmurace.protocol.limits import JOURNAL_RECORD_BYTES_MAX
 
 MAGIC = "mmu-notifier-emulator journal"
 VERSION = 1

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nodes.driver import Handler, Port
-from nodes.locks import LockWord
-from nodes.page_table import leaf_changes, relocate
-from nodes.swap import Swap
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError
-from protocol.messages import filemap as fm
-from protocol.messages import memory as m
-from protocol.messages.base import Ack, Message
-from protocol.records import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.locks import LockWord
+from mmurace.nodes.page_table import leaf_changes, relocate
+from mmurace.nodes.swap import Swap
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages import filemap as fm
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import (
     Access,
     Coverage,
     FrameAllocated,

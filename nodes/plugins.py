@@ -24,9 +24,9 @@ from typing import Any, Final
 
 import msgspec
 
-from nodes.kernel import variant
-from protocol.errors import EmulatorError, UserError
-from protocol.limits import PLUGIN_IMPORT_SECONDS
+from mmurace.nodes.kernel import variant
+from mmurace.protocol.errors import EmulatorError, UserError
+from mmurace.protocol.limits import PLUGIN_IMPORT_SECONDS
 
 GROUP: Final = "mmurace.plugins"
 """Entry points of installed packages by which ``--plugin NAME`` finds a module."""

@@ -23,13 +23,13 @@ import msgspec
 import multiprocess
 import zmq
 
-from nodes import plugins, sockets
-from nodes.driver import Driver
-from nodes.journal import Journal
-from nodes.world import World, from_plain, to_plain
-from protocol import codec, limits, wire
-from protocol.envelope import Handled
-from protocol.errors import EmulatorError, PeerError, TimedOut, UserError
+from mmurace.nodes import plugins, sockets
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.journal import Journal
+from mmurace.nodes.world import World, from_plain, to_plain
+from mmurace.protocol import codec, limits, wire
+from mmurace.protocol.envelope import Handled
+from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut, UserError
 
 Build = Callable[[str, World, int], Driver]
 

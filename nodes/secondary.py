@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 
-from protocol.errors import EmulatorError
-from protocol.events import MmuNotifierEvent
-from protocol.messages.base import Message, Request
-from protocol.messages.program import Operation
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.program import Operation
 
 if TYPE_CHECKING:
-    from nodes.kernel.context import Processor
-    from nodes.kernel.variant import Kernel
-    from nodes.memory import Memory
-    from nodes.node import Node
-    from nodes.world import World
+    from mmurace.nodes.kernel.context import Processor
+    from mmurace.nodes.kernel.variant import Kernel
+    from mmurace.nodes.memory import Memory
+    from mmurace.nodes.node import Node
+    from mmurace.nodes.world import World
 
 Callback = Callable[["Processor", str, str, int, int], Awaitable[None]]
 """(processor, subscriber's node, mm, start, end)."""
@@ -170,6 +170,9 @@ class Secondary:
     """What its driver keeps in the host's memory, with the messages that reach it."""
     exit_files: Callable[[Processor, str, Any], Awaitable[None]] | None = None
     """What becomes of a row when a process closes its files: (processor, mm, row)."""
+    own_bracket: bool = False
+    """It records its own bracket (``Invalidation``): when it may install again is what that says,
+    and not when the core calls ``invalidate_range_end``."""
     released_at_exit: bool = False
     """``mmu_notifier_release`` calls its ``release`` and takes it off the list; others stay on it,
     as if the next process of that name had bound them again."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zmq
 
-from protocol import limits
+from mmurace.protocol import limits
 
 Socket = zmq.Socket[bytes]
 

@@ -12,15 +12,22 @@ from typing import Any
 
 import msgspec
 
-from nodes.driver import Port
-from nodes.pwc import PagingStructureCache
-from nodes.world import MEMORY, World
-from protocol import pte as ptes
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.base import Message, Request
-from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
-from protocol.ranges import covers, page_of
-from protocol.records import Evict, Fill, InvalidateBegin, InvalidateDone, Use, WalkDiscarded
+from mmurace.nodes.driver import Port
+from mmurace.nodes.pwc import PagingStructureCache
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
+from mmurace.protocol.ranges import covers, page_of
+from mmurace.protocol.records import (
+    Evict,
+    Fill,
+    InvalidateBegin,
+    InvalidateDone,
+    Use,
+    WalkDiscarded,
+)
 
 PAGES_TOUCHED_MAX = 16
 """An invalidation of more pages than this is said to touch the whole tag."""

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nodes.kernel.variant import Kernel
-from nodes.kernel.variant.kernel import make
-from nodes.secondary import Part, of, secondaries
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.kernel.variant.kernel import make
+from mmurace.nodes.secondary import Part, of, secondaries
 
 MEMORY = "memory"
 P = TypeVar("P", bound=Part)

@@ -9,45 +9,45 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from nodes.secondary import secondaries
-from nodes.world import MEMORY, World
-from oracle.rules.content import MemoryRules
-from oracle.rules.l1_l3_progress import LOCKS, Deadlocks, FaultProgress
-from oracle.rules.l2_q1_callbacks import Callbacks
-from oracle.rules.l4_completion import Completion
-from oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
-from oracle.rules.o_inherited import PTL_LOCK, Inherited
-from oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
-from oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
-from oracle.rules.o_s8_page_tables import Tables, walked_before
-from oracle.rules.p1_p2_p3_costs import Measures
-from oracle.rules.q2_at_rest import stale_at_rest
-from oracle.rules.s1_s3_s8_accesses import Safety, foreign_walk
-from oracle.rules.s5_rights import Containment
-from oracle.rules.s7_store_order import Coherence
-from oracle.rules.s10_brackets import Brackets
-from oracle.rules.s11_might_sleep import CONTEXT, Context
-from oracle.rules.s12_tags import Identity
-from oracle.rules.s13_unregister import Lifetimes
-from oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
-from oracle.rules.table import added_rules, chosen_rules
-from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
-from oracle.state import statistics as stats
-from oracle.state.guest_records import GuestRecords
-from oracle.state.kinds import kinds
-from oracle.state.live import Cached, Op, Read, State
-from oracle.state.memory_records import MemoryRecords
-from oracle.state.order import Order, Row
-from oracle.state.statistics import Statistics
-from oracle.verdict import How, Verdict, decide
-from oracle.violation import Event, Violation
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.envelope import Envelope, Handled, operation_of
-from protocol.errors import EmulatorError
-from protocol.limits import ORACLE_VIOLATIONS_KEPT
-from protocol.records import Record
-from protocol.trace import Ending, TraceStep
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.rules.content import MemoryRules
+from mmurace.oracle.rules.l1_l3_progress import LOCKS, Deadlocks, FaultProgress
+from mmurace.oracle.rules.l2_q1_callbacks import END, Callbacks
+from mmurace.oracle.rules.l4_completion import Completion
+from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
+from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
+from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
+from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
+from mmurace.oracle.rules.o_s8_page_tables import Tables, walked_before
+from mmurace.oracle.rules.p1_p2_p3_costs import Measures
+from mmurace.oracle.rules.q2_at_rest import stale_at_rest
+from mmurace.oracle.rules.s1_s3_s8_accesses import Safety, foreign_walk
+from mmurace.oracle.rules.s5_rights import Containment
+from mmurace.oracle.rules.s7_store_order import Coherence
+from mmurace.oracle.rules.s10_brackets import Brackets
+from mmurace.oracle.rules.s11_might_sleep import CONTEXT, Context
+from mmurace.oracle.rules.s12_tags import Identity
+from mmurace.oracle.rules.s13_unregister import Lifetimes
+from mmurace.oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
+from mmurace.oracle.rules.table import added_rules, chosen_rules
+from mmurace.oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
+from mmurace.oracle.state import statistics as stats
+from mmurace.oracle.state.guest_records import GuestRecords
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Cached, Op, Read, State
+from mmurace.oracle.state.memory_records import MemoryRecords
+from mmurace.oracle.state.order import Order, Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.verdict import How, Verdict, decide
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import Envelope, Handled, operation_of
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.limits import ORACLE_VIOLATIONS_KEPT
+from mmurace.protocol.records import Record
+from mmurace.protocol.trace import Ending, TraceStep
 
 Delivered = Envelope | TraceStep
 """Either says what was delivered: ``id``, ``src``, ``dst``, ``kind`` and ``causes``."""
@@ -108,6 +108,16 @@ class Oracle(MemoryRecords, GuestRecords):
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
         self._mm_of = {tag: mm for one in secondaries() for tag, mm in one.tags(world).items()}
         self._kinds = kinds()
+        self._told_of = {
+            part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
+        }
+        self._bracketed = frozenset(
+            part.name
+            for one in secondaries()
+            if not one.own_bracket and any(cache.table == "shadow" for cache in one.caches)
+            for part in one.parts(world)
+        )
+        """Shadow MMUs of which the core's calls say when they may install again."""
         self._n, self._id, self._node, self._at = 0, "", "", 0
         self._row: Row = ()
         self._op_id = ""
@@ -381,9 +391,15 @@ class Oracle(MemoryRecords, GuestRecords):
         self.context.notifier_call(record, op, event)
         self.callbacks.notifier_call(record, op, event)
         self.lifetimes.notifier_call(record, op.id, event, self._at)
+        if record.subscriber in self._bracketed:
+            self._shadow_told(record, op, event)
         mark = CALLBACK_MARKS.get(record.callback)
         if mark is not None and record.phase == "begin" and self.sometimes.open:
             self.sometimes.mark(op, mark, self._row)
+
+    def _shadow_told(self, record: r.NotifierCall, op: Op, event: Event) -> None:
+        if record.callback == END and record.phase == "begin":
+            self._bracket_ended(op, record.subscriber, record.start, record.end, event)
 
     def _loop_cut(self, record: r.LoopCut) -> None:
         op = self.state.op(record.op or self._op_id)

@@ -13,16 +13,16 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from nodes.secondary import by_node_order, caches
-from nodes.world import World
-from oracle.state.kinds import kinds
-from oracle.state.live import Cached, Change, Op, Page, State
-from oracle.state.order import Row
-from oracle.state.statistics import Statistics
-from protocol.errors import UserError
-from protocol.limits import ORACLE_OPERATIONS_KEPT
-from protocol.messages.program import Operation
-from protocol.ranges import covers, overlaps, page_of
+from mmurace.nodes.secondary import by_node_order, caches
+from mmurace.nodes.world import World
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Cached, Change, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import ORACLE_OPERATIONS_KEPT
+from mmurace.protocol.messages.program import operation_kinds
+from mmurace.protocol.ranges import covers, overlaps, page_of
 
 Mark = Literal[
     "op_begin", "range_start", "pte_change", "flush", "frame_freed", "frame_copied", "range_end",
@@ -40,7 +40,7 @@ def known_caches() -> tuple[str, ...]:
 
 def known_operations() -> tuple[str, ...]:
     """Everything that a program can be asked for."""
-    return tuple(kind.__name__ for kind in Operation.__subclasses__())
+    return tuple(kind.__name__ for kind in operation_kinds())
 
 
 CALLBACK_MARKS: dict[str, Mark] = {

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import msgpack
 import msgspec
 
-from protocol import records
-from protocol.errors import PeerError
-from protocol.limits import MESSAGE_BYTES_MAX
-from protocol.messages import Message, kinds
+from mmurace.protocol import records
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.limits import MESSAGE_BYTES_MAX
+from mmurace.protocol.messages import Message, kinds
 
 T = TypeVar("T")
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from explorer.sample.policies import STRATEGIES
-from nodes.kernel.variant.release import NEWEST, OLDEST
-from nodes.plugins import load
-from protocol.errors import UserError
+from mmurace.explorer.sample.policies import STRATEGIES
+from mmurace.nodes.kernel.variant.release import NEWEST, OLDEST
+from mmurace.nodes.plugins import load
+from mmurace.protocol.errors import UserError
 
-PROGRAM: Final = "launch.py"
+PROGRAM: Final = "mmurace" if Path(sys.argv[0]).name == "mmurace" else "launch.py"
 SECONDS_MIN: Final = 0.1
 SHRINK_SECONDS: Final = 60.0
 """How long ``minimize`` may take, if nothing else is said."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from explorer.explain.interleaving import DECISIVE, Row
-from report.steps import text_of
+from mmurace.explorer.explain.interleaving import DECISIVE, Row
+from mmurace.report.steps import text_of
 
 BLOCK_MAX: Final = 16
 """Rows of one round of a loop that is recognised."""

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from broker.recorder import SCHEDULE_FILE
-from protocol.errors import UserError
-from scenarios.spec import RUN_FILE
+from mmurace.broker.recorder import SCHEDULE_FILE
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.spec import RUN_FILE
 
 RUNS: Final = Path("runs")
 LATEST: Final = "latest"

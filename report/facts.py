@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from explorer.run.outcome import Outcome
-from nodes.kernel.variant import Kernel, usual
-from nodes.kernel.variant.preset import differences
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.nodes.kernel.variant import Kernel, usual
+from mmurace.nodes.kernel.variant.preset import differences
 
 
 def switches_set(kernel: Kernel) -> dict[str, Any]:

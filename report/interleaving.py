@@ -13,18 +13,18 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.explain.deaths import Fate
-from explorer.explain.interleaving import DECISIVE, DETAIL, ESSENTIAL, Row
-from explorer.explain.places import Spot
-from explorer.explain.why import Cure, Explanation, Missed, Ordering
-from oracle.rules.table import rule_of
-from protocol.envelope import BROKER, REPLY_MARK
-from report import words
-from report.arguments import Form
-from report.condense import condensed
-from report.facts import kernel_text
-from report.functions import OPERATIONS
-from report.steps import function_text, operation_text, text_of
+from mmurace.explorer.explain.deaths import Fate
+from mmurace.explorer.explain.interleaving import DECISIVE, DETAIL, ESSENTIAL, Row
+from mmurace.explorer.explain.places import Spot
+from mmurace.explorer.explain.why import Cure, Explanation, Missed, Ordering
+from mmurace.oracle.rules.table import rule_of
+from mmurace.protocol.envelope import BROKER, REPLY_MARK
+from mmurace.report import words
+from mmurace.report.arguments import Form
+from mmurace.report.condense import condensed
+from mmurace.report.facts import kernel_text
+from mmurace.report.functions import OPERATIONS
+from mmurace.report.steps import function_text, operation_text, text_of
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100

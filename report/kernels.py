@@ -8,10 +8,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from nodes.kernel.variant import Kernel
-from nodes.kernel.variant.preset import differences, origin
-from nodes.kernel.variant.switch import ALWAYS, Field, Since, Unreleased, Value, fields
-from report.facts import kernel_text
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.kernel.variant.preset import differences, origin
+from mmurace.nodes.kernel.variant.switch import ALWAYS, Field, Since, Unreleased, Value, fields
+from mmurace.report.facts import kernel_text
 
 
 def shown(value: Value) -> str:

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.run.outcome import OperationCount, Outcome
-from nodes.kernel.variant import Kernel
-from report.facts import switches_set
-from report.screen import say
-from report.terminal import headline, repeat_command
+from mmurace.explorer.run.outcome import OperationCount, Outcome
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.report.facts import switches_set
+from mmurace.report.screen import say
+from mmurace.report.terminal import headline, repeat_command
 
 SUMMARY_FILE: Final = "summary.json"
 

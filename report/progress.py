@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.status import Status
 
-from report import words
+from mmurace.report import words
 
 Line = Callable[[Mapping[str, Any]], str]
 PLAIN_SECONDS: Final = 5.0

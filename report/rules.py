@@ -7,7 +7,7 @@ from typing import Any, Final
 from rich import box
 from rich.table import Table
 
-from oracle.rules.table import Rule, rules
+from mmurace.oracle.rules.table import Rule, rules
 
 KINDS: Final = {
     "owed": "somebody has not done what they owe; nobody need have been hurt yet",

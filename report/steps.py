@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from explorer.explain.interleaving import Row
-from protocol.limits import ULONG_MAX
-from protocol.pte import describe, frame_of
-from report.functions import DATA, OPERATIONS, function_of
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.pte import describe, frame_of
+from mmurace.report.functions import DATA, OPERATIONS, function_of
 
 Values = Mapping[str, Any]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.rules.table import rule_of
-from oracle.violation import Event, Violation
-from protocol.envelope import BROKER, operation_of
-from report import words
-from report.functions import CACHES, DATA, RECLAIMED, function_of
-from report.trail import Trail
+from mmurace.oracle.rules.table import rule_of
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import BROKER, operation_of
+from mmurace.report import words
+from mmurace.report.functions import CACHES, DATA, RECLAIMED, function_of
+from mmurace.report.trail import Trail
 
 RULER: Final = "=" * 66
 

@@ -13,21 +13,21 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from broker.chaos import ChaosConfig, parse_rules
-from broker.chaos_config import check_names
-from broker.programs import Program
-from nodes.kernel.variant import Kernel
-from nodes.world import World
-from oracle.rules.o_s8_page_tables import PWC
-from oracle.rules.table import chosen_rules
-from oracle.sometimes import Condition, conditions_from, known_caches
-from protocol.errors import UserError
-from scenarios.operations import programs_from
-from scenarios.spec import Expectation, RunSpec
-from scenarios.switches import kernel_from
-from scenarios.tables import Table, TomlTable, array, convert, convert_each, read_toml
-from scenarios.workloads import Script
-from scenarios.worlds import world_from
+from mmurace.broker.chaos import ChaosConfig, parse_rules
+from mmurace.broker.chaos_config import check_names
+from mmurace.broker.programs import Program
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.world import World
+from mmurace.oracle.rules.o_s8_page_tables import PWC
+from mmurace.oracle.rules.table import chosen_rules
+from mmurace.oracle.sometimes import Condition, conditions_from, known_caches
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.operations import programs_from
+from mmurace.scenarios.spec import Expectation, RunSpec
+from mmurace.scenarios.switches import kernel_from
+from mmurace.scenarios.tables import Table, TomlTable, array, convert, convert_each, read_toml
+from mmurace.scenarios.workloads import Script
+from mmurace.scenarios.worlds import world_from
 
 DIRECTORY: Final = Path(__file__).parent
 Text = Annotated[str, msgspec.Meta(min_length=1)]

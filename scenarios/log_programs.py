@@ -19,20 +19,20 @@ from typing import Annotated
 
 import msgspec
 
-from broker.programs import Program, Step
-from nodes.driver import draw
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.secondaries.ocxl.messages import AfuTouch
-from nodes.world import World
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages import program as ops
-from protocol.ranges import page_align
-from scenarios.address_space import ADDRESS_END, nth_page
-from scenarios.log_effects import Effect
-from scenarios.log_space import Space
-from scenarios.tables import TomlTable
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import draw
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.protocol.ranges import page_align
+from mmurace.scenarios.address_space import ADDRESS_END, nth_page
+from mmurace.scenarios.log_effects import Effect
+from mmurace.scenarios.log_space import Space
+from mmurace.scenarios.tables import TomlTable
 
 DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]

@@ -15,20 +15,20 @@ from typing import Annotated, Final
 
 import msgspec
 
-from broker.programs import Program, Step
-from nodes.driver import draw
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.secondaries.ocxl.messages import AfuTouch
-from nodes.secondaries.ocxl.part import Link
-from nodes.world import World
-from protocol.errors import UserError
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages import program as ops
-from scenarios.tables import Table, TomlTable, convert
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import draw
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.scenarios.tables import Table, TomlTable, convert
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]

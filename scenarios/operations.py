@@ -15,13 +15,21 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from broker.programs import Program, Step
-from nodes.secondary import Number, secondaries
-from nodes.world import World
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.messages.program import Operation
-from scenarios.tables import Table, TomlTable, array, convert, convert_each, deeper, sub_table
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.secondary import Number, secondaries
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.program import Operation, operation_kinds
+from mmurace.scenarios.tables import (
+    Table,
+    TomlTable,
+    array,
+    convert,
+    convert_each,
+    deeper,
+    sub_table,
+)
 
 Prot = Literal["none", "r", "rw"]
 Pages = Annotated[int, msgspec.Meta(ge=1)]
@@ -78,13 +86,13 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
 
 
 @cache
-def _known(count: int) -> Mapping[str, type[Operation]]:  # noqa: ARG001 - so many are known
-    return {op_name(kind): kind for kind in Operation.__subclasses__()}
+def _named(kinds: tuple[type[Operation], ...]) -> Mapping[str, type[Operation]]:
+    return {op_name(kind): kind for kind in kinds}
 
 
 def operations() -> Mapping[str, type[Operation]]:
     """Every operation that a program can have by now, by its name in a file."""
-    return _known(len(Operation.__subclasses__()))
+    return _named(tuple(operation_kinds()))
 
 
 @cache

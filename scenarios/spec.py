@@ -13,18 +13,26 @@ from typing import Final, Literal
 
 import msgspec
 
-from broker.chaos import ChaosConfig, parse_rules
-from broker.programs import Program
-from nodes import plugins
-from nodes.secondary import Number
-from nodes.world import World
-from oracle.sometimes import Condition, conditions_from
-from oracle.verdict import Expected
-from protocol.errors import UserError
-from scenarios.switches import kernel_of, kernel_to
-from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
-from scenarios.workloads import Workload, workload_from
-from scenarios.worlds import world_from, world_to
+from mmurace.broker.chaos import ChaosConfig, parse_rules
+from mmurace.broker.programs import Program
+from mmurace.nodes import plugins
+from mmurace.nodes.secondary import Number
+from mmurace.nodes.world import World
+from mmurace.oracle.sometimes import Condition, conditions_from
+from mmurace.oracle.verdict import Expected
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.switches import kernel_of, kernel_to
+from mmurace.scenarios.tables import (
+    Table,
+    TomlTable,
+    convert,
+    parse_toml,
+    read_toml,
+    sub_table,
+    toml_text,
+)
+from mmurace.scenarios.workloads import Workload, workload_from
+from mmurace.scenarios.worlds import world_from, world_to
 
 SCHEMA: Final = 1
 RUN_FILE: Final = "run.toml"

@@ -9,18 +9,18 @@ from typing import Final
 
 import msgspec
 
-from broker.programs import Program
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.secondaries.ocxl.part import Link
-from nodes.world import World
-from oracle.sometimes import Condition, workload_conditions
-from protocol.limits import PAGE_SIZE
-from scenarios.log_effects import Account, bounds, effects_of
-from scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
-from scenarios.strace_log import read_log
-from scenarios.tables import Table, TomlTable, convert
+from mmurace.broker.programs import Program
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.oracle.sometimes import Condition, workload_conditions
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.scenarios.log_effects import Account, bounds, effects_of
+from mmurace.scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
+from mmurace.scenarios.strace_log import read_log
+from mmurace.scenarios.tables import Table, TomlTable, convert
 
 FRAMES: Final = 4096
 """Frames of the pool: twice what the shipped logs keep in use at once, so that freed frames are

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nodes import plugins
-from nodes.kernel.variant import Kernel, preset
-from nodes.kernel.variant.preset import field_named
-from protocol.errors import UserError
-from scenarios.tables import Table, TomlTable, convert, deeper
+from mmurace.nodes import plugins
+from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.nodes.kernel.variant.preset import field_named
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.tables import Table, TomlTable, convert, deeper
 
 
 class _SavedKernel(TomlTable, frozen=True):

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from protocol.errors import UserError
+from mmurace.protocol.errors import UserError
 
 T = TypeVar("T")
 Table = dict[str, Any]

@@ -32,13 +32,13 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from nodes.kernel.variant import Kernel, preset
-from nodes.world import World
-from protocol.errors import UserError
-from scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
-from scenarios.switches import kernel_from
-from scenarios.tables import Table, TomlTable, convert, read_toml
-from scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
+from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
+from mmurace.scenarios.switches import kernel_from
+from mmurace.scenarios.tables import Table, TomlTable, convert, read_toml
+from mmurace.scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
 
 SCHEMA: Final = 1
 RELEASE: Final = "v6.6"

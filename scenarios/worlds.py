@@ -6,13 +6,13 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from broker.plan import NODE_NAME, impossible_names
-from nodes.kernel.variant import Kernel
-from nodes.secondary import Part, by_node_order
-from nodes.world import World
-from protocol.errors import UserError
-from protocol.limits import NODES_MAX
-from scenarios.tables import Table, TomlTable, convert, convert_each, sub_table
+from mmurace.broker.plan import NODE_NAME, impossible_names
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import Part, by_node_order
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import NODES_MAX
+from mmurace.scenarios.tables import Table, TomlTable, convert, convert_each, sub_table
 
 FRAMES_MAX: Final = 1 << 20
 Levels = Annotated[int, msgspec.Meta(ge=1, le=5)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from protocol.messages import program as op
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.messages import program as op
 from tests.worlds import page
 
 MM, CHILD, OTHER = "mm0", "mm1", "mm2"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as op
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as op
 
 SLOTS, PAGES = 6, 4
 FILES = ("data", "text")

@@ -9,17 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from oracle.oracle import Oracle
-from oracle.sometimes import Condition
-from oracle.verdict import Verdict
-from oracle.violation import Violation
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.trace import Ending, TraceStep
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import Condition
+from mmurace.oracle.verdict import Verdict
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.trace import Ending, TraceStep
 
 PAGE = 0x10000
 """The host virtual address that the stories are about."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import DeviceRemove, Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestTouch, KvmAddMemslot, KvmDestroyVm, Sigkill
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
-from nodes.secondaries.ocxl.part import Link
-from nodes.world import World
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as op
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove, Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch, KvmAddMemslot, KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as op
 
 MM = "mm0"
 PAGES = 4

@@ -9,11 +9,11 @@ from typing import Any
 import psutil
 import pytest
 
-from broker.follow import Follower
-from broker.plan import Outcome, Plan
-from broker.programs import Program
-from broker.supervisor import Supervisor
-from protocol.trace import TraceStep
+from mmurace.broker.follow import Follower
+from mmurace.broker.plan import Outcome, Plan
+from mmurace.broker.programs import Program
+from mmurace.broker.supervisor import Supervisor
+from mmurace.protocol.trace import TraceStep
 from tests import toy
 
 RUN_SECONDS_MAX = 60.0

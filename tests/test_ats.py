@@ -7,11 +7,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from broker.chaos_config import load_rules
-from explorer.run.session import simulate
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.part import Unit
-from scenarios.runs import mixed_run
+from mmurace.broker.chaos_config import load_rules
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.scenarios.runs import mixed_run
 
 OPERATIONS = 400
 

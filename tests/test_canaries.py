@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.sample.explore import Exploration, Options, explore
-from nodes.cpu import Processor
-from nodes.kernel import gup
-from nodes.kernel.variant import preset
-from nodes.secondaries.kvm import kvm_main, vmx
-from nodes.secondaries.kvm import mmu as kvm_mmu
-from nodes.secondaries.kvm.messages import (
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.sample.explore import Exploration, Options, explore
+from mmurace.nodes.cpu import Processor
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.kvm import kvm_main, vmx
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.messages import (
     GuestTouch,
     InProgress,
     MmuLock,
@@ -30,21 +30,21 @@ from nodes.secondaries.kvm.messages import (
     SeqRead,
     SpteSet,
 )
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.secondaries.kvm.vcpu import Vcpu
-from nodes.world import World
-from oracle.rules.table import ids_of, rules
-from oracle.violation import Violation
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.errors import UserError
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages import processor as p
-from protocol.messages import program as op
-from protocol.messages.base import Ack
-from scenarios.catalogue import find
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
+from mmurace.nodes.world import World
+from mmurace.oracle.rules.table import ids_of, rules
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages import processor as p
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 
 SEED = 7
 SCHEDULES = 2_000

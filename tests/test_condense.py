@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from explorer.explain.interleaving import DECISIVE, HELPFUL, Row
-from protocol.codec import message_kinds
-from report.condense import condensed
-from report.steps import function_text, text_of
+from mmurace.explorer.explain.interleaving import DECISIVE, HELPFUL, Row
+from mmurace.protocol.codec import message_kinds
+from mmurace.report.condense import condensed
+from mmurace.report.steps import function_text, text_of
 
 
 def a_row(party: str, text: str, weight: int = HELPFUL) -> Row:

@@ -10,31 +10,31 @@ from typing import Any
 
 import pytest
 
-from broker.follow import compare_runs
-from broker.programs import Program, Step
-from explorer.explain.deaths import fates
-from explorer.explain.why import Explanation, explain
-from explorer.run import session
-from explorer.run.replay import replay_file
-from explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
-from explorer.shrink.case import Case, scripted
-from explorer.shrink.deaths import Death, moved_back
-from explorer.shrink.minimize import Minimized, minimize, minimize_quickly
-from explorer.shrink.play import How, play
-from explorer.shrink.smaller import keep_operations, smaller_worlds, with_order
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma, InvalidateRequest
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.iommu_sva.unit import Iommu
-from nodes.world import World
-from protocol.errors import ReplayDivergence, UserError
-from protocol.messages import program as op
-from protocol.messages.base import Ack, PeerGone
-from report import interleaving
-from report.minimizing import size_text
-from report.steps import text_of
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.follow import compare_runs
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.explain.deaths import fates
+from mmurace.explorer.explain.why import Explanation, explain
+from mmurace.explorer.run import session
+from mmurace.explorer.run.replay import replay_file
+from mmurace.explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
+from mmurace.explorer.shrink.case import Case, scripted
+from mmurace.explorer.shrink.deaths import Death, moved_back
+from mmurace.explorer.shrink.minimize import Minimized, minimize, minimize_quickly
+from mmurace.explorer.shrink.play import How, play
+from mmurace.explorer.shrink.smaller import keep_operations, smaller_worlds, with_order
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma, InvalidateRequest
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import ReplayDivergence, UserError
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, PeerGone
+from mmurace.report import interleaving
+from mmurace.report.minimizing import size_text
+from mmurace.report.steps import text_of
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests import worlds
 from tests.runs import nothing_left_behind
 from tests.test_kill import MEET, NOISE, config, kill, world_of

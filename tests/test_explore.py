@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from broker.schedules import RandomWalk, Schedule
-from explorer.explain.found import FILE
-from explorer.run.schedule_file import read_case
-from explorer.run.session import replay
-from explorer.sample.coverage import Coverage, Signature
-from explorer.sample.explore import (
+from mmurace import launch
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.explorer.explain.found import FILE
+from mmurace.explorer.run.schedule_file import read_case
+from mmurace.explorer.run.session import replay
+from mmurace.explorer.sample.coverage import Coverage, Signature
+from mmurace.explorer.sample.explore import (
     SIGN_EVERY,
     Exploration,
     Options,
@@ -24,8 +24,8 @@ from explorer.sample.explore import (
     record,
     run_schedule,
 )
-from explorer.sample.policies import CALIBRATION_RUNS, CYCLES, Policies
-from explorer.sample.statistics import (
+from mmurace.explorer.sample.policies import CALIBRATION_RUNS, CYCLES, Policies
+from mmurace.explorer.sample.statistics import (
     at_most,
     median,
     missed_by,
@@ -33,7 +33,7 @@ from explorer.sample.statistics import (
     unseen_mass,
     wilson,
 )
-from explorer.sample.strategies import (
+from mmurace.explorer.sample.strategies import (
     CountedWalk,
     Paces,
     Pct,
@@ -43,16 +43,16 @@ from explorer.sample.strategies import (
     interesting,
     races,
 )
-from explorer.shrink.play import How, play
-from nodes.footprint import Footprint
-from oracle.state.statistics import Statistics
-from protocol.envelope import Envelope, Handled
-from protocol.errors import UserError
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PtlLock
-from report.exploration import exploration_dict, facts, result_dict
-from scenarios.catalogue import find
-from scenarios.spec import RunSpec
+from mmurace.explorer.shrink.play import How, play
+from mmurace.nodes.footprint import Footprint
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PtlLock
+from mmurace.report.exploration import exploration_dict, facts, result_dict
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.spec import RunSpec
 from tests.worlds import run_small, small_world
 
 ROOT = Path(__file__).parents[1]
@@ -369,7 +369,7 @@ def test_an_interrupted_explanation_leaves_the_result(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("explorer.explain.found.minimize_quickly", interrupt)
+    monkeypatch.setattr("mmurace.explorer.explain.found.minimize_quickly", interrupt)
     assert launch.main(["explore", "E08", "--seed", "2", "--out", str(tmp_path / "a")]) == 1
     captured = capsys.readouterr()
     assert "no explanation" in captured.err

@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.chaos import ChaosRules, parse_rules
-from broker.programs import Program, Step
-from nodes.kernel import pgtable, rmap, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.memory import Memory
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.kvm.messages import GuestTouch
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages import swap as s
-from protocol.messages.base import Ack
-from protocol.records import Access, FilePageDropped, FilePageRead, FilePageWritten, Record
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel import pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages import swap as s
+from mmurace.protocol.messages.base import Ack
+from mmurace.protocol.records import Access, FilePageDropped, FilePageRead, FilePageWritten, Record
 from tests.file_programs import (
     CHILD,
     FILE,

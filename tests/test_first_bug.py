@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from explorer.sample.policies import CYCLES
-from scenarios.catalogue import find
+from mmurace.explorer.sample.policies import CYCLES
+from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).parents[1]
 

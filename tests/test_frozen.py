@@ -8,22 +8,27 @@ from typing import Any
 
 import pytest
 
-from explorer.exhaustive.state_values import freeze_driver, freeze_fields
-from explorer.exhaustive.world_state import model_of
-from nodes.build import build, build_all
-from nodes.driver import Driver
-from nodes.footprint import independent, track
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import DmaAccess, IotlbInvalidate
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.iommu_sva.unit import Iommu
-from nodes.secondaries.kvm.messages import ActiveInvalidate, Memslot, MemslotAdd, MemslotsLoad
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.translation import TranslationCache
-from nodes.world import World
-from protocol.envelope import BROKER, Envelope
-from protocol.messages.base import Message, Request
-from protocol.messages.memory import PteValue
+from mmurace.explorer.exhaustive.state_values import freeze_driver, freeze_fields
+from mmurace.explorer.exhaustive.world_state import model_of
+from mmurace.nodes.build import build, build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.footprint import independent, track
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DmaAccess, IotlbInvalidate
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
+from mmurace.nodes.secondaries.kvm.messages import (
+    ActiveInvalidate,
+    Memslot,
+    MemslotAdd,
+    MemslotsLoad,
+)
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.translation import TranslationCache
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import BROKER, Envelope
+from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.memory import PteValue
 from tests.test_futures import CATALOGUE, in_bursts, walk
 from tests.worlds import MM, page
 

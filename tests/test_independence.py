@@ -7,25 +7,25 @@ import itertools
 import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program
-from broker.schedules import RandomWalk
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.fingerprint import fingerprint
-from nodes.footprint import independent
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import DmaAccess
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.ocxl.messages import AfuTouch
-from nodes.secondaries.ocxl.part import Link
-from nodes.world import MEMORY, World
-from protocol.envelope import REPLY_MARK, Envelope
-from protocol.limits import PAGE_SIZE
-from protocol.messages.base import Message
-from protocol.messages.book3s64 import MmName, Tlbie
-from protocol.messages.memory import Count, PteValue
-from protocol.pte import PRESENT, WRITE, make
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program
+from mmurace.broker.schedules import RandomWalk
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.fingerprint import fingerprint
+from mmurace.nodes.footprint import independent
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DmaAccess
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol.envelope import REPLY_MARK, Envelope
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import MmName, Tlbie
+from mmurace.protocol.messages.memory import Count, PteValue
+from mmurace.protocol.pte import PRESENT, WRITE, make
 from tests.worlds import MM, page, small_programs, small_world
 
 PAIRS_MAX = 60

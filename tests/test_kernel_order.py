@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel import memory, page_alloc, pgtable
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import preset
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope, Handled
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages.filemap import ImmapLock
-from protocol.records import NotifierCall
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel import memory, page_alloc, pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.filemap import ImmapLock
+from mmurace.protocol.records import NotifierCall
 from tests.file_programs import FILE
 from tests.test_file_reclaim import Steps, chaos, mapped, values
 from tests.test_madvise_free import one_after_the_other, run

@@ -8,33 +8,33 @@ from typing import Any
 import msgspec
 import pytest
 
-import launch
-from broker.chaos import ChaosRules, parse_rules
-from broker.chaos_config import ChaosConfig, check_names
-from broker.exchange import Exchange
-from broker.gates import NEVER
-from broker.kills import Kills, death_of
-from broker.programs import Feeder, Program, Step
-from broker.recorder import broker_records, read_record
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer.run import schedule_file, session
-from explorer.run.outcome import HELD, INCONCLUSIVE, Outcome
-from nodes.build import build_all
-from nodes.secondaries.iommu_sva.messages import DeviceRemove
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
-from nodes.secondaries.ocxl.part import Link
-from nodes.world import World
-from oracle.oracle import Oracle
-from protocol.envelope import BROKER, Envelope, Handled
-from protocol.errors import UserError
-from protocol.messages import program as op
-from protocol.messages.base import Ack, PeerGone
-from protocol.messages.memory import CpumaskSet
-from protocol.trace import Ending
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace import launch
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.chaos_config import ChaosConfig, check_names
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.gates import NEVER
+from mmurace.broker.kills import Kills, death_of
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.recorder import broker_records, read_record
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run import schedule_file, session
+from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, Outcome
+from mmurace.nodes.build import build_all
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import BROKER, Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, PeerGone
+from mmurace.protocol.messages.memory import CpumaskSet
+from mmurace.protocol.trace import Ending
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests import worlds
 from tests.runs import nothing_left_behind
 

@@ -16,14 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
-import launch
-from explorer.run import session
-from explorer.run.outcome import Outcome
-from oracle.rules.table import rules
-from oracle.violation import Violation
-from protocol.errors import EmulatorError, PeerError, TimedOut
-from report import arguments, machine
-from scenarios.spec import RunSpec
+from mmurace import launch
+from mmurace.explorer.run import session
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.oracle.rules.table import rules
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut
+from mmurace.report import arguments, machine
+from mmurace.scenarios.spec import RunSpec
 from tests.test_report import VIOLATION, an_outcome
 
 ROOT = Path(__file__).parent.parent
@@ -263,7 +263,7 @@ def test_json_is_one_object_and_all_else_is_on_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(session, "run_on_processes", lambda *_: an_outcome(VIOLATION))
-    monkeypatch.setattr("report.machine.save_summary", lambda _: None)
+    monkeypatch.setattr("mmurace.report.machine.save_summary", lambda _: None)
     assert run("repro", "E08", "--json") == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["violations"][0]["rule"] == "S1"

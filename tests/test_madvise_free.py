@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from broker.chaos import ChaosRules, parse_rules
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
-from protocol.messages import program as op
-from protocol.records import Access, PageDiscarded, Record
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.records import Access, PageDiscarded, Record
 from tests.test_independence import commuting_pairs
 from tests.test_loss import kinds_seen, run_with
 from tests.worlds import page

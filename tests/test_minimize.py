@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from broker.chaos import load_rules
-from explorer.run.replay import replay_file
-from explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
-from explorer.run.session import simulate
-from explorer.shrink.case import Case, operation_in, scripted, switches, thread_of
-from explorer.shrink.minimize import (
+from mmurace import launch
+from mmurace.broker.chaos import load_rules
+from mmurace.explorer.run.replay import replay_file
+from mmurace.explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.shrink.case import Case, operation_in, scripted, switches, thread_of
+from mmurace.explorer.shrink.minimize import (
     Minimized,
     Minimizer,
     Update,
@@ -23,14 +23,14 @@ from explorer.shrink.minimize import (
     minimize,
     minimize_quickly,
 )
-from explorer.shrink.play import How, play
-from explorer.shrink.shortest import shortest_by_states
-from explorer.shrink.smaller import keep_operations, smaller_worlds
-from nodes.kernel.variant import preset
-from nodes.secondaries.kvm.part import Vm
-from protocol.errors import ReplayDivergence, UserError
-from scenarios.catalogue import find
-from scenarios.runs import mixed_run
+from mmurace.explorer.shrink.play import How, play
+from mmurace.explorer.shrink.shortest import shortest_by_states
+from mmurace.explorer.shrink.smaller import keep_operations, smaller_worlds
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.protocol.errors import ReplayDivergence, UserError
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.runs import mixed_run
 from tests.minimal import EXAMPLES, minimized
 
 

@@ -7,15 +7,15 @@ import random
 import msgspec
 import pytest
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from protocol.errors import UserError
-from protocol.messages import program as op
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
 from tests.test_direct_reclaim import run
 from tests.test_independence import commuting_pairs
 from tests.worlds import page

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from nodes import cpu as cpu_node
-from nodes.kernel import gup
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.messages import program as op
-from protocol.messages.memory import FrameWrite
-from protocol.ranges import overlaps
+from mmurace.nodes import cpu as cpu_node
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import FrameWrite
+from mmurace.protocol.ranges import overlaps
 from tests.observed import Moment, Run, beside, dropped, moments, observe, racing_accesses
 from tests.worlds import MM, page
 

@@ -7,37 +7,37 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer.run.session import simulate
-from nodes.build import build_all
-from nodes.kernel.errno import EBUSY, EFAULT, EINVAL
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.ocxl import messages as o
-from nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
-from nodes.secondaries.ocxl.part import Link
-from nodes.world import MEMORY, World
-from oracle.oracle import Oracle
-from oracle.sometimes import workload_conditions
-from oracle.verdict import Verdict
-from protocol import records as r
-from protocol.envelope import Envelope, Handled
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages import program as op
-from protocol.messages.base import Message
-from protocol.messages.book3s64 import ContextIdLoad, CoprosAdd, Mmgrab, Tlbie
-from protocol.messages.memory import NotifierAdd
-from protocol.trace import TraceStep
-from scenarios.catalogue import find
-from scenarios.mixed import Mixed, MixedOptions
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
-from scenarios.worlds import world_from, world_to
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.errno import EBUSY, EFAULT, EINVAL
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.ocxl import messages as o
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import workload_conditions
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import ContextIdLoad, CoprosAdd, Mmgrab, Tlbie
+from mmurace.protocol.messages.memory import NotifierAdd
+from mmurace.protocol.trace import TraceStep
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.mixed import Mixed, MixedOptions
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
+from mmurace.scenarios.worlds import world_from, world_to
 from tests.mm_programs import several_programs, several_world
 from tests.oracle_story import shuffled
 from tests.part_programs import link_programs, link_world

@@ -7,25 +7,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from oracle.oracle import Oracle
-from oracle.sometimes import Condition, workload_conditions
-from oracle.state.trace import step_of
-from oracle.verdict import Verdict
-from protocol.envelope import Envelope, Handled
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from protocol.trace import Ending, TraceStep
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import Condition, workload_conditions
+from mmurace.oracle.state.trace import step_of
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.protocol.trace import Ending, TraceStep
 from tests.oracle_story import identities, shuffled
 
 BASE, PAGES, APIC_GFN = 0x10000, 8, 0xFE

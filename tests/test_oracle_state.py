@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.exhaustive import oracle_table as oracle_state
-from explorer.exhaustive.node_tables import CLOSES, judged_by_order, rival_bits
-from explorer.exhaustive.oracle_table import see
-from explorer.exhaustive.search import Budget, explore_stateful
-from explorer.exhaustive.world_state import model_of
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.world import World
-from protocol.messages import program as op
-from protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive import oracle_table as oracle_state
+from mmurace.explorer.exhaustive.node_tables import CLOSES, judged_by_order, rival_bits
+from mmurace.explorer.exhaustive.oracle_table import see
+from mmurace.explorer.exhaustive.search import Budget, explore_stateful
+from mmurace.explorer.exhaustive.world_state import model_of
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.test_futures import CATALOGUE, compare, in_bursts, walk
 from tests.test_symmetry import table_of
 from tests.worlds import MM, page

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.run.session import simulate
-from nodes.kernel import (
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel import (
     do_swap_page,
     gup,
     memory,
@@ -26,13 +26,13 @@ from nodes.kernel import (
     tlb,
     tlbbatch,
 )
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva import driver as iommu_sva
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm import kvm_main
-from nodes.secondaries.kvm import mmu as kvm_mmu
-from nodes.secondaries.kvm.messages import (
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva import driver as iommu_sva
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.messages import (
     GuestTouch,
     Memslot,
     MmuLock,
@@ -41,14 +41,14 @@ from nodes.secondaries.kvm.messages import (
     SpteScan,
     SpteSet,
 )
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.swap import Swap
-from nodes.translation import TranslationCache
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.messages import program as op
-from protocol.messages.memory import (
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.swap import Swap
+from mmurace.nodes.translation import TranslationCache
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import (
     FrameAlloc,
     PageFreeze,
     PagePut,
@@ -59,8 +59,8 @@ from protocol.messages.memory import (
     PtlUnlock,
     RmapAdd,
 )
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.worlds import MM, page
 
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -13,16 +13,16 @@ import psutil
 import pytest
 import zmq
 
-from broker import plan
-from broker.follow import Follower, compare_runs
-from broker.plan import ROUTER, Plan
-from broker.recorder import broker_records, read_record, read_schedule
-from broker.schedules import RandomWalk, Recorded
-from broker.supervisor import Supervisor
-from nodes.runtime import pack_world
-from protocol import wire
-from protocol.errors import EmulatorError, UserError
-from protocol.trace import Ending
+from mmurace.broker import plan
+from mmurace.broker.follow import Follower, compare_runs
+from mmurace.broker.plan import ROUTER, Plan
+from mmurace.broker.recorder import broker_records, read_record, read_schedule
+from mmurace.broker.schedules import RandomWalk, Recorded
+from mmurace.broker.supervisor import Supervisor
+from mmurace.nodes.runtime import pack_world
+from mmurace.protocol import wire
+from mmurace.protocol.errors import EmulatorError, UserError
+from mmurace.protocol.trace import Ending
 from tests import toy, worlds
 from tests.runs import (
     RUN_SECONDS_MAX,
@@ -297,7 +297,7 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import psutil
-from broker.supervisor import Supervisor
+from mmurace.broker.supervisor import Supervisor
 from tests.runs import endless
 with Supervisor(endless(Path(sys.argv[1]), campaign=sys.argv[2] == "True")) as run:
     parents = {psutil.Process(pid).ppid() for pid in run.pids.values()} - {os.getpid()}

@@ -11,22 +11,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.programs import Program
-from explorer.run.session import simulate
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import DeviceRemove
-from nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
-from nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from scenarios.address_space import AreaMap, PageSet
-from scenarios.log_effects import Account, effects_of
-from scenarios.log_programs import TouchOptions
-from scenarios.mixed import Mix, Mixed, MixedOptions
-from scenarios.runs import mixed_run, strace_run
-from scenarios.strace import StraceLog
-from scenarios.strace_log import parse_log
+from mmurace.broker.programs import Program
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
+from mmurace.nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.scenarios.address_space import AreaMap, PageSet
+from mmurace.scenarios.log_effects import Account, effects_of
+from mmurace.scenarios.log_programs import TouchOptions
+from mmurace.scenarios.mixed import Mix, Mixed, MixedOptions
+from mmurace.scenarios.runs import mixed_run, strace_run
+from mmurace.scenarios.strace import StraceLog
+from mmurace.scenarios.strace_log import parse_log
 from tests.test_scenarios import DATA, records_of, verdict_of
 
 LOGS = ("numpy", "node", "bash", "gcc", "redis")

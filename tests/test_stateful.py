@@ -6,28 +6,28 @@ from dataclasses import replace
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.exhaustive.oracle_table import RULES, OracleTable
-from explorer.exhaustive.search import (
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.search import (
     Budget,
     Exhaustion,
     explore_dpor,
     explore_stateful,
     search_stateful,
 )
-from explorer.exhaustive.stateful import Broken, Stateful
-from explorer.exhaustive.stateful import Step as StepTaken
-from explorer.exhaustive.world_state import Config, Model, model_of
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.world import World
-from oracle.oracle import Oracle
-from protocol.errors import EmulatorError
-from protocol.messages import program as op
-from scenarios.catalogue import load_all
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.explorer.exhaustive.stateful import Broken, Stateful
+from mmurace.explorer.exhaustive.stateful import Step as StepTaken
+from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages import program as op
+from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.search_toy import WORLD, naive, toy
 from tests.test_dpor import TOYS
 from tests.worlds import MM, page

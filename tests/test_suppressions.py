@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.world import World
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.messages import program as op
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.messages import program as op
 from tests.observed import Run, beside, moments, observe
 from tests.oracle_story import PAGE, RO, Story, change, dropped, entry, play
 from tests.worlds import MM, page

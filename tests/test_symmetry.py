@@ -7,29 +7,29 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.exhaustive.node_tables import CLOSES
-from explorer.exhaustive.oracle_table import RULES, OracleTable
-from explorer.exhaustive.persistent_sets import Futures
-from explorer.exhaustive.search import Budget, explore_stateful
-from explorer.exhaustive.stateful import Stateful
-from explorer.exhaustive.symmetry import Forms, Key, interchangeable
-from explorer.exhaustive.world_state import Model, model_of
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.device import Device
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm import kvm_main
-from nodes.secondaries.kvm.messages import KvmRequest
-from nodes.world import World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope
-from protocol.messages import program as op
-from protocol.messages.memory import FrameRead
-from scenarios.catalogue import load_all
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.node_tables import CLOSES
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.persistent_sets import Futures
+from mmurace.explorer.exhaustive.search import Budget, explore_stateful
+from mmurace.explorer.exhaustive.stateful import Stateful
+from mmurace.explorer.exhaustive.symmetry import Forms, Key, interchangeable
+from mmurace.explorer.exhaustive.world_state import Model, model_of
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.device import Device
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.messages import KvmRequest
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import FrameRead
+from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.search_toy import WORLD, Accesses, toy
 from tests.test_futures import RACES, SCOPES
 from tests.test_stateful import rules

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from explorer.run import session
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.iommu_sva.variant import SvaSwitches
-from nodes.secondaries.ocxl.part import Link
-from protocol.errors import UserError
-from scenarios.runs import workload_run
-from scenarios.spec import RunSpec
-from scenarios.world_file import WorldFile, load_world
+from mmurace import launch
+from mmurace.explorer.run import session
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.runs import workload_run
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.world_file import WorldFile, load_world
 
 LOG = Path(__file__).parent / "data" / "numpy.strace"
 WHOLE = """

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk, Schedule
-from broker.simulator import Observer, Simulator
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.kernel.variant import preset
-from nodes.secondaries.iommu_sva.messages import Dma
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from nodes.secondaries.kvm.part import Slot, Vm
-from nodes.world import World
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as op
-from protocol.trace import Ending
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.broker.simulator import Observer, Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.trace import Ending
 
 MM = "mm0"
 APIC = 32 * PAGE_SIZE

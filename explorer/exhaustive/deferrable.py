@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodes.secondaries.kvm import messages as k
-from nodes.secondaries.ocxl import messages as o
-from protocol.messages import filemap as fm
-from protocol.messages import memory as m
-from protocol.messages.base import Message
+from mmurace.nodes.secondaries.kvm import messages as k
+from mmurace.nodes.secondaries.ocxl import messages as o
+from mmurace.protocol.messages import filemap as fm
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages.base import Message
 
 LOCKS: Final = (
     m.PtlLock, m.MmapLock, m.FolioLock, m.AnonVmaLock, fm.ImmapLock, fm.InodeLock, k.MmuLock,

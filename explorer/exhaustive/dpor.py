@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.exchange import Channel
-from explorer.exhaustive.node_tables import Move, Sent, Ways, other_ways
-from explorer.exhaustive.world_state import Config, Model
+from mmurace.broker.exchange import Channel
+from mmurace.explorer.exhaustive.node_tables import Move, Sent, Ways, other_ways
+from mmurace.explorer.exhaustive.world_state import Config, Model
 
 Sleepers = dict[Sent, tuple[Move, ...]]
 """Messages whose delivery here would only repeat a trace -> what it would do, by choice."""

@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from explorer.exhaustive.deferrable import may_come_later
-from explorer.exhaustive.state_values import Frozen, clone, freeze_driver
-from nodes.driver import Driver
-from nodes.footprint import Footprint, conflict, track
-from oracle.rules.l6_denials import MMAP_UNLOCK
-from oracle.rules.o_inherited import LOOK, PTL_LOCK
-from oracle.rules.o_s2_moves import PTL_UNLOCK
-from oracle.rules.o_s4_deadlines import REVOKING
-from oracle.state.kinds import kinds
-from protocol.envelope import BROKER, Envelope, Handled, operation_of, request_id
-from protocol.messages.base import Message
-from protocol.pte import hw_present
-from protocol.records import (
+from mmurace.explorer.exhaustive.deferrable import may_come_later
+from mmurace.explorer.exhaustive.state_values import Frozen, clone, freeze_driver
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.footprint import Footprint, conflict, track
+from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK
+from mmurace.oracle.rules.o_inherited import LOOK, PTL_LOCK
+from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK
+from mmurace.oracle.rules.o_s4_deadlines import REVOKING
+from mmurace.oracle.state.kinds import kinds
+from mmurace.protocol.envelope import BROKER, Envelope, Handled, operation_of, request_id
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.pte import hw_present
+from mmurace.protocol.records import (
     Access,
     ApicTrapped,
     Evict,

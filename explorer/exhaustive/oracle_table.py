@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, NamedTuple
 
-from explorer.exhaustive.node_tables import Move, Sent
-from nodes.secondary import secondaries
-from nodes.world import World
-from oracle.oracle import Oracle
-from oracle.rules.l6_denials import MMAP_UNLOCK
-from oracle.rules.o_inherited import PTL_LOCK, Inherited
-from oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
-from oracle.rules.o_s8_page_tables import Tables
-from oracle.state.live import Cached, Change, Op, Page, State
-from oracle.state.order import Order, Row
-from oracle.violation import Violation
-from protocol.pte import frame_of
-from protocol.trace import TraceStep
+from mmurace.explorer.exhaustive.node_tables import Move, Sent
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK
+from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
+from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
+from mmurace.oracle.rules.o_s8_page_tables import Tables
+from mmurace.oracle.state.live import Cached, Change, Op, Page, State
+from mmurace.oracle.state.order import Order, Row
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.pte import frame_of
+from mmurace.protocol.trace import TraceStep
 
 Frozen = Hashable
 

@@ -25,10 +25,10 @@ from functools import reduce
 from operator import or_
 from typing import Final
 
-from explorer.exhaustive.node_tables import JUDGED_BITS, Move, Sent, rival_bits
-from explorer.exhaustive.world_state import Front, Model
-from nodes.footprint import Footprint
-from protocol.envelope import REPLY_MARK
+from mmurace.explorer.exhaustive.node_tables import JUDGED_BITS, Move, Sent, rival_bits
+from mmurace.explorer.exhaustive.world_state import Front, Model
+from mmurace.nodes.footprint import Footprint
+from mmurace.protocol.envelope import REPLY_MARK
 
 Vertex = Sent | str
 """A message, or the id of a request whose handling only somebody else can continue."""

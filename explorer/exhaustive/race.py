@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from broker.schedules import Recorded
-from explorer.exhaustive.search import Budget, Exhaustion, explore_dpor, explore_stateful
-from explorer.exhaustive.trace_verdicts import Counterexample
-from explorer.run.outcome import Outcome
-from explorer.run.session import simulate
-from scenarios.spec import RunSpec
+from mmurace.broker.schedules import Recorded
+from mmurace.explorer.exhaustive.search import Budget, Exhaustion, explore_dpor, explore_stateful
+from mmurace.explorer.exhaustive.trace_verdicts import Counterexample
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.explorer.run.session import simulate
+from mmurace.scenarios.spec import RunSpec
 
 Table = Mapping[str, Any]
 Engine = Callable[[RunSpec, Budget], Exhaustion]

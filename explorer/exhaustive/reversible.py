@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from explorer.shrink.play import Moment
-from nodes.footprint import conflict
+from mmurace.explorer.shrink.play import Moment
+from mmurace.nodes.footprint import conflict
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,18 +16,18 @@ from typing import Final, Literal
 
 from msgspec.structs import replace
 
-from explorer.exhaustive.dpor import Dpor, Event, Tally
-from explorer.exhaustive.node_tables import Sent
-from explorer.exhaustive.oracle_table import RULES, OracleTable
-from explorer.exhaustive.stateful import Broken, NotAlikeError, Stateful, Step
-from explorer.exhaustive.symmetry import Forms
-from explorer.exhaustive.trace_verdicts import Counterexample, Judge, counterexample
-from explorer.exhaustive.world_state import Config, Model, model_of
-from explorer.run.garbage_collector import collector_of_the_young
-from oracle.oracle import Oracle
-from oracle.verdict import Verdict, combine
-from protocol.errors import EmulatorError
-from scenarios.spec import RunSpec
+from mmurace.explorer.exhaustive.dpor import Dpor, Event, Tally
+from mmurace.explorer.exhaustive.node_tables import Sent
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.stateful import Broken, NotAlikeError, Stateful, Step
+from mmurace.explorer.exhaustive.symmetry import Forms
+from mmurace.explorer.exhaustive.trace_verdicts import Counterexample, Judge, counterexample
+from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
+from mmurace.explorer.run.garbage_collector import collector_of_the_young
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.verdict import Verdict, combine
+from mmurace.protocol.errors import EmulatorError
+from mmurace.scenarios.spec import RunSpec
 
 GROWTH_LEVELS: Final = 8
 """Levels of a breadth-first search from which the growth of the next ones is estimated."""

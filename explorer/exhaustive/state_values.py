@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nodes.driver import Driver, Port, Task
-from nodes.node import Node
-from nodes.pwc import PagingStructureCache
-from nodes.translation import TranslationCache
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError
+from mmurace.nodes.driver import Driver, Port, Task
+from mmurace.nodes.node import Node
+from mmurace.nodes.pwc import PagingStructureCache
+from mmurace.nodes.translation import TranslationCache
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError
 
 Frozen = Hashable
 _CONSTANT = frozenset({"name", "world", "port"})

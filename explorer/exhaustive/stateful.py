@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from explorer.exhaustive.node_tables import Move, Sent
-from explorer.exhaustive.oracle_table import OracleTable
-from explorer.exhaustive.persistent_sets import Futures, rename
-from explorer.exhaustive.symmetry import Canonical, Forms, Key
-from explorer.exhaustive.world_state import Config, Front, Model
-from oracle.violation import Violation
+from mmurace.explorer.exhaustive.node_tables import Move, Sent
+from mmurace.explorer.exhaustive.oracle_table import OracleTable
+from mmurace.explorer.exhaustive.persistent_sets import Futures, rename
+from mmurace.explorer.exhaustive.symmetry import Canonical, Forms, Key
+from mmurace.explorer.exhaustive.world_state import Config, Front, Model
+from mmurace.oracle.violation import Violation
 
 WALKS: Final = 64
 """Random executions in a row from which nothing was learned before a search begins."""

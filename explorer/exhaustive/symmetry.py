@@ -34,14 +34,14 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.programs import operation_program
-from explorer.exhaustive.node_tables import Sent
-from explorer.exhaustive.oracle_table import OracleTable
-from explorer.exhaustive.persistent_sets import Names, rename
-from explorer.exhaustive.state_values import Frozen, IteratorState, TaskState, freeze
-from explorer.exhaustive.world_state import Front, Model
-from nodes.world import World
-from protocol.errors import EmulatorError
+from mmurace.broker.programs import operation_program
+from mmurace.explorer.exhaustive.node_tables import Sent
+from mmurace.explorer.exhaustive.oracle_table import OracleTable
+from mmurace.explorer.exhaustive.persistent_sets import Names, rename
+from mmurace.explorer.exhaustive.state_values import Frozen, IteratorState, TaskState, freeze
+from mmurace.explorer.exhaustive.world_state import Front, Model
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import EmulatorError
 
 ORBIT_MAX: Final = 4
 """So many interchangeable nodes are taken to be so."""

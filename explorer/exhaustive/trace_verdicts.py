@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker.schedules import ScheduleEntry
-from explorer.exhaustive.node_tables import Move, Sent
-from explorer.exhaustive.world_state import Model
-from oracle.oracle import Oracle
-from oracle.verdict import Verdict
-from protocol import records as r
-from protocol.pte import hw_present
-from protocol.trace import Ending, TraceStep
+from mmurace.broker.schedules import ScheduleEntry
+from mmurace.explorer.exhaustive.node_tables import Move, Sent
+from mmurace.explorer.exhaustive.world_state import Model
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol import records as r
+from mmurace.protocol.pte import hw_present
+from mmurace.protocol.trace import Ending, TraceStep
 
 Choices = list[tuple[str, int, int]]
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from broker.exchange import Channel
-from broker.programs import Program
-from explorer.exhaustive.node_tables import Move, Sent, Tables, Ways
-from nodes.build import build
-from nodes.driver import Driver
-from nodes.world import World
-from protocol.envelope import BROKER, Envelope
-from protocol.errors import UserError
-from scenarios.spec import RunSpec
+from mmurace.broker.exchange import Channel
+from mmurace.broker.programs import Program
+from mmurace.explorer.exhaustive.node_tables import Move, Sent, Tables, Ways
+from mmurace.nodes.build import build
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import BROKER, Envelope
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.spec import RunSpec
 
 OPERATIONS_MAX: Final = 10_000
 """Operations of one program; an exhaustive search is for programs that end much sooner."""

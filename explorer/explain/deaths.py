@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from broker.kills import last_operation
-from explorer.explain.interleaving import Row
-from explorer.explain.places import Spot, spot_of
-from explorer.shrink.attempts import completions
-from explorer.shrink.case import Case, Target
-from explorer.shrink.play import Moment, Played
+from mmurace.broker.kills import last_operation
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.explorer.explain.places import Spot, spot_of
+from mmurace.explorer.shrink.attempts import completions
+from mmurace.explorer.shrink.case import Case, Target
+from mmurace.explorer.shrink.play import Moment, Played
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from explorer.explain.why import Explanation, explain
-from explorer.run.schedule_file import SUFFIX, Loaded, load, schedule_text, write
-from explorer.shrink.minimize import Minimized, minimize_quickly
+from mmurace.explorer.explain.why import Explanation, explain
+from mmurace.explorer.run.schedule_file import SUFFIX, Loaded, load, schedule_text, write
+from mmurace.explorer.shrink.minimize import Minimized, minimize_quickly
 
 PASSING_TRIES: Final = 25
 """Runs that look for one that passes, if reversing races has not found one."""

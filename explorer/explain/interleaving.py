@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.shrink.case import Case, operation_in
-from explorer.shrink.play import Moment
-from explorer.shrink.smaller import events_operations
-from nodes.secondaries.iommu_sva.messages import (
+from mmurace.explorer.shrink.case import Case, operation_in
+from mmurace.explorer.shrink.play import Moment
+from mmurace.explorer.shrink.smaller import events_operations
+from mmurace.nodes.secondaries.iommu_sva.messages import (
     AtcInvalidate,
     AtsTranslate,
     Dma,
@@ -27,7 +27,7 @@ from nodes.secondaries.iommu_sva.messages import (
     PageRequest,
     PriRequest,
 )
-from nodes.secondaries.kvm.messages import (
+from mmurace.nodes.secondaries.kvm.messages import (
     GuestApic,
     GuestTouch,
     InProgress,
@@ -41,20 +41,20 @@ from nodes.secondaries.kvm.messages import (
     SpteLoad,
     SpteSet,
 )
-from nodes.secondaries.ocxl.messages import (
+from mmurace.nodes.secondaries.ocxl.messages import (
     AtsdLaunch,
     SpaClearCache,
     TerminatePasid,
 )
-from nodes.world import World
-from oracle.violation import Violation
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
-from protocol.limits import PAGE_SHIFT
-from protocol.messages.base import Message
-from protocol.messages.book3s64 import Tlbie
-from protocol.messages.memory import (
+from mmurace.nodes.world import World
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
+from mmurace.protocol.limits import PAGE_SHIFT
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import Tlbie
+from mmurace.protocol.messages.memory import (
     FrameCopy,
     PteLoad,
     PteWalk,
@@ -62,14 +62,14 @@ from protocol.messages.memory import (
     PtlUnlock,
     TlbFlushPending,
 )
-from protocol.messages.processor import (
+from mmurace.protocol.messages.processor import (
     FlushTlbIpi,
     Tlbi,
 )
-from protocol.messages.program import (
+from mmurace.protocol.messages.program import (
     Touch,
 )
-from protocol.messages.swap import (
+from mmurace.protocol.messages.swap import (
     SwapWrite,
     TlbBatchedCmpxchg,
     TlbBatchedLoad,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from explorer.shrink.case import Case
-from explorer.shrink.play import Moment
-from protocol.envelope import operation_of
+from mmurace.explorer.shrink.case import Case
+from mmurace.explorer.shrink.play import Moment
+from mmurace.protocol.envelope import operation_of
 
 
 @dataclass(frozen=True, slots=True)

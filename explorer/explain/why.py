@@ -13,21 +13,21 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.exhaustive.reversible import Order
-from explorer.explain.deaths import Fate, death_rows, fates
-from explorer.explain.interleaving import Row, setup_of, timeline
-from explorer.explain.places import Spot, spot_of
-from explorer.run.schedule_file import Loaded
-from explorer.shrink.attempts import completions
-from explorer.shrink.case import Case, Target
-from explorer.shrink.play import How, Moment, Played, play
-from explorer.shrink.smaller import with_world
-from nodes.kernel.variant import Kernel
-from nodes.kernel.variant.switch import Value, fields
-from nodes.secondary import Cache, caches
-from oracle.violation import Violation
-from protocol.errors import EmulatorError, UserError
-from protocol.messages.processor import FlushTlbIpi, Tlbi
+from mmurace.explorer.exhaustive.reversible import Order
+from mmurace.explorer.explain.deaths import Fate, death_rows, fates
+from mmurace.explorer.explain.interleaving import Row, setup_of, timeline
+from mmurace.explorer.explain.places import Spot, spot_of
+from mmurace.explorer.run.schedule_file import Loaded
+from mmurace.explorer.shrink.attempts import completions
+from mmurace.explorer.shrink.case import Case, Target
+from mmurace.explorer.shrink.play import How, Moment, Played, play
+from mmurace.explorer.shrink.smaller import with_world
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.kernel.variant.switch import Value, fields
+from mmurace.nodes.secondary import Cache, caches
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.errors import EmulatorError, UserError
+from mmurace.protocol.messages.processor import FlushTlbIpi, Tlbi
 
 PASSING_TRIES: Final = 200
 _TLB: Final = Cache("tlb", "shared", dropped_by=(FlushTlbIpi, Tlbi))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
 
 STRETCH: Final = 1024
 """Deliveries that wait to be read; some 300 kB."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.envelope import BROKER, REPLY_MARK, reply_id
-from protocol.records import InvalidateBegin
-from protocol.trace import TraceStep
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, reply_id
+from mmurace.protocol.records import InvalidateBegin
+from mmurace.protocol.trace import TraceStep
 
 EXACT_BELOW: Final = 1000
 """Longer ones are kept with three digits, so that memory is bounded."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from explorer.run.latency import Latency
-from oracle.verdict import Verdict
-from oracle.violation import Violation
-from protocol.trace import Ending
-from scenarios.spec import RunSpec
+from mmurace.explorer.run.latency import Latency
+from mmurace.oracle.verdict import Verdict
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.trace import Ending
+from mmurace.scenarios.spec import RunSpec
 
 Status = Literal["finished", "interrupted", "broken", "diverged"]
 

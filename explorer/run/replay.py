@@ -8,21 +8,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from broker import plan as plans
-from broker.follow import compare_runs
-from broker.plan import Plan
-from broker.recorder import Recorder, read_record
-from broker.schedules import Recorded
-from explorer.run import session
-from explorer.run.outcome import Outcome, Status
-from explorer.run.schedule_file import read_case, recorded_choices
-from explorer.shrink.case import Case
-from explorer.shrink.play import How, Player
-from nodes.runtime import pack_world
-from oracle.state.trace import step_of
-from protocol.envelope import Envelope, Handled
-from protocol.errors import ReplayDivergence
-from protocol.trace import Ending
+from mmurace.broker import plan as plans
+from mmurace.broker.follow import compare_runs
+from mmurace.broker.plan import Plan
+from mmurace.broker.recorder import Recorder, read_record
+from mmurace.broker.schedules import Recorded
+from mmurace.explorer.run import session
+from mmurace.explorer.run.outcome import Outcome, Status
+from mmurace.explorer.run.schedule_file import read_case, recorded_choices
+from mmurace.explorer.shrink.case import Case
+from mmurace.explorer.shrink.play import How, Player
+from mmurace.nodes.runtime import pack_world
+from mmurace.oracle.state.trace import step_of
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import ReplayDivergence
+from mmurace.protocol.trace import Ending
 
 
 def replay_file(source: Path, on: Literal["processes", "simulator"], out: Path) -> Outcome:

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.exchange import Exchange
-from broker.faults import Fault, FaultKind
-from broker.recorder import Record, ReplayedFaults, read_record
-from broker.schedules import Recorded
-from explorer.shrink.case import (
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.faults import Fault, FaultKind
+from mmurace.broker.recorder import Record, ReplayedFaults, read_record
+from mmurace.broker.schedules import Recorded
+from mmurace.explorer.shrink.case import (
     Case,
     Names,
     Target,
@@ -29,16 +29,16 @@ from explorer.shrink.case import (
     switches,
     target_of,
 )
-from explorer.shrink.deaths import Death, check_deaths, recorded
-from explorer.shrink.play import How, Played, Player, as_played, attempt, play
-from nodes.driver import draw
-from nodes.journal import JournalReader, journal_path
-from nodes.world import World
-from protocol import wire
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError, ReplayDivergence, UserError
-from scenarios.spec import RunSpec
-from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, toml_text
+from mmurace.explorer.shrink.deaths import Death, check_deaths, recorded
+from mmurace.explorer.shrink.play import How, Played, Player, as_played, attempt, play
+from mmurace.nodes.driver import draw
+from mmurace.nodes.journal import JournalReader, journal_path
+from mmurace.nodes.world import World
+from mmurace.protocol import wire
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError, ReplayDivergence, UserError
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, toml_text
 
 FORMAT: Final = 1
 FORMAT_WITH_DEATHS: Final = 2

@@ -12,37 +12,37 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from broker import plan as plans
-from broker.chaos import ChaosRules
-from broker.dispatch import killed_text
-from broker.exchange import Exchange
-from broker.faults import Chaos
-from broker.follow import Follower, compare_runs
-from broker.plan import Plan
-from broker.programs import Feeder, Program, awaited
-from broker.recorder import Recorder, read_choices, read_record
-from broker.schedules import RandomWalk, Recorded, Schedule
-from broker.simulator import Simulator
-from explorer.run.garbage_collector import collector_at_rest
-from explorer.run.latency import Latencies
-from explorer.run.outcome import OperationCount, Outcome, Status
-from explorer.run.stop import Bounds, bytes_in
-from nodes.build import build_all
-from nodes.journal import journal_path
-from nodes.runtime import pack_world
-from oracle.oracle import Oracle
-from oracle.state.trace import step_of
-from protocol.envelope import BROKER, Envelope, Handled
-from protocol.errors import ReplayDivergence
-from protocol.limits import LOW_WATER_EVERY
-from protocol.records import InvalidateBegin, OpEnd
-from protocol.trace import Ending, TraceStep
-from protocol.wire import Choices
-from scenarios.spec import RunSpec
-from scenarios.strace import StraceLog
+from mmurace.broker import plan as plans
+from mmurace.broker.chaos import ChaosRules
+from mmurace.broker.dispatch import killed_text
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.faults import Chaos
+from mmurace.broker.follow import Follower, compare_runs
+from mmurace.broker.plan import Plan
+from mmurace.broker.programs import Feeder, Program, awaited
+from mmurace.broker.recorder import Recorder, read_choices, read_record
+from mmurace.broker.schedules import RandomWalk, Recorded, Schedule
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run.garbage_collector import collector_at_rest
+from mmurace.explorer.run.latency import Latencies
+from mmurace.explorer.run.outcome import OperationCount, Outcome, Status
+from mmurace.explorer.run.stop import Bounds, bytes_in
+from mmurace.nodes.build import build_all
+from mmurace.nodes.journal import journal_path
+from mmurace.nodes.runtime import pack_world
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.state.trace import step_of
+from mmurace.protocol.envelope import BROKER, Envelope, Handled
+from mmurace.protocol.errors import ReplayDivergence
+from mmurace.protocol.limits import LOW_WATER_EVERY
+from mmurace.protocol.records import InvalidateBegin, OpEnd
+from mmurace.protocol.trace import Ending, TraceStep
+from mmurace.protocol.wire import Choices
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.strace import StraceLog
 
 if TYPE_CHECKING:
-    from broker.supervisor import Supervisor
+    from mmurace.broker.supervisor import Supervisor
 
 Progress = Callable[[dict[str, Any]], None]
 FOLLOW_SECONDS = 0.05
@@ -211,7 +211,7 @@ def follow_plan(
 ) -> Outcome:
     """Start the plan's processes and read their journals until the end."""
     # Sockets and processes are a fifth of the time to start, and the simulator needs neither.
-    from broker.supervisor import Supervisor
+    from mmurace.broker.supervisor import Supervisor
 
     began = time.monotonic()
     live = _Live(spec, plan, bounds or Bounds(), progress)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import UserError
+from mmurace.protocol.errors import UserError
 
 UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 """Suffixes of a size in bytes."""

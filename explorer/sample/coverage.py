@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Final
 
-from explorer.sample.statistics import unseen_mass
-from nodes.footprint import Footprint
-from oracle.state.statistics import Statistics
-from protocol.envelope import Envelope, Handled
-from protocol.messages.base import ObjectKey
+from mmurace.explorer.sample.statistics import unseen_mass
+from mmurace.nodes.footprint import Footprint
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages.base import ObjectKey
 
 _TASK: Final = "task"
 """Label of a key that stands for a resumed coroutine, which may touch anything in its node."""

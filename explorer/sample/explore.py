@@ -12,28 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from broker.chaos import ChaosRules
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.schedules import Schedule
-from broker.simulator import Observer, Simulator
-from explorer.run.batched_oracle import Stretches
-from explorer.run.garbage_collector import collector_at_rest
-from explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
-from explorer.run.session import simulate
-from explorer.sample.coverage import Coverage, Signature
-from explorer.sample.policies import Policies
-from explorer.sample.statistics import at_most, missed_by, pct_bound, wilson
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.footprint import Footprint
-from oracle.oracle import Oracle
-from oracle.sometimes import describe
-from oracle.verdict import How, Verdict, decide
-from oracle.violation import Violation
-from protocol.envelope import Envelope, Handled
-from protocol.errors import EmulatorError
-from scenarios.spec import RunSpec
+from mmurace.broker.chaos import ChaosRules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.schedules import Schedule
+from mmurace.broker.simulator import Observer, Simulator
+from mmurace.explorer.run.batched_oracle import Stretches
+from mmurace.explorer.run.garbage_collector import collector_at_rest
+from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.sample.coverage import Coverage, Signature
+from mmurace.explorer.sample.policies import Policies
+from mmurace.explorer.sample.statistics import at_most, missed_by, pct_bound, wilson
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.footprint import Footprint
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import describe
+from mmurace.oracle.verdict import How, Verdict, decide
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import EmulatorError
+from mmurace.scenarios.spec import RunSpec
 
 Progress = Callable[[dict[str, Any]], None]
 PROGRESS_SECONDS: Final = 0.5

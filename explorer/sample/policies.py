@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.schedules import RandomWalk, Schedule
-from explorer.sample.strategies import CountedWalk, Paces, Pct, Pos, Stall, Surw
-from nodes.driver import draw
-from protocol.errors import UserError
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.explorer.sample.strategies import CountedWalk, Paces, Pct, Pos, Stall, Surw
+from mmurace.nodes.driver import draw
+from mmurace.protocol.errors import UserError
 
 CALIBRATION_RUNS: Final = 20
 """Random walks from whose mean SURW takes its counts."""

@@ -22,10 +22,10 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
-from broker.programs import operation_program
-from broker.schedules import RandomWalk
-from protocol.envelope import Envelope
-from protocol.messages.base import Message
+from mmurace.broker.programs import operation_program
+from mmurace.broker.schedules import RandomWalk
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages.base import Message
 
 _LABELS: Final = frozenset(
     {"ptl", "mmap_lock", "folio_lock", "anon_vma", "mmu_lock", "mmu_invalidate", "requests"}

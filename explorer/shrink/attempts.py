@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from explorer.shrink.case import Case, Target
-from explorer.shrink.play import Hold, How, Played, play
-from protocol.errors import EmulatorError
+from mmurace.explorer.shrink.case import Case, Target
+from mmurace.explorer.shrink.play import Hold, How, Played, play
+from mmurace.protocol.errors import EmulatorError
 
 COMPLETIONS: Final = 8
 """Ways to go on that are tried before an order or a death counts as necessary."""

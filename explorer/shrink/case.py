@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Final
 
-from broker.deaths import KillSource
-from broker.faults import Fault, FaultKind
-from broker.kills import Kills
-from broker.programs import Program
-from explorer.shrink.deaths import Death, programs_of
-from nodes.build import node_class
-from nodes.world import World
-from oracle.violation import Violation
-from protocol.envelope import REPLY_MARK, Envelope, operation_of
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.deaths import KillSource
+from mmurace.broker.faults import Fault, FaultKind
+from mmurace.broker.kills import Kills
+from mmurace.broker.programs import Program
+from mmurace.explorer.shrink.deaths import Death, programs_of
+from mmurace.nodes.build import node_class
+from mmurace.nodes.world import World
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.envelope import REPLY_MARK, Envelope, operation_of
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 
 COPY_MARK: Final = "#"
 _OPERATION: Final = re.compile(r"[^.~#]+")

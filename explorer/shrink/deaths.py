@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from broker.kills import Note, death_of, tasks
-from broker.programs import Program
-from nodes.world import World
-from protocol.errors import UserError
+from mmurace.broker.kills import Note, death_of, tasks
+from mmurace.broker.programs import Program
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

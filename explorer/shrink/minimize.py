@@ -16,18 +16,18 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, TypeVar
 
-from explorer.run.schedule_file import Loaded
-from explorer.shrink.case import Case, Target, thread_of
-from explorer.shrink.play import How, Played, as_played, attempt
-from explorer.shrink.shortest import Proof, look_for_shorter, shortest_by_states
-from explorer.shrink.smaller import (
+from mmurace.explorer.run.schedule_file import Loaded
+from mmurace.explorer.shrink.case import Case, Target, thread_of
+from mmurace.explorer.shrink.play import How, Played, as_played, attempt
+from mmurace.explorer.shrink.shortest import Proof, look_for_shorter, shortest_by_states
+from mmurace.explorer.shrink.smaller import (
     keep_operations,
     related,
     shorter_ranges,
     smaller_worlds,
     with_order,
 )
-from protocol.envelope import REPLY_MARK
+from mmurace.protocol.envelope import REPLY_MARK
 
 T = TypeVar("T")
 LATE_DELIVERIES_MAX: Final = 400

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from broker.exchange import Exchange
-from broker.faults import FaultKind
-from broker.programs import Feeder
-from explorer.shrink.case import (
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.faults import FaultKind
+from mmurace.broker.programs import Feeder
+from mmurace.explorer.shrink.case import (
     Case,
     NamedFaults,
     Names,
@@ -25,15 +25,15 @@ from explorer.shrink.case import (
     target_of,
     thread_of,
 )
-from explorer.shrink.deaths import Death, NamedDeaths, moved_back
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.footprint import Footprint
-from oracle.oracle import Oracle
-from oracle.violation import Violation
-from protocol.envelope import Envelope, Handled, operation_of
-from protocol.errors import EmulatorError, ReplayDivergence
-from protocol.trace import Ending
+from mmurace.explorer.shrink.deaths import Death, NamedDeaths, moved_back
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.footprint import Footprint
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.envelope import Envelope, Handled, operation_of
+from mmurace.protocol.errors import EmulatorError, ReplayDivergence
+from mmurace.protocol.trace import Ending
 
 SPARE_DELIVERIES: int = 5_000
 """A lenient run may be so much longer than its order; a run that never ends is cut here."""

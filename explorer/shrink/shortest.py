@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from explorer.exhaustive.oracle_table import RULES
-from explorer.exhaustive.reversible import Order
-from explorer.exhaustive.search import Budget, explore_stateful
-from explorer.shrink.case import Case, Target
-from explorer.shrink.play import How, Played, attempt, play
-from protocol.errors import EmulatorError, UserError
+from mmurace.explorer.exhaustive.oracle_table import RULES
+from mmurace.explorer.exhaustive.reversible import Order
+from mmurace.explorer.exhaustive.search import Budget, explore_stateful
+from mmurace.explorer.shrink.case import Case, Target
+from mmurace.explorer.shrink.play import How, Played, attempt, play
+from mmurace.protocol.errors import EmulatorError, UserError
 
 
 @dataclass(frozen=True, slots=True)

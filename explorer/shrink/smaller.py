@@ -12,16 +12,16 @@ from typing import Any
 
 import msgspec
 
-from broker.programs import Program, Step
-from explorer.shrink.case import Case, operation_in
-from explorer.shrink.deaths import moved, moved_back
-from nodes.secondary import Part, secondaries
-from nodes.world import World
-from oracle.violation import Violation
-from protocol.envelope import operation_of
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.program import Brk, Operation
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.shrink.case import Case, operation_in
+from mmurace.explorer.shrink.deaths import moved, moved_back
+from mmurace.nodes.secondary import Part, secondaries
+from mmurace.nodes.world import World
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.program import Brk, Operation
+from mmurace.scenarios.workloads import Script
 
 LEVELS_MIN = 2
 """A page table has leaves, and something that leads to them."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol, TypeVar
 
-from nodes.driver import Port
-from nodes.world import World
-from protocol.messages.base import Message, Request
+from mmurace.nodes.driver import Port
+from mmurace.nodes.world import World
+from mmurace.protocol.messages.base import Message, Request
 
 R = TypeVar("R", bound=Message)
 

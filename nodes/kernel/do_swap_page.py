@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, page_alloc
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import ENOMEM
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import gup, page_alloc
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.messages.memory import (
     FolioLock,
     FolioUnlock,
     FrameAlloc,
@@ -19,8 +19,14 @@ from protocol.messages.memory import (
     RmapAdd,
     Vma,
 )
-from protocol.messages.swap import SwapCacheDelete, SwapCacheGet, SwapCount, SwapFree, SwapRead
-from protocol.records import Coverage
+from mmurace.protocol.messages.swap import (
+    SwapCacheDelete,
+    SwapCacheGet,
+    SwapCount,
+    SwapFree,
+    SwapRead,
+)
+from mmurace.protocol.records import Coverage
 
 
 async def do_swap_page(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nodes.kernel import mmap, mmu_notifier
-from nodes.kernel.context import Processor
-from nodes.secondary import secondaries
-from protocol.limits import ULONG_MAX
-from protocol.messages.book3s64 import Mmdrop
-from protocol.messages.memory import CpumaskSet
+from mmurace.nodes.kernel import mmap, mmu_notifier
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.secondary import secondaries
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.book3s64 import Mmdrop
+from mmurace.protocol.messages.memory import CpumaskSet
 
 
 async def do_exit(cpu: Processor) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, gup, mmap, mmu_notifier, pgtable, tlb
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL, ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import filemap, gup, mmap, mmu_notifier, pgtable, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     BrkLoad,
     BrkStore,
     MmapLock,
@@ -25,7 +25,7 @@ from protocol.messages.memory import (
     VmaFind,
     VmaReplace,
 )
-from protocol.messages.swap import SwapDuplicate
+from mmurace.protocol.messages.swap import SwapDuplicate
 
 
 async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:

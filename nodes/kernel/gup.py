@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.kernel import memory, pgtable
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EAGAIN, EINTR
-from protocol import pte as ptes
-from protocol.limits import FAULT_RETRIES_MAX
-from protocol.messages.memory import PageGet, PagePut, PteLoad
-from protocol.ranges import page_of
-from protocol.records import FaultRetry
+from mmurace.nodes.kernel import memory, pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EAGAIN, EINTR
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import FAULT_RETRIES_MAX
+from mmurace.protocol.messages.memory import PageGet, PagePut, PteLoad
+from mmurace.protocol.ranges import page_of
+from mmurace.protocol.records import FaultRetry
 
 ZERO_PAGE = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nodes.kernel import (
+from mmurace.nodes.kernel import (
     do_fault,
     do_swap_page,
     gup,
@@ -16,16 +16,16 @@ from nodes.kernel import (
     tlb,
     tlbbatch,
 )
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EFAULT, ENOMEM
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.filemap import FileVma
-from protocol.messages.memory import (
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EFAULT, ENOMEM
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.filemap import FileVma
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     FolioUnlock,
@@ -49,9 +49,9 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
-from protocol.messages.swap import FolioFreeSwap, FolioMarkDirty, FolioTrylock, SwapFree
-from protocol.ranges import page_of
-from protocol.records import Coverage
+from mmurace.protocol.messages.swap import FolioFreeSwap, FolioMarkDirty, FolioTrylock, SwapFree
+from mmurace.protocol.ranges import page_of
+from mmurace.protocol.records import Coverage
 
 Vmas = Sequence[Vma | FileVma]
 """What is zapped; of interest is whether it is shared."""

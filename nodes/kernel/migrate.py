@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.tlbbatch import TlbUbc
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.tlbbatch import TlbUbc
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     FolioLock,
@@ -30,8 +30,8 @@ from protocol.messages.memory import (
     RmapWalk,
     VmaFind,
 )
-from protocol.ranges import page_align
-from protocol.records import Coverage
+from mmurace.protocol.ranges import page_align
+from mmurace.protocol.records import Coverage
 
 _KEPT = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
 """What a migration entry remembers of the entry it replaces."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nodes.kernel import radix_tlb
-from nodes.kernel.context import Processor
-from protocol.messages.book3s64 import ActiveCpusAdd, CoprosAdd
+from mmurace.nodes.kernel import radix_tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol.messages.book3s64 import ActiveCpusAdd, CoprosAdd
 
 
 async def mm_context_add_copro(cpu: Processor, mm: str) -> None:

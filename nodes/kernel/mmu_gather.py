@@ -7,12 +7,12 @@ found already cleared may not have been flushed yet, so the whole mm is flushed.
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_notifier, tlb
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages.memory import PagePut, TlbFlushPending
-from protocol.records import Coverage
+from mmurace.nodes.kernel import mmu_notifier, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.memory import PagePut, TlbFlushPending
+from mmurace.protocol.records import Coverage
 
 
 class MmuGather:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from nodes.secondary import Callback, named, secondaries
-from nodes.world import MEMORY, World
-from protocol.errors import PeerLost
-from protocol.events import MmuNotifierEvent
-from protocol.limits import ULONG_MAX
-from protocol.messages.memory import (
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import Callback, named, secondaries
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol.errors import PeerLost
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     MmapLock,
@@ -27,8 +27,8 @@ from protocol.messages.memory import (
     NotifierDelete,
     NotifierList,
 )
-from protocol.messages.processor import SynchronizeSrcu
-from protocol.records import NotifierCall, Unregistered
+from mmurace.protocol.messages.processor import SynchronizeSrcu
+from mmurace.protocol.records import NotifierCall, Unregistered
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL, ENOMEM
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     MmapLock,
     MmapUnlock,
     PteGetAndClear,
@@ -26,7 +26,7 @@ from protocol.messages.memory import (
     VmaFind,
     VmaReplace,
 )
-from protocol.ranges import page_align
+from mmurace.protocol.ranges import page_align
 
 
 async def do_mprotect(

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.translation import table_index
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.filemap import ImmapLock, ImmapUnlock
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.translation import table_index
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.filemap import ImmapLock, ImmapUnlock
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     MmapLock,
@@ -31,8 +31,8 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
-from protocol.ranges import overlaps, page_align
-from protocol.records import Coverage
+from mmurace.protocol.ranges import overlaps, page_align
+from mmurace.protocol.records import Coverage
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from nodes.kernel import mmu_notifier, page_alloc, tlb
-from nodes.kernel.context import Processor
-from nodes.translation import table_index
-from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE
-from protocol.messages.book3s64 import CoprosAdd
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmu_notifier, page_alloc, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.translation import table_index
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.book3s64 import CoprosAdd
+from mmurace.protocol.messages.memory import (
     FrameAlloc,
     PagePut,
     PteGetAndClear,
@@ -21,7 +21,7 @@ from protocol.messages.memory import (
     PtlUnlock,
     TlbFlushPending,
 )
-from protocol.records import Coverage
+from mmurace.protocol.records import Coverage
 
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
 Visit = Callable[[int, int, int, int], Awaitable[None]]

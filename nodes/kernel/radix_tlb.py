@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nodes.kernel import mmu_notifier
-from nodes.kernel.context import Processor
-from nodes.world import World
-from protocol.limits import ULONG_MAX
-from protocol.messages.book3s64 import ActiveCpusLoad, ContextIdLoad, CoprosAdd, Tlbie
-from protocol.messages.memory import CpumaskLoad
-from protocol.messages.processor import Tlbi
+from mmurace.nodes.kernel import mmu_notifier
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.book3s64 import ActiveCpusLoad, ContextIdLoad, CoprosAdd, Tlbie
+from mmurace.protocol.messages.memory import CpumaskLoad
+from mmurace.protocol.messages.processor import Tlbi
 
 FlushType = Literal["none", "local", "global"]
 

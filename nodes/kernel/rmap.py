@@ -5,22 +5,22 @@ The rmap of anonymous pages is kept per frame; that of files is the list of thei
 
 from __future__ import annotations
 
-from nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.tlbbatch import TlbUbc
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.filemap import (
+from mmurace.nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.tlbbatch import TlbUbc
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.filemap import (
     FileVma,
     FolioMappingWord,
     ImmapLock,
     ImmapUnlock,
     ImmapWalk,
 )
-from protocol.messages.memory import (
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     PteGetAndClear,
@@ -31,14 +31,14 @@ from protocol.messages.memory import (
     RmapRemove,
     RmapWalk,
 )
-from protocol.messages.swap import (
+from mmurace.protocol.messages.swap import (
     FolioFlags,
     FolioMarkDirty,
     FolioRefCount,
     FolioSetSwapbacked,
     SwapDuplicate,
 )
-from protocol.records import Coverage, PageDiscarded
+from mmurace.protocol.records import Coverage, PageDiscarded
 
 
 async def folio_mapped(cpu: Processor, folio: int) -> bool:

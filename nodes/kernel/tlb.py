@@ -6,13 +6,13 @@ for its own TLB, a unit that walks the same table needs at the same moment.
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_notifier, radix_tlb
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from nodes.secondary import Part
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages.memory import CpumaskLoad
-from protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
+from mmurace.nodes.kernel import mmu_notifier, radix_tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import Part
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.memory import CpumaskLoad
+from mmurace.protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
 
 
 async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:

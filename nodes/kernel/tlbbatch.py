@@ -15,14 +15,14 @@ others must not conclude from an empty entry that nothing is cached.
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_notifier, tlb
-from nodes.kernel.context import Processor
-from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages.memory import CpumaskLoad
-from protocol.messages.processor import FlushTlbIpi
-from protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
-from protocol.records import Coverage, FlushDeferred
+from mmurace.nodes.kernel import mmu_notifier, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.memory import CpumaskLoad
+from mmurace.protocol.messages.processor import FlushTlbIpi
+from mmurace.protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
+from mmurace.protocol.records import Coverage, FlushDeferred
 
 PENDING_MASK = 0xFFFF
 FLUSHED_SHIFT = 16

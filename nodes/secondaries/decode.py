@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
 
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
-from protocol.ranges import page_of
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.ranges import page_of
 
 Decoder = Literal[
     "exact", "round_up_overflow", "per_page_loop", "size0_noop", "size0_all", "off_by_one"

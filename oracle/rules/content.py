@@ -5,17 +5,17 @@ One party's worth of records, those of memory, handed on to the rules that need 
 
 from __future__ import annotations
 
-from oracle.rules.q3_content import Content
-from oracle.rules.s6_private_pages import PrivatePages
-from oracle.rules.s9_discards import Discards
-from oracle.rules.s9_s16_files import FilePages
-from oracle.rules.s9_stores import LostStores
-from oracle.rules.s9_successors import Successors
-from oracle.rules.s16_dirty import DirtyBits
-from oracle.state.live import Cached, Op, Page, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol import records as r
+from mmurace.oracle.rules.q3_content import Content
+from mmurace.oracle.rules.s6_private_pages import PrivatePages
+from mmurace.oracle.rules.s9_discards import Discards
+from mmurace.oracle.rules.s9_s16_files import FilePages
+from mmurace.oracle.rules.s9_stores import LostStores
+from mmurace.oracle.rules.s9_successors import Successors
+from mmurace.oracle.rules.s16_dirty import DirtyBits
+from mmurace.oracle.state.live import Cached, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol import records as r
 
 
 class MemoryRules:

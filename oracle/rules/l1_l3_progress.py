@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from nodes.secondary import Part, secondaries
-from nodes.world import World
-from oracle.rules.s10_brackets import Bracket
-from oracle.state.live import State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol.envelope import operation_of
-from protocol.limits import FAULT_RETRIES_MAX
-from protocol.pte import describe, permits
-from protocol.ranges import page_of
-from protocol.records import FaultRetry
-from protocol.trace import Ending
+from mmurace.nodes.secondary import Part, secondaries
+from mmurace.nodes.world import World
+from mmurace.oracle.rules.s10_brackets import Bracket
+from mmurace.oracle.state.live import State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.limits import FAULT_RETRIES_MAX
+from mmurace.protocol.pte import describe, permits
+from mmurace.protocol.ranges import page_of
+from mmurace.protocol.records import FaultRetry
+from mmurace.protocol.trace import Ending
 
 RETRIES_MAX = FAULT_RETRIES_MAX // 2
 

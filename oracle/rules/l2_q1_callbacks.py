@@ -15,17 +15,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.state.live import Op
-from oracle.violation import Event, Violation
-from protocol.envelope import REPLY_MARK, operation_of
-from protocol.limits import (
+from mmurace.oracle.state.live import Op
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import REPLY_MARK, operation_of
+from mmurace.protocol.limits import (
     BRACKET_STEPS_BASE,
     BRACKET_STEPS_PER_PAGE,
     CALLBACK_STEPS_BASE,
     CALLBACK_STEPS_PER_PAGE,
 )
-from protocol.ranges import pages
-from protocol.records import NotifierCall
+from mmurace.protocol.ranges import pages
+from mmurace.protocol.records import NotifierCall
 
 START: Final = "invalidate_range_start"
 END: Final = "invalidate_range_end"

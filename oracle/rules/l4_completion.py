@@ -12,8 +12,8 @@ and its agent completes all the same.  Only an agent that is dead owes nothing a
 
 from __future__ import annotations
 
-from oracle.violation import Event, Violation
-from protocol.records import InvalidateBegin, InvalidateDone, RequestPosted
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.records import InvalidateBegin, InvalidateDone, RequestPosted
 
 _Key = tuple[str, str, str, int, int]
 """(agent, cache or request, tag, start, end)."""

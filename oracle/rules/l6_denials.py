@@ -12,11 +12,11 @@ depends on whoever added the right:
 
 from __future__ import annotations
 
-from oracle.state.live import Cached, State
-from oracle.violation import Event, Violation
-from protocol.limits import STALE_DENIALS_MAX
-from protocol.pte import describe, frame_of, permits
-from protocol.records import PermissionFault
+from mmurace.oracle.state.live import Cached, State
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import STALE_DENIALS_MAX
+from mmurace.protocol.pte import describe, frame_of, permits
+from mmurace.protocol.records import PermissionFault
 
 MMAP_UNLOCK = "MmapUnlock"
 

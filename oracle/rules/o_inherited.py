@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from oracle.rules.o_s4_deadlines import Obligations
-from oracle.state.live import Change, Deadline, Op, Page, State
-from oracle.state.order import Row
-from oracle.violation import Event
-from protocol.limits import PAGE_SIZE
-from protocol.ranges import covers, page_align, page_of
-from protocol.records import FlushDeferred
+from mmurace.oracle.rules.o_s4_deadlines import Obligations
+from mmurace.oracle.state.live import Change, Deadline, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.ranges import covers, page_align, page_of
+from mmurace.protocol.records import FlushDeferred
 
 PTL_LOCK = "PtlLock~"
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodes.secondary import secondaries
-from nodes.world import MEMORY, World
-from oracle.rules.o_s4_deadlines import Obligations
-from oracle.state.live import Cached, Change, Deadline, Op
-from oracle.state.order import Row
-from oracle.violation import Event
-from protocol.pte import frame_of
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.rules.o_s4_deadlines import Obligations
+from mmurace.oracle.state.live import Cached, Change, Deadline, Op
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event
+from mmurace.protocol.pte import frame_of
 
 PTL_RELEASED = "the page-table lock was released"
 PTL_UNLOCK = "PtlUnlock"

@@ -15,10 +15,10 @@ of deliveries at different nodes, so the result is the same for every linearisat
 
 from __future__ import annotations
 
-from oracle.state.live import Cached, Change, Deadline, Op, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol import pte as ptes
+from mmurace.oracle.state.live import Cached, Change, Deadline, Op, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol import pte as ptes
 
 REVOKING = frozenset({
     "Munmap", "Mprotect", "Brk", "MadviseDontneed", "MadviseFree", "Mmap", "Mremap", "Truncate",

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.state.live import Read, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol.envelope import operation_of
-from protocol.pte import frame_of, hw_present
-from protocol.records import TableCached, TableRead, TableUse
+from mmurace.oracle.state.live import Read, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.pte import frame_of, hw_present
+from mmurace.protocol.records import TableCached, TableRead, TableUse
 
 PWC = "pwc"
 

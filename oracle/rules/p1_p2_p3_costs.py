@@ -8,14 +8,14 @@ they were zapped: an event that takes nothing away may cost a shadow MMU nothing
 
 from __future__ import annotations
 
-from oracle.state.kinds import kinds
-from oracle.state.live import Op
-from oracle.state.statistics import Statistics, bump
-from oracle.violation import Event, Violation
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SHIFT, ULONG_MAX, ZAPS_PER_UPGRADE_MAX
-from protocol.ranges import page_align, page_of
-from protocol.records import InvalidateBegin, NotifierCall
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Op
+from mmurace.oracle.state.statistics import Statistics, bump
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SHIFT, ULONG_MAX, ZAPS_PER_UPGRADE_MAX
+from mmurace.protocol.ranges import page_align, page_of
+from mmurace.protocol.records import InvalidateBegin, NotifierCall
 
 _Key = tuple[str, str]
 """(operation, node)."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from oracle.state.live import Cached, Page, State
-from oracle.violation import Event, Violation
-from protocol.pte import describe, takes_away
+from mmurace.oracle.state.live import Cached, Page, State
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.pte import describe, takes_away
 
 _Key = tuple[str, str, str, int]
 

@@ -8,9 +8,9 @@ were there before the run) is not judged.
 
 from __future__ import annotations
 
-from oracle.violation import Event, Violation
-from protocol.limits import ORACLE_SLOTS_KEPT, PAGE_SHIFT
-from protocol.records import (
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_SLOTS_KEPT, PAGE_SHIFT
+from mmurace.protocol.records import (
     Access,
     FilePageRead,
     FilePageWritten,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from oracle.violation import Event, Violation
-from protocol.limits import ORACLE_PAGE_HISTORY
-from protocol.records import Invalidation
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_PAGE_HISTORY
+from mmurace.protocol.records import Invalidation
 
 
 class Bracket:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.state.live import Op, State
-from oracle.violation import Event, Violation
-from protocol.envelope import REPLY_MARK
-from protocol.records import NotifierCall
+from mmurace.oracle.state.live import Op, State
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import REPLY_MARK
+from mmurace.protocol.records import NotifierCall
 
 _TAKEN: Final = {"PtlLock~": "PtlLock", "MmuLock~": "MmuLock", "AtsdLock~": "AtsdLock"}
 _FREED: Final = {"PtlUnlock": "PtlLock", "MmuUnlock": "MmuLock", "AtsdUnlock": "AtsdLock"}

@@ -18,13 +18,13 @@ process's tag is found as well.
 
 from __future__ import annotations
 
-from nodes.secondary import secondaries
-from nodes.world import World
-from oracle.state.live import Cached, Op, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol import pte as ptes
-from protocol.records import TagAlloc, TagFree
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import World
+from mmurace.oracle.state.live import Cached, Op, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.records import TagAlloc, TagFree
 
 
 class Identity:

@@ -13,9 +13,9 @@ Whether the callback began before or after that makes no difference to who frees
 
 from __future__ import annotations
 
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol.records import NotifierCall, Registered, Unregistered
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.records import NotifierCall, Registered, Unregistered
 
 _Key = tuple[str, str]
 """(subscriber, mm)."""

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from nodes.secondary import secondaries
-from nodes.world import World
-from oracle.state.kinds import kinds
-from oracle.state.live import Change, Op
-from oracle.violation import Event, Violation
-from protocol.limits import CALLBACK_COMMANDS_MAX, CALLBACK_STEPS_MAX
-from protocol.pte import describe
-from protocol.ranges import covers
-from protocol.records import InvalidateBegin, LoopCut, NotifierCall
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import World
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Change, Op
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import CALLBACK_COMMANDS_MAX, CALLBACK_STEPS_MAX
+from mmurace.protocol.pte import describe
+from mmurace.protocol.ranges import covers
+from mmurace.protocol.records import InvalidateBegin, LoopCut, NotifierCall
 
 FLUSHES = frozenset({"invalidate_range", "arch_invalidate_secondary_tlbs"})
 

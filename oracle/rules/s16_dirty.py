@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.state.live import Op, Page
-from oracle.violation import Event, Violation
-from protocol.pte import (
+from mmurace.oracle.state.live import Op, Page
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.pte import (
     ACCESSED,
     DIRTY,
     describe,

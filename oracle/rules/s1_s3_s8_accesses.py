@@ -6,13 +6,13 @@ Accesses without a translation are the kernel's own: it holds a reference to wha
 
 from __future__ import annotations
 
-from oracle.rules.o_s4_deadlines import OPERATION_ENDED, describe_change, frame_freed
-from oracle.rules.s6_fork import isolation_broken
-from oracle.state.live import Cached, Change, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol import pte as ptes
-from protocol.records import Access
+from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, describe_change, frame_freed
+from mmurace.oracle.rules.s6_fork import isolation_broken
+from mmurace.oracle.state.live import Cached, Change, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.records import Access
 
 
 class Safety:

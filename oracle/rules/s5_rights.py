@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from oracle.rules.o_s4_deadlines import Obligations
-from oracle.state.live import Cached, Deadline, Op, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol.pte import PRESENT, WRITE, describe, frame_of, make
-from protocol.records import Fill
+from mmurace.oracle.rules.o_s4_deadlines import Obligations
+from mmurace.oracle.state.live import Cached, Deadline, Op, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.pte import PRESENT, WRITE, describe, frame_of, make
+from mmurace.protocol.records import Fill
 
 
 class Containment:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import msgspec
 
-from oracle.state.live import State
-from oracle.violation import Violation
-from protocol.pte import frame_of, hw_present
+from mmurace.oracle.state.live import State
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.pte import frame_of, hw_present
 
 _FORK = "Fork "
 

@@ -12,9 +12,9 @@ put in its place, until the page's frame is free.
 
 from __future__ import annotations
 
-from oracle.state.live import Op, Page
-from oracle.violation import Event, Violation
-from protocol.pte import (
+from mmurace.oracle.state.live import Op, Page
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.pte import (
     SPECIAL,
     WRITE,
     describe,
@@ -24,7 +24,7 @@ from protocol.pte import (
     is_swap,
     pte_present,
 )
-from protocol.records import FrameAllocated
+from mmurace.protocol.records import FrameAllocated
 
 
 class PrivatePages:

@@ -11,12 +11,12 @@ The frames of two pages A and B are replaced (COW), and old translations of them
 
 from __future__ import annotations
 
-from oracle.state.live import Cached, Change, Op, Page
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol.limits import ORACLE_REPLACED_KEPT
-from protocol.pte import describe, frame_of
-from protocol.records import Access
+from mmurace.oracle.state.live import Cached, Change, Op, Page
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_REPLACED_KEPT
+from mmurace.protocol.pte import describe, frame_of
+from mmurace.protocol.records import Access
 
 
 class Replaced:

@@ -12,13 +12,13 @@ A store that the return does not happen before may be given up with the rest.
 
 from __future__ import annotations
 
-from oracle.state.live import Cached, Op, Page, State
-from oracle.state.order import Row
-from oracle.violation import Event, Violation
-from protocol.limits import ORACLE_LAZYFREE_KEPT
-from protocol.pte import describe
-from protocol.ranges import covers, page_align, page_of
-from protocol.records import PageDiscarded
+from mmurace.oracle.state.live import Cached, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_LAZYFREE_KEPT
+from mmurace.protocol.pte import describe
+from mmurace.protocol.ranges import covers, page_align, page_of
+from mmurace.protocol.records import PageDiscarded
 
 MADVISE_FREE = "MadviseFree"
 

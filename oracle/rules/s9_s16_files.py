@@ -13,11 +13,11 @@ is dropped, nobody asks for.  All this happens at one memory, so its numbers dec
 
 from __future__ import annotations
 
-from oracle.state.live import Cached, Op, Page
-from oracle.violation import Event, Violation
-from protocol.limits import PAGE_SHIFT, ULONG_MAX
-from protocol.pte import DIRTY, describe, frame_of, pte_present
-from protocol.records import FilePageDropped, FilePageRead, FileSized
+from mmurace.oracle.state.live import Cached, Op, Page
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import PAGE_SHIFT, ULONG_MAX
+from mmurace.protocol.pte import DIRTY, describe, frame_of, pte_present
+from mmurace.protocol.records import FilePageDropped, FilePageRead, FileSized
 
 Stored = tuple[Cached, Event]
 """A store: through which translation, and when."""

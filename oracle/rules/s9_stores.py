@@ -18,10 +18,10 @@ was promised anything.  All this happens at one memory, so its numbers decide.
 
 from __future__ import annotations
 
-from oracle.state.live import Cached, Change, Op, Page
-from oracle.violation import Event, Violation
-from protocol.limits import ORACLE_COPIES_KEPT
-from protocol.pte import describe, frame_of, is_swap, pte_present
+from mmurace.oracle.state.live import Cached, Change, Op, Page
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_COPIES_KEPT
+from mmurace.protocol.pte import describe, frame_of, is_swap, pte_present
 
 Stored = tuple[Cached, Event]
 """A store: through which translation, and when."""

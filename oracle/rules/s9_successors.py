@@ -10,12 +10,12 @@ A page that was thrown away needs no successor, nor does one that was unmapped b
 
 from __future__ import annotations
 
-from oracle.rules.o_s4_deadlines import REVOKING
-from oracle.state.live import Op, Page
-from oracle.violation import Event, Violation
-from protocol.limits import ORACLE_LAZYFREE_KEPT
-from protocol.pte import SPECIAL, describe, frame_of, is_migration, is_swap, pte_present
-from protocol.records import FrameAllocated, PageDiscarded
+from mmurace.oracle.rules.o_s4_deadlines import REVOKING
+from mmurace.oracle.state.live import Op, Page
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_LAZYFREE_KEPT
+from mmurace.protocol.pte import SPECIAL, describe, frame_of, is_migration, is_swap, pte_present
+from mmurace.protocol.records import FrameAllocated, PageDiscarded
 
 
 class Successors:

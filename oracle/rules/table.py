@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from oracle.violation import Event, Violation
-from protocol.errors import EmulatorError, UserError
-from protocol.records import Record
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.errors import EmulatorError, UserError
+from mmurace.protocol.records import Record
 
 if TYPE_CHECKING:
-    from nodes.world import World
-    from oracle.state.live import Op, State
+    from mmurace.nodes.world import World
+    from mmurace.oracle.state.live import Op, State
 
 Kind = Literal["owed", "harm", "cost"]
 """Somebody has not done what they owe, and nobody need be hurt yet; somebody was hurt; it is right

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from oracle.rules.l4_completion import Completion
-from oracle.rules.o_s4_deadlines import Obligations
-from oracle.rules.s1_s3_s8_accesses import Safety
-from oracle.rules.s10_brackets import Brackets
-from oracle.state.live import State
-from oracle.state.order import Row
-from oracle.state.statistics import Statistics
-from oracle.violation import Event
-from protocol import records as r
-from protocol.ranges import covers
+from mmurace.oracle.rules.l4_completion import Completion
+from mmurace.oracle.rules.o_s4_deadlines import Obligations
+from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
+from mmurace.oracle.rules.s10_brackets import Brackets
+from mmurace.oracle.state.live import Op, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.violation import Event
+from mmurace.protocol import records as r
+from mmurace.protocol.ranges import covers
 
 APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
 
@@ -29,7 +29,7 @@ class GuestRecords:
     completion: Completion
     _memory: int
     _shadow: Mapping[str, frozenset[str]]
-    _mm_of: Mapping[str, str]
+    _told_of: Mapping[str, frozenset[str]]
     _n: int
     _node: str
     _row: Row
@@ -59,17 +59,18 @@ class GuestRecords:
         event = self._event("range_end done")
         self.brackets.invalidation(record, event)
         op = self.state.ops.get(self._op_id)
-        if record.begin or op is None or self._node not in self._mm_of:
-            return
-        mm, memory = self._mm_of[self._node], self._row[self._memory]
+        if not record.begin and op is not None:
+            self._bracket_ended(op, self._node, record.start, record.end, event)
+
+    def _bracket_ended(self, op: Op, subscriber: str, start: int, end: int, event: Event) -> None:
+        """A shadow MMU may install again what the operation has changed in a range."""
+        mms, memory = self._told_of[subscriber], self._row[self._memory]
         ended = [
             c
             for c in op.changes
-            if c.n <= memory
-            and c.page.mm == mm
-            and covers(record.start, record.end, c.page.address)
+            if c.n <= memory and c.page.mm in mms and covers(start, end, c.page.address)
         ]
-        self.obligations.bracket_ended(ended, self._shadow[self._node], event, self._row)
+        self.obligations.bracket_ended(ended, self._shadow[subscriber], event, self._row)
 
     def _apic_trapped(self, record: r.ApicTrapped) -> None:
         for fill in self.state.latched.get(self._node, ()):

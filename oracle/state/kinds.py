@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from nodes.secondary import Secondary, secondaries
+from mmurace.nodes.secondary import Secondary, secondaries
 
 
 class Kinds(NamedTuple):

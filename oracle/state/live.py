@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from oracle.state.kinds import kinds
-from oracle.state.order import Row
-from oracle.violation import Event
-from protocol.limits import ORACLE_PAGE_HISTORY, ORACLE_SWEEP_MIN
-from protocol.pte import SPECIAL, frame_of, hw_present, takes_away
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event
+from mmurace.protocol.limits import ORACLE_PAGE_HISTORY, ORACLE_SWEEP_MIN
+from mmurace.protocol.pte import SPECIAL, frame_of, hw_present, takes_away
 
 
 class Op:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from oracle.rules.content import MemoryRules
-from oracle.rules.o_inherited import Inherited
-from oracle.rules.o_s2_moves import Moves
-from oracle.rules.o_s4_deadlines import Obligations, frame_freed
-from oracle.rules.o_s8_page_tables import Tables
-from oracle.rules.s1_s3_s8_accesses import Safety
-from oracle.rules.s7_store_order import Coherence
-from oracle.rules.s12_tags import Identity
-from oracle.sometimes import Sometimes
-from oracle.state import statistics as stats
-from oracle.state.live import Change, Op, Page, Read, State, usable_read
-from oracle.state.order import Row
-from oracle.state.statistics import Statistics
-from oracle.violation import Event
-from protocol import pte as ptes
-from protocol import records as r
+from mmurace.oracle.rules.content import MemoryRules
+from mmurace.oracle.rules.o_inherited import Inherited
+from mmurace.oracle.rules.o_s2_moves import Moves
+from mmurace.oracle.rules.o_s4_deadlines import Obligations, frame_freed
+from mmurace.oracle.rules.o_s8_page_tables import Tables
+from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
+from mmurace.oracle.rules.s7_store_order import Coherence
+from mmurace.oracle.rules.s12_tags import Identity
+from mmurace.oracle.sometimes import Sometimes
+from mmurace.oracle.state import statistics as stats
+from mmurace.oracle.state.live import Change, Op, Page, Read, State, usable_read
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.violation import Event
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
 
 
 class MemoryRecords:

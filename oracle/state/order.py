@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from protocol.errors import EmulatorError
+from mmurace.protocol.errors import EmulatorError
 
 Row = tuple[int, ...]
 

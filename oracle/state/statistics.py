@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from oracle.state.live import Change, Frame, Op, State
+from mmurace.oracle.state.live import Change, Frame, Op, State
 
 
 class Statistics(msgspec.Struct, forbid_unknown_fields=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from protocol.envelope import Envelope, Handled
-from protocol.trace import TraceStep
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.trace import TraceStep
 
 
 def step_of(envelope: Envelope, handled: Handled) -> TraceStep:

@@ -5,8 +5,8 @@ the fields that complete it), how (read, write), and which reply it gets; ``docs
 generated from that.
 """
 
-from protocol.messages import book3s64, filemap, memory, processor, program, swap
-from protocol.messages.base import Message, kinds
+from mmurace.protocol.messages import book3s64, filemap, memory, processor, program, shadow, swap
+from mmurace.protocol.messages.base import Message, kinds
 
 __all__ = [
     "Message",
@@ -16,5 +16,6 @@ __all__ = [
     "memory",
     "processor",
     "program",
+    "shadow",
     "swap",
 ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import msgspec
 
-from protocol.errors import EmulatorError
+from mmurace.protocol.errors import EmulatorError
 
 ObjectKey = tuple[str | int, ...]
 """A shared object: a label and what completes it, e.g. ``("word", frame, index)``.

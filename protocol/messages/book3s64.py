@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import Count
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import Count
 
 
 def pid_tag(pid: int) -> str:

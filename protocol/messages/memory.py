@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.base import Ack, Message, Request
 
 
 class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Request
+from mmurace.protocol.messages.base import Ack, Request
 
 
 class FlushTlbIpi(Request[Ack], frozen=True):

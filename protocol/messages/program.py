@@ -6,7 +6,7 @@ The broker feeds a program's next operation when the last one is done; the id of
 
 from __future__ import annotations
 
-from protocol.messages.base import Message, Request
+from mmurace.protocol.messages.base import Message, Request
 
 
 class OpDone(Message, frozen=True):
@@ -17,6 +17,19 @@ class OpDone(Message, frozen=True):
 
 class Operation(Request[OpDone], frozen=True):
     """Base of all operations."""
+
+
+def operation_kinds() -> list[type[Operation]]:
+    """Every operation that there is by now: those that others are not derived from."""
+    found: list[type[Operation]] = []
+    todo = list(Operation.__subclasses__())
+    while todo:
+        kind = todo.pop(0)
+        derived = kind.__subclasses__()
+        todo += derived
+        if not derived and kind.__name__ != "DeviceAccess":
+            found.append(kind)
+    return found
 
 
 class Mmap(Operation, frozen=True):

@@ -6,7 +6,7 @@ code.  ``kernel`` puts one kernel together, ``preset`` finds a release's.
 
 from __future__ import annotations
 
-from nodes.kernel.variant.kernel import MACHINES, Kernel
-from nodes.kernel.variant.preset import preset, usual
+from mmurace.nodes.kernel.variant.kernel import MACHINES, Kernel
+from mmurace.nodes.kernel.variant.preset import preset, usual
 
 __all__ = ["MACHINES", "Kernel", "preset", "usual"]

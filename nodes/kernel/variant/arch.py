@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
 
 if TYPE_CHECKING:
-    from nodes.kernel.variant.kernel import Kernel
+    from mmurace.nodes.kernel.variant.kernel import Kernel
 
 
 @declare

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from nodes.kernel.variant.arch import Arch
-from nodes.kernel.variant.mm import Mm
-from nodes.kernel.variant.switch import Switches, Value, fields_of, owners
-from protocol.errors import UserError
+from mmurace.nodes.kernel.variant.arch import Arch
+from mmurace.nodes.kernel.variant.mm import Mm
+from mmurace.nodes.kernel.variant.switch import Switches, Value, fields_of, owners
+from mmurace.protocol.errors import UserError
 
 MACHINES: Final = ("x86", "arm64", "ppc")
 

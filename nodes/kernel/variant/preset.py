@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
-from nodes.kernel.variant.kernel import MACHINES, Kernel, make
-from nodes.kernel.variant.release import known
-from nodes.kernel.variant.switch import Field, Since, Value, fields, owners
-from protocol.errors import UserError
+from mmurace.nodes.kernel.variant.kernel import MACHINES, Kernel, make
+from mmurace.nodes.kernel.variant.release import known
+from mmurace.nodes.kernel.variant.switch import Field, Since, Value, fields, owners
+from mmurace.protocol.errors import UserError
 
 NEAR: Final = 3
 """How many names an error suggests."""

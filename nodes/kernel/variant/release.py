@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from protocol.errors import UserError
+from mmurace.protocol.errors import UserError
 
 _NAME: Final = re.compile(r"v(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?")
 

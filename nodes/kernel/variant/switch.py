@@ -31,12 +31,12 @@ from typing import (
 
 import msgspec
 
-from nodes.kernel.variant import release as releases
-from nodes.kernel.variant.release import Release
-from protocol.errors import EmulatorError
+from mmurace.nodes.kernel.variant import release as releases
+from mmurace.nodes.kernel.variant.release import Release
+from mmurace.protocol.errors import EmulatorError
 
 if TYPE_CHECKING:
-    from nodes.kernel.variant.kernel import Kernel
+    from mmurace.nodes.kernel.variant.kernel import Kernel
 
 Value = bool | int | str
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from nodes.node import Node
-from nodes.pwc import PWC
-from nodes.secondaries.iommu_sva import driver
-from nodes.secondaries.iommu_sva.device import Device
-from nodes.secondaries.iommu_sva.messages import (
+from mmurace.nodes.node import Node
+from mmurace.nodes.pwc import PWC
+from mmurace.nodes.secondaries.iommu_sva import driver
+from mmurace.nodes.secondaries.iommu_sva.device import Device
+from mmurace.nodes.secondaries.iommu_sva.messages import (
     DeviceRemove,
     Dma,
     InvalidateRequest,
     IotlbInvalidate,
     PageRequest,
 )
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.iommu_sva.unit import Iommu
-from nodes.secondary import Cache, Secondary
-from protocol.messages.processor import Tlbi
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
+from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.protocol.messages.processor import Tlbi
 
 
 def node_class(unit: Unit, name: str) -> type[Node]:

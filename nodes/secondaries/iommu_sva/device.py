@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.driver import Handler, Port
-from nodes.kernel.errno import EFAULT
-from nodes.node import Node
-from nodes.secondaries.iommu_sva.messages import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.kernel.errno import EFAULT
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.iommu_sva.messages import (
     AtsTranslate,
     Dma,
     DmaAccess,
     InvalidateRequest,
     PriRequest,
 )
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.translation import Entry, TranslationCache, data_access
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX
-from protocol.messages import program as op
-from protocol.messages.base import Ack, Message
-from protocol.records import FaultRetry, OpBegin, OpEnd
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.translation import Entry, TranslationCache, data_access
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import FAULT_RETRIES_MAX
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import FaultRetry, OpBegin, OpEnd
 
 
 class Device(Node):

@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nodes.kernel import memory
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.decode import decode, decode_atc, pages_left
-from nodes.secondaries.iommu_sva.messages import (
+from mmurace.nodes.kernel import memory
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.decode import decode, decode_atc, pages_left
+from mmurace.nodes.secondaries.iommu_sva.messages import (
     AtcInvalidate,
     DetachDevice,
     DeviceRemove,
     IotlbInvalidate,
     PageRequest,
 )
-from nodes.secondaries.iommu_sva.part import Unit
-from nodes.secondaries.iommu_sva.variant import SvaSwitches
-from nodes.world import World
-from protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.memory import Flag
-from protocol.records import LoopCut
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.memory import Flag
+from mmurace.protocol.records import LoopCut
 
 
 def command_queue(unit: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import Flag
-from protocol.messages.program import Operation
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import Flag
+from mmurace.protocol.messages.program import Operation
 
 
 class DmaDone(Message, frozen=True):

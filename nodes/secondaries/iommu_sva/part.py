@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import msgspec
 
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.iommu_sva.messages import DeviceRemove
-from nodes.secondaries.iommu_sva.variant import SvaSwitches
-from nodes.secondary import Death, Part, Task
-from nodes.world import World
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
+from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
+from mmurace.nodes.secondary import Death, Part, Task
+from mmurace.nodes.world import World
 
 
 class Unit(Part, frozen=True):

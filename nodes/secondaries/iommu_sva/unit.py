@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.driver import Handler, Port
-from nodes.node import Node
-from nodes.pwc import PWC, PagingStructureCache
-from nodes.secondaries.iommu_sva import messages as i
-from nodes.secondaries.iommu_sva.driver import unit_named
-from nodes.secondaries.iommu_sva.messages import InvalidateRequest, PageRequest
-from nodes.translation import Entry, TranslationCache, data_access, walk_page_table
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import Flag, Word
-from protocol.messages.processor import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.node import Node
+from mmurace.nodes.pwc import PWC, PagingStructureCache
+from mmurace.nodes.secondaries.iommu_sva import messages as i
+from mmurace.nodes.secondaries.iommu_sva.driver import unit_named
+from mmurace.nodes.secondaries.iommu_sva.messages import InvalidateRequest, PageRequest
+from mmurace.nodes.translation import Entry, TranslationCache, data_access, walk_page_table
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import FAULT_RETRIES_MAX
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.memory import Flag, Word
+from mmurace.protocol.messages.processor import (
     Tlbi,
 )
-from protocol.records import FaultRetry, InvalidateBegin, InvalidateDone, PermissionFault
+from mmurace.protocol.records import FaultRetry, InvalidateBegin, InvalidateDone, PermissionFault
 
 
 class Iommu(Node):

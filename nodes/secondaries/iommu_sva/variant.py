@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
-from nodes.secondaries.decode import Decoder
+from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+from mmurace.nodes.secondaries.decode import Decoder
 
 if TYPE_CHECKING:
-    from nodes.kernel.variant.kernel import Kernel
+    from mmurace.nodes.kernel.variant.kernel import Kernel
 
 
 @declare

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.kernel.variant import Kernel
-from nodes.node import Node
-from nodes.secondaries.kvm import kvm_main
-from nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
-from nodes.secondaries.kvm.messages import (
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
+from mmurace.nodes.secondaries.kvm.messages import (
     GuestApic,
     GuestTouch,
     KvmAddMemslot,
@@ -17,13 +17,13 @@ from nodes.secondaries.kvm.messages import (
     Sigkill,
     SpteClear,
 )
-from nodes.secondaries.kvm.part import Vm
-from nodes.secondaries.kvm.shadow_mmu import Kvm
-from nodes.secondaries.kvm.variant import KvmSwitches
-from nodes.secondaries.kvm.vcpu import Vcpu
-from nodes.secondary import Cache, Secondary
-from nodes.world import World
-from protocol.events import MmuNotifierEvent
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
+from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.nodes.world import World
+from mmurace.protocol.events import MmuNotifierEvent
 
 
 def node_class(vm: Vm, name: str) -> type[Node]:
@@ -67,6 +67,7 @@ KVM = Secondary(
     ),
     ops=kvm_main.notifier_ops,
     tags=tags,
+    own_bracket=True,
     passes_over=passes_over,
     calls={
         KvmAddMemslot: kvm_main.kvm_vm_ioctl_set_memory_region,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nodes.kernel import mmu_notifier
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EEXIST, EIO
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.kvm.messages import (
+from mmurace.nodes.kernel import mmu_notifier
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EEXIST, EIO
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.kvm.messages import (
     ActiveInvalidate,
     InProgress,
     KvmAddMemslot,
@@ -25,11 +25,11 @@ from nodes.secondaries.kvm.messages import (
     SpteClear,
     SpteScan,
 )
-from nodes.secondaries.kvm.part import Vm
-from nodes.secondaries.kvm.variant import KvmSwitches
-from nodes.world import World
-from protocol.errors import PeerLost
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import PeerLost
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 
 KVM_REQ_TLB_FLUSH = "TLB_FLUSH"
 KVM_REQ_APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import msgspec
 
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import Count
-from protocol.messages.program import Operation
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.messages.program import Operation
 
 
 class Memslot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodes.kernel import gup
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EFAULT
-from nodes.secondaries.kvm import kvm_main
-from nodes.secondaries.kvm.messages import (
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EFAULT
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.messages import (
     Memslot,
     MemslotsLoad,
     MmuLock,
@@ -18,11 +18,11 @@ from nodes.secondaries.kvm.messages import (
     SeqRead,
     SpteSet,
 )
-from nodes.secondaries.kvm.variant import KvmSwitches
-from protocol import pte as ptes
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.swap import FolioMarkDirty
-from protocol.records import FaultRetry
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.swap import FolioMarkDirty
+from mmurace.protocol.records import FaultRetry
 
 RET_PF_FIXED: Final = 0
 RET_PF_RETRY: Final = 1

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import msgspec
 
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.kvm.messages import KvmDestroyVm, Sigkill
-from nodes.secondary import Death, Number, Part, Positive, Task
-from nodes.world import World
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.kvm.messages import KvmDestroyVm, Sigkill
+from mmurace.nodes.secondary import Death, Number, Part, Positive, Task
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 
 
 class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

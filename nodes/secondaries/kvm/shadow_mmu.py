@@ -10,18 +10,18 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nodes.driver import Handler, Port
-from nodes.locks import LockWord
-from nodes.node import Node
-from nodes.secondaries.kvm import messages as k
-from nodes.secondaries.kvm.kvm_main import vm_named
-from nodes.secondaries.kvm.variant import KvmSwitches
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.limits import PAGE_SIZE
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import Count
-from protocol.records import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.locks import LockWord
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.kvm import messages as k
+from mmurace.nodes.secondaries.kvm.kvm_main import vm_named
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.records import (
     Evict,
     Fill,
     InvalidateBegin,

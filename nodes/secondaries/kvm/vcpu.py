@@ -8,23 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.cpu import Processor
-from nodes.driver import Handler, Port
-from nodes.kernel.errno import EAGAIN, EINTR
-from nodes.kernel.exit import do_exit
-from nodes.secondaries.kvm import mmu as kvm_mmu
-from nodes.secondaries.kvm import vmx
-from nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
-from nodes.secondaries.kvm.messages import GuestApic, GuestTouch, KvmRequest, Sigkill, SpteLoad
-from nodes.secondaries.kvm.part import Vm
-from nodes.translation import Entry, TranslationCache, data_access
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT, ULONG_MAX
-from protocol.messages import program as op
-from protocol.messages.base import Ack, Message
-from protocol.records import (
+from mmurace.nodes.cpu import Processor
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.kernel.errno import EAGAIN, EINTR
+from mmurace.nodes.kernel.exit import do_exit
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm import vmx
+from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestApic,
+    GuestTouch,
+    KvmRequest,
+    Sigkill,
+    SpteLoad,
+)
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.translation import Entry, TranslationCache, data_access
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT, ULONG_MAX
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import (
     ApicTrapped,
     Evict,
     Fill,
@@ -59,8 +65,8 @@ class Vcpu(Processor):
         return {
             **super().handlers(),
             KvmRequest: self.kvm_request,
-            GuestTouch: self.operate,
-            GuestApic: self.operate,
+            GuestTouch: self.guest_access,
+            GuestApic: self.guest_access,
             Sigkill: self.sigkill,
         }
 
@@ -109,7 +115,7 @@ class Vcpu(Processor):
 
     # -- running ---------------------------------------------------------------------------
 
-    async def operate(self, operation: GuestTouch | GuestApic, _: Envelope) -> op.OpDone:
+    async def guest_access(self, operation: GuestTouch | GuestApic, _: Envelope) -> op.OpDone:
         """One guest access, from its begin to its end record; -EINTR once it is to die."""
         self.in_flight += 1
         await self.enter()

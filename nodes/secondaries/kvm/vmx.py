@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nodes.kernel import gup
-from nodes.kernel.context import Processor
-from nodes.secondaries.kvm import kvm_main
-from nodes.secondaries.kvm import mmu as kvm_mmu
-from nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD
-from nodes.secondaries.kvm.messages import MmuLock, MmuUnlock, RetryWait, SeqRead
-from nodes.secondaries.kvm.variant import KvmSwitches
-from protocol.limits import PAGE_SHIFT
-from protocol.records import FaultRetry
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD
+from mmurace.nodes.secondaries.kvm.messages import MmuLock, MmuUnlock, RetryWait, SeqRead
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.protocol.limits import PAGE_SHIFT
+from mmurace.protocol.records import FaultRetry
 
 
 class VcpuThread(Processor, Protocol):

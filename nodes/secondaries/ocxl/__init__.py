@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.node import Node
-from nodes.secondaries.ocxl import context, link
-from nodes.secondaries.ocxl.hardware import Ocxl
-from nodes.secondaries.ocxl.memory import OcxlMemory
-from nodes.secondaries.ocxl.messages import (
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.ocxl import context, link
+from mmurace.nodes.secondaries.ocxl.hardware import Ocxl
+from mmurace.nodes.secondaries.ocxl.memory import OcxlMemory
+from mmurace.nodes.secondaries.ocxl.messages import (
     AfuTouch,
     AtsdLaunch,
     OcxlAttach,
     OcxlDetach,
     XslFault,
 )
-from nodes.secondaries.ocxl.part import Link, first_context_ids
-from nodes.secondary import Cache, Secondary
-from nodes.world import World
-from protocol.messages.book3s64 import Tlbie, pid_tag
+from mmurace.nodes.secondaries.ocxl.part import Link, first_context_ids
+from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.nodes.world import World
+from mmurace.protocol.messages.book3s64 import Tlbie, pid_tag
 
 
 def node_class(_link: Link, _name: str) -> type[Node]:

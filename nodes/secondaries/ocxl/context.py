@@ -15,17 +15,17 @@ is what keeps the two apart:
 
 from __future__ import annotations
 
-from nodes.kernel import memory, mmu_notifier
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EBUSY, EINVAL
-from nodes.kernel.mmu_context import mm_context_add_copro, mm_context_remove_copro
-from nodes.secondaries.ocxl import messages as o
-from nodes.secondaries.ocxl.link import invalidate_pid
-from nodes.secondaries.ocxl.part import Link, registers_notifier
-from nodes.secondaries.ocxl.variant import OcxlSwitches
-from nodes.world import MEMORY
-from protocol.messages.book3s64 import ContextIdAlloc, Mmdrop, Mmgrab
-from protocol.messages.memory import Flag
+from mmurace.nodes.kernel import memory, mmu_notifier
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EBUSY, EINVAL
+from mmurace.nodes.kernel.mmu_context import mm_context_add_copro, mm_context_remove_copro
+from mmurace.nodes.secondaries.ocxl import messages as o
+from mmurace.nodes.secondaries.ocxl.link import invalidate_pid
+from mmurace.nodes.secondaries.ocxl.part import Link, registers_notifier
+from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol.messages.book3s64 import ContextIdAlloc, Mmdrop, Mmgrab
+from mmurace.protocol.messages.memory import Flag
 
 
 async def ocxl_context_attach(cpu: Processor, operation: o.OcxlAttach) -> int:

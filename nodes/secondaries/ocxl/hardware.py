@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.driver import Handler, Port
-from nodes.kernel.errno import EFAULT, EINVAL
-from nodes.node import Node
-from nodes.secondaries.ocxl import messages as o
-from nodes.secondaries.ocxl.messages import AfuTouch
-from nodes.secondaries.ocxl.part import Link
-from nodes.translation import Entry, TranslationCache, Walk, data_access, table_index
-from nodes.world import MEMORY, World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.limits import FAULT_RETRIES_MAX
-from protocol.messages import program as op
-from protocol.messages.base import Ack, Message
-from protocol.messages.book3s64 import ProcessTableLoad, Tlbie, pid_tag
-from protocol.messages.memory import PteLoad, PteWalk
-from protocol.records import FaultRetry, OpBegin, OpEnd, PermissionFault
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.kernel.errno import EFAULT, EINVAL
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.ocxl import messages as o
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.translation import Entry, TranslationCache, Walk, data_access, table_index
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import FAULT_RETRIES_MAX
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.book3s64 import ProcessTableLoad, Tlbie, pid_tag
+from mmurace.protocol.messages.memory import PteLoad, PteWalk
+from mmurace.protocol.records import FaultRetry, OpBegin, OpEnd, PermissionFault
 
 XSL = "xsl"
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.decode import ALL, decode, pages_left
-from nodes.secondaries.ocxl.messages import (
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.decode import ALL, decode, pages_left
+from mmurace.nodes.secondaries.ocxl.messages import (
     AtsdLaunch,
     AtsdLock,
     AtsdUnlock,
     PasidFind,
     TerminatePasid,
 )
-from nodes.secondaries.ocxl.variant import OcxlSwitches
-from protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
-from protocol.messages.book3s64 import ContextIdLoad
-from protocol.records import LoopCut
+from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
+from mmurace.protocol.limits import LOOP_COMMANDS_MAX, PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.book3s64 import ContextIdLoad
+from mmurace.protocol.records import LoopCut
 
 
 async def invalidate_range(cpu: Processor, link: str, mm: str, start: int, end: int) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.book3s64 import Book3s64Memory, lowest_free
-from nodes.driver import Handler, Port
-from nodes.secondaries.ocxl import messages as o
-from nodes.secondaries.ocxl.part import Link, first_context_ids
-from nodes.secondaries.ocxl.variant import OcxlSwitches
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError
-from protocol.messages.base import Ack, Message
-from protocol.messages.book3s64 import MmName
-from protocol.messages.memory import Count
+from mmurace.nodes.book3s64 import Book3s64Memory, lowest_free
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.secondaries.ocxl import messages as o
+from mmurace.nodes.secondaries.ocxl.part import Link, first_context_ids
+from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.book3s64 import MmName
+from mmurace.protocol.messages.memory import Count
 
 
 class OcxlMemory(Book3s64Memory):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Request
-from protocol.messages.book3s64 import MmName
-from protocol.messages.memory import Count, Flag
-from protocol.messages.program import Operation
+from mmurace.protocol.messages.base import Ack, Request
+from mmurace.protocol.messages.book3s64 import MmName
+from mmurace.protocol.messages.memory import Count, Flag
+from mmurace.protocol.messages.program import Operation
 
 # ---- memory: struct ocxl_link and the Shared Process Area ------------------------------------
 

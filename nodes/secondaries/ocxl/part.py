@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nodes.kernel.variant import Kernel
-from nodes.secondaries.ocxl.variant import OcxlSwitches
-from nodes.secondary import Part
-from nodes.world import World
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
+from mmurace.nodes.secondary import Part
+from mmurace.nodes.world import World
 
 
 class Link(Part, frozen=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
-from nodes.secondaries.decode import LinkDecoder
+from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+from mmurace.nodes.secondaries.decode import LinkDecoder
 
 
 @declare

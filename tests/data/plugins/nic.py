@@ -1,70 +1,59 @@
 """An RDMA NIC with on-demand paging: an own translation table, kept right by ``mmu_notifier``."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
-from nodes import plugin_api as api
-
-
-class Nic(api.Part, frozen=True):
-    """``[[world.nics]]``: whose memory it is given, and which CPU serves its page faults."""
-
-    MMS: ClassVar = ("mm",)
-    CPUS: ClassVar = ("cpu",)
-    mm: str
-    cpu: str
-
-    def subscribed(self, kernel: api.Kernel) -> tuple[str, ...]:
-        """The notifier is there from the start."""
-        return (self.mm,)
+from mmurace import plugin as api
 
 
 @api.declare
 class NicSwitches(api.Switches, frozen=True):
-    """What the driver does."""
-
-    OWNER: ClassVar = "nic"
+    OWNER: ClassVar[str] = "nic"
     nic_fault: Literal["retries", "installs"] = api.switch(
-        "drivers/infiniband/hw/nic/odp.c", "nic_pagefault", api.since("retries"),
-        api.unreleased("installs", "the page fault does not look whether it was invalidated"),
-    )
+        "drivers/infiniband/hw/nic/odp.c", "pagefault_mr", api.since("retries"),
+        api.unreleased("installs", "the fault does not look whether it was invalidated"),
+    )  # fmt: skip
 
 
-class NicDma(api.Operation, frozen=True):
-    """The NIC reads or writes a word of the memory region."""
-
-    mm: str
-    address: int
-    write: bool
-    value: int = 0
+class Nic(api.ShadowPart, frozen=True):
+    """``[[world.nics]]``: ``name``, ``mm``, ``cpu``."""
 
 
-class InvalidateStart(api.Request[api.Ack], frozen=True):
-    """``invalidate_range_start``: zap the region's entries, and no new ones until the end."""
-
-    mm: str
-    start: int
-    end: int
+class NicDma(api.DeviceAccess, frozen=True):
+    """The NIC reads or writes a word of its memory region."""
 
 
-class InvalidateEnd(api.Request[api.Ack], frozen=True):
-    """``invalidate_range_end``."""
+class NicNode(api.ShadowNode):
+    """The NIC: its translation table (MTT), and the driver's counters of invalidations."""
 
-
-class PageFault(api.Request[api.Page], frozen=True):
-    """The NIC asks for a page."""
-
-    mm: str
-    address: int
-    write: bool
-
-
-class NicNode(api.Node):
-    """The NIC with its translation table (MTT), and the driver's counters."""
+    CACHE, ACCESS, FAULT = "mtt", NicDma, "pagefault_mr"
 
     def __init__(self, name: str, world: api.World, port: api.Port) -> None:
         super().__init__(name, world, port)
-        self.row = next(nic for nic in world.parts_of(Nic) if nic.name == name)
-        self.mtt = api.TranslationCache("mtt", world, port)
-        self.seq = self.active = 0
+        self.retries = NicSwitches.of(world.kernel).nic_fault == "retries"
+        self.seq = self.open = 0
+
+    async def access(self, dma: NicDma) -> int:
+        while True:
+            entry = self.table.lookup(dma.mm, dma.address)
+            if entry is not None and api.pte.permits(entry.pte, dma.write):
+                await api.data_access(self.table, entry, dma.address, dma.write, dma.value)
+                return 0
+            seq = self.seq
+            page = await self.get_user_page(dma.mm, dma.address, dma.write)
+            if not page.entry:
+                return -api.errno.EFAULT
+            while self.retries and self.open:
+                await self.port.park("no invalidation is open")
+            if self.seq == seq or not self.retries:
+                self.table.install(dma.mm, dma.address, page.entry, page.load)
+
+    async def invalidate_range_start(self, mm: str, start: int, end: int) -> None:
+        self.open += 1
+        await self.table.invalidate(mm, start, end)
+
+    async def invalidate_range_end(self, mm: str, start: int, end: int) -> None:
+        self.seq, self.open = self.seq + 1, self.open - 1
+        self.port.wake("no invalidation is open")
+
+
+api.register_shadow("nic", "nics", Nic, NicNode)
