@@ -34,15 +34,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from explorer import outcome as codes
-from protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
-from protocol.signals import held
-from report import machine, words
-from report.arguments import PROGRAM, Form, On, parse
-from report.directory import new_run, point_to, replay_name, saved_record
-from report.interrupts import Interrupted, interruptible, interrupts
-from report.progress import Progress
-from report.screen import (
+from mmurace.explorer.run import outcome as codes
+from mmurace.nodes import plugins
+from mmurace.oracle.rules.table import Rule, rule_of
+from mmurace.oracle.rules.table import rules as known_rules
+from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from mmurace.protocol.signals import held
+from mmurace.report import machine, words
+from mmurace.report.arguments import PROGRAM, Form, On, parse
+from mmurace.report.directory import new_run, point_to, replay_name, saved_record
+from mmurace.report.interrupts import Interrupted, interruptible, interrupts
+from mmurace.report.progress import Progress
+from mmurace.report.screen import (
     open_closed_streams,
     say,
     settle,
@@ -51,16 +54,15 @@ from report.screen import (
     write_line,
     write_out,
 )
-from report.shortage import shortage
-from report.terminal import print_outcome
-from report.violation import RULES
-from scenarios import catalogue
-from scenarios.spec import RunSpec
+from mmurace.report.shortage import shortage
+from mmurace.report.terminal import print_outcome
+from mmurace.scenarios import catalogue
+from mmurace.scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
-    from explorer.outcome import Outcome
-    from nodes.kernel.variant import Kernel
-    from scenarios.world_file import WorldFile
+    from mmurace.explorer.run.outcome import Outcome
+    from mmurace.nodes.kernel.variant import Kernel
+    from mmurace.scenarios.world_file import WorldFile
 
 SEED_MAX: Final = (1 << 63) - 1
 """The largest integer that TOML promises to hold."""
@@ -92,11 +94,11 @@ def stress(
     as_json: bool,
 ) -> int:
     """Run a workload under chaos until a time, an operation count or a violation."""
-    from broker.chaos import load_rules
-    from broker.chaos_config import check_names
-    from explorer.bounds import size_from
-    from scenarios.runs import workload_run
-    from scenarios.world_file import load_world
+    from mmurace.broker.chaos import load_rules
+    from mmurace.broker.chaos_config import check_names
+    from mmurace.explorer.run.stop import size_from
+    from mmurace.scenarios.runs import workload_run
+    from mmurace.scenarios.world_file import load_world
 
     check_bounds(on, seconds, operations, stop_on, journal_max)
     file = load_world(world)
@@ -110,10 +112,12 @@ def stress(
     return perform(spec, on, out, as_json, seconds, stop_on, size)
 
 
-def list_races(as_json: bool) -> int:
-    """List the catalogue of races."""
-    from report import catalogue as pages
+def list_races(rules: bool, as_json: bool) -> int:
+    """List the catalogue of races, or the rules."""
+    from mmurace.report import catalogue as pages
 
+    if rules:
+        return list_rules(as_json)
     races = catalogue.load_all().values()
     if as_json:
         return print_json({"races": [pages.race_dict(race) for race in races]})
@@ -122,10 +126,51 @@ def list_races(as_json: bool) -> int:
     return codes.HELD
 
 
-def show(race: str, as_json: bool) -> int:
-    """Tell all about one race."""
-    from report import catalogue as pages
+def list_rules(as_json: bool) -> int:
+    """List the oracle's rules."""
+    from mmurace.report import rules as pages
 
+    if as_json:
+        return print_json({"rules": [pages.rule_dict(rule) for rule in known_rules()]})
+    stdout().print(pages.rules_table())
+    return codes.HELD
+
+
+def kernels(releases: list[str], arch: str, as_json: bool) -> int:
+    """Say what releases do, or how two of them differ."""
+    from mmurace.nodes.kernel.variant import preset
+    from mmurace.nodes.kernel.variant.release import NEWEST
+    from mmurace.report import kernels as pages
+
+    presets = [preset(release, arch, where="kernels") for release in releases or [str(NEWEST)]]
+    if len(releases) == 2:
+        if as_json:
+            return print_json(pages.differences_dict(*presets))
+        write_out(pages.differences_text(*presets))
+    elif as_json:
+        print_json(pages.table_dict(presets))
+    else:
+        stdout().print(pages.table_of(presets))
+    return codes.HELD
+
+
+def show_rule(rule: Rule, as_json: bool) -> int:
+    """Tell all about one rule."""
+    from mmurace.report import rules as pages
+
+    if as_json:
+        return print_json(pages.rule_dict(rule))
+    write_out(pages.rule_page(rule))
+    return codes.HELD
+
+
+def show(race: str, as_json: bool) -> int:
+    """Tell all about one race, or one rule."""
+    from mmurace.report import catalogue as pages
+
+    rule = rule_of(race)
+    if rule is not None:
+        return show_rule(rule, as_json)
     found = catalogue.find(race)
     if as_json:
         return print_json(pages.race_dict(found))
@@ -155,9 +200,9 @@ def explore(
     as_json: bool,
 ) -> int:
     """Run many schedules of one race in the simulator."""
-    from explorer import explore as exploration
-    from report import exploration as explored
-    from report import searches
+    from mmurace.explorer.sample import explore as exploration
+    from mmurace.report import exploration as explored
+    from mmurace.report import searches
 
     known = catalogue.find(race)
     engine = searches.engine_from(strategy, exhaust, keep_going, recipe, scope)
@@ -183,10 +228,10 @@ def explore(
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
-    from explorer import session
-    from explorer.replay_file import replay_file
-    from explorer.schedule_file import is_schedule_file
-    from report.schedules import run_or_schedule
+    from mmurace.explorer.run import session
+    from mmurace.explorer.run.replay import replay_file
+    from mmurace.explorer.run.schedule_file import is_schedule_file
+    from mmurace.report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
     directory = new_run(replay_name(recorded), out)
@@ -208,10 +253,10 @@ def minimize(
     source: Path, rule: str, seconds: float, search: int, out: Path | None, as_json: bool
 ) -> int:
     """Find the shortest schedule with the same violation, and write it to a file."""
-    from explorer import minimize as minimizer
-    from explorer import schedule_file
-    from report import minimizing
-    from report.schedules import minimized_file, run_or_schedule
+    from mmurace.explorer.run import schedule_file
+    from mmurace.explorer.shrink import minimize as minimizer
+    from mmurace.report import minimizing
+    from mmurace.report.schedules import minimized_file, run_or_schedule
 
     file = minimized_file(source, out)
     with Progress(stderr(), minimizing.minimize_line) as progress, damage_of(source):
@@ -230,7 +275,7 @@ def minimize(
 
 def explain(source: Path, form: Form, as_json: bool) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
-    from report import explaining, interleaving
+    from mmurace.report import explaining, interleaving
 
     with damage_of(source):
         explanation = explaining.explanation_of(source)
@@ -243,7 +288,7 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
 
 def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
-    from explorer import session
+    from mmurace.explorer.run import session
 
     recorded = saved_record(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
@@ -252,8 +297,9 @@ def check(source: Path, as_json: bool) -> int:
 
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
-    "stress": stress, "list": list_races, "show": show, "repro": repro, "explore": explore,
-    "replay": replay, "minimize": minimize, "explain": explain, "check": check,
+    "stress": stress, "list": list_races, "show": show, "kernels": kernels, "repro": repro,
+    "explore": explore, "replay": replay, "minimize": minimize, "explain": explain,
+    "check": check,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 
@@ -306,8 +352,9 @@ def check_bounds(
         raise UserError("--journal-max", "the simulator runs to the end", "--operations")
     if on is On.simulator and stop_on:
         raise UserError("--stop-on", "the simulator runs to the end", "--on processes")
-    if stop_on not in ("", "any", *RULES):
-        raise UserError("--stop-on", f"no rule {stop_on!r}", f"any, or one of {', '.join(RULES)}")
+    known = [rule.id for rule in known_rules()]
+    if stop_on not in ("", "any", *known):
+        raise UserError("--stop-on", f"no rule {stop_on!r}", f"any, or one of {', '.join(known)}")
 
 
 def bounded(spec: RunSpec, on: On, seconds: float | None) -> tuple[RunSpec, float | None]:
@@ -330,7 +377,7 @@ def perform(
 ) -> int:
     """Run once, show progress meanwhile, then print; the exit status."""
     with held():
-        from explorer import session
+        from mmurace.explorer.run import session
 
     directory = new_run(spec.name, out)
     with interrupts(directory), Progress(stderr()) as progress:
@@ -407,7 +454,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
-        problem = shortage(error) or f"{type(error).__name__}: {error}"
+        problem = plugins.blame(error) or shortage(error) or f"{type(error).__name__}: {error}"
         return complain(problem, codes.BROKEN, given)
 
 

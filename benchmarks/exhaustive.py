@@ -14,10 +14,10 @@ import argparse
 import time
 from collections.abc import Iterable
 
-from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
-from explorer.world_state import Config, Model, model_of
-from scenarios.catalogue import Race, load_all
-from scenarios.spec import RunSpec
+from mmurace.explorer.exhaustive.search import Budget, Exhaustion, explore_dpor, explore_stateful
+from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
+from mmurace.scenarios.catalogue import Race, load_all
+from mmurace.scenarios.spec import RunSpec
 
 Count = dict[Config, int]
 

@@ -39,20 +39,27 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Observer, Simulator
-from explorer.collector import collector_at_rest
-from explorer.explore import COLLECT_EVERY, Exploration, Options, explore, run_schedule
-from explorer.policies import CYCLES
-from explorer.statistics import median, wilson
-from nodes.build import build_all
-from oracle.order import Order
-from protocol.envelope import Envelope, Handled
-from scenarios.catalogue import Race, find, load_all
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Observer, Simulator
+from mmurace.explorer.run.garbage_collector import collector_at_rest
+from mmurace.explorer.sample.explore import (
+    COLLECT_EVERY,
+    Exploration,
+    Options,
+    explore,
+    run_schedule,
+)
+from mmurace.explorer.sample.policies import CYCLES
+from mmurace.explorer.sample.statistics import median, wilson
+from mmurace.nodes.build import build_all
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.oracle.state.order import Order
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.scenarios.catalogue import Race, find, load_all
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 
 SPEED_RACE = "E01"
 SPEED_ROUNDS = 10
@@ -202,8 +209,8 @@ def two_vcpus(spec: RunSpec) -> RunSpec:
     cpu, _, vcpu = spec.programs()
     alone = replace(vcpu, steps=[step for step in vcpu.steps if not _waits_for(step, "cpu1")])
     other = replace(alone, name="vcpu1", node="vcpu1")
-    vm = msgspec.structs.replace(spec.world.vms[0], vcpus=("vcpu0", "vcpu1"))
-    world = msgspec.structs.replace(spec.world, cpus=("cpu0",), vms=(vm,))
+    vm = msgspec.structs.replace(spec.world.parts_of(Vm)[0], vcpus=("vcpu0", "vcpu1"))
+    world = msgspec.structs.replace(spec.world.with_parts(Vm, (vm,)), cpus=("cpu0",))
     return replace(spec, world=world, workload=Script((cpu, alone, other)))
 
 

@@ -18,10 +18,10 @@ from itertools import zip_longest
 
 import multiprocess
 
-from explorer.explore import Options, explore
-from explorer.policies import CYCLES
-from scenarios.catalogue import find, load_all
-from scenarios.spec import RunSpec
+from mmurace.explorer.sample.explore import Options, explore
+from mmurace.explorer.sample.policies import CYCLES
+from mmurace.scenarios.catalogue import find, load_all
+from mmurace.scenarios.spec import RunSpec
 
 SEED = 7
 

@@ -23,9 +23,9 @@ from typing import Final
 
 import psutil
 
-from explorer import session
-from explorer.outcome import Outcome
-from nodes.journal import journal_path
+from mmurace.explorer.run import session
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.nodes.journal import journal_path
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 START_SECONDS_MAX: Final = 60.0

@@ -19,11 +19,11 @@ from typing import Any
 import multiprocess
 import psutil
 
-from broker.chaos import load_rules
-from explorer.session import run_on_processes
-from explorer.statistics import median
-from nodes.kernel.variant import preset
-from scenarios.runs import mixed_run
+from mmurace.broker.chaos import load_rules
+from mmurace.explorer.run.session import run_on_processes
+from mmurace.explorer.sample.statistics import median
+from mmurace.nodes.kernel.variant import preset
+from mmurace.scenarios.runs import mixed_run
 
 PARTS = 10
 LAUNCHER = "launcher"

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from broker.chaos import load_rules
-from explorer.minimize import Minimized, minimize
-from explorer.schedule_file import Loaded, load
-from explorer.session import run_on_processes, simulate
-from protocol.errors import UserError
-from report.minimizing import size_text
-from scenarios.catalogue import find
-from scenarios.runs import mixed_run
-from scenarios.spec import RunSpec
+from mmurace.broker.chaos import load_rules
+from mmurace.explorer.run.schedule_file import Loaded, load
+from mmurace.explorer.run.session import run_on_processes, simulate
+from mmurace.explorer.shrink.minimize import Minimized, minimize
+from mmurace.protocol.errors import UserError
+from mmurace.report.minimizing import size_text
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.runs import mixed_run
+from mmurace.scenarios.spec import RunSpec
 
 RECIPE_SEED = 1
 FEED_SECONDS = 60.0

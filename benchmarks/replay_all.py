@@ -19,14 +19,14 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from explorer.explore import Exploration, Options, explore, record
-from explorer.minimize import minimize_quickly
-from explorer.outcome import Outcome
-from explorer.replay_file import replay_file
-from explorer.schedule_file import SUFFIX, load, schedule_text, write
-from explorer.session import replay
-from scenarios.catalogue import Race, find, load_all
-from scenarios.spec import RunSpec
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.explorer.run.replay import replay_file
+from mmurace.explorer.run.schedule_file import SUFFIX, load, schedule_text, write
+from mmurace.explorer.run.session import replay
+from mmurace.explorer.sample.explore import Exploration, Options, explore, record
+from mmurace.explorer.shrink.minimize import minimize_quickly
+from mmurace.scenarios.catalogue import Race, find, load_all
+from mmurace.scenarios.spec import RunSpec
 
 COUNT = 50
 SCHEDULES = 1000

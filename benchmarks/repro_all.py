@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from explorer.outcome import HELD, VIOLATED
-from explorer.session import run_on_processes
-from explorer.statistics import median
-from scenarios.catalogue import KernelCase, Race, find, load_all
+from mmurace.explorer.run.outcome import HELD, VIOLATED
+from mmurace.explorer.run.session import run_on_processes
+from mmurace.explorer.sample.statistics import median
+from mmurace.scenarios.catalogue import KernelCase, Race, find, load_all
 
 
 def run(race: Race, case: KernelCase, keep: Path | None, seed: int) -> tuple[bool, float]:

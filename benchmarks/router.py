@@ -28,14 +28,17 @@ import msgpack
 import multiprocess
 import zmq
 
-from broker import router
-from broker.plan import LAUNCHER, Outcome, Plan
-from broker.programs import Program, Step
-from nodes import sockets
-from nodes.runtime import prepare_child, send
-from protocol import codec, wire
-from protocol.messages.memory import PteLoad, PteValue
-from protocol.messages.program import Dma, OpDone
+from mmurace.broker import router
+from mmurace.broker.plan import LAUNCHER, Outcome, Plan
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes import sockets
+from mmurace.nodes.runtime import prepare_child, send
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.protocol import codec, wire
+from mmurace.protocol.messages.memory import PteLoad, PteValue
+from mmurace.protocol.messages.program import (
+    OpDone,
+)
 
 TOKEN = "benchmark"
 ROUNDS = 3

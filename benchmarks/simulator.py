@@ -13,17 +13,17 @@ import cProfile
 import pstats
 import time
 
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer.collector import collector_at_rest
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
-from protocol.limits import LOW_WATER_EVERY
-from scenarios.mixed import Mixed
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run.garbage_collector import collector_at_rest
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.limits import LOW_WATER_EVERY
+from mmurace.scenarios.mixed import Mixed
 
 ROUNDS = 5
 

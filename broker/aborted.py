@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker.counts import Counts
-from broker.plan import ABORTED, Outcome
-from broker.recorder import BrokerJournal, broker_records
-from nodes.journal import journal_path
-from protocol.envelope import BROKER
-from protocol.trace import Ending
+from mmurace.broker.counts import Counts
+from mmurace.broker.plan import ABORTED, Outcome
+from mmurace.broker.recorder import BrokerJournal, broker_records
+from mmurace.nodes.journal import journal_path
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.trace import Ending
 
 
 def write_aborted(directory: Path, why: str) -> None:

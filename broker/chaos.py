@@ -15,7 +15,7 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Any
 
-from broker.chaos_config import (
+from mmurace.broker.chaos_config import (
     GATES,
     KILL,
     TIMED,
@@ -28,13 +28,13 @@ from broker.chaos_config import (
     load_rules,
     parse_rules,
 )
-from broker.faults import Fault, FaultKind
-from broker.gates import Gates
-from broker.kills import Kills
-from broker.programs import operation_program
-from nodes.driver import draw
-from nodes.world import World
-from protocol.envelope import BROKER, Envelope, operation_of
+from mmurace.broker.faults import Fault, FaultKind
+from mmurace.broker.gates import Gates
+from mmurace.broker.kills import Kills
+from mmurace.broker.programs import operation_program
+from mmurace.nodes.driver import draw
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import BROKER, Envelope, operation_of
 
 __all__ = ["ChaosConfig", "ChaosRules", "load_rules", "parse_rules"]
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from protocol.envelope import REPLY_MARK
-from protocol.errors import UserError
-from protocol.limits import REPEAT_DISTANCE_MAX
-from protocol.messages.base import Message, Request, kinds
-from protocol.messages.program import Operation
+from mmurace.protocol.envelope import REPLY_MARK
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import REPEAT_DISTANCE_MAX
+from mmurace.protocol.messages.base import Message, Request, kinds
+from mmurace.protocol.messages.program import Operation
 
 SCHEMA = 1
 CONFIGS = Path(__file__).parent / "configs"

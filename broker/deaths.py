@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from broker.kills import PREFIX, Note, kind_of, last_operation, tasks
-from broker.programs import Feeder
-from nodes.world import World
-from protocol.envelope import BROKER, REPLY_MARK, Envelope
-from protocol.messages.base import PeerGone
+from mmurace.broker.kills import PREFIX, Note, death_of, last_operation, tasks
+from mmurace.broker.programs import Feeder
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
+from mmurace.protocol.messages.base import PeerGone
 
 
 class KillSource(Protocol):
@@ -64,7 +64,7 @@ class Deaths:
         self._unlinked: set[str] = set()
         """Dead devices: what they sent and nobody has got is lost."""
         self._open: dict[str, dict[str, Envelope]] = {
-            node: {} for node in world.nodes() if kind_of(node, world) != "vital"
+            node: {} for node in world.nodes() if death_of(node, world)
         }
         """Per node that may die: requests delivered to it and not answered."""
 
@@ -83,14 +83,16 @@ class Deaths:
                 fed += self.feeder.end(victim)
                 fed += self.feeder.add(program)
             self._begun.add(node)
-            if kind_of(node, self.world) in ("device", "vital"):
+            dies = death_of(node, self.world)
+            if dies is None or dies.at_once:
                 self._ready.append(node)
         return fed
 
     def finished(self, operation: str) -> None:
         """The broker was told that an operation is done."""
         for node in self._begun:
-            if operation == last_operation(node) and kind_of(node, self.world) != "device":
+            dies = death_of(node, self.world)
+            if operation == last_operation(node) and dies and not dies.at_once:
                 self._ready.append(node)
 
     def go(self, number: int, idle: Callable[[str], bool]) -> list[str]:
@@ -103,11 +105,11 @@ class Deaths:
         for node in gone:
             self.dead[node] = number
             self._note("killed", number, node)
-            kind = kind_of(node, self.world)
-            if kind == "device":
-                self._unlinked.add(node)
-            elif kind == "vital":
+            dies = death_of(node, self.world)
+            if dies is None:
                 self.ended_by = node
+            elif dies.at_once:
+                self._unlinked.add(node)
         return gone
 
     def _note(self, word: str, number: int, node: str) -> None:

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from broker import plan
-from broker.exchange import Exchange
-from broker.schedules import Arrival, Recorded, Schedule, ScheduleEntry
-from protocol.envelope import Envelope
-from protocol.limits import DELIVERIES_IN_FLIGHT_MAX
+from mmurace.broker import plan
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.schedules import Arrival, Recorded, Schedule, ScheduleEntry
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import DELIVERIES_IN_FLIGHT_MAX
 
 InFlight = dict[str, deque[int]]
 Deliveries = list[tuple[int, Envelope]]

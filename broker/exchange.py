@@ -17,12 +17,12 @@ from typing import Final
 
 import msgspec
 
-from broker.counts import Counts
-from broker.deaths import Deaths, Killing, peer_gone
-from broker.faults import Chaos, Fault, Gated, Gatekeeper, Sparing
-from broker.programs import Feeder
-from protocol.envelope import BROKER, REPLY_MARK, Envelope, request_id
-from protocol.trace import Ending
+from mmurace.broker.counts import Counts
+from mmurace.broker.deaths import Deaths, Killing, peer_gone
+from mmurace.broker.faults import Chaos, Fault, Gated, Gatekeeper, Sparing
+from mmurace.broker.programs import Feeder
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, request_id
+from mmurace.protocol.trace import Ending
 
 Channel = tuple[str, str] | str
 _NONE: Final[Set[str]] = frozenset()

@@ -9,7 +9,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from protocol.envelope import Envelope
+from mmurace.protocol.envelope import Envelope
 
 FaultKind = Literal["delay", "drop", "duplicate", "hold"]
 

@@ -13,13 +13,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from broker.plan import Outcome, end_text
-from nodes.journal import SUFFIX, JournalReader, journal_path
-from protocol import codec, wire
-from protocol.envelope import BROKER
-from protocol.errors import PeerError
-from protocol.limits import FOLLOW_STEPS_MAX, JOURNAL_RECORD_BYTES_MAX
-from protocol.trace import TraceStep
+from mmurace.broker.plan import Outcome, end_text
+from mmurace.nodes.journal import SUFFIX, JournalReader, journal_path
+from mmurace.protocol import codec, wire
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.limits import FOLLOW_STEPS_MAX, JOURNAL_RECORD_BYTES_MAX
+from mmurace.protocol.trace import TraceStep
 
 
 class Follower:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 from typing import Final
 
-from broker.chaos_config import Globs, Rule, globs
-from nodes.driver import draw
-from protocol.envelope import BROKER, Envelope
+from mmurace.broker.chaos_config import Globs, Rule, globs
+from mmurace.nodes.driver import draw
+from mmurace.protocol.envelope import BROKER, Envelope
 
 NEVER: Final = 1 << 62
 """A delivery number that no run comes to."""

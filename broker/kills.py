@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Final, Literal
+from typing import Final
 
-from broker.chaos_config import Rule, globs
-from broker.gates import DRAW_END, NEVER
-from broker.programs import Program, Step
-from nodes.driver import draw
-from nodes.world import Vm, World
-from protocol.messages import program as op
-
-Kind = Literal["device", "vcpu", "kvm", "vital"]
+from mmurace.broker.chaos_config import Rule, globs
+from mmurace.broker.gates import DRAW_END, NEVER
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import draw
+from mmurace.nodes.secondary import Death, Task
+from mmurace.nodes.world import World
 
 Note = Callable[[str, int, str], None]
 """(``kill`` or ``killed``, deliveries made, node)."""
@@ -32,36 +30,21 @@ PREFIX: Final = "kill-"
 """The program of a node's death is named after the node."""
 
 
-def kind_of(node: str, world: World) -> Kind:
-    """How a node dies; ``vital``: the run ends with it."""
-    if any(node in unit.devices for unit in world.units):
-        return "device"
-    if any(node in vm.vcpus for vm in world.vms):
-        return "vcpu"
-    return "kvm" if any(node == vm.name for vm in world.vms) else "vital"
+def death_of(node: str, world: World) -> Death | None:
+    """How a node dies; None: the run ends with it."""
+    part = world.part_of(node)
+    return part.death(node, world) if part is not None else None
 
 
 def tasks(node: str, world: World, begun: Collection[str]) -> list[Program]:
     """What is to be done about the death of ``node``, if those in ``begun`` are dying already."""
-    kind = kind_of(node, world)
-    if kind == "device":
-        unit = next(unit for unit in world.units if node in unit.devices)
-        return [_task(node, unit.iopf_cpu, op.DeviceRemove(unit.name, node))]
-    if kind == "vcpu":
-        return [_task(node, node, op.Sigkill())]
-    if kind == "kvm":
-        return _vm_tasks(next(vm for vm in world.vms if vm.name == node), world, begun)
-    return []
+    death = death_of(node, world)
+    return [_program(task, node) for task in death.tasks if task.of not in begun] if death else []
 
 
-def _vm_tasks(vm: Vm, world: World, begun: Collection[str]) -> list[Program]:
-    signals = [_task(vcpu, vcpu, op.Sigkill()) for vcpu in vm.vcpus if vcpu not in begun]
-    after = tuple(last_operation(vcpu) for vcpu in vm.vcpus)
-    return [*signals, _task(vm.name, world.cpus[0], op.KvmDestroyVm(vm.name), after)]
-
-
-def _task(node: str, at: str, operation: op.Operation, after: tuple[str, ...] = ()) -> Program:
-    return Program(PREFIX + node, at, (Step(operation, after),))
+def _program(task: Task, node: str) -> Program:
+    after = tuple(map(last_operation, task.after))
+    return Program(PREFIX + (task.of or node), task.node, (Step(task.operation, after),))
 
 
 def last_operation(node: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from protocol import limits
+from mmurace.protocol import limits
 
 Clock = Callable[[], float]
 

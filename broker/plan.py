@@ -10,13 +10,13 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from broker.faults import Chaos
-from broker.programs import Program
-from broker.schedules import Arrival, Schedule
-from nodes.disk import Disk, disk
-from protocol.envelope import BROKER
-from protocol.trace import Ending
-from protocol.wire import Choices
+from mmurace.broker.faults import Chaos
+from mmurace.broker.programs import Program
+from mmurace.broker.schedules import Arrival, Schedule
+from mmurace.nodes.disk import Disk, disk
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.trace import Ending
+from mmurace.protocol.wire import Choices
 
 NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A node's name is a part of a file's name, its journal's."""
@@ -48,7 +48,7 @@ class Plan:
     """The run's directory; it must exist and hold no journals."""
     nodes: tuple[str, ...]
     world: bytes
-    """``codec.pack(world)``."""
+    """``nodes.runtime.pack_world(world)``."""
     seed: int
     programs: tuple[Program, ...]
     operations_max: int | None = None
@@ -59,7 +59,7 @@ class Plan:
     schedule: Schedule = field(default_factory=Arrival)
     choices: dict[int, Choices] = field(default_factory=dict)
     """Choices that the handling of a delivery must take, by its number."""
-    build: str = "nodes.build:build"
+    build: str = "mmurace.nodes.build:build"
     """``module:function`` that makes a node's driver from (name, world, seed)."""
     disk: Disk = field(default_factory=disk)
     """What every process of the run writes its files through."""

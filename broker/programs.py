@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from protocol.envelope import BROKER, Envelope, operation_of
-from protocol.errors import EmulatorError
-from protocol.messages.program import Operation
+from mmurace.protocol.envelope import BROKER, Envelope, operation_of
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages.program import Operation
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,21 +36,21 @@ from typing import Any, Final
 
 import msgpack
 
-from broker.deaths import Killing, KillSource
-from broker.faults import Chaos, Fault, FaultKind, Gatekeeper
-from broker.gates import Gates
-from broker.kills import Kills, RecordedKills
-from broker.plan import QUIESCENT, Outcome, end_text
-from broker.programs import Program, awaited, operation_program
-from broker.schedules import ScheduleEntry
-from nodes.files import read_sealed, sealed, unwritten
-from nodes.journal import SUFFIX, Journal, JournalReader, journal_path
-from nodes.world import World
-from protocol import codec, wire
-from protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
-from protocol.errors import PeerError, UserError
-from protocol.limits import JOURNAL_FLUSH_EVERY, JOURNAL_RECORD_BYTES_MAX
-from protocol.wire import Choices
+from mmurace.broker.deaths import Killing, KillSource
+from mmurace.broker.faults import Chaos, Fault, FaultKind, Gatekeeper
+from mmurace.broker.gates import Gates
+from mmurace.broker.kills import Kills, RecordedKills
+from mmurace.broker.plan import QUIESCENT, Outcome, end_text
+from mmurace.broker.programs import Program, awaited, operation_program
+from mmurace.broker.schedules import ScheduleEntry
+from mmurace.nodes.files import read_sealed, sealed, unwritten
+from mmurace.nodes.journal import SUFFIX, Journal, JournalReader, journal_path
+from mmurace.nodes.world import World
+from mmurace.protocol import codec, wire
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
+from mmurace.protocol.errors import PeerError, UserError
+from mmurace.protocol.limits import JOURNAL_FLUSH_EVERY, JOURNAL_RECORD_BYTES_MAX
+from mmurace.protocol.wire import Choices
 
 SCHEDULE_FILE = "schedule"
 SCHEDULE_HEADER = "# mmu-notifier-emulator schedule 2: number, copy, message id\n"

@@ -9,7 +9,7 @@ import os
 from threading import Event, Thread
 from typing import Final
 
-from protocol.errors import EmulatorError
+from mmurace.protocol.errors import EmulatorError
 
 THREADS: Final = 2
 """What a context of libzmq starts."""

@@ -21,26 +21,34 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import msgspec
 import zmq
 
-from broker import dispatch, plan
-from broker.exchange import Exchange
-from broker.patience import Clock, Patience, Pulse
-from broker.plan import LAUNCHER, Outcome, Plan
-from broker.programs import Feeder
-from broker.recorder import BrokerJournal
-from broker.schedules import Recorded
-from nodes import sockets
-from nodes.disk import install
-from nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child, what_broke
-from protocol import codec, limits, wire
-from protocol.envelope import BROKER, REPLY_MARK, Envelope
-from protocol.errors import PeerError
+from mmurace.broker import dispatch, plan
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.patience import Clock, Patience, Pulse
+from mmurace.broker.plan import LAUNCHER, Outcome, Plan
+from mmurace.broker.programs import Feeder
+from mmurace.broker.recorder import BrokerJournal
+from mmurace.broker.schedules import Recorded
+from mmurace.nodes import sockets
+from mmurace.nodes.disk import install
+from mmurace.nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child, what_broke
+from mmurace.protocol import codec, limits, wire
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
+from mmurace.protocol.errors import PeerError
 
-KINDS = frozenset(codec.MESSAGE_KINDS) | {kind + REPLY_MARK for kind in codec.MESSAGE_KINDS}
+
+@cache
+def known_kinds() -> frozenset[str]:
+    """Kinds that a node may send."""
+    kinds = codec.message_kinds()
+    return frozenset(kinds) | {kind + REPLY_MARK for kind in kinds}
+
+
 UNENDING = 1 << 62
 LAST_WORDS_SECONDS = 1.0
 REASONS_MAX = 64
@@ -261,7 +269,7 @@ class Router:
         """Whether a message may go on.  Raises ``PeerError`` or ``TypeError``."""
         if dst not in self.in_flight and dst != BROKER:
             raise PeerError("to a node that does not exist")
-        if kind not in KINDS:
+        if kind not in known_kinds():
             raise PeerError("of an unknown kind")
         if len(body) > limits.MESSAGE_BYTES_MAX:
             raise PeerError("oversized")

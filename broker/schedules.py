@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterable
 from typing import Protocol
 
-from protocol.envelope import Envelope
-from protocol.errors import ReplayDivergence
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import ReplayDivergence
 
 
 class Schedule(Protocol):

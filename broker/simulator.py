@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from broker.exchange import Exchange
-from broker.schedules import Recorded, Schedule
-from nodes.driver import Driver
-from protocol.envelope import Envelope, Handled
-from protocol.trace import Ending
-from protocol.wire import Choices
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.schedules import Recorded, Schedule
+from mmurace.nodes.driver import Driver
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.trace import Ending
+from mmurace.protocol.wire import Choices
 
 Observer = Callable[[Envelope, Handled], object]
 """Sees every delivery with its outcome, in order; if it returns True the feeding ends."""

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import UserError
+from mmurace.protocol.errors import UserError
 
 PREFIX: Final = "mmu-emulator-"
 NAME: Final = re.compile(PREFIX + r"[a-z0-9_]{8}")

@@ -39,22 +39,22 @@ import multiprocess
 import zmq
 from multiprocess import forkserver, resource_tracker
 
-from broker import plan, router
-from broker.aborted import write_aborted
-from broker.counts import Counts
-from broker.patience import Patience
-from broker.plan import ROUTER, Outcome, Plan
-from broker.recorder import last_number, write_schedule
-from broker.room import check_room
-from broker.socket_directory import SocketDirectory
-from nodes import runtime, sockets
-from nodes.journal import journal_path
-from protocol import limits, signals, wire
-from protocol.envelope import BROKER
-from protocol.errors import EmulatorError, TimedOut, UserError
-from protocol.trace import Ending
+from mmurace.broker import plan, router
+from mmurace.broker.aborted import write_aborted
+from mmurace.broker.counts import Counts
+from mmurace.broker.patience import Patience
+from mmurace.broker.plan import ROUTER, Outcome, Plan
+from mmurace.broker.recorder import last_number, write_schedule
+from mmurace.broker.room import check_room
+from mmurace.broker.socket_directory import SocketDirectory
+from mmurace.nodes import plugins, runtime, sockets
+from mmurace.nodes.journal import journal_path
+from mmurace.protocol import limits, signals, wire
+from mmurace.protocol.envelope import BROKER
+from mmurace.protocol.errors import EmulatorError, TimedOut, UserError
+from mmurace.protocol.trace import Ending
 
-PRELOADED = ["broker.router", "nodes.build", "nodes.runtime"]
+PRELOADED = ["mmurace.broker.router", "mmurace.nodes.build", "mmurace.nodes.runtime"]
 """What the server that forks off our processes has imported; it has no socket and no thread."""
 ABORT_SECONDS = 1.0
 """How long an aborted run may take to write its end; it takes a few milliseconds."""
@@ -133,7 +133,9 @@ class Supervisor:
     def _start_process(
         self, context: Any, name: str, main: Any, arguments: tuple[Any, ...]
     ) -> None:
-        process = context.Process(target=main, args=arguments, name=name, daemon=True)
+        needed = plugins.Needed(plugin.path for plugin in plugins.loaded())
+        given = (needed, main, arguments)
+        process = context.Process(target=plugins.start, args=given, name=name, daemon=True)
         _start_tracker()  # it may have been killed
         try:
             process.start()

@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from explorer.explain import Explanation, explain
-from explorer.minimize import Minimized, minimize
-from explorer.schedule_file import Loaded, load
-from explorer.session import simulate
-from report import interleaving
-from report.minimizing import size_text
-from scenarios.catalogue import find
+from mmurace.explorer.explain.why import Explanation, explain
+from mmurace.explorer.run.schedule_file import Loaded, load
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.shrink.minimize import Minimized, minimize
+from mmurace.report import interleaving
+from mmurace.report.minimizing import size_text
+from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,9 +18,9 @@ import msgspec
 import reference
 from structs import field_notes, plain
 
-from protocol import messages, records
-from protocol.envelope import REPLY_MARK
-from protocol.messages import base
+from mmurace.protocol import messages, records
+from mmurace.protocol.envelope import REPLY_MARK
+from mmurace.protocol.messages import base
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from structs import field_notes, plain
 
-from nodes.kernel.variant import Kernel
-from oracle.sometimes import CACHES, Condition, Mark
-from scenarios.operations import OPERATIONS, operation_keys
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.oracle.sometimes import Condition, Mark, known_caches
+from mmurace.scenarios.operations import operation_keys
+from mmurace.scenarios.operations import operations as known_operations
 
 HEAD = """\
 <!-- Made by docs/generate.py from nodes/kernel/variant.py, protocol/messages/program.py and
@@ -55,7 +56,7 @@ What `[[sometimes]]` can ask for, by `kind`.
 def page() -> str:
     """The whole page."""
     marks = ", ".join(f"`{mark}`" for mark in get_args(Mark))
-    caches = ", ".join(f"`{cache}`" for cache in CACHES)
+    caches = ", ".join(f"`{cache}`" for cache in known_caches())
     return "\n".join([
         HEAD, SWITCHES, *switches(), "", OPERATION_HEAD, *operations(), "",
         CONDITION_HEAD, *conditions(), "",
@@ -82,7 +83,7 @@ def values(hint: Any) -> str:
 
 def operations() -> Iterator[str]:
     """A row for each, by name."""
-    for name, kind in sorted(OPERATIONS.items()):
+    for name, kind in sorted(known_operations().items()):
         keys = ", ".join(
             f"`{key}`" if needed else f"`{key}` ({json.dumps(default)})"
             for key, needed, default in operation_keys(name)

@@ -5,3 +5,5 @@ no clock, does no I/O and draws no unseeded chance; only ``runtime.py`` (one nod
 and what it stands on, ``sockets.py`` and ``journal.py``, touch the operating system.
 May import ``protocol``; imported by ``broker`` and above.
 """
+
+from mmurace.nodes import secondaries  # noqa: F401 - importing it registers them

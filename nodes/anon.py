@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodes.driver import Handler
-from nodes.swap import Swap
-from protocol.envelope import Envelope
-from protocol.messages import memory as m
-from protocol.messages.base import Ack, Message
+from mmurace.nodes.driver import Handler
+from mmurace.nodes.swap import Swap
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages.base import Ack, Message
 
 
 class Anon(Swap):

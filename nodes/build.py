@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from nodes.contexts import PowerMemory
-from nodes.cpu import Cpu
-from nodes.device import Device
-from nodes.driver import Driver
-from nodes.iommu import Iommu
-from nodes.kvm import Kvm
-from nodes.memory import Memory
-from nodes.node import Node
-from nodes.ocxl import Ocxl
-from nodes.vcpu import Vcpu
-from nodes.world import MEMORY, World
+from mmurace.nodes import secondary
+from mmurace.nodes.book3s64 import Book3s64Memory
+from mmurace.nodes.cpu import Cpu
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.node import Node
+from mmurace.nodes.world import MEMORY, World
 
 
 def node_class(name: str, world: World) -> type[Node]:
     """The class of the node ``name``."""
     if name == MEMORY:
-        power = world.links or world.kernel.tlbie_scope != "all"
-        return PowerMemory if power else Memory
+        return memory_class(world)
     if name in world.cpus:
         return Cpu
-    for unit in world.units:
-        if name == unit.name:
-            return Iommu
-        if name in unit.devices:
-            return Device
-    for vm in world.vms:
-        if name == vm.name:
-            return Kvm
-        if name in vm.vcpus:
-            return Vcpu
-    if name in (link.name for link in world.links):
-        return Ocxl
-    raise KeyError(name)
+    part = world.part_of(name)
+    if part is None:
+        raise KeyError(name)
+    return secondary.of(part).node_class(part, name)
+
+
+def memory_class(world: World) -> type[Memory]:
+    """Memory with what the machine and the drivers of this world keep in it."""
+    kept = [one.memory for one in secondary.secondaries() if one.memory and one.parts(world)]
+    if world.kernel.machine == "ppc" and (kept or world.kernel.arch.tlbie_scope != "all"):
+        kept.append(Book3s64Memory)
+    if not kept:
+        return Memory
+    return type("Memory", (*kept, Memory), {"__doc__": Memory.__doc__})
 
 
 def build(name: str, world: World, seed: int) -> Driver:

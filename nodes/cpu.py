@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
-from nodes.driver import Handler, Port
-from nodes.kernel import (
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.kernel import (
     fork,
-    iommu_sva,
-    kvm_main,
     madvise,
     memory,
     migrate,
@@ -21,29 +20,21 @@ from nodes.kernel import (
     truncate,
     vmscan,
 )
-from nodes.kernel.errno import EAGAIN, EINTR
-from nodes.kernel.exec import exec_mmap
-from nodes.kernel.ocxl_context import (
-    exit_group,
-    exit_mm,
-    ocxl_context_attach,
-    ocxl_context_detach,
-    xsl_fault_handler_bh,
-)
-from nodes.node import Node
-from nodes.translation import Attempts, TranslationCache, data_access, walk_page_table
-from nodes.world import MEMORY, World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.errors import PeerLost
-from protocol.limits import PAGE_SHIFT
-from protocol.messages import processor as p
-from protocol.messages import program as op
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.kvm import Memslot
-from protocol.messages.memory import CpumaskSet, Flag, Vma
-from protocol.messages.ocxl import XslFault
-from protocol.records import FaultRetry, OpBegin, OpEnd
+from mmurace.nodes.kernel.errno import EAGAIN, EINTR
+from mmurace.nodes.kernel.exec import exec_mmap
+from mmurace.nodes.kernel.exit import exit_group, exit_mm
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondary import Secondary, SystemCall, Work, secondaries
+from mmurace.nodes.translation import Attempts, TranslationCache, data_access, walk_page_table
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import PeerLost
+from mmurace.protocol.messages import processor as p
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import CpumaskSet, Vma
+from mmurace.protocol.records import FaultRetry, OpBegin, OpEnd
 
 R = TypeVar("R", bound=Message)
 
@@ -71,10 +62,9 @@ class Processor(Node):
             p.FlushTlbIpi: self.flush_tlb_func,
             p.Tlbi: self.tlbi,
             p.SyncIpi: self.sync_ipi,
-            p.PageRequest: self.page_request,
             p.SendSigkill: self.send_sigkill,
-            XslFault: self.xsl_fault,
             p.SynchronizeSrcu: self.synchronize_srcu,
+            **dict.fromkeys(workers(secondaries()), self.work),
         }
 
     # -- nodes.kernel.context.Processor ---------------------------------------------------
@@ -177,13 +167,12 @@ class Processor(Node):
         await self._interrupt()
         return Ack()
 
-    async def page_request(self, message: p.PageRequest, _: Envelope) -> Flag:
-        """``iommu_sva_handle_iopf``: a worker thread handles the fault of a device."""
+    async def work(self, message: Request[Any], _: Envelope) -> Message:
+        """A worker thread of this processor serves a secondary."""
         await self.enter()
-        result = await memory.handle_mm_fault(self, message.mm, message.address, message.write)
-        await self.get_signal(message.mm)
+        reply = await workers(secondaries())[type(message)](self, message)
         self.leave()
-        return Flag(result == 0)
+        return reply
 
     # -- signals ----------------------------------------------------------------------------
 
@@ -200,13 +189,6 @@ class Processor(Node):
         """
         if mm in self.killed:
             await exit_mm(self, mm)
-
-    async def xsl_fault(self, message: XslFault, _: Envelope) -> Flag:
-        """A worker thread handles the translation fault of a link."""
-        await self.enter()
-        restart = await xsl_fault_handler_bh(self, message)
-        self.leave()
-        return Flag(restart)
 
     # -- user accesses ----------------------------------------------------------------------
 
@@ -238,8 +220,6 @@ def _wanted(o: op.Mmap) -> Vma:
     return Vma(o.address, o.address + o.length, o.read, o.write, o.file, o.offset, o.shared)
 
 
-SystemCall = Callable[["Cpu", Any], Coroutine[Any, Any, int]]
-
 SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Mmap: lambda c, o: mmap.mmap_region(c, o.mm, _wanted(o)),
     op.Munmap: lambda c, o: mmap.do_munmap(c, o.mm, o.address, o.length),
@@ -254,19 +234,24 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.ClearRefs: lambda c, o: task_mmu.clear_refs_write(c, o.mm),
     op.Execve: lambda c, o: exec_mmap(c, o.mm),
     op.Exit: lambda c, o: exit_group(c, o.mm),
-    op.OcxlAttach: lambda c, o: ocxl_context_attach(c, o.mm, o.link),
-    op.OcxlDetach: lambda c, o: ocxl_context_detach(c, o.mm, o.link),
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
     op.Writeback: lambda c, o: page_writeback.write_cache_pages(c, o.file),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
-    op.KvmAddMemslot: lambda c, o: kvm_main.kvm_vm_ioctl_set_memory_region(
-        c, o.vm, Memslot(o.gfn, o.length >> PAGE_SHIFT, o.address)
-    ),
-    op.DeviceRemove: lambda c, o: iommu_sva.iommu_release_device(c, o.unit, o.device),
-    op.KvmDestroyVm: lambda c, o: kvm_main.kvm_destroy_vm(c, o.vm),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }
+
+
+@cache
+def system_calls(known: tuple[Secondary, ...]) -> Mapping[type[op.Operation], SystemCall]:
+    """The core's, and those of these secondaries' drivers."""
+    return SYSTEM_CALLS | {kind: call for one in known for kind, call in one.calls.items()}
+
+
+@cache
+def workers(known: tuple[Secondary, ...]) -> Mapping[type[Request[Any]], Work]:
+    """What worker threads do for these secondaries."""
+    return {request: work for one in known for request, work in one.work.items()}
 
 
 class Cpu(Processor):
@@ -274,9 +259,12 @@ class Cpu(Processor):
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """Interrupts, and every operation that a thread may ask for."""
-        return {**super().handlers(), **dict.fromkeys(SYSTEM_CALLS, self.operate)}
+        return {
+            **super().handlers(),
+            **dict.fromkeys(system_calls(secondaries()), self.system_call),
+        }
 
-    async def operate(self, operation: op.Operation, _: Envelope) -> op.OpDone:
+    async def system_call(self, operation: op.Operation, _: Envelope) -> op.OpDone:
         """Run one operation of a thread from its begin to its end record."""
         await self.enter()
         kind = type(operation).__name__
@@ -286,7 +274,7 @@ class Cpu(Processor):
         self.port.emit(OpBegin(kind, mm, start, end, self.port.operation))
         result = -EINTR
         if mm not in self.killed:
-            result = await SYSTEM_CALLS[type(operation)](self, operation)
+            result = await system_calls(secondaries())[type(operation)](self, operation)
             await self.get_signal(mm)
         self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()

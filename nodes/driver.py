@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from protocol.envelope import REPLY_MARK, Envelope, Handled, operation_of
-from protocol.errors import EmulatorError, PeerLost, ReplayDivergence
-from protocol.limits import STORED_REPLIES_MAX
-from protocol.messages.base import Message, ObjectKey, PeerGone, Request
-from protocol.records import Record
+from mmurace.protocol.envelope import REPLY_MARK, Envelope, Handled, operation_of
+from mmurace.protocol.errors import EmulatorError, PeerLost, ReplayDivergence
+from mmurace.protocol.limits import STORED_REPLIES_MAX
+from mmurace.protocol.messages.base import Message, ObjectKey, PeerGone, Request
+from mmurace.protocol.records import Record
 
 R = TypeVar("R", bound=Message)
 Handler = Callable[[Any, Envelope], Message | Coroutine[Any, Any, Message] | None]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
-from nodes.disk import disk
-from protocol.errors import UserError
+from mmurace.nodes.disk import disk
+from mmurace.protocol.errors import UserError
 
 _SEAL_TEXT: Final = "# crc32 {:08x} of all that follows; take this line out to change it by hand\n"
 _SEAL: Final = re.compile(_SEAL_TEXT.replace("{:08x}", "([0-9a-f]{8})").encode())

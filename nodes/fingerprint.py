@@ -15,12 +15,12 @@ from typing import Any
 
 import msgspec
 
-from nodes.driver import Driver, Port, Task
-from nodes.node import Node
-from nodes.translation import TranslationCache
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError
+from mmurace.nodes.driver import Driver, Port, Task
+from mmurace.nodes.node import Node
+from mmurace.nodes.translation import TranslationCache
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError
 
 Plain = Any
 """Nested tuples of str, int, bool, bytes and None."""

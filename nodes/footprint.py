@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from nodes.driver import Driver
-from nodes.node import Node
-from nodes.translation import TranslationCache
-from protocol.envelope import Envelope
-from protocol.messages.base import ObjectKey
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.node import Node
+from mmurace.nodes.translation import TranslationCache
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages.base import ObjectKey
 
 Footprint = list[tuple[ObjectKey, str]]
 """(object, ``read``, ``add``, ``drop`` or ``write``) of every access; () is the whole node."""

@@ -7,18 +7,18 @@ from typing import Any
 
 import msgspec
 
-from nodes.driver import Handler, Port
-from nodes.locks import LockWord
-from nodes.node import Node
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.limits import PAGE_SHIFT, ULONG_MAX
-from protocol.messages import filemap as fm
-from protocol.messages import memory as m
-from protocol.messages.base import Ack, Message
-from protocol.messages.filemap import FileVma
-from protocol.ranges import overlaps
-from protocol.records import FilePageDropped, FilePageRead, FilePageWritten, FileSized
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.locks import LockWord
+from mmurace.nodes.node import Node
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.limits import PAGE_SHIFT, ULONG_MAX
+from mmurace.protocol.messages import filemap as fm
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.filemap import FileVma
+from mmurace.protocol.ranges import overlaps
+from mmurace.protocol.records import FilePageDropped, FilePageRead, FilePageWritten, FileSized
 
 
 class Inode(msgspec.Struct):

@@ -28,11 +28,11 @@ from struct import error as StructError  # noqa: N812 - it is one
 from typing import Final
 from zlib import crc32
 
-from nodes.disk import disk
-from nodes.files import not_opened, write_all
-from protocol import codec
-from protocol.errors import PeerError, UserError
-from protocol.limits import JOURNAL_HEADER_BYTES_MAX, JOURNAL_RECORD_BYTES_MAX
+from mmurace.nodes.disk import disk
+from mmurace.nodes.files import not_opened, write_all
+from mmurace.protocol import codec
+from mmurace.protocol.errors import PeerError, UserError
+from mmurace.protocol.limits import JOURNAL_HEADER_BYTES_MAX, JOURNAL_RECORD_BYTES_MAX
 
 MAGIC = "mmu-notifier-emulator journal"
 VERSION: Final = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from protocol.errors import EmulatorError
+from mmurace.protocol.errors import EmulatorError
 
 
 class LockWord:

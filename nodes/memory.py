@@ -11,19 +11,19 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nodes.anon import Anon
-from nodes.driver import Handler, Port
-from nodes.locks import LockWord
-from nodes.page_table import leaf_changes, relocate
-from nodes.vmas import anon_vma_prepare, merge
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError
-from protocol.messages import filemap as fm
-from protocol.messages import memory as m
-from protocol.messages.base import Ack, Message
-from protocol.records import (
+from mmurace.nodes.anon import Anon
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.locks import LockWord
+from mmurace.nodes.page_table import leaf_changes, relocate
+from mmurace.nodes.vmas import anon_vma_prepare, merge
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages import filemap as fm
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import (
     Access,
     Coverage,
     FrameAllocated,
@@ -32,6 +32,7 @@ from protocol.records import (
     OutOfMemory,
     PteChange,
     PteRead,
+    Registered,
     TableRead,
 )
 
@@ -116,7 +117,7 @@ class Memory(Anon):
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
             m.TlbFlushPending: self.tlb_flush_pending, m.NotifierList: self.notifier_list,
-            m.NotifierDelete: self.notifier_delete,
+            m.NotifierAdd: self.notifier_add, m.NotifierDelete: self.notifier_delete,
         }  # fmt: skip
 
     # -- words ---------------------------------------------------------------------------
@@ -469,6 +470,13 @@ class Memory(Anon):
     def notifier_list(self, message: m.NotifierList, _: Envelope) -> m.Subscribers:
         """The mm's subscribers."""
         return m.Subscribers(self.mms[message.mm].subscribers)
+
+    def notifier_add(self, message: m.NotifierAdd, _: Envelope) -> Ack:
+        """Put a subscriber at the head of the list."""
+        mm = self.mms[message.mm]
+        mm.subscribers = ((message.driver, message.node), *mm.subscribers)
+        self.port.emit(Registered(message.node, message.mm))
+        return Ack()
 
     def notifier_delete(self, message: m.NotifierDelete, _: Envelope) -> Ack:
         """Take a subscriber off the list."""

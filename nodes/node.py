@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
-from nodes.driver import Handler, Port
-from nodes.world import World
-from protocol.messages.base import Message
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.world import World
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.program import OpDone, Operation
+from mmurace.protocol.records import OpBegin, OpEnd
+
+Handlers = Mapping[type[Message], Handler]
 
 
 class Node:
@@ -15,10 +19,20 @@ class Node:
     def __init__(self, name: str, world: World, port: Port) -> None:
         self.name, self.world, self.port = name, world, port
 
-    def handlers(self) -> Mapping[type[Message], Handler]:
+    def handlers(self) -> Handlers:
         """Which function handles which message.
 
         It gets (message, envelope) and returns the reply, None (``port.reply`` later), or a
         coroutine that returns the reply.
         """
         raise NotImplementedError
+
+    async def operate(self, operation: Operation, work: Awaitable[int]) -> OpDone:
+        """Do what a program asked for, from its begin to its end record; 0 or -errno."""
+        kind, port = type(operation).__name__, self.port
+        start = getattr(operation, "address", 0)
+        end = start + getattr(operation, "length", 1)
+        port.emit(OpBegin(kind, getattr(operation, "mm", ""), start, end, port.operation))
+        result = await work
+        port.emit(OpEnd(kind, result, port.operation))
+        return OpDone(result)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE
-from protocol.records import PteChange
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.records import PteChange
 
 
 def entries_below(frames: list[Any], table: int) -> Iterator[tuple[int, int]]:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import msgspec
 
-from nodes.driver import Port
-from nodes.world import World
-from protocol.limits import ULONG_MAX
-from protocol.ranges import covers, overlaps
-from protocol.records import Coverage, Evict, TableCached, TableUse
+from mmurace.nodes.driver import Port
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.ranges import covers, overlaps
+from mmurace.protocol.records import Coverage, Evict, TableCached, TableUse
 
 PWC = "pwc"
 

@@ -18,17 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import multiprocess
 import zmq
 
-from nodes import sockets
-from nodes.disk import Disk, install
-from nodes.driver import Driver
-from nodes.journal import Journal
-from nodes.world import World
-from protocol import codec, limits, signals, wire
-from protocol.envelope import Handled
-from protocol.errors import EmulatorError, PeerError, TimedOut, UserError
+from mmurace.nodes import plugins, sockets
+from mmurace.nodes.disk import Disk, install
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.journal import Journal
+from mmurace.nodes.world import World, from_plain, to_plain
+from mmurace.protocol import codec, limits, signals, wire
+from mmurace.protocol.envelope import Handled
+from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut, UserError
 
 Build = Callable[[str, World, int], Driver]
 
@@ -68,7 +69,7 @@ def main(
         book.close()
     except Exception as error:
         broke = True
-        _report(socket, what_broke(error))
+        _report(socket, plugins.blame(error) or what_broke(error))
     sockets.close(context, FAREWELL_SECONDS)
     if broke:
         sys.exit(EXIT_BROKEN)
@@ -115,8 +116,16 @@ def builder(name: str) -> Build:
 
 
 def read_world(data: bytes) -> World:
-    """The world that ``codec.pack`` made bytes of.  Raises ``PeerError``."""
-    return codec.convert(codec.unpack(data, limits.ZMQ_MESSAGE_BYTES_MAX), World)
+    """The world that ``pack_world`` made bytes of.  Raises ``PeerError``."""
+    try:
+        return from_plain(codec.unpack(data, limits.ZMQ_MESSAGE_BYTES_MAX))
+    except (msgspec.ValidationError, LookupError, TypeError, ValueError) as error:
+        raise PeerError(f"no world: {error}") from None
+
+
+def pack_world(world: World) -> bytes:
+    """A world as bytes, for another process."""
+    return codec.pack(to_plain(world))
 
 
 def send(socket: sockets.Socket, frames: list[bytes]) -> None:

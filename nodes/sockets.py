@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 import zmq
 
-from protocol import limits
+from mmurace.protocol import limits
 
 Socket = zmq.Socket[bytes]
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import msgspec
 
-from nodes.driver import Handler, Port
-from nodes.inode import Files
-from nodes.locks import LockWord
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.errors import EmulatorError
-from protocol.messages import memory as m
-from protocol.messages import swap as s
-from protocol.messages.base import Ack, Message
-from protocol.records import FilePageDirtied, PageRead, PageWritten
+from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.inode import Files
+from mmurace.nodes.locks import LockWord
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import swap as s
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import FilePageDirtied, PageRead, PageWritten
 
 
 class Slot(msgspec.Struct):

@@ -12,15 +12,22 @@ from typing import Any
 
 import msgspec
 
-from nodes.driver import Port
-from nodes.pwc import PagingStructureCache
-from nodes.world import MEMORY, World
-from protocol import pte as ptes
-from protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX, PAGE_SIZE
-from protocol.messages.base import Message, Request
-from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
-from protocol.ranges import covers, page_of
-from protocol.records import Evict, Fill, InvalidateBegin, InvalidateDone, Use, WalkDiscarded
+from mmurace.nodes.driver import Port
+from mmurace.nodes.pwc import PagingStructureCache
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX, PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
+from mmurace.protocol.ranges import covers, page_of
+from mmurace.protocol.records import (
+    Evict,
+    Fill,
+    InvalidateBegin,
+    InvalidateDone,
+    Use,
+    WalkDiscarded,
+)
 
 Range = tuple[int, int]
 """[start, end) in bytes."""
@@ -128,17 +135,20 @@ class TranslationCache:
         ``source`` says what it was made from; ``load`` is the load that found that, if the
         source is not itself a load.
         """
-        self.touch(walk.tag, walk.address)
-        self._touch_order()
         self.walks.remove(walk)
-        key = (walk.tag, walk.address)
-        replaced = self.entries.pop(key, None)
+        return self.install(walk.tag, walk.address, pte, source, load)
+
+    def install(self, tag: str, address: int, pte: int, source: str, load: str = "") -> Entry:
+        """The same for an entry that no walk of the holder's own has found: a driver's."""
+        page = page_of(address)
+        self.touch(tag, page)
+        self._touch_order()
+        replaced = self.entries.pop((tag, page), None)
         if replaced is not None:
             self.port.emit(Evict(self.cache, replaced.fill))
         fill = f"{self.cache}:{load or source}"
-        entry = Entry(walk.tag, walk.address, pte, fill)
-        self.entries[key] = entry
-        self.port.emit(Fill(self.cache, walk.tag, walk.address, pte, fill, source))
+        entry = self.entries[tag, page] = Entry(tag, page, pte, fill)
+        self.port.emit(Fill(self.cache, tag, page, pte, fill, source))
         self._make_room()
         return entry
 
@@ -222,7 +232,8 @@ def _pages(cache: str, world: World) -> int:
     """How many pages can have an entry."""
     mapped: int = world.entries**world.levels
     if cache == "gtlb":  # a program may give a guest all the rest
-        return max(mapped, sum(slot.pages for vm in world.vms for slot in vm.slots))
+        own = (size for part in world.parts for *_, size in part.ranges())
+        return max(mapped, sum(own) >> PAGE_SHIFT)
     return len(world.mms) * mapped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from protocol.messages import memory as m
+from mmurace.protocol.messages import memory as m
 
 
 def merge(vmas: list[m.Vma]) -> list[m.Vma]:

@@ -6,46 +6,17 @@ from it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
 import msgspec
 
-from nodes.kernel.variant import Kernel
-from protocol.messages.kvm import Memslot
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.kernel.variant.kernel import make
+from mmurace.nodes.secondary import Part, of, secondaries
 
 MEMORY = "memory"
-
-
-class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A KVM guest: its ``kvm`` node, its vCPU nodes, its VMM's mm and its memslots."""
-
-    name: str
-    vcpus: tuple[str, ...]
-    mm: str
-    slots: tuple[Memslot, ...]
-
-
-class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An IOMMU, the devices behind it, the mms bound to it (SVA), and the CPU of its workqueue."""
-
-    name: str
-    devices: tuple[str, ...]
-    mms: tuple[str, ...]
-    iopf_cpu: str
-    ats: bool = False
-    """Its devices have translation caches of their own (ATC), filled by translation requests."""
-    pwc: bool = False
-    """Its walker keeps upper entries (a paging-structure cache)."""
-
-
-class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An OpenCAPI link: the mms attached to it from the start, and who serves its interrupts."""
-
-    name: str
-    mms: tuple[str, ...]
-    fault_cpu: str
-
-    def contexts(self) -> tuple[tuple[int, str], ...]:
-        """(PASID, mm) of the contexts that are there from the start."""
-        return tuple(enumerate(self.mms, 1))
+P = TypeVar("P", bound=Part)
 
 
 class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,9 +25,8 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel: Kernel
     cpus: tuple[str, ...] = ("cpu0", "cpu1")
     mms: tuple[str, ...] = ("mm0",)
-    units: tuple[Unit, ...] = ()
-    vms: tuple[Vm, ...] = ()
-    links: tuple[Link, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """Its secondaries, in the order of their nodes."""
     levels: int = 2
     """Levels of the page table; the leaf level is 0."""
     entries: int = 8
@@ -72,17 +42,28 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def nodes(self) -> tuple[str, ...]:
         """Names of all nodes, in a fixed order."""
-        names = [MEMORY, *self.cpus]
-        for unit in self.units:
-            names += [unit.name, *unit.devices]
-        for vm in self.vms:
-            names += [vm.name, *vm.vcpus]
-        names += [link.name for link in self.links]
-        return tuple(names)
+        return (MEMORY, *self.cpus, *(name for part in self.parts for name in part.nodes()))
 
     def processors(self) -> tuple[str, ...]:
-        """Every node that runs host threads: CPUs and vCPU threads."""
-        return (*self.cpus, *(vcpu for vm in self.vms for vcpu in vm.vcpus))
+        """Every node that runs host threads: CPUs, and others that do."""
+        return (*self.cpus, *(name for part in self.parts for name in part.processors()))
+
+    def parts_of(self, kind: type[P]) -> tuple[P, ...]:
+        """Its secondaries of one kind."""
+        return tuple(part for part in self.parts if isinstance(part, kind))
+
+    def with_parts(self, kind: type[P], parts: Iterable[P]) -> World:
+        """The same world with others in the place of all of that kind."""
+        replaced: tuple[Part, ...] = (
+            *parts,
+            *(part for part in self.parts if not isinstance(part, kind)),
+        )
+        ordered: list[Part] = sorted(replaced, key=lambda part: of(part).place)
+        return msgspec.structs.replace(self, parts=tuple(ordered))
+
+    def part_of(self, node: str) -> Part | None:
+        """The secondary that a node belongs to, if any."""
+        return next((part for part in self.parts if node in part.nodes()), None)
 
     def shift(self, level: int) -> int:
         """log2 of the bytes that one entry of a table at ``level`` maps."""
@@ -96,15 +77,44 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The frame of an mm's top-level table; frame 0 is the zero page."""
         return 1 + self.mms.index(mm)
 
-    def context_ids(self) -> dict[str, int]:
-        """PIDs (``mm->context.id``) at the start: of the mms that are attached to some link."""
-        attached = {mm for link in self.links for mm in link.mms}
-        return {mm: pid for pid, mm in enumerate((m for m in self.mms if m in attached), 1)}
-
     def subscribers(self, mm: str) -> tuple[tuple[str, str], ...]:
         """The notifier list of an mm: (driver, node), newest first as hlist_add_head does."""
-        kvm = [("kvm", vm.name) for vm in self.vms if vm.mm == mm]
-        sva = [("sva", unit.name) for unit in self.units if mm in unit.mms]
-        told = self.kernel.ocxl_notifier and self.kernel.ocxl_link == "atsd"
-        ocxl = [("ocxl", link.name) for link in self.links if told and mm in link.mms]
-        return (*ocxl, *sva, *kvm)
+        oldest_first = [
+            (secondary.name, part.name)
+            for secondary in secondaries()
+            for part in secondary.parts(self)
+            if mm in part.subscribed(self.kernel)
+        ]
+        return tuple(reversed(oldest_first))
+
+
+# ---- as plain values, for another process --------------------------------------------------------
+
+
+def to_plain(world: World) -> dict[str, Any]:
+    """The world as builtins; ``from_plain`` makes it again, if the same secondaries are known."""
+    kernel = world.kernel
+    return {
+        "kernel": [kernel.release, kernel.machine, kernel.profiles, kernel.patches],
+        "switches": kernel.switches(),
+        "parts": [[of(part).key, msgspec.to_builtins(part)] for part in world.parts],
+        "sizes": {name: getattr(world, name) for name in _sizes()},
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> World:
+    """Raises ``msgspec.ValidationError``, ``KeyError`` or ``ValueError`` if it does not fit."""
+    release, machine, profiles, patches = plain["kernel"]
+    kernel = make(release, machine, plain["switches"], tuple(profiles), tuple(patches))
+    kinds = {secondary.key: secondary.part for secondary in secondaries()}
+    parts = tuple(msgspec.convert(row, kinds[key]) for key, row in plain["parts"])
+    sizes = {name: _frozen(value) for name, value in plain["sizes"].items()}
+    return World(kernel=kernel, parts=parts, **sizes)
+
+
+def _sizes() -> tuple[str, ...]:
+    return tuple(name for name in World.__struct_fields__ if name not in ("kernel", "parts"))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

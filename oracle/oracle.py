@@ -9,42 +9,45 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from nodes.world import MEMORY, World
-from oracle import statistics as stats
-from oracle.brackets import Brackets
-from oracle.callbacks import Callbacks
-from oracle.coherence import Coherence
-from oracle.completion import Completion
-from oracle.containment import Containment
-from oracle.context import CONTEXT, Context
-from oracle.denied import MMAP_UNLOCK, StaleDenials
-from oracle.end import stale_at_rest
-from oracle.guests import GuestRecords
-from oracle.identity import XSL, Identity
-from oracle.inherited import PTL_LOCK, Inherited
-from oracle.lifetime import Lifetimes
-from oracle.liveness import LOCKS, Deadlocks, FaultProgress
-from oracle.measures import Measures
-from oracle.memory_records import MemoryRecords
-from oracle.memory_rules import MemoryRules
-from oracle.moves import PTL_UNLOCK, Moves
-from oracle.obligations import OPERATION_ENDED, Obligations
-from oracle.order import Order, Row
-from oracle.rules import chosen_rules
-from oracle.safety import Safety, foreign_walk
-from oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, demanded, describe
-from oracle.state import Cached, Op, Read, State
-from oracle.statistics import Statistics
-from oracle.tables import Tables, walked_before
-from oracle.targeting import Targeting, to_be_told
-from oracle.verdict import How, Verdict, decide
-from oracle.violation import Event, Violation
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.envelope import Envelope, Handled, operation_of
-from protocol.errors import EmulatorError
-from protocol.limits import ORACLE_VIOLATIONS_KEPT
-from protocol.trace import Ending, TraceStep
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.rules.content import MemoryRules
+from mmurace.oracle.rules.l1_l3_progress import LOCKS, Deadlocks, FaultProgress
+from mmurace.oracle.rules.l2_q1_callbacks import END, Callbacks
+from mmurace.oracle.rules.l4_completion import Completion
+from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
+from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
+from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
+from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
+from mmurace.oracle.rules.o_s8_page_tables import Tables, walked_before
+from mmurace.oracle.rules.p1_p2_p3_costs import Measures
+from mmurace.oracle.rules.q2_at_rest import stale_at_rest
+from mmurace.oracle.rules.s1_s3_s8_accesses import Safety, foreign_walk
+from mmurace.oracle.rules.s5_rights import Containment
+from mmurace.oracle.rules.s7_store_order import Coherence
+from mmurace.oracle.rules.s10_brackets import Brackets
+from mmurace.oracle.rules.s11_might_sleep import CONTEXT, Context
+from mmurace.oracle.rules.s12_tags import Identity
+from mmurace.oracle.rules.s13_unregister import Lifetimes
+from mmurace.oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
+from mmurace.oracle.rules.table import added_rules, chosen_rules
+from mmurace.oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, demanded, describe
+from mmurace.oracle.state import statistics as stats
+from mmurace.oracle.state.guest_records import GuestRecords
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Cached, Op, Read, State
+from mmurace.oracle.state.memory_records import MemoryRecords
+from mmurace.oracle.state.order import Order, Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.verdict import How, Verdict, decide
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import Envelope, Handled, operation_of
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.limits import ORACLE_VIOLATIONS_KEPT
+from mmurace.protocol.records import Record
+from mmurace.protocol.trace import Ending, TraceStep
 
 Delivered = Envelope | TraceStep
 """Either says what was delivered: ``id``, ``src``, ``dst``, ``kind`` and ``causes``."""
@@ -95,14 +98,28 @@ class Oracle(MemoryRecords, GuestRecords):
         self.sometimes = Sometimes(conditions, self.state, self._memory, world)
         self.windows = windows = self.sometimes.windows
         self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
+        self.added = [
+            rule.judge(world, self.state, self._found) for rule in added_rules() if rule.judge
+        ]
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
             *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
-        self._shadow = {vm.name: frozenset((vm.name, *vm.vcpus)) for vm in world.vms}
-        self._mm_of = {vm.name: vm.mm for vm in world.vms}
+        self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
+        self._mm_of = {tag: mm for one in secondaries() for tag, mm in one.tags(world).items()}
+        self._kinds = kinds()
+        self._told_of = {
+            part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
+        }
+        self._bracketed = frozenset(
+            part.name
+            for one in secondaries()
+            if not one.own_bracket and any(cache.table == "shadow" for cache in one.caches)
+            for part in one.parts(world)
+        )
+        """Shadow MMUs of which the core's calls say when they may install again."""
         self._n, self._id, self._node, self._at = 0, "", "", 0
         self._row: Row = ()
         self._op_id = ""
@@ -136,9 +153,18 @@ class Oracle(MemoryRecords, GuestRecords):
                 handler = _HANDLERS.get(type(record))
                 if handler is not None:
                     handler(self, record)
+            if self.added:
+                self._judge_added(records)
             if self.state.sweep_due():
                 self.state.sweep(self.order.last[self._memory])
         return self._take() if self._found else _NOTHING
+
+    def _judge_added(self, records: Sequence[Record]) -> None:
+        """Rules of plug-ins."""
+        for record in records:
+            op = self.state.op(getattr(record, "op", "") or self._op_id)
+            for rule in self.added:
+                rule.record(record, op, self._event(type(record).__name__))
 
     def _memory_reached(self, n: int, message: Delivered, row: Row) -> None:
         if self._unheard:
@@ -233,11 +259,12 @@ class Oracle(MemoryRecords, GuestRecords):
         read = self._source(record)
         if read is None:
             return
-        rights = ptes.PRESENT if record.cache == "vmcs" else ptes.PRESENT | record.pte & _STORE
+        read_only = record.cache in self._kinds.read_only
+        rights = ptes.PRESENT if read_only else ptes.PRESENT | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
         fill = Cached(record, self._node, self._at, read, pte)
         fill.n, fill.id = self._n, self._id
-        fill.usable = record.cache != "vmcs"
+        fill.usable = record.cache not in self._kinds.latched
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
         if read.page.changes:
@@ -248,7 +275,7 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _source(self, record: r.Fill) -> Read | None:
         """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
-        if record.cache in ("gtlb", "atc"):
+        if record.cache in self._kinds.derived:
             parent = self.state.fills.get(record.source)
             if parent is not None:
                 return parent.read
@@ -270,9 +297,9 @@ class Oracle(MemoryRecords, GuestRecords):
         return None
 
     def _same_page(self, record: r.Fill, mm: str, address: int) -> bool:
-        if record.cache in ("gtlb", "vmcs"):
-            return True  # their address is a gpa
-        if record.cache == XSL:
+        if record.cache in self._kinds.by_guest_address:
+            return True
+        if record.cache in self._kinds.tags_reused:
             return self.identity.owned(record.tag, mm) and record.address == address
         return self._mm_of.get(record.tag, record.tag) == mm and record.address == address
 
@@ -299,7 +326,7 @@ class Oracle(MemoryRecords, GuestRecords):
             self._op().caches.add(record.cache)
             self.state.drop(record.fills)
             self.tables.drop(record.fills)
-            if self.windows is not None and record.cache == "spte":
+            if self.windows is not None and record.cache in self._kinds.zapped:
                 self.windows.zap(record.fills, self._op(), self._node, self._row)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
         self.targeting.invalidated(record, self._op(), self._event("invalidated"))
@@ -307,7 +334,11 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         self.completion.invalidation(record, self._event("invalidation completed"))
-        if self.windows is not None and record.cache == "gtlb" and record.fills:
+        if (
+            self.windows is not None
+            and record.cache in self._kinds.shadow & self._kinds.derived
+            and record.fills
+        ):
             self.windows.kicked(record.fills, self._op_id)
         for name in record.fills:
             self._close(name)
@@ -383,9 +414,15 @@ class Oracle(MemoryRecords, GuestRecords):
         self.context.notifier_call(record, op, event)
         self.callbacks.notifier_call(record, op, event)
         self.lifetimes.notifier_call(record, op.id, event, self._at)
+        if record.subscriber in self._bracketed:
+            self._shadow_told(record, op, event)
         mark = CALLBACK_MARKS.get(record.callback)
         if mark is not None and record.phase == "begin" and self.sometimes.open:
             self.sometimes.mark(op, mark, self._row)
+
+    def _shadow_told(self, record: r.NotifierCall, op: Op, event: Event) -> None:
+        if record.callback == END and record.phase == "begin":
+            self._bracket_ended(op, record.subscriber, record.start, record.end, event)
 
     def _loop_cut(self, record: r.LoopCut) -> None:
         op = self.state.op(record.op or self._op_id)

@@ -13,15 +13,17 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from nodes.world import World
-from oracle.order import Row
-from oracle.state import Cached, Change, Op, Page, State
-from oracle.statistics import Statistics
-from oracle.windows import GUEST, Windows, cells_of
-from protocol.errors import UserError
-from protocol.limits import ORACLE_OPERATIONS_KEPT
-from protocol.messages.program import Operation
-from protocol.ranges import covers, overlaps, page_of
+from mmurace.nodes.secondary import by_node_order, caches
+from mmurace.nodes.world import World
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Cached, Change, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.windows import Windows, cells_of, of_guests
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import ORACLE_OPERATIONS_KEPT
+from mmurace.protocol.messages.program import operation_kinds
+from mmurace.protocol.ranges import covers, overlaps, page_of
 
 Mark = Literal[
     "op_begin", "range_start", "pte_change", "flush", "frame_freed", "frame_copied", "range_end",
@@ -31,8 +33,16 @@ Mark = Literal[
 secondary flushed (``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a frame freed or
 copied, ``invalidate_range_end`` called, its end."""
 
-CACHES = ("tlb", "iotlb", "atc", "xsl", "spte", "gtlb", "vmcs")
-OPERATIONS = tuple(kind.__name__ for kind in Operation.__subclasses__())
+
+def known_caches() -> tuple[str, ...]:
+    """Everything that may hold translations: the processors' TLBs, and what secondaries have."""
+    return ("tlb", *(name for name, cache in caches().items() if not cache.upper))
+
+
+def known_operations() -> tuple[str, ...]:
+    """Everything that a program can be asked for."""
+    return tuple(kind.__name__ for kind in operation_kinds())
+
 
 CALLBACK_MARKS: dict[str, Mark] = {
     "invalidate_range_start": "range_start",
@@ -133,7 +143,8 @@ def _condition(value: Any, where: str) -> Condition:
         problem, _, path = str(error).partition(" - at `$")
         raise UserError(where + path.rstrip("`"), problem) from None
     for key in ("op", "of", "cache"):
-        name, known = getattr(converted, key, None), CACHES if key == "cache" else OPERATIONS
+        name = getattr(converted, key, None)
+        known = known_caches() if key == "cache" else known_operations()
         if name is not None and name not in known:
             raise UserError(f"{where}.{key}", f"unknown: {name!r}", ", ".join(known))
     return converted
@@ -158,9 +169,14 @@ def describe(condition: Condition) -> str:
 def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
     """What a workload must have done: every secondary class at work, and frames reused."""
     # A vCPU's guest TLB is of one class with the shadow entries that it was filled from.
-    classes = (("iotlb", world.units), ("spte", world.vms), ("xsl", world.links))
-    caches = [cache for cache, members in classes if members]
-    held = [Invalidated(cache, ranges) for cache in caches]
+    known = kinds()
+    held = [
+        Invalidated(cache.name, ranges)
+        for one in by_node_order()
+        if one.parts(world)
+        for cache in one.caches
+        if cache.name in known.walked | known.zapped
+    ]
     return (*held, FramesReused(frames))
 
 
@@ -172,7 +188,7 @@ def window_conditions(
     With ``asked`` the others, and those of guest TLBs and VMCSs, are counted and not demanded.
     """
     return tuple(
-        Entered(kind, cache, int(asked is None or (kind in asked and cache not in GUEST)))
+        Entered(kind, cache, int(asked is None or (kind in asked and cache not in of_guests())))
         for kind, cache in cells_of(kinds, world)
     )
 

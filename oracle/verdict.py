@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from oracle.violation import Violation
+from mmurace.oracle.violation import Violation
 
 Outcome = Literal["held", "violated", "inconclusive"]
 

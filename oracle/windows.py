@@ -26,12 +26,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from nodes.world import World
-from oracle.order import Row
-from oracle.state import Cached, Change, Op, Page, State
-from protocol.envelope import operation_of
-from protocol.limits import ORACLE_ACCESSES_KEPT
-from protocol.records import FaultRetry
+from mmurace.nodes.secondary import Part, caches, of
+from mmurace.nodes.world import World
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Cached, Change, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.limits import ORACLE_ACCESSES_KEPT
+from mmurace.protocol.records import FaultRetry
 
 Cell = tuple[str, str]
 """(kind of operation, kind of cache)."""
@@ -43,12 +45,13 @@ TAKES_AWAY: Final = frozenset({
 """Operations that are there to take entries away, and ``Touch`` as it copies on write.
 
 Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
-_REFUSED: Final = {"mmu_invalidate_retry": "spte", "apic reload": "vmcs"}
-"""Why a vCPU must repeat a fault -> for which cache it was."""
-GUEST: Final = frozenset({"gtlb", "vmcs"})
-"""What a vCPU holds of what KVM holds."""
 _MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
 """Operations that workloads use on the APIC page."""
+
+
+def of_guests() -> frozenset[str]:
+    """What a guest holds of what a shadow MMU holds."""
+    return kinds().by_guest_address
 
 
 def cells_of(kinds: Iterable[str], world: World) -> tuple[Cell, ...]:
@@ -60,16 +63,16 @@ def cells_of(kinds: Iterable[str], world: World) -> tuple[Cell, ...]:
 def _caches(world: World, kind: str) -> Iterable[str]:
     if len(world.cpus) > 1:  # the one that runs the operation runs no user code meanwhile
         yield "tlb"
-    if any(unit.devices for unit in world.units):
-        yield "iotlb"
-    if any(unit.devices and unit.ats for unit in world.units):
-        yield "atc"
-    if world.links:
-        yield "xsl"
-    if world.vms:
-        yield from ("spte", "gtlb")
-        if kind in _MOVES_ANY_PAGE and any(slot.apic for vm in world.vms for slot in vm.slots):
-            yield "vmcs"
+    latched = kinds().latched
+    for name in caches():
+        asked = (part for part in world.parts if part.holders().get(name) and _is_asked(part))
+        if any(asked) and (name not in latched or kind in _MOVES_ANY_PAGE):
+            yield name
+
+
+def _is_asked(part: Part) -> bool:
+    """Whether some node of it can be asked for an access."""
+    return any(nodes(part) for nodes in of(part).accesses.values())
 
 
 class _Zap:
@@ -93,9 +96,14 @@ class Windows:
     def __init__(self, cells: Iterable[Cell], world: World, state: State, memory: int) -> None:
         self.entered: dict[Cell, int] = dict.fromkeys(cells, 0)
         """Operations of this kind in whose window somebody with such a cache was."""
-        self.state, self.memory = state, memory
+        self.state, self.memory, self.kinds = state, memory, kinds()
+        self.reasons = {one.refused: one.name for one in caches().values() if one.refused}
+        """Why a fault must be repeated -> for which cache it was."""
+        self.from_ = {one.source: one.name for one in caches().values() if one.source}
+        """Cache -> the one that is filled from its entries."""
         self.shadow: Mapping[str, frozenset[str]] = {
-            vm.name: frozenset(vm.vcpus) for vm in world.vms
+            part.name: frozenset(part.nodes()) - {part.name} or frozenset({part.name})
+            for part in world.parts
         }
         self.inside: dict[str, set[str]] = {}
         """Operation in flight -> caches that were counted for it."""
@@ -128,7 +136,7 @@ class Windows:
 
     def accessed(self, fill: Cached, op: Op, n: int) -> None:
         """Memory answers an access of ``op`` through ``fill``."""
-        if fill.cache == "gtlb":
+        if fill.cache in self.kinds.by_guest_address:
             self._last_access(fill.name, n)
         if fill.read.page.changes:
             for change in _since(fill.read.page, fill.read.n):
@@ -172,12 +180,12 @@ class Windows:
         for name in fills:
             fill = self.state.fills.get(name)
             if fill is not None:
-                self._opens(op, fill.read.page, "spte", _Zap(row, self.shadow[node]))
+                self._opens(op, fill.read.page, fill.cache, _Zap(row, self.shadow[node]))
 
     def reload(self, vmcs: Iterable[Cached], op: Op, node: str, row: Row) -> None:
         """``op`` makes a vCPU forget the APIC page."""
         for fill in vmcs:
-            self._opens(op, fill.read.page, "vmcs", _Zap(row, frozenset((node,))))
+            self._opens(op, fill.read.page, fill.cache, _Zap(row, frozenset((node,))))
 
     def _opens(self, op: Op, page: Page, cache: str, zap: _Zap) -> None:
         self.zapped.setdefault(op.id, {}).setdefault((page, cache), zap)
@@ -189,13 +197,18 @@ class Windows:
             return
         for name in fills:
             fill = self.state.fills.get(name)
-            zap = zaps.get((fill.read.page, "spte")) if fill is not None else None
+            zap = self._zap_of(fill, zaps) if fill is not None else None
             if zap is not None and self._accessed.get(name, 0) > zap.row[self.memory]:
                 zap.inside = True
 
+    def _zap_of(self, fill: Cached, zaps: _Zaps) -> _Zap | None:
+        """The zap of what a guest translation was filled from."""
+        source = caches()[fill.cache].source if fill.cache in self.kinds.derived else ""
+        return zaps.get((fill.read.page, source))
+
     def retried(self, record: FaultRetry, op_id: str) -> None:
         """A vCPU may not install what it has loaded."""
-        cache = _REFUSED.get(record.why)
+        cache = self.reasons.get(record.why)
         if cache is None:
             return
         self.refused[op_id] = cache
@@ -207,18 +220,18 @@ class Windows:
         """An entry is taken away: the decisive step."""
         for fill in change.page.fills:
             known = change.row[fill.index]
-            last = self._accessed.get(fill.name, 0) if fill.cache == "vmcs" else fill.n
+            last = self._accessed.get(fill.name, 0) if fill.cache in self.kinds.latched else fill.n
             if last > known and fill.read.n < change.n:
                 self._enter(change.op, fill.cache)
         zaps = self.zapped.get(change.op.id)
-        for cache in ("spte", "vmcs") if zaps else ():
+        for cache in (*self.kinds.zapped, *self.kinds.latched) if zaps else ():
             zap = zaps.get((change.page, cache)) if zaps else None
             if zap is not None:
                 self._after_zap(change, cache, zap)
 
     def _after_zap(self, change: Change, cache: str, zap: _Zap) -> None:
-        if zap.inside:
-            self._enter(change.op, "gtlb")
+        if zap.inside and cache in self.from_:
+            self._enter(change.op, self.from_[cache])
         for read in change.page.reads:
             op = self.state.ops.get(operation_of(read.id))
             if op is None or op.node not in zap.by or read.n <= zap.row[self.memory]:

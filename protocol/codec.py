@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import msgpack
 import msgspec
 
-from protocol import records
-from protocol.errors import PeerError
-from protocol.limits import MESSAGE_BYTES_MAX
-from protocol.messages import Message, kinds
+from mmurace.protocol import records
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.limits import MESSAGE_BYTES_MAX
+from mmurace.protocol.messages import Message, kinds
 
 T = TypeVar("T")
 
-MESSAGE_KINDS = kinds()
+_MESSAGE_KINDS: dict[str, type[Message]] = {}
 RECORD_KINDS = {cls.__name__: cls for cls in records.Record.__subclasses__()}
 
 
@@ -46,6 +46,13 @@ def convert(value: Any, kind: type[T]) -> T:
         raise PeerError(str(error)) from None
 
 
+def message_kinds() -> Mapping[str, type[Message]]:
+    """Every kind of message: looked up once, when all that declare some have been imported."""
+    if not _MESSAGE_KINDS:
+        _MESSAGE_KINDS.update(kinds())
+    return _MESSAGE_KINDS
+
+
 def encode_message(message: Message) -> bytes:
     """A message as bytes."""
     return pack(message)
@@ -53,7 +60,7 @@ def encode_message(message: Message) -> bytes:
 
 def decode_message(data: bytes) -> Message:
     """Bytes as a message of any kind.  Raises ``PeerError``."""
-    return _by_tag(unpack(data), MESSAGE_KINDS)
+    return _by_tag(unpack(data), message_kinds())
 
 
 def record_from(value: Any) -> records.Record:

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from protocol.messages.base import Message
-from protocol.records import Record
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.records import Record
 
 REPLY_MARK = "~"
 BROKER = "broker"

@@ -59,6 +59,12 @@ NODES_MAX: Final = 64
 READY_SECONDS_MAX: Final = 60.0
 """From spawning the processes until the last one said hello (spawn imports take about 1 s)."""
 
+PLUGIN_IMPORT_SECONDS: Final = 10.0
+"""How long a plug-in may take to be imported; an endless loop in it ends then."""
+
+PLUGIN_STEP_SECONDS: Final = 10.0
+"""How long nothing may be delivered in a simulated run with plug-ins: one of them loops then."""
+
 STOP_SECONDS_MAX: Final = 10.0
 """From the order to stop until every process has gone; then they are killed."""
 

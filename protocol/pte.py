@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol.limits import PAGE_SHIFT
+from mmurace.protocol.limits import PAGE_SHIFT
 
 PRESENT: Final = 1 << 0
 WRITE: Final = 1 << 1

@@ -7,7 +7,7 @@ arithmetic.
 
 from __future__ import annotations
 
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 
 
 def page_of(address: int) -> int:

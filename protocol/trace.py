@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.records import Record
+from mmurace.protocol.records import Record
 
 
 @dataclass(frozen=True, slots=True)

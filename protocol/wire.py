@@ -23,12 +23,12 @@ from typing import Any
 
 import msgpack
 
-from protocol import codec
-from protocol.envelope import Envelope, Handled, header_of
-from protocol.errors import PeerError
-from protocol.limits import JOURNAL_RECORD_BYTES_MAX, ZMQ_MESSAGE_BYTES_MAX
-from protocol.messages.base import Message
-from protocol.records import Record
+from mmurace.protocol import codec
+from mmurace.protocol.envelope import Envelope, Handled, header_of
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.limits import JOURNAL_RECORD_BYTES_MAX, ZMQ_MESSAGE_BYTES_MAX
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.records import Record
 
 Choices = list[tuple[str, int, int]]
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from explorer.policies import STRATEGIES
-from nodes.kernel.variant import RELEASES
-from protocol.errors import UserError
+from mmurace.explorer.sample.policies import STRATEGIES
+from mmurace.nodes.kernel.variant.release import NEWEST, OLDEST
+from mmurace.nodes.plugins import load
+from mmurace.protocol.errors import UserError
 
-PROGRAM: Final = "launch.py"
+PROGRAM: Final = "mmurace" if Path(sys.argv[0]).name == "mmurace" else "launch.py"
 SECONDS_MIN: Final = 0.1
 SHRINK_SECONDS: Final = 60.0
 """How long ``minimize`` may take, if nothing else is said."""
@@ -120,6 +122,11 @@ class Commands:
         self.parser.add_argument(
             "--debug", action="store_true", help="tracebacks of our own faults"
         )
+        self.parser.add_argument(
+            "--plugin",
+            metavar="FILE.py",
+            help="a plug-in: a file, or one that is installed",
+        )
         self._commands = self.parser.add_subparsers(metavar="COMMAND", dest="command")
 
     def add(self, name: str, what: str) -> Parser:
@@ -164,7 +171,7 @@ def _stress(commands: Commands) -> None:
     add("--workload", default="mixed", metavar="mixed|FILE.strace",
         help="what runs; FILE is an strace log")  # fmt: skip
     add("--kernel", default="", metavar="RELEASE",
-        help=f"one of {', '.join(RELEASES)}; else v6.6")  # fmt: skip
+        help=f"a release from {OLDEST} to {NEWEST}; else v6.6")  # fmt: skip
     add("--arch", default="", help="x86, arm64 or ppc; else x86")
     add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
         help="differ in a switch")  # fmt: skip
@@ -188,6 +195,12 @@ def _repro(commands: Commands) -> None:
     _on(parser, On.processes)
     _seed(parser)
     _out(parser)
+
+
+def _kernels(commands: Commands) -> None:
+    parser = commands.add("kernels", "Say what releases do, or how two of them differ.")
+    parser.add_argument("releases", nargs="*", metavar="RELEASE", help="v6.1, v6.6.5, ...")
+    parser.add_argument("--arch", default="x86", help="x86, arm64 or ppc; else x86")
 
 
 def _explore(commands: Commands) -> None:
@@ -237,22 +250,44 @@ def parser_of_all() -> Parser:
     """The parser of the command line, with every command."""
     commands = Commands()
     _stress(commands)
-    commands.add("list", "List the catalogue of races.")
-    _race(commands.add("show", "Tell all about one race."))
+    listing = commands.add("list", "List the catalogue of races, or the rules.")
+    listing.add_argument("--rules", action="store_true", help="the oracle's rules")
+    show = commands.add("show", "Tell all about one race, or one rule.")
+    show.add_argument("race", metavar="ID", help="id or name of a race, its file, or a rule")
+    _kernels(commands)
     _repro(commands)
     _explore(commands)
     _of_what_was_saved(commands)
     return commands.parser
 
 
+def _plugins_of(words: list[str]) -> tuple[list[str], list[str]]:
+    """(what is left, the plug-ins that were named): ``--plugin`` may stand anywhere."""
+    rest: list[str] = []
+    named: list[str] = []
+    given = iter(words)
+    for word in given:
+        option, equals, value = word.partition("=")
+        if option != "--plugin":
+            rest.append(word)
+            continue
+        named.append(value if equals else next(given, ""))
+        if not named[-1]:
+            raise UserError("--plugin", "names nothing", "a file FILE.py, or an installed one")
+    return rest, named
+
+
 def parse(words: list[str]) -> dict[str, Any]:
-    """What was given, by name; ``command`` is the command.  ``--debug`` may stand anywhere.
+    """What was given, by name; ``command`` is the command.
+
+    ``--debug`` and ``--plugin`` may stand anywhere.
 
     Raises ``UserError``, and ``SystemExit`` once it has printed the help that was asked for.
     """
-    rest = [word for word in words if word != "--debug"]
+    rest, plugins = _plugins_of([word for word in words if word != "--debug"])
+    load(plugins)
     given = vars(parser_of_all().parse_args(rest))
     if given["command"] is None:
         raise UserError("usage", f"no command (see {PROGRAM} --help)")
-    del given["debug"]
+    del given["debug"], given["plugin"]
     return given

@@ -13,10 +13,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from oracle.sometimes import describe
-from report import words
-from scenarios.catalogue import KernelCase, Race
-from scenarios.spec import Expectation
+from mmurace.oracle.sometimes import describe
+from mmurace.report import words
+from mmurace.scenarios.catalogue import KernelCase, Race
+from mmurace.scenarios.spec import Expectation
 
 WIDE: Final = 110
 """Columns that the table needs: names of kernels and verdicts are long, and are not cut."""
@@ -95,7 +95,7 @@ def _section(title: str, lines: Iterable[str]) -> str:
 
 
 def _kernel(case: KernelCase) -> str:
-    kernel = f"{case.name} ({case.kernel.release} {case.kernel.arch}): {expected(case.expect)}"
+    kernel = f"{case.name} ({case.kernel.release} {case.kernel.machine}): {expected(case.expect)}"
     return f"{kernel}\n  {case.expect.description}" if case.expect.description else kernel
 
 

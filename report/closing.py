@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from explorer.explain import Explanation
-from explorer.missed import owes_invalidation
-from oracle.violation import Violation
-from protocol.envelope import operation_of
-from protocol.limits import ULONG_MAX
-from report import words
-from report.labels import range_text
-from report.steps import limit, operation_text
+from mmurace.explorer.explain.missed import owes_invalidation
+from mmurace.explorer.explain.why import Explanation
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.report import words
+from mmurace.report.labels import range_text
+from mmurace.report.steps import limit, operation_text
 
 HOLDS: Final = {
     "tlb": "its TLB", "iotlb": "its IOTLB", "atc": "its ATC", "xsl": "its translation cache",

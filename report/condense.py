@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from explorer.timeline import Row
-from explorer.weights import DECISIVE
-from report.steps import text_of
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.explorer.explain.weights import DECISIVE
+from mmurace.report.steps import text_of
 
 BLOCK_MAX: Final = 16
 """Rows of one round of a loop that is recognised."""

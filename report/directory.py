@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from broker.recorder import SCHEDULE_FILE
-from nodes.disk import disk
-from nodes.files import not_opened
-from protocol.errors import UserError
-from report.screen import say
-from scenarios.spec import RUN_FILE
+from mmurace.broker.recorder import SCHEDULE_FILE
+from mmurace.nodes.disk import disk
+from mmurace.nodes.files import not_opened
+from mmurace.protocol.errors import UserError
+from mmurace.report.screen import say
+from mmurace.scenarios.spec import RUN_FILE
 
 RUNS: Final = Path("runs")
 LATEST: Final = "latest"

@@ -7,15 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from explorer.exhaustive import Exhaustion
-from explorer.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
-from report import words
-from report.machine import outcome_dict
-from report.screen import put
-from report.terminal import STYLES, WORDS, chosen_violation, repeat_command
-from report.trail import trail_of
-from report.violation import violation_report
-from scenarios.spec import RunSpec
+from mmurace.explorer.exhaustive.search import Exhaustion
+from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
+from mmurace.report import words
+from mmurace.report.machine import outcome_dict
+from mmurace.report.screen import put
+from mmurace.report.terminal import STYLES, WORDS, chosen_violation, repeat_command
+from mmurace.report.trail import trail_of
+from mmurace.report.violation import violation_report
+from mmurace.scenarios.spec import RunSpec
 
 
 def exit_code(found: Exhaustion) -> int:

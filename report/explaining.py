@@ -9,14 +9,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from explorer.explain import Explanation, explain
-from explorer.minimize import Minimized, minimize
-from explorer.schedule_file import Loaded, is_schedule_file, load, schedule_text, write
-from explorer.story import FILE as QUICKLY
-from report import minimizing
-from report.progress import Progress
-from report.schedules import MINIMIZED, minimized_file, run_or_schedule
-from report.screen import say, stderr
+from mmurace.explorer.explain.found import FILE as QUICKLY
+from mmurace.explorer.explain.why import Explanation, explain
+from mmurace.explorer.run.schedule_file import Loaded, is_schedule_file, load, schedule_text, write
+from mmurace.explorer.shrink.minimize import Minimized, minimize
+from mmurace.report import minimizing
+from mmurace.report.progress import Progress
+from mmurace.report.schedules import MINIMIZED, minimized_file, run_or_schedule
+from mmurace.report.screen import say, stderr
 
 LONG_DELIVERIES: Final = 400
 """A schedule file that is longer is cut down first; a run is, however long."""

@@ -9,18 +9,18 @@ from typing import Any, Final
 import msgspec
 from rich.console import Console
 
-from explorer.explore import Bound, Exploration
-from explorer.outcome import Outcome
-from explorer.statistics import wilson
-from oracle.sometimes import describe
-from oracle.violation import Violation
-from report import words
-from report.catalogue import expected
-from report.machine import kernel_dict
-from report.screen import put
-from report.terminal import STYLES, WORDS, chosen_violation, earlier_text, repeat_command
-from report.trail import trail_of
-from report.violation import violation_report
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.explorer.sample.explore import Bound, Exploration
+from mmurace.explorer.sample.statistics import wilson
+from mmurace.oracle.sometimes import describe
+from mmurace.oracle.violation import Violation
+from mmurace.report import words
+from mmurace.report.catalogue import expected
+from mmurace.report.machine import kernel_dict
+from mmurace.report.screen import put
+from mmurace.report.terminal import STYLES, WORDS, chosen_violation, earlier_text, repeat_command
+from mmurace.report.trail import trail_of
+from mmurace.report.violation import violation_report
 
 LABEL_WIDTH: Final = 12
 VIOLATIONS_LISTED: Final = 5

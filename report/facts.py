@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from explorer.outcome import Outcome
-from nodes.kernel.variant import RELEASES, Kernel, preset
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.nodes.kernel.variant import Kernel, usual
+from mmurace.nodes.kernel.variant.preset import differences
 
 
 def switches_set(kernel: Kernel) -> dict[str, Any]:
     """The switches that differ from the preset of the kernel's release and architecture."""
-    known = kernel.release in RELEASES
-    usual = msgspec.to_builtins(preset(kernel.release, kernel.arch)) if known else {}
-    return {key: v for key, v in msgspec.to_builtins(kernel).items() if usual.get(key) != v}
+    return {field.name: here for field, here, _ in differences(kernel, usual(kernel))}
 
 
 def kernel_text(kernel: Kernel) -> str:
     """``v6.2 x86 (gather_calls_ir=false)``."""
     switches = ", ".join(f"{key}={_toml(value)}" for key, value in switches_set(kernel).items())
-    return f"{kernel.release} {kernel.arch}" + (f" ({switches})" if switches else "")
+    patched = f" with {', '.join(kernel.patches)}" if kernel.patches else ""
+    differs = f" ({switches})" if switches else ""
+    return f"{kernel.release} {kernel.machine}{patched}{differs}"
 
 
 def _toml(value: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol.envelope import REPLY_MARK
+from mmurace.protocol.envelope import REPLY_MARK
 
 OPERATIONS: Final = {
     "Mmap": "mmap_region",

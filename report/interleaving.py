@@ -13,20 +13,20 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.explain import Cure, Explanation, Ordering
-from explorer.explain_deaths import Fate
-from explorer.missed import owes_invalidation
-from explorer.timeline import Row
-from explorer.weights import DECISIVE, DETAIL
-from report import words
-from report.arguments import Form
-from report.closing import closing, deadline_text, detail_of
-from report.condense import condensed
-from report.facts import kernel_text
-from report.functions import OPERATIONS
-from report.labels import Labels, missed_text
-from report.steps import operation_text, text_of
-from report.violation import RULES
+from mmurace.explorer.explain.deaths import Fate
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.explorer.explain.missed import owes_invalidation
+from mmurace.explorer.explain.weights import DECISIVE, DETAIL
+from mmurace.explorer.explain.why import Cure, Explanation, Ordering
+from mmurace.oracle.rules.table import rule_of
+from mmurace.report import words
+from mmurace.report.arguments import Form
+from mmurace.report.closing import closing, deadline_text, detail_of
+from mmurace.report.condense import condensed
+from mmurace.report.facts import kernel_text
+from mmurace.report.functions import OPERATIONS
+from mmurace.report.labels import Labels, missed_text
+from mmurace.report.steps import operation_text, text_of
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100
@@ -88,7 +88,8 @@ def _lines(explanation: Explanation, width: int) -> list[str]:
 def _head(explanation: Explanation, width: int) -> list[list[str]]:
     """What is broken on which kernel; what only prepared the ground."""
     violation, kernel = explanation.violation, explanation.case.spec.world.kernel
-    kind = RULES.get(violation.rule, "")
+    rule = rule_of(violation.rule)
+    kind = rule.name if rule else ""
     size = words.many(explanation.deliveries, "delivery", "deliveries")
     switched = words.many(explanation.switches, "switch", "switches")
     title = f"{violation.rule} {kind} on {kernel_text(kernel)}: {detail_of(violation)}"

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from explorer.outcome import BROKEN, INTERRUPTED
-from protocol.errors import UserError
-from protocol.signals import ENDING
+from mmurace.explorer.run.outcome import BROKEN, INTERRUPTED
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.signals import ENDING
 
 TOGETHER_SECONDS: Final = 1.0
 """Signals within this time mean the same one: ``timeout`` sends it to a process and to its
@@ -33,7 +33,7 @@ def interrupts(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from broker.aborted import write_aborted
+        from mmurace.broker.aborted import write_aborted
 
         with suppress(OSError, UserError):
             write_aborted(directory, "interrupted")

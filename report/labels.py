@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from string import ascii_lowercase
 from typing import Final
 
-from explorer.missed import Came, Missed
-from explorer.spots import Spot
-from explorer.timeline import Row
-from protocol.envelope import BROKER, REPLY_MARK
-from report.steps import function_text, limit, operation_text, text_of
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.explorer.explain.missed import Came, Missed
+from mmurace.explorer.explain.places import Spot
+from mmurace.protocol.envelope import BROKER, REPLY_MARK
+from mmurace.report.steps import function_text, limit, operation_text, text_of
 
 _WHY: Final = {
     "other_mm": "is for another mm",

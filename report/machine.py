@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from explorer.outcome import OperationCount, Outcome
-from nodes.files import unwritten
-from nodes.kernel.variant import Kernel
-from report.facts import switches_set
-from report.screen import say
-from report.terminal import headline, repeat_command
+from mmurace.explorer.run.outcome import OperationCount, Outcome
+from mmurace.nodes.files import unwritten
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.report.facts import switches_set
+from mmurace.report.screen import say
+from mmurace.report.terminal import headline, repeat_command
 
 SUMMARY_FILE: Final = "summary.json"
 
@@ -76,9 +76,10 @@ def kernel_dict(kernel: Kernel) -> dict[str, Any]:
     """The kernel: its preset, what differs from that, and every switch."""
     return {
         "release": kernel.release,
-        "arch": kernel.arch,
+        "arch": kernel.machine,
+        "drivers": list(kernel.profiles),
         "set": switches_set(kernel),
-        "switches": msgspec.to_builtins(kernel),
+        "switches": kernel.switches(),
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from explorer.minimize import Minimized, Size, Update
-from report import words
+from mmurace.explorer.shrink.minimize import Minimized, Size, Update
+from mmurace.report import words
 
 
 def minimize_line(state: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.status import Status
 
-from protocol.signals import held
-from report import words
+from mmurace.protocol.signals import held
+from mmurace.report import words
 
 Line = Callable[[Mapping[str, Any]], str]
 PLAIN_SECONDS: Final = 5.0

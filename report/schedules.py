@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from explorer.schedule_file import SUFFIX, is_schedule_file
-from protocol.errors import UserError
-from report.directory import saved_schedule
+from mmurace.explorer.run.schedule_file import SUFFIX, is_schedule_file
+from mmurace.protocol.errors import UserError
+from mmurace.report.directory import saved_schedule
 
 MINIMIZED: Final = f"min{SUFFIX}"
 """The file that a minimised schedule goes to: in the run's directory, or beside the schedule."""

@@ -9,7 +9,7 @@ from typing import IO, Final, TextIO
 
 from rich.console import Console
 
-from report import words
+from mmurace.report import words
 
 WIDTH: Final = 120
 """Columns of output that goes to no terminal."""

@@ -10,21 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from explorer import explore as exploration
-from explorer.outcome import Outcome
-from explorer.policies import ENGINES, STRATEGIES
-from protocol.errors import EmulatorError, ReplayDivergence, UserError
-from report import exploration as explored
-from report import machine
-from report.directory import new_run, point_to
-from report.interrupts import interrupts
-from report.progress import Progress
-from report.screen import say, stderr, stdout, write_out
-from report.shortage import shortage
-from scenarios.spec import RunSpec
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.explorer.sample import explore as exploration
+from mmurace.explorer.sample.policies import ENGINES, STRATEGIES
+from mmurace.protocol.errors import EmulatorError, ReplayDivergence, UserError
+from mmurace.report import exploration as explored
+from mmurace.report import machine
+from mmurace.report.directory import new_run, point_to
+from mmurace.report.interrupts import interrupts
+from mmurace.report.progress import Progress
+from mmurace.report.screen import say, stderr, stdout, write_out
+from mmurace.report.shortage import shortage
+from mmurace.scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
-    from explorer.story import Story
+    from mmurace.explorer.explain.found import Story
 
 
 def engine_from(strategy: str, exhaust: bool, keep_going: bool, recipe: bool, scope: str) -> str:
@@ -57,8 +57,8 @@ def search(
     explanation: bool = True,
 ) -> int:
     """Search one race exhaustively, or as far as the limits go; the exit status."""
-    from explorer import exhaustion as exhaustive
-    from report import exhaustion as exhausted
+    from mmurace.explorer.exhaustive import race as exhaustive
+    from mmurace.report import exhaustion as exhausted
 
     limits = exhaustive.Limits(executions, seconds)
     say(f"searching {spec.name} with {engine}")
@@ -106,7 +106,7 @@ def _story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
     """The explanation of what was found; none if there is nothing, or Ctrl-C says so."""
     if outcome is None or outcome.run_dir is None or not wanted:
         return None
-    from explorer.story import story_of as explained
+    from mmurace.explorer.explain.found import story_of as explained
 
     try:
         return explained(outcome.run_dir)
@@ -124,7 +124,7 @@ def told_dict(outcome: Outcome | None, wanted: bool) -> dict[str, Any]:
     told = _story_of(outcome, wanted)
     if told is None:
         return {"schedule": None, "minimized": None, "explanation": None}
-    from report.story import story_dict
+    from mmurace.report.story import story_dict
 
     return story_dict(told)
 
@@ -139,7 +139,7 @@ def _tell_story(outcome: Outcome | None, wanted: bool) -> bool:
     told = _story_of(outcome, wanted)
     if outcome is None or told is None:
         return False
-    from report.story import print_story
+    from mmurace.report.story import print_story
 
     print_story(stdout(), outcome, told)
     return True

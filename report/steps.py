@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from explorer.flushes import DONE, SENT
-from explorer.timeline import Row
-from protocol.limits import ULONG_MAX
-from protocol.pte import describe, frame_of
-from report.functions import DATA, OPERATIONS, function_of
+from mmurace.explorer.explain.flushes import DONE, SENT
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.pte import describe, frame_of
+from mmurace.report.functions import DATA, OPERATIONS, function_of
 
 Values = Mapping[str, Any]
 

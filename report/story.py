@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from explorer.outcome import Outcome
-from explorer.story import Story
-from report import interleaving, words
-from report.exploration import LABEL_WIDTH
-from report.minimizing import size_text
-from report.screen import put
-from report.terminal import repeat_command
+from mmurace.explorer.explain.found import Story
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.report import interleaving, words
+from mmurace.report.exploration import LABEL_WIDTH
+from mmurace.report.minimizing import size_text
+from mmurace.report.screen import put
+from mmurace.report.terminal import repeat_command
 
 
 def print_story(console: Console, outcome: Outcome, story: Story) -> None:

@@ -9,19 +9,19 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from broker.chaos_config import GATES, KILL
-from explorer import outcome as codes
-from explorer.latency import Latency
-from explorer.outcome import OperationCount, Outcome
-from oracle.verdict import How
-from oracle.violation import Violation
-from report import windows, words
-from report.catalogue import expected
-from report.facts import kernel_text, ran_on
-from report.screen import put
-from report.trail import trail_of
-from report.violation import violation_report
-from scenarios.spec import Expectation
+from mmurace.broker.chaos_config import GATES, KILL
+from mmurace.explorer.run import outcome as codes
+from mmurace.explorer.run.latency import Latency
+from mmurace.explorer.run.outcome import OperationCount, Outcome
+from mmurace.oracle.verdict import How
+from mmurace.oracle.violation import Violation
+from mmurace.report import windows, words
+from mmurace.report.catalogue import expected
+from mmurace.report.facts import kernel_text, ran_on
+from mmurace.report.screen import put
+from mmurace.report.trail import trail_of
+from mmurace.report.violation import violation_report
+from mmurace.scenarios.spec import Expectation
 
 WORDS: Final = {
     codes.HELD: "HELD",

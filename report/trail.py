@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.recorder import broker_records
-from oracle.violation import Event, Violation
-from protocol.envelope import BROKER, operation_of
-from protocol.errors import PeerError, UserError
+from mmurace.broker.recorder import broker_records
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import BROKER, operation_of
+from mmurace.protocol.errors import PeerError, UserError
 
 
 @dataclass(slots=True)

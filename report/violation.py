@@ -9,42 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from oracle.violation import Event, Violation
-from protocol.envelope import BROKER, operation_of
-from report import words
-from report.functions import CACHES, DATA, RECLAIMED, function_of
-from report.trail import Trail
+from mmurace.oracle.rules.table import rule_of
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import BROKER, operation_of
+from mmurace.report import words
+from mmurace.report.functions import CACHES, DATA, RECLAIMED, function_of
+from mmurace.report.trail import Trail
 
 RULER: Final = "=" * 66
-RULES: Final = {
-    "O": "missed-invalidation",
-    "S1": "use-after-free",
-    "S2": "secondary-flushed-late",
-    "S3": "access-after-revocation",
-    "S4": "stale-shadow",
-    "S5": "excess-rights",
-    "S6": "write-seen-by-child",
-    "S7": "stores-seen-out-of-order",
-    "S8": "walk-through-freed-table",
-    "S9": "lost-store",
-    "S10": "unpaired-invalidation",
-    "S11": "sleep-in-atomic-context",
-    "S12": "wrong-address-space",
-    "S13": "call-after-unregister",
-    "S14": "wrong-target",
-    "S16": "lost-dirty-bit",
-    "L1": "no-progress",
-    "L2": "endless-invalidation",
-    "L3": "deadlock",
-    "L4": "unfinished-invalidation",
-    "L6": "stale-denial",
-    "P3": "needless-zap",
-    "P4": "unbounded-callback",
-    "Q1": "left-open",
-    "Q2": "stale-at-rest",
-    "Q3": "wrong-content",
-}
-"""Rule -> what KCSAN would call the kind of bug."""
 
 
 def violation_report(violation: Violation, trail: Trail, repeat: str = "") -> str:
@@ -63,7 +35,8 @@ def violation_report(violation: Violation, trail: Trail, repeat: str = "") -> st
 
 
 def _title(violation: Violation, trail: Trail) -> str:
-    kind = RULES.get(violation.rule, "broken-rule")
+    rule = rule_of(violation.rule)
+    kind = rule.name if rule else "broken-rule"
     functions = list(dict.fromkeys(filter(None, _functions(violation, trail))))
     where = f" in {' / '.join(functions)}" if functions else ""
     return f"BUG: mmu_notifier: {violation.rule}: {kind}{where}"

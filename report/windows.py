@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from oracle.verdict import How
-from report import words
+from mmurace.oracle.verdict import How
+from mmurace.report import words
 
 HEAD: Final = "entered with a live"
 """What the columns say."""

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import errno
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
+
+from mmurace.nodes import plugins
+
+COMMAND: Final = "mmurace"
+LAUNCH: Final = Path(__file__).resolve().parents[1] / "launch.py"
+"""In a checkout."""
 
 
 def plain(text: str) -> str:
@@ -46,5 +55,28 @@ def listed(items: Iterable[str], nothing: str = "none") -> str:
 
 
 def command(*words: str | Path) -> str:
-    """A command of this program that can be pasted into a shell."""
-    return shlex.join(["python", "launch.py", *map(str, words)])
+    """A command of this program that can be pasted into a shell, here and as it was started."""
+    named = (f"--plugin={_near(Path(plugin.path))}" for plugin in plugins.loaded())
+    return shlex.join([*program(), *named, *map(str, words)])
+
+
+def program() -> tuple[str, ...]:
+    """How this program is started: ``mmurace``, ``python launch.py``, ``.venv/bin/python ...``."""
+    started = Path(sys.argv[0])
+    if started.name == COMMAND:
+        return (COMMAND,) if _is(shutil.which(COMMAND), started) else (_near(started),)
+    python = "python" if _is(shutil.which("python"), sys.executable) else _near(sys.executable)
+    if LAUNCH.exists():
+        return python, _near(LAUNCH)
+    return python, "-m", COMMAND
+
+
+def _is(found: str | None, wanted: str | Path) -> bool:
+    """The very same path: a virtual environment's python is a link to another one."""
+    return found is not None and Path(found).absolute() == Path(wanted).absolute()
+
+
+def _near(path: str | Path) -> str:
+    """Relative to where we are if it lies below, else the whole path."""
+    whole = Path(path).absolute()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
-from protocol.limits import PAGE_SIZE
+from mmurace.protocol.limits import PAGE_SIZE
 
 V = TypeVar("V")
 

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 
 import msgspec
 
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.kvm import Memslot
-from scenarios.tables import TomlTable
+from mmurace.nodes.secondaries.kvm.part import Slot
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.scenarios.tables import TomlTable
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]
@@ -103,14 +103,14 @@ class Arena:
         """The guest's address of it."""
         return self.apic - GUEST_BASE
 
-    def memslots(self) -> tuple[Memslot, ...]:
+    def memslots(self) -> tuple[Slot, ...]:
         """The whole arena is guest memory, and so is the heap, behind the APIC page."""
         pages = (self.end - GUEST_BASE) >> PAGE_SHIFT
         apic = self.apic_gpa >> PAGE_SHIFT
         return (
-            Memslot(0, pages, GUEST_BASE),
-            Memslot(apic, 1, self.apic, True),
-            Memslot(apic + 1, self.options.heap, HEAP_BASE),
+            Slot(0, pages, GUEST_BASE),
+            Slot(apic, 1, self.apic, True),
+            Slot(apic + 1, self.options.heap, HEAP_BASE),
         )
 
     def gpa(self, address: int) -> int:

@@ -13,22 +13,22 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from broker.chaos import ChaosConfig, parse_rules
-from broker.chaos_config import check_names
-from broker.programs import Program
-from nodes.kernel.variant import Kernel
-from nodes.world import World
-from oracle.rules import chosen_rules
-from oracle.sometimes import CACHES, Condition, conditions_from
-from oracle.tables import PWC
-from protocol.errors import UserError
-from scenarios.conditions import Possible
-from scenarios.operations import programs_from
-from scenarios.spec import Expectation, RunSpec
-from scenarios.switches import kernel_from
-from scenarios.tables import Table, TomlTable, array, convert, convert_each, read_toml
-from scenarios.workloads import Script
-from scenarios.worlds import world_from
+from mmurace.broker.chaos import ChaosConfig, parse_rules
+from mmurace.broker.chaos_config import check_names
+from mmurace.broker.programs import Program
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.world import World
+from mmurace.oracle.rules.o_s8_page_tables import PWC
+from mmurace.oracle.rules.table import chosen_rules
+from mmurace.oracle.sometimes import Condition, conditions_from, known_caches
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.conditions import Possible
+from mmurace.scenarios.operations import programs_from
+from mmurace.scenarios.spec import Expectation, RunSpec
+from mmurace.scenarios.switches import kernel_from
+from mmurace.scenarios.tables import Table, TomlTable, array, convert, convert_each, read_toml
+from mmurace.scenarios.workloads import Script
+from mmurace.scenarios.worlds import world_from
 
 DIRECTORY: Final = Path(__file__).parent
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -43,6 +43,10 @@ class KernelTable(TomlTable, frozen=True):
     arch: str = "x86"
     set: dict[str, Any] = {}
     """Switches that differ from the preset."""
+    drivers: list[str] = []
+    """Driver profiles other than the usual ones (``amd-iommu``)."""
+    patches: list[str] = []
+    """Patches of plug-ins."""
 
 
 class _ScopeTable(TomlTable, frozen=True):
@@ -248,7 +252,7 @@ def _check_expectations(cases: tuple[KernelCase, ...], world: World, where: str)
         expect, place = case.expect, f"{where}[{index}].expect"
         chosen_rules(frozenset(filter(None, [expect.rule])), f"{place}.rule")
         _check_known(expect.agent, world.nodes(), f"{place}.agent")
-        _check_known(expect.cache, (*CACHES, PWC), f"{place}.cache")
+        _check_known(expect.cache, (*known_caches(), PWC), f"{place}.cache")
         _check_known(expect.mm, world.mms, f"{place}.mm")
 
 
@@ -261,7 +265,9 @@ def _kernels(value: Any, where: str) -> tuple[KernelCase, ...]:
     cases: list[KernelCase] = []
     for index, table in enumerate(convert_each(value, KernelTable, where)):
         place = f"{where}[{index}]"
-        kernel = kernel_from(table.release, table.arch, table.set, place, "set")
+        kernel = kernel_from(
+            table.release, table.arch, table.set, place, "set", table.drivers, table.patches
+        )
         if table.name in (case.name for case in cases):
             raise UserError(f"{place}.name", f"{table.name!r} is there twice", "different names")
         cases.append(KernelCase(table.name, kernel, table.expect))

@@ -17,32 +17,53 @@ What only some schedule or some kernel prevents is not looked for.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from broker.programs import Program
-from nodes.kernel.mmu_notifier import subscriber_ops
-from nodes.kernel.variant import Kernel
-from nodes.world import World
-from oracle.sometimes import CALLBACK_MARKS, Between, CachedWhen, Condition, Covered, Invalidated
-from protocol.errors import UserError
-from protocol.limits import PAGE_SHIFT
-from protocol.messages import program as ops
-from protocol.ranges import covers, overlaps, page_of
-from scenarios.ends import before, steps_by_name
+from mmurace.broker.programs import Program
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.world import World
+from mmurace.oracle.sometimes import (
+    CALLBACK_MARKS,
+    Between,
+    CachedWhen,
+    Condition,
+    Covered,
+    Invalidated,
+)
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as ops
+from mmurace.protocol.ranges import covers, overlaps, page_of
+from mmurace.scenarios.ends import before, steps_by_name
 
-NEVER_CHANGE: Final = frozenset({"KvmAddMemslot", "Sigkill", "DeviceRemove", "KvmDestroyVm"})
-"""Operations that take no entry away and free no frame."""
-COPY: Final = frozenset({"MigratePages", "Touch", "Dma", "AfuTouch", "GuestTouch", "GuestApic"})
-"""Operations that copy frames: migration, and whatever faults (copy on write, a page of swap)."""
-_GUEST: Final = frozenset({"GuestTouch", "GuestApic", "Sigkill"})
+
+def never_change() -> frozenset[str]:
+    """Operations that take no entry away and free no frame."""
+    return frozenset().union(*(one.idle for one in secondaries()))
+
+
+def copying() -> frozenset[str]:
+    """Operations that copy frames: migration, and whatever faults (copy on write, swap)."""
+    accesses = (kind.__name__ for one in secondaries() for kind in one.accesses)
+    return frozenset({"MigratePages", "Touch", *accesses}) - never_change()
+
+
+def _through_guest_addresses(cache: str) -> bool:
+    """Whether only pages that somebody names by addresses of its own get into it."""
+    return any(
+        cache in (one.name for one in secondary.caches)
+        for secondary in secondaries()
+        if any(one.by_guest_address for one in secondary.caches)
+    )
+
 
 POINTS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(
         ("bad_page", "batched_pending_flushed", "direct_reclaim", "file_page_kept",
          "file_page_reclaimed", "filemap_fault_truncated", "flush_deferred", "gather_batch_full",
-         "nested_gather", "pasid_reused", "pid_reused", "swap_cache_hit", "upper_entry_kept",
+         "nested_gather", "swap_cache_hit",
          "write_upgrade"),
         frozenset(),
     ),
@@ -54,8 +75,13 @@ POINTS: Final[dict[str, frozenset[str]]] = {
     "table_moved": frozenset({"Mremap"}),
 }  # fmt: skip
 """Coverage points that nodes emit, each with the operation without which it is never passed."""
-_PWC_POINTS: Final = frozenset({"upper_entry_kept"})
-_LINK_POINTS: Final = frozenset({"pasid_reused", "pid_reused"})
+
+
+def points() -> dict[str, frozenset[str]]:
+    """The core's coverage points, and those of the secondaries."""
+    return POINTS | {name: by for one in secondaries() for name, by in one.points.items()}
+
+
 ORDERED_STEPS_MAX: Final = 500
 """In longer programs it is not asked whether two operations can meet."""
 
@@ -106,25 +132,16 @@ class Possible:
         elif isinstance(condition, Invalidated):
             yield from self._cache(condition.cache)
             yield from self._enough(condition.at_least)
-        elif not self.kinds - NEVER_CHANGE:
+        elif not self.kinds - never_change():
             yield "", "no operation frees a frame", "operations that do"
 
     # -- caches ----------------------------------------------------------------------------
 
     def agents(self, cache: str) -> tuple[str, ...]:
         """The nodes that have a cache of that kind."""
-        world = self.world
-        with_apic = [vm for vm in world.vms if any(slot.apic for slot in vm.slots)]
-        known = {
-            "tlb": world.processors(),
-            "iotlb": tuple(unit.name for unit in world.units),
-            "atc": tuple(name for unit in world.units if unit.ats for name in unit.devices),
-            "xsl": tuple(link.name for link in world.links),
-            "spte": tuple(vm.name for vm in world.vms),
-            "gtlb": tuple(vcpu for vm in world.vms for vcpu in vm.vcpus),
-            "vmcs": tuple(vcpu for vm in with_apic for vcpu in vm.vcpus),
-        }
-        return known[cache]
+        if cache == "tlb":
+            return self.world.processors()
+        return tuple(n for part in self.world.parts for n in part.holders().get(cache, ()))
 
     def _cache(self, cache: str) -> Iterator[tuple[str, str, str]]:
         if not self.agents(cache):
@@ -137,7 +154,7 @@ class Possible:
             yield "agent", f"{condition.agent} has no {condition.cache}", _listed(agents)
         yield from self._address(condition)
         if condition.at == "changed":
-            if condition.op in NEVER_CHANGE:
+            if condition.op in never_change():
                 yield "op", f"{condition.op} takes no entry away", "an operation that does"
         elif not any(_names(step, condition, self.world) for step in self.steps):
             page = "a page" if condition.address < 0 else f"{condition.address:#x}"
@@ -149,18 +166,14 @@ class Possible:
             return
         if address >= world.address_end():
             yield "address", "nothing is mapped there", f"less than {world.address_end():#x}"
-        elif condition.cache in ("spte", "gtlb", "vmcs") and not self._in_slot(condition):
+        elif _through_guest_addresses(condition.cache) and not self._in_range(condition):
             yield "address", "is in no memslot", "a host virtual address that a guest can reach"
 
-    def _in_slot(self, condition: CachedWhen) -> bool:
-        apic = condition.cache == "vmcs"
-        slots = [slot for vm in self.world.vms for slot in vm.slots if slot.apic or not apic]
-        spans = [(slot.hva, slot.hva + (slot.pages << PAGE_SHIFT)) for slot in slots]
-        spans += [
-            (op.address, op.address + op.length)
-            for _, step in self.named.values()
-            if isinstance(op := step.operation, ops.KvmAddMemslot)
-        ]
+    def _in_range(self, condition: CachedWhen) -> bool:
+        own = (part.ranges() for part in self.world.parts)
+        spans = [(host, host + size) for ranges in own for _, _, host, size in ranges]
+        given: Iterator[Any] = (step.operation for _, step in self.named.values())
+        spans += [(op.address, op.address + op.length) for op in given if hasattr(op, "gfn")]
         return any(start <= condition.address < end for start, end in spans)
 
     # -- windows ---------------------------------------------------------------------------
@@ -188,23 +201,21 @@ class Possible:
     def _step_of(self, key: str, mark: str, of: str) -> Iterator[tuple[str, str, str]]:
         """Whether an operation of that kind has such a step, on every kernel."""
         changes = mark in ("pte_change", "frame_freed", "frame_copied")
-        copies = mark != "frame_copied" or of in COPY
-        if (changes and of in NEVER_CHANGE) or not copies:
+        copies = mark != "frame_copied" or of in copying()
+        if (changes and of in never_change()) or not copies:
             yield key, f"a {of} has no {mark}", "a step that it has"
         if mark not in CALLBACK_MARKS.values():
             return
         for name, kernel in self.kernels:
-            if not self._calls(mark, kernel) or of in NEVER_CHANGE:
+            if not self._calls(mark, kernel) or of in never_change():
                 why = f"on {name} nobody is called at a {mark} of a {of}"
                 yield key, why, "a step that every kernel has here"
 
     def _calls(self, mark: str, kernel: Kernel) -> bool:
         """Whether some subscriber has a callback that is such a step."""
         world = msgspec.structs.replace(self.world, kernel=kernel)
-        drivers = {driver for mm in world.mms for driver, _ in world.subscribers(mm)}
-        if world.links and kernel.ocxl_notifier and kernel.ocxl_link == "atsd":
-            drivers.add("ocxl")
-        callbacks = {name for driver in drivers for name in subscriber_ops(driver, kernel)}
+        there = [one for one in secondaries() if one.parts(world)]
+        callbacks = {name for one in there for name in one.ops(kernel)}
         return any(CALLBACK_MARKS.get(name) == mark for name in callbacks)
 
     def _can_meet(self, pairs: Sequence[tuple[_Step, _Step]]) -> bool:
@@ -217,19 +228,22 @@ class Possible:
 
     def _covered(self, condition: Covered) -> Iterator[tuple[str, str, str]]:
         point = condition.point
-        if point not in POINTS:
-            yield "point", f"there is no {point!r}", _listed(POINTS)
+        if point not in points():
+            yield "point", f"there is no {point!r}", _listed(points())
             return
-        needed = POINTS[point]
+        needed = points()[point]
         if needed and not needed & self.kinds:
             yield "point", f"it needs a {_listed(needed)}", "a program with one"
-        if point in _PWC_POINTS and not any(unit.pwc for unit in self.world.units):
+        if point == "upper_entry_kept" and not any(
+            getattr(part, "pwc", False) for part in self.world.parts
+        ):
             yield "point", "no unit has a paging-structure cache", "pwc = true"
-        if point in _LINK_POINTS and not self.world.links:
-            yield "point", "this world has no link", "a world with links"
+        for one in secondaries():
+            if point in one.points and not one.parts(self.world):
+                yield "point", f"this world has no {one.key}", f"a world with {one.key}"
 
     def _enough(self, at_least: int) -> Iterator[tuple[str, str, str]]:
-        most = sum(step.kind not in NEVER_CHANGE for step in self.steps)
+        most = sum(step.kind not in never_change() for step in self.steps)
         if at_least > most:
             yield "at_least", f"{most} operations can do it", f"at most {most}"
 
@@ -237,12 +251,12 @@ class Possible:
 def _step(name: str, node: str, operation: ops.Operation, world: World) -> _Step:
     """What its begin record will say (``Cpu.operate``, ``Vcpu.operate``, ``Device.dma``)."""
     kind = type(operation).__name__
-    if kind in _GUEST:
-        vm = next(vm.name for vm in world.vms if node in vm.vcpus)
+    part = world.part_of(node)
+    if part is not None and node in part.processors():
         gpa = getattr(operation, "gpa", 0)
-        return _Step(name, kind, node, vm, gpa, gpa + 1)
+        return _Step(name, kind, node, part.name, gpa, gpa + 1)
     start = getattr(operation, "address", 0)
-    length = getattr(operation, "length", 1 if kind in ("Dma", "AfuTouch") else 0)
+    length = getattr(operation, "length", 0 if part is None else 1)
     return _Step(name, kind, node, getattr(operation, "mm", ""), start, start + max(length, 1))
 
 

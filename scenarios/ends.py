@@ -14,12 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from broker.programs import Program, Step
-from nodes.world import Vm, World
-from protocol.errors import UserError
-from protocol.messages import program as ops
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestApic,
+    GuestTouch,
+    KvmAddMemslot,
+    KvmDestroyVm,
+    Sigkill,
+)
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
 
-_IN_GUEST: Final = (ops.GuestTouch, ops.GuestApic)
+_IN_GUEST: Final = (GuestTouch, GuestApic)
 Steps = Mapping[str, tuple[str, Step]]
 """Operation -> the node that it is asked of, and its step."""
 
@@ -41,8 +48,8 @@ def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, s
     steps = steps_by_name(programs)
     ended: dict[str, str] = {}
     for name, (_, step) in steps.items():
-        if isinstance(step.operation, ops.KvmDestroyVm):
-            vm = next(vm for vm in world.vms if vm.name == step.operation.vm)
+        if isinstance(step.operation, KvmDestroyVm):
+            vm = next(vm for vm in world.parts_of(Vm) if vm.name == step.operation.vm)
             first = ended.setdefault(vm.name, name)
             if first != name:
                 expected = "one kvm_destroy_vm for each VM"
@@ -53,7 +60,7 @@ def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, s
 def _check_users(vm: Vm, end: str, steps: Steps, places: Mapping[str, str]) -> None:
     past = before(end, steps)
     killed = {node for name, (node, step) in steps.items()
-              if name in past and isinstance(step.operation, ops.Sigkill)}  # fmt: skip
+              if name in past and isinstance(step.operation, Sigkill)}  # fmt: skip
     for name, (node, step) in steps.items():
         if name in past or node in killed or not _uses(vm, node, step):
             continue
@@ -68,7 +75,7 @@ def _check_users(vm: Vm, end: str, steps: Steps, places: Mapping[str, str]) -> N
 def _uses(vm: Vm, node: str, step: Step) -> bool:
     """Whether a step needs the VM."""
     operation = step.operation
-    if isinstance(operation, ops.KvmAddMemslot):
+    if isinstance(operation, KvmAddMemslot):
         return operation.vm == vm.name
     return isinstance(operation, _IN_GUEST) and node in vm.vcpus
 

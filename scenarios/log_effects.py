@@ -11,12 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.ranges import page_align, page_of
-from scenarios.address_space import ADDRESS_END, AreaMap
-from scenarios.log_processes import Processes, borrows, starts_child
-from scenarios.strace_log import Call, Log, integer, rights
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.ranges import page_align, page_of
+from mmurace.scenarios.address_space import ADDRESS_END, AreaMap
+from mmurace.scenarios.log_processes import Processes, borrows, starts_child
+from mmurace.scenarios.strace_log import Call, Log, integer, rights
 
 NOT_BUILT: Final = "not built yet"
 NO_EFFECT: Final = "no memory effect"

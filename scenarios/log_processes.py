@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scenarios.strace_log import Call, Log, integer
+from mmurace.scenarios.strace_log import Call, Log, integer
 
 CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 

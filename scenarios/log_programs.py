@@ -19,17 +19,20 @@ from typing import Annotated, Final
 
 import msgspec
 
-from broker.programs import Program, Step
-from nodes.driver import draw
-from nodes.world import World
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages import program as ops
-from protocol.messages.kvm import Memslot
-from protocol.ranges import page_align
-from scenarios.address_space import ADDRESS_END, nth_page
-from scenarios.log_effects import Effect
-from scenarios.log_space import Space
-from scenarios.tables import TomlTable
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import draw
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.protocol.ranges import page_align
+from mmurace.scenarios.address_space import ADDRESS_END, nth_page
+from mmurace.scenarios.log_effects import Effect
+from mmurace.scenarios.log_space import Space
+from mmurace.scenarios.tables import TomlTable
 
 DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
 APIC_MOVED: Final = "MigratePages of the APIC page"
@@ -70,7 +73,8 @@ class LogPrograms:
         self.spaces = {0: Space(world.mms[0])}
         self.space = self.spaces[0]
         """That of the call at hand."""
-        self.slots = world.vms[0].slots if world.vms else ()
+        vms = world.parts_of(Vm)
+        self.slots = vms[0].slots if vms else ()
         self.steps: dict[str, list[Step]] = {}
         self.nodes = {DAEMON: world.cpus[0]}
         """Program -> its CPU."""
@@ -351,7 +355,7 @@ class LogPrograms:
 
     def _dma(self, page: int, line: int, what: str, after: Iterable[str] = ()) -> str:
         write = self._writes(page, line, f"dma/{what}")
-        access = ops.AfuTouch if self.world.links else ops.Dma
+        access = AfuTouch if self.world.kernel.machine == "ppc" else Dma
         operation = access(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
         return self._emit(DEVICE, operation, [*self._before(page, what), *after])
@@ -364,7 +368,7 @@ class LogPrograms:
         gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
         self._note_use(page, write)
         waits = [*self._before(page, what), *after]
-        return self._emit(GUEST, ops.GuestTouch(gpa, write, line), waits)
+        return self._emit(GUEST, GuestTouch(gpa, write, line), waits)
 
     def _before(self, page: int, what: str) -> list[str]:
         """What an access of a secondary comes after.
@@ -377,13 +381,13 @@ class LogPrograms:
             after.append(self._latest(DAEMON))
         return after
 
-    def _slot(self, address: int) -> Memslot | None:
+    def _slot(self, address: int) -> Slot | None:
         for slot in self.slots:
             if not slot.apic and slot.hva <= address < slot.hva + slot.pages * PAGE_SIZE:
                 return slot
         return None
 
-    def _apic_slot(self) -> Memslot | None:
+    def _apic_slot(self) -> Slot | None:
         return next((slot for slot in self.slots if slot.apic), None)
 
     def _guest_apic(self, line: int, after: Iterable[str] = ()) -> str:
@@ -392,7 +396,7 @@ class LogPrograms:
             return ""
         write = self._draw(line, "apic/write") % 2 == 0
         waits = [*self._last_calls(slot.hva, slot.hva + PAGE_SIZE), *after]
-        return self._emit(GUEST, ops.GuestApic(slot.gfn << PAGE_SHIFT, write, line), waits)
+        return self._emit(GUEST, GuestApic(slot.gfn << PAGE_SHIFT, write, line), waits)
 
     def _migrate(self, line: int) -> None:
         """A used page that device and guest hold, or one in four times the APIC page."""

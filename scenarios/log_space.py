@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from protocol.ranges import page_align
-from scenarios.address_space import ADDRESS_END, AreaMap, PageSet
-from scenarios.log_effects import Effect
+from mmurace.protocol.ranges import page_align
+from mmurace.scenarios.address_space import ADDRESS_END, AreaMap, PageSet
+from mmurace.scenarios.log_effects import Effect
 
 Rights = tuple[bool, bool]
 

@@ -14,17 +14,32 @@ from pathlib import Path
 
 import msgspec
 
-from broker.programs import Program, Step
-from nodes.driver import draw
-from nodes.kernel.variant import Kernel
-from nodes.world import Link, Unit, Vm, World
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from scenarios import rounds
-from scenarios.arena import FILE, FRAMES, GATHER_BATCH, HEAP_BASE, Arena, Counts, Mix, MixedOptions
-from scenarios.rounds import Meetings, Round
-from scenarios.tables import Table, convert
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import draw
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.scenarios import rounds
+from mmurace.scenarios.arena import (
+    FILE,
+    FRAMES,
+    GATHER_BATCH,
+    HEAP_BASE,
+    Arena,
+    Counts,
+    Mix,
+    MixedOptions,
+)
+from mmurace.scenarios.rounds import Meetings, Round
+from mmurace.scenarios.tables import Table, convert
 
 __all__ = ["Arena", "Counts", "Mix", "Mixed", "MixedOptions", "cpu_names"]
 
@@ -238,13 +253,13 @@ class SecondarySteps:
             address, write = self.arena.somewhere(number >> 20), number % 3 > 0
         value = (number >> 2) & 0xFFFF
         if self.name.startswith("link"):
-            return ops.AfuTouch(self.arena.mm, address, write, value)
+            return AfuTouch(self.arena.mm, address, write, value)
         if not self.guest:
-            return ops.Dma(self.arena.mm, address, write, value)
+            return Dma(self.arena.mm, address, write, value)
         apic = round_.page == self.arena.apic
         if apic or (position == rounds.READY and (number >> 18) & 3 == 0):
-            return ops.GuestApic(self.arena.apic_gpa, write, value)
-        return ops.GuestTouch(self.arena.gpa(address), write, value)
+            return GuestApic(self.arena.apic_gpa, write, value)
+        return GuestTouch(self.arena.gpa(address), write, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,24 +274,26 @@ class Mixed:
         options = self.options
         cpus = cpu_names(options.cpus)
         slots = Arena(options).memslots()
-        power = kernel.arch == "ppc"
+        power = kernel.machine == "ppc"
         if options.links and not power:
             raise UserError(
-                "nodes.links", f"is {options.links} on {kernel.arch}", "0, or arch = ppc"
+                "nodes.links", f"is {options.links} on {kernel.machine}", "0, or arch = ppc"
             )
         devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
         return World(
             kernel=kernel,
             cpus=cpus,
-            units=tuple(
-                Unit(f"iommu{n}", behind, ("mm0",), cpus[-1], options.ats)
-                for n, behind in enumerate(_shared_out("device", devices, options.iommus))
+            parts=(
+                *(
+                    Unit(f"iommu{n}", behind, ("mm0",), cpus[-1], options.ats)
+                    for n, behind in enumerate(_shared_out("device", devices, options.iommus))
+                ),
+                *(
+                    Vm(f"kvm{n}", vcpus, "mm0", slots)
+                    for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
+                ),
+                *(Link(f"link{n}", ("mm0",), cpus[-1]) for n in range(links)),
             ),
-            vms=tuple(
-                Vm(f"kvm{n}", vcpus, "mm0", slots)
-                for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
-            ),
-            links=tuple(Link(f"link{n}", ("mm0",), cpus[-1]) for n in range(links)),
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
@@ -287,9 +304,8 @@ class Mixed:
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
         """One program per CPU, device and vCPU of the world."""
         arena = Arena(self.options, world.mms[0])
-        vcpus = [name for vm in world.vms for name in vm.vcpus]
-        devices = [name for unit in world.units for name in unit.devices]
-        devices += [link.name for link in world.links]
+        vcpus = [name for part in world.parts for name in part.processors()]
+        devices = [name for name in world.nodes() if name.startswith(("device", "link"))]
         meetings = Meetings(arena, seed, self.acts(), tuple(vcpus), tuple(devices))
         cpus = [
             Program(

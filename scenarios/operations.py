@@ -9,20 +9,28 @@ name in small letters, ``length`` becomes ``pages``, ``read`` and ``write`` of a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from broker.programs import Program, Step
-from nodes.world import World
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from protocol.messages.program import Operation
-from scenarios.ends import check_ends
-from scenarios.tables import Table, TomlTable, array, convert, convert_each, deeper, sub_table
-from scenarios.worlds import Number
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.secondary import Number, secondaries
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.program import Operation, operation_kinds
+from mmurace.scenarios.ends import check_ends
+from mmurace.scenarios.tables import (
+    Table,
+    TomlTable,
+    array,
+    convert,
+    convert_each,
+    deeper,
+    sub_table,
+)
 
 Prot = Literal["none", "r", "rw"]
 Pages = Annotated[int, msgspec.Meta(ge=1)]
@@ -33,9 +41,6 @@ _RIGHTS: Final[dict[str, tuple[bool, bool]]] = {
 }  # fmt: skip
 _PROT: Final = {rights: name for name, rights in _RIGHTS.items()}
 _NAME: Final = re.compile(r"^[A-Za-z0-9_-]+$")
-_DEVICE: Final = (ops.Dma,)
-_GUEST: Final = (ops.GuestTouch, ops.GuestApic, ops.Sigkill)
-_AFU: Final = (ops.AfuTouch,)
 _EVERYWHERE: Final[list[Any]] = [
     ("op", str), ("mm", str, ""), ("after", tuple[str, ...], ()), ("repeat", Times, 1),
 ]  # fmt: skip
@@ -81,13 +86,24 @@ def _table_kind(kind: type[Operation]) -> type[Any]:
     )
 
 
-OPERATIONS: Final = {op_name(kind): kind for kind in Operation.__subclasses__()}
-_TABLES: Final = {name: _table_kind(kind) for name, kind in OPERATIONS.items()}
+@cache
+def _named(kinds: tuple[type[Operation], ...]) -> Mapping[str, type[Operation]]:
+    return {op_name(kind): kind for kind in kinds}
+
+
+def operations() -> Mapping[str, type[Operation]]:
+    """Every operation that a program can have by now, by its name in a file."""
+    return _named(tuple(operation_kinds()))
+
+
+@cache
+def _table_of(kind: type[Operation]) -> type[Any]:
+    return _table_kind(kind)
 
 
 def operation_keys(name: str) -> list[tuple[str, bool, Any]]:
     """The keys that an operation has for itself: name, whether it must be given, else its value."""
-    own = msgspec.structs.fields(_TABLES[name])[len(_EVERYWHERE) :]
+    own = msgspec.structs.fields(_table_of(operations()[name]))[len(_EVERYWHERE) :]
     return [(f.name, f.required, None if f.required else f.default) for f in own]
 
 
@@ -96,13 +112,13 @@ def steps_from(value: Any, mm: str, where: str) -> list[Step]:
     table = sub_table(value, where)
     name = table.get("op")
     if name is None:
-        raise UserError(where, "missing key 'op'", f"one of {', '.join(OPERATIONS)}")
-    if not isinstance(name, str) or name not in OPERATIONS:
+        raise UserError(where, "missing key 'op'", f"one of {', '.join(operations())}")
+    if not isinstance(name, str) or name not in operations():
         raise UserError(
-            deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(OPERATIONS)}"
+            deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(operations())}"
         )
-    checked = convert(table, _TABLES[name], where)
-    operation = _operation(OPERATIONS[name], checked, mm, where)
+    checked = convert(table, _table_of(operations()[name]), where)
+    operation = _operation(operations()[name], checked, mm, where)
     return [Step(operation, checked.after), *[Step(operation)] * (checked.repeat - 1)]
 
 
@@ -182,11 +198,7 @@ def programs_to(programs: Iterable[Program]) -> list[Table]:
 def _check_step(step: Step, node: str, world: World, where: str) -> None:
     """The operation suits the node, and its mm and address exist."""
     operation = step.operation
-    devices = {name for unit in world.units for name in unit.devices}
-    vcpus = {name for vm in world.vms for name in vm.vcpus}
-    links = {link.name for link in world.links}
-    places = ((_DEVICE, devices), (_GUEST, vcpus), (_AFU, links))
-    fits = node in next((at for kinds, at in places if isinstance(operation, kinds)), world.cpus)
+    fits = node in _places(type(operation), world)
     name = op_name(type(operation))
     if not fits:
         raise UserError(f"{where}.op", f"{node} cannot do {name!r}", "an operation of that node")
@@ -195,18 +207,13 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         if mm not in world.mms:
             known = ", ".join(world.mms)
             raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
-    known_names = {
-        "vm": [vm.name for vm in world.vms],
-        "unit": [unit.name for unit in world.units],
-        "device": _devices_of(world, getattr(operation, "unit", "")),
-        "link": sorted(links),
-    }
-    for key, names in known_names.items():
-        value = getattr(operation, key, None)
-        if value is not None and value not in names:
-            what = "VM" if key == "vm" else key
-            listed = ", ".join(names) or "none"
-            raise UserError(f"{where}.{key}", f"unknown {what} {value!r}", f"one of {listed}")
+    for secondary in secondaries():
+        for key in secondary.named_by:
+            named = getattr(operation, key, "")
+            known = ", ".join(part.name for part in secondary.parts(world)) or "none"
+            if named and named not in known.split(", "):
+                problem = f"unknown name {named!r} in {secondary.key}"
+                raise UserError(f"{where}.{key}", problem, f"one of {known}")
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
     if end > world.address_end():
         raise UserError(
@@ -214,8 +221,13 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         )
 
 
-def _devices_of(world: World, unit: str) -> list[str]:
-    return [name for one in world.units if one.name == unit for name in one.devices]
+def _places(kind: type[Operation], world: World) -> tuple[str, ...]:
+    """Nodes that can be asked for an operation."""
+    for secondary in secondaries():
+        if kind in secondary.accesses:
+            nodes = secondary.accesses[kind]
+            return tuple(node for part in secondary.parts(world) for node in nodes(part))
+    return world.cpus
 
 
 def _check_order(programs: list[Program], where: str) -> None:

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from broker.programs import Rounds, Step
-from nodes.driver import draw
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from scenarios.arena import FILE, HEAP_BASE, Arena
+from mmurace.broker.programs import Rounds, Step
+from mmurace.nodes.driver import draw
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.scenarios.arena import FILE, HEAP_BASE, Arena
 
 READY, WARM, ACT, RESTORE = range(4)
 """Positions in a round."""

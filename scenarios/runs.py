@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from broker.chaos import ChaosConfig
-from nodes.kernel.variant import Kernel
-from oracle.sometimes import window_conditions, workload_conditions
-from protocol.errors import UserError
-from scenarios.log_programs import TouchOptions
-from scenarios.mixed import Mixed, MixedOptions
-from scenarios.spec import RunSpec
-from scenarios.strace import StraceLog
-from scenarios.world_file import WorldFile
+from mmurace.broker.chaos import ChaosConfig
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.oracle.sometimes import window_conditions, workload_conditions
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.log_programs import TouchOptions
+from mmurace.scenarios.mixed import Mixed, MixedOptions
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.strace import StraceLog
+from mmurace.scenarios.world_file import WorldFile
 
 
 def workload_run(

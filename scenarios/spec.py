@@ -13,18 +13,28 @@ from typing import Final, Literal
 
 import msgspec
 
-from broker.chaos import ChaosConfig, parse_rules
-from broker.programs import Program
-from nodes.files import sealed, write_whole
-from nodes.kernel.variant import Kernel
-from nodes.world import World
-from oracle.sometimes import Condition, conditions_from
-from oracle.verdict import Expected
-from protocol.errors import UserError
-from scenarios import versions
-from scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, sub_table, toml_text
-from scenarios.workloads import Workload, workload_from
-from scenarios.worlds import Number, world_from, world_to
+from mmurace.broker.chaos import ChaosConfig, parse_rules
+from mmurace.broker.programs import Program
+from mmurace.nodes import plugins
+from mmurace.nodes.files import sealed, write_whole
+from mmurace.nodes.secondary import Number
+from mmurace.nodes.world import World
+from mmurace.oracle.sometimes import Condition, conditions_from
+from mmurace.oracle.verdict import Expected
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios import versions
+from mmurace.scenarios.switches import kernel_of, kernel_to
+from mmurace.scenarios.tables import (
+    Table,
+    TomlTable,
+    convert,
+    parse_toml,
+    read_toml,
+    sub_table,
+    toml_text,
+)
+from mmurace.scenarios.workloads import Workload, workload_from
+from mmurace.scenarios.worlds import world_from, world_to
 
 SCHEMA: Final = 1
 RUN_FILE: Final = "run.toml"
@@ -80,13 +90,14 @@ class RunSpec:
 
     def to_toml(self, directory: Path) -> str:
         """The text of ``run.toml``; files are named relative to ``directory``."""
-        world = {"kernel": msgspec.to_builtins(self.world.kernel)} | world_to(self.world)
+        world = {"kernel": kernel_to(self.world.kernel)} | world_to(self.world)
         table: Table = {
             "schema": SCHEMA,
             "name": self.name,
             "seed": self.seed,
             "operations_max": self.operations_max,
             "versions": dict(self.versions) or None,
+            "plugin": [msgspec.to_builtins(plugin) for plugin in plugins.loaded()] or None,
             "expectation": _without_defaults(self.expectation) if self.expectation else None,
             "sometimes": [_without_defaults(c) for c in self.sometimes] or None,
             "chaos": msgspec.to_builtins(self.chaos) if self.chaos else None,
@@ -122,12 +133,11 @@ class RunSpec:
         run = convert(table, _RunTable, where)
         if run.schema != SCHEMA:
             raise UserError(f"{where}: schema", f"is {run.schema}", str(SCHEMA))
+        _check_plugins(run.plugin, where)
         world_table = dict(run.world)
         kernel_table = sub_table(world_table.pop("kernel", None), f"{where}: world.kernel")
-        kernel = convert(kernel_table, Kernel, f"{where}: world.kernel")
-        world = world_from(
-            world_table, kernel.validate(f"{where}: world.kernel"), f"{where}: world"
-        )
+        kernel = kernel_of(kernel_table, f"{where}: world.kernel")
+        world = world_from(world_table, kernel, f"{where}: world")
         return cls(
             name=run.name,
             world=world,
@@ -139,6 +149,17 @@ class RunSpec:
             sometimes=conditions_from(run.sometimes, f"{where}: sometimes"),
             versions=run.versions,
         )
+
+
+def _check_plugins(wanted: list[plugins.Plugin], where: str) -> None:
+    """Those that a run was made with are there."""
+    there = {plugin.name for plugin in plugins.loaded()}
+    for at, plugin in enumerate(wanted):
+        if plugin.name not in there:
+            raise UserError(
+                f"{where}: plugin[{at}]", f"made with the plug-in {plugin.name!r}",
+                f"--plugin {plugin.path}",
+            )  # fmt: skip
 
 
 class _RunTable(TomlTable, frozen=True):
@@ -154,6 +175,7 @@ class _RunTable(TomlTable, frozen=True):
     expectation: Expectation | None = None
     sometimes: list[Table] = []
     versions: dict[str, str] = {}
+    plugin: list[plugins.Plugin] = []
 
 
 def _without_defaults(struct: msgspec.Struct) -> Table:

@@ -9,18 +9,20 @@ from zlib import crc32
 
 import msgspec
 
-from broker.programs import Program
-from nodes.files import read_file, write_whole
-from nodes.kernel.variant import Kernel
-from nodes.world import Link, Unit, Vm, World
-from oracle.sometimes import Condition, window_conditions, workload_conditions
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.messages.kvm import Memslot
-from scenarios.log_effects import Account, bounds, effects_of
-from scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
-from scenarios.strace_log import read_log
-from scenarios.tables import Table, TomlTable, convert
+from mmurace.broker.programs import Program
+from mmurace.nodes.files import read_file, write_whole
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.oracle.sometimes import Condition, window_conditions, workload_conditions
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.scenarios.log_effects import Account, bounds, effects_of
+from mmurace.scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
+from mmurace.scenarios.strace_log import read_log
+from mmurace.scenarios.tables import Table, TomlTable, convert
 
 FRAMES: Final = 4096
 """Frames of the pool: twice what the shipped logs keep in use at once, so that freed frames are
@@ -64,15 +66,17 @@ class StraceLog:
             (max(e.process, e.other * (e.kind == "fork")) for e in effects), default=0
         )
         pages = (high - low) // PAGE_SIZE
-        apic = Memslot(pages + 1, 1, high + PAGE_SIZE, True)
-        slots = (Memslot(0, pages, low), apic)
-        power = kernel.arch == "ppc"  # which has links in place of IOMMUs
+        apic = Slot(pages + 1, 1, high + PAGE_SIZE, True)
+        slots = (Slot(0, pages, low), apic)
+        power = kernel.machine == "ppc"  # which has links in place of IOMMUs
         return World(
             kernel=kernel,
             mms=tuple(f"mm{number}" for number in range(processes)),
-            units=() if power else (Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),),
-            links=(Link(DEVICE, ("mm0",), "cpu1"),) if power else (),
-            vms=(Vm("kvm0", (GUEST,), "mm0", slots),),
+            parts=(
+                *(() if power else (Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),)),
+                Vm("kvm0", (GUEST,), "mm0", slots),
+                *((Link(DEVICE, ("mm0",), "cpu1"),) if power else ()),
+            ),
             levels=4,
             entries=512,
             frames=FRAMES,

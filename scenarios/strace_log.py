@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import UserError
+from mmurace.protocol.errors import UserError
 
 _LINE = re.compile(r"^(?P<pid>\d+)\s+(?P<time>\d+\.\d+)\s+(?P<body>\S.*)$")
 _CALL = re.compile(

@@ -14,8 +14,8 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from nodes.files import read_sealed
-from protocol.errors import UserError
+from mmurace.nodes.files import read_sealed
+from mmurace.protocol.errors import UserError
 
 T = TypeVar("T")
 Table = dict[str, Any]

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from broker.programs import Program
-from nodes.world import World
-from protocol.errors import UserError
-from scenarios.mixed import Mixed
-from scenarios.operations import programs_from, programs_to
-from scenarios.strace import StraceLog
-from scenarios.tables import Table, TomlTable, convert
+from mmurace.broker.programs import Program
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.mixed import Mixed
+from mmurace.scenarios.operations import programs_from, programs_to
+from mmurace.scenarios.strace import StraceLog
+from mmurace.scenarios.tables import Table, TomlTable, convert
 
 
 class Workload(Protocol):

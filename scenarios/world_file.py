@@ -32,13 +32,13 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from nodes.kernel.variant import Kernel, preset
-from nodes.world import World
-from protocol.errors import UserError
-from scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
-from scenarios.switches import kernel_from
-from scenarios.tables import Table, TomlTable, convert, read_toml
-from scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
+from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
+from mmurace.scenarios.switches import kernel_from
+from mmurace.scenarios.tables import Table, TomlTable, convert, read_toml
+from mmurace.scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
 
 SCHEMA: Final = 1
 RELEASE: Final = "v6.6"
@@ -109,8 +109,8 @@ class WorldFile:
                 raise UserError(self._at(f"mixed.{key}"), "is not of the workload", f"nodes.{key}")
         options = Mixed.from_table(self.mixed or {}, self._at("mixed")).options
         _check_counts(counts, self._at("nodes"))
-        if kernel is not None and counts.links and kernel.arch != "ppc":
-            problem = f"is {counts.links} on {kernel.arch}"
+        if kernel is not None and counts.links and kernel.machine != "ppc":
+            problem = f"is {counts.links} on {kernel.machine}"
             raise UserError(self._at("nodes.links"), problem, "0, or arch = ppc")
         return msgspec.structs.replace(options, **msgspec.structs.asdict(counts))
 
@@ -171,9 +171,8 @@ def load_world(path: Path | None) -> WorldFile:
 def _with_cpus(world: World, count: int) -> World:
     """The world with so many CPUs; the last one serves page requests."""
     cpus = cpu_names(count)
-    units = (msgspec.structs.replace(unit, iopf_cpu=cpus[-1]) for unit in world.units)
-    links = (msgspec.structs.replace(link, fault_cpu=cpus[-1]) for link in world.links)
-    return msgspec.structs.replace(world, cpus=cpus, units=tuple(units), links=tuple(links))
+    parts = (msgspec.structs.replace(p, **dict.fromkeys(p.CPUS, cpus[-1])) for p in world.parts)
+    return msgspec.structs.replace(world, cpus=cpus, parts=tuple(parts))
 
 
 def _check_counts(counts: Counts, where: str) -> None:

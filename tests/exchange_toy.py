@@ -9,16 +9,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from broker.exchange import Exchange
-from broker.faults import Chaos
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk, Schedule, ScheduleEntry
-from nodes.driver import Driver, draw
-from protocol.envelope import BROKER, REPLY_MARK, Envelope
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import PtlLock
-from protocol.messages.processor import FlushTlbIpi
-from protocol.messages.program import OpDone, Touch
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.faults import Chaos
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk, Schedule, ScheduleEntry
+from mmurace.nodes.driver import Driver, draw
+from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.memory import PtlLock
+from mmurace.protocol.messages.processor import FlushTlbIpi
+from mmurace.protocol.messages.program import OpDone, Touch
 
 NODES = ("a0", "a1", "b0")
 STREAMS = ("", "queue0", "queue1")

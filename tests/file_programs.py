@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.messages import program as op
 from tests.worlds import page
 
 MM, CHILD, OTHER = "mm0", "mm1", "mm2"
@@ -36,8 +39,10 @@ def file_world(release: str, arch: str, switches: dict[str, object], frames: int
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2", "cpu3"),
         mms=(MM, CHILD, OTHER),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, SLOTS * PAGES, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1"),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, SLOTS * PAGES, 0),)),
+        ),
         frames=frames,
         gather_batch=2,
         evict_one_in=20,
@@ -93,8 +98,8 @@ def file_programs(
         cut = sizes and draw.random() < 0.15
         mm = draw.choice((CHILD, OTHER, OTHER))
         other.append(op.Truncate(FILE, page(draw.choice(sizes))) if cut else _step(draw, mm))
-    device = [op.Dma(MM, _place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
-    guest = [op.GuestTouch(_place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
+    device = [Dma(MM, _place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
+    guest = [GuestTouch(_place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
     daemon = [draw.choice(daemons) for _ in range(steps)] if daemons else []
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from explorer.explain import Explanation
-from explorer.minimize import Minimized
+from mmurace.explorer.explain.why import Explanation
+from mmurace.explorer.shrink.minimize import Minimized
 
 ROOT = Path(__file__).resolve().parents[1]
 _SPEC = spec_from_file_location("documented_examples", ROOT / "docs" / "examples.py")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as op
 
 SLOTS, PAGES = 6, 4
 FILES = ("data", "text")
@@ -22,8 +25,10 @@ def several_world(release: str, arch: str) -> World:
         kernel=preset(release, arch),
         cpus=("cpu0", "cpu1", "cpu2"),
         mms=("mm0", *CHILDREN),
-        units=(Unit("iommu0", ("device0",), ("mm0",), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), "mm0", (Memslot(0, SLOTS * PAGES, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), ("mm0",), "cpu1"),
+            Vm("kvm0", ("vcpu0",), "mm0", (Slot(0, SLOTS * PAGES, 0),)),
+        ),
         levels=2,
         entries=8,
         frames=96,
@@ -95,8 +100,8 @@ def several_programs(seed: int, steps: int) -> tuple[Program, ...]:
     for index in range(steps):
         cpu2 += [op.Execve("mm2"), op.Fork("mm1", "mm2")] if index % 15 == 14 else []
         cpu2.append(_step(draw, draw.choice(CHILDREN)))
-    device = [op.Dma("mm0", _place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
-    guest = [op.GuestTouch(_place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
+    device = [Dma("mm0", _place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
+    guest = [GuestTouch(_place(draw)[0], draw.random() < 0.6, n) for n in range(steps)]
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
         Program("cpu1", "cpu1", [Step(_step(draw, "mm0")) for _ in range(steps)]),

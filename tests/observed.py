@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.world import World
-from oracle.oracle import Oracle
-from oracle.trace import step_of
-from oracle.violation import Violation
-from protocol import records as r
-from protocol.envelope import Envelope, Handled, operation_of
-from protocol.messages import program as op
-from protocol.pte import takes_away
-from protocol.trace import TraceStep
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.state.trace import step_of
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import Envelope, Handled, operation_of
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.pte import takes_away
+from mmurace.protocol.trace import TraceStep
 
 DELIVERIES_MAX = 200_000
 

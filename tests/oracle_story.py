@@ -9,16 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from oracle.oracle import Oracle
-from oracle.sometimes import Condition
-from oracle.verdict import Verdict
-from oracle.violation import Violation
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.messages.kvm import Memslot
-from protocol.trace import Ending, TraceStep
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import Condition
+from mmurace.oracle.verdict import Verdict
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.trace import Ending, TraceStep
 
 PAGE = 0x10000
 """The host virtual address that the stories are about."""
@@ -29,8 +30,10 @@ RO = ptes.PRESENT | ptes.ACCESSED
 
 WORLD = World(
     kernel=preset("v6.6"),
-    units=(Unit("iommu0", ("dev0",), ("mm0",), "cpu1"),),
-    vms=(Vm("kvm0", ("vcpu0", "vcpu1"), "mm0", (Memslot(0, 8, PAGE),)),),
+    parts=(
+        Unit("iommu0", ("dev0",), ("mm0",), "cpu1"),
+        Vm("kvm0", ("vcpu0", "vcpu1"), "mm0", (Slot(0, 8, PAGE),)),
+    ),
 )
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.world import Link, Unit, Vm, World
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove, Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch, KvmAddMemslot, KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as op
 
 MM = "mm0"
 PAGES = 4
@@ -24,8 +29,10 @@ def part_world(arch: str) -> World:
     """Two CPUs, a device with a translation cache, a VM, a walker that keeps upper entries."""
     return World(
         kernel=preset("v6.6", arch),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True, pwc=True),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 2, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True, pwc=True),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 2, 0),)),
+        ),
         gather_batch=2,
     )
 
@@ -47,13 +54,13 @@ def _memory(rounds: int) -> list[op.Operation]:
 def part_programs() -> tuple[Program, ...]:
     """Reclaim beside a device that keeps translations and a guest that is given more memory."""
     first = [op.Mmap(MM, 0, page(PAGES), True, True), *_memory(1)]
-    slot = op.KvmAddMemslot("kvm0", GIVEN_LATER, page(2), page(2))
+    slot = KvmAddMemslot("kvm0", GIVEN_LATER, page(2), page(2))
     last = [slot, *_memory(1), op.Munmap(MM, 0, page(PAGES))]
-    gone = [op.DeviceRemove("iommu0", "device0"), op.KvmDestroyVm("kvm0")]
+    gone = [DeviceRemove("iommu0", "device0"), KvmDestroyVm("kvm0")]
     end = len(first) + len(last)
-    device = [op.Dma(MM, page(n % PAGES), n % 2 == 0, n) for n in range(8)]
-    guest = [op.GuestTouch(page(n), True, n) for n in (0, 1)]
-    later = [op.GuestTouch(page(GIVEN_LATER + n), True, n) for n in (0, 1)]
+    device = [Dma(MM, page(n % PAGES), n % 2 == 0, n) for n in range(8)]
+    guest = [GuestTouch(page(n), True, n) for n in (0, 1)]
+    later = [GuestTouch(page(GIVEN_LATER + n), True, n) for n in (0, 1)]
     return (
         Program(
             "cpu0", "cpu0",
@@ -66,7 +73,7 @@ def part_programs() -> tuple[Program, ...]:
             "vcpu0", "vcpu0",
             [*(Step(o, ("cpu0/0",)) for o in guest),
              *(Step(o, (f"cpu0/{len(first)}",)) for o in later),
-             Step(op.Sigkill(), (f"cpu0/{end - 1}",))],
+             Step(Sigkill(), (f"cpu0/{end - 1}",))],
         ),
     )  # fmt: skip
 
@@ -76,7 +83,7 @@ def link_world(release: str, *links: str) -> World:
     return World(
         kernel=preset(release, "ppc"),
         mms=("mm0", "mm1"),
-        links=tuple(Link(name, (), "cpu1") for name in links or ("link0",)),
+        parts=(*tuple(Link(name, (), "cpu1") for name in links or ("link0",)),),
     )
 
 
@@ -85,7 +92,7 @@ def link_programs(lives: int = 2) -> tuple[Program, ...]:
     programs = []
     for number in range(2):
         mm, cpu = f"mm{number}", f"cpu{number}"
-        attach, detach = op.OcxlAttach(mm, "link0"), op.OcxlDetach(mm, "link0")
+        attach, detach = OcxlAttach(mm, "link0"), OcxlDetach(mm, "link0")
         life = [
             op.Mmap(mm, page(0), page(2), True, True),
             *(op.Touch(mm, page(n), True, n) for n in range(2)),
@@ -94,7 +101,7 @@ def link_programs(lives: int = 2) -> tuple[Program, ...]:
         programs.append(Program(cpu, cpu, [Step(o) for o in life * lives]))
         attached = [f"{cpu}/{3 + at * len(life)}" for at in range(lives)]
         touches = [
-            Step(op.AfuTouch(mm, page(n), True, n), (after,)) for after in attached for n in (0, 1)
+            Step(AfuTouch(mm, page(n), True, n), (after,)) for after in attached for n in (0, 1)
         ]
         programs.append(Program(f"afu{number}", "link0", touches))
     return tuple(programs)

@@ -11,14 +11,14 @@ import psutil
 import pytest
 import zmq
 
-from broker import router
-from broker.follow import Follower
-from broker.plan import Outcome, Plan
-from broker.programs import Program
-from broker.supervisor import Supervisor
-from nodes import sockets
-from protocol import wire
-from protocol.trace import TraceStep
+from mmurace.broker import router
+from mmurace.broker.follow import Follower
+from mmurace.broker.plan import Outcome, Plan
+from mmurace.broker.programs import Program
+from mmurace.broker.supervisor import Supervisor
+from mmurace.nodes import sockets
+from mmurace.protocol import wire
+from mmurace.protocol.trace import TraceStep
 from tests import toy
 
 RUN_SECONDS_MAX = 60.0

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from broker.programs import Program, Step
-from explorer.dpor import Dpor, Event
-from explorer.machine import Move, Sent
-from explorer.world_state import Config, Model
-from nodes.driver import Driver, Handler
-from nodes.kernel.variant import preset
-from nodes.node import Node
-from nodes.world import World
-from protocol.envelope import Envelope
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import PteLoad, PteSet, PteValue
-from protocol.messages.program import OpDone, Touch
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.dpor import Dpor, Event
+from mmurace.explorer.exhaustive.node_tables import Move, Sent
+from mmurace.explorer.exhaustive.world_state import Config, Model
+from mmurace.nodes.driver import Driver, Handler
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.node import Node
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.memory import PteLoad, PteSet, PteValue
+from mmurace.protocol.messages.program import OpDone, Touch
 
 WORLD = World(kernel=preset("v6.6"))
 Accesses = Sequence[tuple[str, int]]

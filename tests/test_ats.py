@@ -7,10 +7,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from broker.chaos_config import load_rules
-from explorer.session import simulate
-from nodes.kernel.variant import preset
-from scenarios.runs import mixed_run
+from mmurace.broker.chaos_config import load_rules
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.scenarios.runs import mixed_run
 
 OPERATIONS = 400
 
@@ -20,8 +21,8 @@ OPERATIONS = 400
 def test_a_correct_kernel_is_not_flagged(release: str, arch: str, chaos: str) -> None:
     rules = load_rules(chaos)
     run = mixed_run(preset(release, arch), seed=11, chaos=rules, operations_max=OPERATIONS)
-    units = tuple(msgspec.structs.replace(unit, ats=True) for unit in run.world.units)
-    world = msgspec.structs.replace(run.world, units=units)
+    units = tuple(msgspec.structs.replace(unit, ats=True) for unit in run.world.parts_of(Unit))
+    world = run.world.with_parts(Unit, units)
     outcome = simulate(replace(run, world=world))
     assert outcome.status == "finished"
     assert not outcome.verdict.violations

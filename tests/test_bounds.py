@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step, awaited, rounds_of
-from broker.recorder import FirstSteps, broker_records
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer import session
-from explorer.bounds import bytes_in, size_from
-from explorer.session import Watch
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from oracle.order import Order
-from oracle.trace import step_of
-from protocol.envelope import Envelope, Handled
-from protocol.errors import EmulatorError, UserError
-from protocol.messages.program import OpDone, Touch
-from scenarios.runs import mixed_run
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step, awaited, rounds_of
+from mmurace.broker.recorder import FirstSteps, broker_records
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run import session
+from mmurace.explorer.run.session import Watch
+from mmurace.explorer.run.stop import bytes_in, size_from
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.oracle.state.order import Order
+from mmurace.oracle.state.trace import step_of
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import EmulatorError, UserError
+from mmurace.protocol.messages.program import OpDone, Touch
+from mmurace.scenarios.runs import mixed_run
 from tests.runs import nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

@@ -13,25 +13,16 @@ from typing import Any
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.explore import Exploration, Options, explore
-from nodes.cpu import Processor
-from nodes.kernel import gup, kvm_main, kvm_mmu, vmx
-from nodes.kernel.variant import preset
-from nodes.vcpu import Vcpu
-from nodes.world import Vm, World
-from oracle.rules import HARM, MEASURES, OBLIGATIONS
-from oracle.violation import Violation
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.errors import UserError
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages import processor as p
-from protocol.messages import program as op
-from protocol.messages.base import Ack
-from protocol.messages.kvm import (
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.sample.explore import Exploration, Options, explore
+from mmurace.nodes.cpu import Processor
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.kvm import kvm_main, vmx
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestTouch,
     InProgress,
-    Memslot,
     MmuLock,
     MmuUnlock,
     RetryWait,
@@ -39,9 +30,21 @@ from protocol.messages.kvm import (
     SeqRead,
     SpteSet,
 )
-from scenarios.catalogue import find
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
+from mmurace.nodes.world import World
+from mmurace.oracle.rules.table import ids_of, rules
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages import processor as p
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 
 SEED = 7
 SCHEDULES = 2_000
@@ -204,11 +207,11 @@ def vanishing_apic_page() -> RunSpec:
         Step(op.Touch("mm0", apic, True, 2)),
         *(Step(op.MadviseDontneed("mm0", apic, PAGE_SIZE)) for _ in range(3)),
     )
-    guest = tuple(Step(op.GuestTouch(0, True, at), ("cpu0/3",)) for at in range(3))
+    guest = tuple(Step(GuestTouch(0, True, at), ("cpu0/3",)) for at in range(3))
     vcpus = ("vcpu0", "vcpu1")
-    slots = (Memslot(0, 1, 0), Memslot(8, 1, apic, True))
+    slots = (Slot(0, 1, 0), Slot(8, 1, apic, True))
     world = World(
-        kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), vms=(Vm("kvm0", vcpus, "mm0", slots),)
+        kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), parts=(Vm("kvm0", vcpus, "mm0", slots),)
     )
     programs = (Program("cpu0", "cpu0", host), *(Program(v, v, guest) for v in vcpus))
     return RunSpec("vanishing-apic-page", world, SEED, Script(programs))
@@ -233,10 +236,10 @@ def test_a_planted_mistake_is_found_by_its_harm(name: str, monkeypatch: pytest.M
     plant, make, rule, agent = CANARIES[name]
     with monkeypatch.context() as patch:
         plant(patch)
-        found = explored(make(), SCHEDULES, HARM)
+        found = explored(make(), SCHEDULES, ids_of("harm"))
     assert found.finding is not None
     broken: tuple[Violation, ...] = found.finding.violations
-    assert {violation.rule for violation in broken} <= HARM
+    assert {violation.rule for violation in broken} <= ids_of("harm")
     assert any(v.rule == rule and v.agent.startswith(agent) for v in broken)
     twin = explored(make(), found.schedules, None)
     assert twin.schedules == found.schedules
@@ -244,7 +247,7 @@ def test_a_planted_mistake_is_found_by_its_harm(name: str, monkeypatch: pytest.M
 
 
 def test_every_rule_is_of_one_kind() -> None:
-    assert not OBLIGATIONS & HARM
-    assert not MEASURES & (OBLIGATIONS | HARM)
+    assert all(rule.sentence.endswith(".") and rule.look_at for rule in rules())
+    assert ids_of("owed") | ids_of("harm") | ids_of("cost") == {rule.id for rule in rules()}
     with pytest.raises(UserError, match="S99"):
         explored(two_threads(), 1, frozenset({"S99"}))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from explorer.explore import Options, explore
-from scenarios.catalogue import Race, load_race
+from mmurace.explorer.sample.explore import Options, explore
+from mmurace.scenarios.catalogue import Race, load_race
 
 CASES = Path(__file__).parent / "data" / "cases"
 SCHEDULES = 100

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.chaos import ChaosRules, load_rules, parse_rules
-from broker.chaos_config import FAULTS, GATES, KILL, check_names, message_kinds, presets
-from broker.faults import Fault, FaultKind
-from broker.recorder import ReplayedFaults
-from broker.schedules import RandomWalk, Recorded
-from protocol.envelope import Envelope
-from protocol.errors import UserError
-from protocol.limits import REPEAT_DISTANCE_MAX
-from protocol.messages.base import Ack
+from mmurace.broker.chaos import ChaosRules, load_rules, parse_rules
+from mmurace.broker.chaos_config import FAULTS, GATES, KILL, check_names, message_kinds, presets
+from mmurace.broker.faults import Fault, FaultKind
+from mmurace.broker.recorder import ReplayedFaults
+from mmurace.broker.schedules import RandomWalk, Recorded
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import REPEAT_DISTANCE_MAX
+from mmurace.protocol.messages.base import Ack
 from tests.exchange_toy import Run, deliver, make_run, play
 
 DELAY = {"name": "r", "fault": "delay", "after": {"min": 1, "max": 9}}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from oracle.oracle import Oracle
-from oracle.violation import Violation
-from protocol import records as r
-from protocol.trace import Ending
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import records as r
+from mmurace.protocol.trace import Ending
 from tests.oracle_story import PAGE, WORLD, Story
 
 COMPLETE = Ending(0, 0, True, ())

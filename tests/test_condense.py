@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from explorer.timeline import Row
-from explorer.weights import DECISIVE, HELPFUL
-from protocol.codec import MESSAGE_KINDS
-from report.condense import condensed
-from report.steps import function_text, text_of
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.explorer.explain.weights import DECISIVE, HELPFUL
+from mmurace.protocol.codec import message_kinds
+from mmurace.report.condense import condensed
+from mmurace.report.steps import function_text, text_of
 
 
 def a_row(party: str, text: str, weight: int = HELPFUL) -> Row:
@@ -68,7 +68,7 @@ def test_a_callback_in_which_nothing_happened_does_not_return() -> None:
 
 
 def test_every_message_has_a_name_of_the_kernel_or_of_the_hardware() -> None:
-    for kind in MESSAGE_KINDS:
+    for kind in message_kinds():
         named = function_text(kind, "Munmap")
         assert named
         assert named == named.strip()

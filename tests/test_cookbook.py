@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from broker.chaos import parse_rules
-from explorer.session import simulate
-from nodes.kernel.variant import preset
-from scenarios.mixed import Counts, MixedOptions
-from scenarios.runs import mixed_run, workload_run
-from scenarios.world_file import SizeTable, load_world
+from mmurace.broker.chaos import parse_rules
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.scenarios.mixed import Counts, MixedOptions
+from mmurace.scenarios.runs import mixed_run, workload_run
+from mmurace.scenarios.world_file import SizeTable, load_world
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 OPERATIONS = 2500

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from broker.programs import Program, Step
-from explorer.oracle_state import OracleTable
-from explorer.stateful import Broken, Stateful
-from explorer.stateful import Step as StepTaken
-from explorer.world_state import Config, Model
-from nodes.build import build
-from nodes.driver import Driver, Handler
-from nodes.kernel.variant import preset
-from nodes.node import Node
-from nodes.world import MEMORY, World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope
-from protocol.messages.base import Message, Request
-from protocol.messages.memory import FrameAlloc, FrameRead, PageGet, PagePut
-from protocol.messages.program import OpDone, Touch
-from protocol.records import FrameFreed
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.oracle_table import OracleTable
+from mmurace.explorer.exhaustive.stateful import Broken, Stateful
+from mmurace.explorer.exhaustive.stateful import Step as StepTaken
+from mmurace.explorer.exhaustive.world_state import Config, Model
+from mmurace.nodes.build import build
+from mmurace.nodes.driver import Driver, Handler
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.node import Node
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.memory import FrameAlloc, FrameRead, PageGet, PagePut
+from mmurace.protocol.messages.program import OpDone, Touch
+from mmurace.protocol.records import FrameFreed
 
 WORLD: Final = World(kernel=preset("v6.6"), levels=1, frames=3)
 FRAME: Final = 2

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from explorer.explore import Exploration, Options, explore
-from nodes.kernel import pgtable
-from scenarios.catalogue import find
+from mmurace.explorer.sample.explore import Exploration, Options, explore
+from mmurace.nodes.kernel import pgtable
+from mmurace.scenarios.catalogue import find
 from tests.test_plain_stores import stores_what_it_loaded
 
 CASES = Path(__file__).parent / "data" / "cases"

@@ -7,21 +7,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel import gup
-from nodes.memory import Memory
-from nodes.world import Vm
-from protocol import pte as ptes
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages import swap as s
-from protocol.messages.kvm import Memslot
-from protocol.messages.processor import Tlbi
-from protocol.records import Coverage, PageRead
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages import swap as s
+from mmurace.protocol.messages.processor import Tlbi
+from mmurace.protocol.records import Coverage, PageRead
 from tests.test_file_reclaim import Steps, chaos, values
 from tests.test_kernel_order import CHILD, MM, _hold, delivered, names, world
 from tests.test_madvise_free import one_after_the_other, run
@@ -302,9 +302,9 @@ def test_a_spurious_fault_is_repaired_for_stores_only(
 @pytest.mark.parametrize(("release", "loads"), [("v5.12", 3), ("v6.2", 4)])
 def test_fast_gup_looks_again(release: str, loads: int) -> None:
     """``gup_pte_range``: the entry; from v6.1 the upper entry before it (70cbc3cc78a9)."""
-    vm = Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 1, 0),))
+    vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, 1, 0),))
     here = msgspec.structs.replace(world(release), vms=(vm,))
-    kinds = names(of_last(here, *MAPPED, ("vcpu0", op.GuestTouch(0, True, 2))))
+    kinds = names(of_last(here, *MAPPED, ("vcpu0", GuestTouch(0, True, 2))))
     got = kinds.index("PageGet")
     assert (kinds[:got].count("PteLoad"), kinds[got:].count("PteLoad")) == (2, loads - 2)
     assert "MmapLock" not in kinds

@@ -12,25 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from broker.chaos import ChaosRules, load_rules
-from broker.chaos_config import CONFIGS
-from broker.dispatch import InFlight, dispatcher
-from broker.exchange import Exchange
-from broker.follow import Follower
-from broker.programs import Feeder
-from broker.recorder import BrokerJournal, broker_records, read_record
-from broker.schedules import Arrival
-from explorer import schedule_file, session
-from explorer.outcome import Outcome
-from nodes.build import build_all
-from nodes.journal import Journal, JournalReader, journal_path
-from nodes.kernel.variant import preset
-from protocol import wire
-from protocol.envelope import BROKER, Envelope, Handled
-from protocol.errors import PeerError
-from scenarios.catalogue import find
-from scenarios.mixed import Mixed
-from scenarios.spec import RunSpec
+from mmurace.broker.chaos import ChaosRules, load_rules
+from mmurace.broker.chaos_config import CONFIGS
+from mmurace.broker.dispatch import InFlight, dispatcher
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.follow import Follower
+from mmurace.broker.programs import Feeder
+from mmurace.broker.recorder import BrokerJournal, broker_records, read_record
+from mmurace.broker.schedules import Arrival
+from mmurace.explorer.run import schedule_file, session
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.nodes.build import build_all
+from mmurace.nodes.journal import Journal, JournalReader, journal_path
+from mmurace.nodes.kernel.variant import preset
+from mmurace.protocol import wire
+from mmurace.protocol.envelope import BROKER, Envelope, Handled
+from mmurace.protocol.errors import PeerError
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.mixed import Mixed
+from mmurace.scenarios.spec import RunSpec
 from tests.runs import nothing_left_behind
 from tests.test_kill import kill, spec_of
 

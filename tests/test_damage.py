@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-import launch
-from broker.recorder import read_record, read_schedule
-from explorer import session
-from explorer.schedule_file import read_case
-from nodes.files import read_sealed, sealed
-from nodes.journal import Journal, JournalReader, journal_path
-from nodes.kernel.variant import preset
-from protocol import codec
-from protocol.errors import UserError
-from scenarios.catalogue import find
-from scenarios.spec import RunSpec
-from scenarios.strace import StraceLog
+from mmurace import launch
+from mmurace.broker.recorder import read_record, read_schedule
+from mmurace.explorer.run import session
+from mmurace.explorer.run.schedule_file import read_case
+from mmurace.nodes.files import read_sealed, sealed
+from mmurace.nodes.journal import Journal, JournalReader, journal_path
+from mmurace.nodes.kernel.variant import preset
+from mmurace.protocol import codec
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.strace import StraceLog
 
 RACES = (("E08", "v6.2-end-only"), ("E08", "v6.6"))
 FLIPS = 60

@@ -10,30 +10,31 @@ from typing import Any
 
 import pytest
 
-from broker.follow import compare_runs
-from broker.programs import Program, Step
-from explorer import session
-from explorer.case import Case, scripted
-from explorer.deaths import Death, moved_back
-from explorer.explain import Explanation, explain
-from explorer.explain_deaths import fates
-from explorer.lenient import How, play
-from explorer.minimize import Minimized, minimize, minimize_quickly
-from explorer.reduce import keep_operations, smaller_worlds, with_order
-from explorer.replay_file import replay_file
-from explorer.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
-from nodes.iommu import Iommu
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
-from protocol.errors import ReplayDivergence, UserError
-from protocol.messages import program as op
-from protocol.messages.base import Ack, PeerGone
-from protocol.messages.device import InvalidateRequest
-from report import interleaving
-from report.minimizing import size_text
-from report.steps import text_of
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.follow import compare_runs
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.explain.deaths import fates
+from mmurace.explorer.explain.why import Explanation, explain
+from mmurace.explorer.run import session
+from mmurace.explorer.run.replay import replay_file
+from mmurace.explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
+from mmurace.explorer.shrink.case import Case, scripted
+from mmurace.explorer.shrink.deaths import Death, moved_back
+from mmurace.explorer.shrink.minimize import Minimized, minimize, minimize_quickly
+from mmurace.explorer.shrink.play import How, play
+from mmurace.explorer.shrink.smaller import keep_operations, smaller_worlds, with_order
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma, InvalidateRequest
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
+from mmurace.nodes.world import World
+from mmurace.protocol.errors import ReplayDivergence, UserError
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, PeerGone
+from mmurace.report import interleaving
+from mmurace.report.minimizing import size_text
+from mmurace.report.steps import text_of
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests import worlds
 from tests.runs import change_by_hand, nothing_left_behind
 from tests.test_kill import MEET, NOISE, config, kill, world_of
@@ -195,11 +196,11 @@ def two_devices(seed: int) -> RunSpec:
     """Both use what a processor drops again and again; one of them is pulled out."""
     mm, page = worlds.MM, worlds.page
     unit = Unit("iommu0", ("device0", "device1"), (mm,), "cpu1", ats=True)
-    world = World(kernel=preset("v6.6"), units=(unit,), gather_batch=2)
+    world = World(kernel=preset("v6.6"), parts=(unit,), gather_batch=2)
     cpu0: list[op.Operation] = [op.Mmap(mm, 0, page(4), True, True)]
     cpu0 += [op.Touch(mm, page(i), True, 1) for i in range(4)]
     cpu0 += [op.MadviseDontneed(mm, page(i % 4), page(1)) for i in range(16)]
-    dma = [Step(op.Dma(mm, page(i % 4), True, i), ("cpu0/4",)) for i in range(16)]
+    dma = [Step(Dma(mm, page(i % 4), True, i), ("cpu0/4",)) for i in range(16)]
     programs = [Program("cpu0", "cpu0", [Step(o) for o in cpu0])]
     programs += [Program(device, device, dma) for device in unit.devices]
     return RunSpec("planted", world, seed, Script(tuple(programs)), config(kill("device0", 500)))

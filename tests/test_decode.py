@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.kernel.decode import ALL, Decoder, decode, decode_atc, pages_left
-from protocol.limits import CALLBACK_COMMANDS_MAX, PAGE_SIZE, ULONG_MAX
-from protocol.ranges import covers
+from mmurace.nodes.secondaries.decode import ALL, Decoder, decode, decode_atc, pages_left
+from mmurace.protocol.limits import CALLBACK_COMMANDS_MAX, PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.ranges import covers
 
 SOUND: tuple[Decoder, ...] = ("exact", "size0_all", "off_by_one")
 PAGES = 64

@@ -7,19 +7,21 @@ from collections import Counter
 import msgspec
 import pytest
 
-from broker.chaos import ChaosRules, parse_rules
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
-from protocol.messages import program as op
-from protocol.records import Access
-from protocol.trace import Ending
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.records import Access
+from mmurace.protocol.trace import Ending
 from tests.mm_programs import several_programs, several_world
 from tests.test_independence import commuting_pairs
 from tests.test_loss import run_with
@@ -110,7 +112,7 @@ def killing() -> tuple[World, tuple[Program, ...]]:
         kernel=preset("v6.6"),
         cpus=("cpu0", "cpu1"),
         mms=("mm0", "mm1"),
-        units=(Unit("iommu0", ("device0",), ("mm0",), "cpu1"),),
+        parts=(Unit("iommu0", ("device0",), ("mm0",), "cpu1"),),
         frames=10,
     )
     tables = [op.Touch("mm0", page(16 + 8 * n), False) for n in range(6)]
@@ -125,7 +127,7 @@ def killing() -> tuple[World, tuple[Program, ...]]:
         Step(op.Mmap("mm1", 0, page(1), True, True), after),
         Step(op.Munmap("mm1", 0, page(1))),
     ]
-    device = [Step(op.Dma("mm0", page(8 + n), True, n), ("cpu0/7",)) for n in range(3)]
+    device = [Step(Dma("mm0", page(8 + n), True, n), ("cpu0/7",)) for n in range(3)]
     return here, (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
         Program("cpu1", "cpu1", cpu1),

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-import launch
-from nodes.disk import Disk, FaultOfDisk, FaultyDisk, disk, on
-from nodes.files import write_whole
-from nodes.journal import Journal, JournalReader
-from protocol.errors import UserError
+from mmurace import launch
+from mmurace.nodes.disk import Disk, FaultOfDisk, FaultyDisk, disk, on
+from mmurace.nodes.files import write_whole
+from mmurace.nodes.journal import Journal, JournalReader
+from mmurace.protocol.errors import UserError
 from tests.runs import nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

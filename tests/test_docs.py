@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from broker.chaos_config import After, ChaosConfig, Match, Rule, Until, When, parse_rules
-from explorer.explore import Options, explore
-from scenarios.catalogue import find
+from mmurace import launch
+from mmurace.broker.chaos_config import After, ChaosConfig, Match, Rule, Until, When, parse_rules
+from mmurace.explorer.sample.explore import Options, explore
+from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])

@@ -7,19 +7,19 @@ from math import factorial
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import Recorded
-from broker.simulator import Simulator
-from explorer.exhaustive import Budget, explore_dpor, probe_estimate
-from explorer.world_state import Model, model_of
-from nodes.build import build_all
-from oracle.oracle import Oracle
-from protocol.errors import UserError
-from protocol.messages import program as op
-from scenarios.catalogue import load_all
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import Recorded
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.exhaustive.search import Budget, explore_dpor, probe_estimate
+from mmurace.explorer.exhaustive.world_state import Model, model_of
+from mmurace.nodes.build import build_all
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
+from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.search_toy import Accesses, by_dpor, naive, toy
 from tests.worlds import MM, page, small_world
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from nodes.build import build, build_all
-from nodes.driver import draw
-from nodes.fingerprint import fingerprint
-from protocol.codec import pack
-from protocol.envelope import Envelope, Handled
-from protocol.errors import ReplayDivergence
-from protocol.messages.memory import PtlLock, PtlUnlock
+from mmurace.nodes.build import build, build_all
+from mmurace.nodes.driver import draw
+from mmurace.nodes.fingerprint import fingerprint
+from mmurace.protocol.codec import pack
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import ReplayDivergence
+from mmurace.protocol.messages.memory import PtlLock, PtlUnlock
 from tests.worlds import run_small, small_world
 
 KERNELS = [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.7", "x86"), ("v5.8", "x86"), ("v6.2", "x86")]

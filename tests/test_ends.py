@@ -7,24 +7,33 @@ from typing import Any
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.explore import Options, explore
-from explorer.session import run_on_processes, simulate
-from nodes.build import build
-from nodes.kernel.errno import ENODEV
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from protocol import records as r
-from protocol.errors import UserError
-from protocol.messages import program as op
-from protocol.messages.device import InvalidateRequest, SurpriseDown
-from protocol.messages.iommu import AtsTranslate, PriRequest, Translation
-from protocol.messages.kvm import Memslot
-from protocol.messages.memory import Flag, FrameRead, Word
-from protocol.pte import NONE
-from scenarios.operations import programs_from
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.run.session import run_on_processes, simulate
+from mmurace.explorer.sample.explore import Options, explore
+from mmurace.nodes.build import build
+from mmurace.nodes.kernel.errno import ENODEV
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import (
+    AtsTranslate,
+    DeviceRemove,
+    Dma,
+    InvalidateRequest,
+    PriRequest,
+    SurpriseDown,
+    Translation,
+)
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch, KvmDestroyVm
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import records as r
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import Flag, FrameRead, Word
+from mmurace.protocol.pte import NONE
+from mmurace.scenarios.operations import programs_from
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.runs import nothing_left_behind
 from tests.test_cases import case
 from tests.test_nodes import LEAF, Hand, replies
@@ -37,11 +46,13 @@ KERNELS = [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.10", "x86")]
 
 def world_of(release: str = "v6.6", arch: str = "x86") -> World:
     """A device with an ATC, and a VM with two vCPUs and an APIC page."""
-    slots = (Memslot(0, 4, 0), Memslot(32, 1, page(8), True))
+    slots = (Slot(0, 4, 0), Slot(32, 1, page(8), True))
     return World(
         kernel=preset(release, arch), cpus=("cpu0", "cpu1"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True),),
-        vms=(Vm("kvm0", ("vcpu0", "vcpu1"), MM, slots),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True),
+            Vm("kvm0", ("vcpu0", "vcpu1"), MM, slots),
+        ),
     )  # fmt: skip
 
 
@@ -58,10 +69,10 @@ def test_a_device_that_is_gone_has_no_translations(release: str, arch: str) -> N
             Step(op.Munmap(MM, 0, page(1)), ("device0/0",)),
             Step(op.Munmap(MM, page(1), page(1))),
         ]),
-        Program("cpu1", "cpu1", [Step(op.DeviceRemove("iommu0", "device0"), ("device0/0",))]),
+        Program("cpu1", "cpu1", [Step(DeviceRemove("iommu0", "device0"), ("device0/0",))]),
         Program("device0", "device0", [
-            Step(op.Dma(MM, 0, True, 2), ("cpu0/1",)),
-            *(Step(op.Dma(MM, page(at % 2), True, at)) for at in range(4)),
+            Step(Dma(MM, 0, True, 2), ("cpu0/1",)),
+            *(Step(Dma(MM, page(at % 2), True, at)) for at in range(4)),
         ]),
     )  # fmt: skip
     spec = RunSpec("t", world_of(release, arch), 0, Script(programs))
@@ -79,7 +90,7 @@ def test_the_case_of_a_device_that_was_removed_holds(kernel: str) -> None:
 def keeping(write: bool = False) -> Hand:
     """A device that has asked for a translation."""
     hand = Hand(build("device0", world_of(), 0))
-    hand.request(op.Dma(MM, page(1), write), "d/0")
+    hand.request(Dma(MM, page(1), write), "d/0")
     return hand
 
 
@@ -113,7 +124,7 @@ def test_nor_does_it_ask_again_after_a_page_request() -> None:
     assert replies(hand.request(SurpriseDown(), "s/0.0")) == ["s/0.0~"]
     hand.answer(PriRequest, Flag(True))
     assert hand.sent == []
-    hand.request(op.Dma(MM, page(2), True), "d/1")
+    hand.request(Dma(MM, page(2), True), "d/1")
     assert hand.sent == []
     assert result(hand) == [-ENODEV, -ENODEV]
 
@@ -149,10 +160,10 @@ def test_the_vmcs_goes_with_its_vm(release: str, arch: str) -> None:
         Program("cpu0", "cpu0", [
             Step(op.Mmap(MM, page(8), page(1), True, True)),
             Step(op.Touch(MM, page(8), True, 1)),
-            Step(op.KvmDestroyVm("kvm0"), ("vcpu0/0",)),
+            Step(KvmDestroyVm("kvm0"), ("vcpu0/0",)),
             Step(op.MigratePages(MM, page(8), page(1))),
         ]),
-        Program("vcpu0", "vcpu0", [Step(op.GuestApic(page(32), True), ("cpu0/1",))]),
+        Program("vcpu0", "vcpu0", [Step(GuestApic(page(32), True), ("cpu0/1",))]),
     )  # fmt: skip
     spec = RunSpec("t", world_of(release, arch), 0, Script(programs))
     found = explore(spec, Options(schedules=60))
@@ -211,9 +222,9 @@ def busy() -> RunSpec:
     """A VM is destroyed while a vCPU is busy; not read from a file."""
     mapped = [
         Step(op.Mmap(MM, 0, page(4), True, True)),
-        Step(op.KvmDestroyVm("kvm0"), ("vcpu0/0",)),
+        Step(KvmDestroyVm("kvm0"), ("vcpu0/0",)),
     ]
-    guest = [Step(op.GuestTouch(page(at), True, 1), ("cpu0/0",)) for at in range(4)]
+    guest = [Step(GuestTouch(page(at), True, 1), ("cpu0/0",)) for at in range(4)]
     programs = (Program("cpu0", "cpu0", mapped), Program("vcpu0", "vcpu0", guest))
     return RunSpec("t", world_of(), 0, Script(programs))
 

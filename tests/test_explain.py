@@ -8,21 +8,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from explorer.explain import Explanation, explain, other_values
-from explorer.lenient import How, play
-from explorer.minimize import minimize_quickly
-from explorer.missed import owes_invalidation
-from explorer.races import Order
-from explorer.reduce import with_world
-from explorer.schedule_file import Loaded, load
-from explorer.session import simulate
-from explorer.shortest import look_for_shorter
-from nodes.kernel.variant import Kernel, preset
-from report import interleaving
-from report.labels import Labels
-from report.machine import as_json
-from report.steps import text_of
-from scenarios.catalogue import find, load_all
+from mmurace.explorer.exhaustive.reversible import Order
+from mmurace.explorer.explain.missed import owes_invalidation
+from mmurace.explorer.explain.why import Explanation, explain, other_values
+from mmurace.explorer.run.schedule_file import Loaded, load
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.shrink.minimize import minimize_quickly
+from mmurace.explorer.shrink.play import How, play
+from mmurace.explorer.shrink.shortest import look_for_shorter
+from mmurace.explorer.shrink.smaller import with_world
+from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.report import interleaving
+from mmurace.report.labels import Labels
+from mmurace.report.machine import as_json
+from mmurace.report.steps import text_of
+from mmurace.scenarios.catalogue import find, load_all
 from tests.minimal import EXAMPLES, differences, explained
 
 
@@ -174,7 +174,7 @@ def test_every_explanation_fits_a_screen(
     race: str, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = list(other_values(find(race).run(kernel).world.kernel))[::8]
-    monkeypatch.setattr("explorer.explain.other_values", lambda _: iter(values))
+    monkeypatch.setattr("mmurace.explorer.explain.why.other_values", lambda _: iter(values))
     simulate(find(race).run(kernel, 1).save(tmp_path), tmp_path)
     found = minimize_quickly(load(tmp_path), FEW)
     explanation = explain(Loaded(found.case, found.target, found.played), passing_tries=2)

@@ -8,28 +8,28 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from explorer.case import Case, scripted
-from explorer.explain import Explanation, explain
-from explorer.lenient import How, play
-from explorer.minimize import minimize_quickly
-from explorer.missed import missed_by
-from explorer.schedule_file import Loaded, load
-from explorer.session import simulate
-from explorer.timeline import GOT, WAITS, timeline
-from oracle.violation import Event, Violation
-from protocol.envelope import operation_of
-from protocol.records import OpBegin
-from report import interleaving
-from report.closing import closing
-from report.steps import text_of
-from scenarios.catalogue import find
+from mmurace.explorer.explain.interleaving import GOT, WAITS, timeline
+from mmurace.explorer.explain.missed import missed_by
+from mmurace.explorer.explain.why import Explanation, explain
+from mmurace.explorer.run.schedule_file import Loaded, load
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.shrink.case import Case, scripted
+from mmurace.explorer.shrink.minimize import minimize_quickly
+from mmurace.explorer.shrink.play import How, play
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.records import OpBegin
+from mmurace.report import interleaving
+from mmurace.report.closing import closing
+from mmurace.report.steps import text_of
+from mmurace.scenarios.catalogue import find
 
 
 @cache
 def found(race: str, kernel: str) -> Explanation:
     """The explanation of a race of the catalogue, without what cures it."""
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("explorer.explain.other_values", lambda _: iter(()))
+        patch.setattr("mmurace.explorer.explain.other_values", lambda _: iter(()))
         directory = Path(name)
         simulate(find(race).run(kernel, 1).save(directory), directory)
         short = minimize_quickly(load(directory))

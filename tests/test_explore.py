@@ -10,26 +10,49 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from broker.schedules import RandomWalk, Schedule
-from explorer.coverage import Coverage, Signature
-from explorer.explore import SIGN_EVERY, Exploration, Options, explore, record, run_schedule
-from explorer.lenient import How, play
-from explorer.policies import CALIBRATION_RUNS, CYCLES, Policies
-from explorer.schedule_file import read_case
-from explorer.session import replay
-from explorer.statistics import at_most, median, missed_by, pct_bound, unseen_mass, wilson
-from explorer.story import FILE
-from explorer.strategies import CountedWalk, Paces, Pct, Pos, Stall, Surw, interesting, races
-from nodes.footprint import Footprint
-from oracle.statistics import Statistics
-from protocol.envelope import Envelope, Handled
-from protocol.errors import UserError
-from protocol.messages.base import Ack, Message
-from protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PtlLock
-from report.exploration import exploration_dict, facts, result_dict
-from scenarios.catalogue import find
-from scenarios.spec import RunSpec
+from mmurace import launch
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.explorer.explain.found import FILE
+from mmurace.explorer.run.schedule_file import read_case
+from mmurace.explorer.run.session import replay
+from mmurace.explorer.sample.coverage import Coverage, Signature
+from mmurace.explorer.sample.explore import (
+    SIGN_EVERY,
+    Exploration,
+    Options,
+    explore,
+    record,
+    run_schedule,
+)
+from mmurace.explorer.sample.policies import CALIBRATION_RUNS, CYCLES, Policies
+from mmurace.explorer.sample.statistics import (
+    at_most,
+    median,
+    missed_by,
+    pct_bound,
+    unseen_mass,
+    wilson,
+)
+from mmurace.explorer.sample.strategies import (
+    CountedWalk,
+    Paces,
+    Pct,
+    Pos,
+    Stall,
+    Surw,
+    interesting,
+    races,
+)
+from mmurace.explorer.shrink.play import How, play
+from mmurace.nodes.footprint import Footprint
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PtlLock
+from mmurace.report.exploration import exploration_dict, facts, result_dict
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.spec import RunSpec
 from tests.worlds import run_small, small_world
 
 ROOT = Path(__file__).parents[1]
@@ -346,7 +369,7 @@ def test_an_interrupted_explanation_leaves_the_result(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("explorer.story.minimize_quickly", interrupt)
+    monkeypatch.setattr("mmurace.explorer.explain.found.minimize_quickly", interrupt)
     assert launch.main(["explore", "E08", "--seed", "2", "--out", str(tmp_path / "a")]) == 1
     captured = capsys.readouterr()
     assert "no explanation" in captured.err

@@ -7,18 +7,20 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.chaos import ChaosRules, parse_rules
-from broker.programs import Program, Step
-from nodes.kernel import pgtable, rmap, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.memory import Memory
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages import swap as s
-from protocol.messages.base import Ack
-from protocol.records import Access, FilePageDropped, FilePageRead, FilePageWritten, Record
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel import pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages import swap as s
+from mmurace.protocol.messages.base import Ack
+from mmurace.protocol.records import Access, FilePageDropped, FilePageRead, FilePageWritten, Record
 from tests.file_programs import (
     CHILD,
     FILE,
@@ -58,8 +60,8 @@ def count(records: list[Record], kind: type[Record]) -> int:
 STORES: dict[str, Steps] = {
     "cpu": (("cpu0", op.Touch(MM, 0, True, 9)),),
     "reader before": (("cpu0", op.Touch(MM, 0, False)), ("cpu0", op.Touch(MM, 0, True, 9))),
-    "device": (("device0", op.Dma(MM, 0, True, 9)),),
-    "guest": (("vcpu0", op.GuestTouch(0, True, 9)),),
+    "device": (("device0", Dma(MM, 0, True, 9)),),
+    "guest": (("vcpu0", GuestTouch(0, True, 9)),),
     "moved": (
         ("cpu0", op.Touch(MM, 0, True, 9)),
         ("cpu0", op.Mremap(MM, 0, page(2), page(8), page(2))),
@@ -75,8 +77,8 @@ STORES: dict[str, Steps] = {
         ("cpu0", op.Touch(MM, 0, True, 9)),
         ("cpu0", op.Touch(CHILD, 0, False)),
         ("cpu1", op.Touch(MM, 0, False)),
-        ("device0", op.Dma(MM, 0, False)),
-        ("vcpu0", op.GuestTouch(0, False)),
+        ("device0", Dma(MM, 0, False)),
+        ("vcpu0", GuestTouch(0, False)),
     ),
 }
 BEGIN = (("cpu0", mapped(MM)), ("cpu0", mapped(CHILD)), ("cpu0", mapped(OTHER)))
@@ -200,7 +202,7 @@ def cut_while_reclaimed(seed: int) -> tuple[Program, ...]:
         cut += [op.Truncate(FILE, page(4)), op.Touch(OTHER, page(9 + n), False)]
     thread = [op.Touch(MM, page(8 + (n + seed) % 4), n % 3 > 0, 10 + n) for n in range(16)]
     other = [op.Touch(OTHER, page(8 + n % 4), n % 2 > 0, 50 + n) for n in range(8)]
-    device = [op.Dma(MM, page(8 + n % 4), True, n) for n in range(5)]
+    device = [Dma(MM, page(8 + n % 4), True, n) for n in range(5)]
     begun = ("cpu0/0", "cpu1/0")
     return (
         Program("cpu0", "cpu0", [Step(o) for o in (map_slot(MM, 2), *thread)]),
@@ -335,8 +337,8 @@ def test_the_rmap_forgets_a_dirty_page_when_it_is_flushed(release: str) -> None:
 
 @pytest.mark.parametrize("passes_over", ["nothing", "protection_page"])
 def test_a_guest_must_hear_of_a_page_that_becomes_clean(passes_over: str) -> None:
-    guest = op.GuestTouch(0, True, 9)
-    steps = (*BEGIN, ("vcpu0", op.GuestTouch(0, True, 8)), ("cpu3", op.Writeback(FILE)),
+    guest = GuestTouch(0, True, 9)
+    steps = (*BEGIN, ("vcpu0", GuestTouch(0, True, 8)), ("cpu3", op.Writeback(FILE)),
              ("vcpu0", guest), KSWAPD, READ)  # fmt: skip
     here = file_world("v6.6", "x86", {"shadow_passes_over": passes_over})
     oracle, records, complete = run(here, one_after_the_other(*steps))
@@ -358,7 +360,7 @@ HELD: tuple[dict[str, object], ...] = (
 def test_a_page_that_somebody_holds_stays(write: bool) -> None:
     """A vCPU still has its reference from GUP when kswapd comes."""
     begin = one_after_the_other(BEGIN[0], ("cpu0", op.Touch(MM, 0, write, 7)))
-    guest = Program("vcpu0", "vcpu0", [Step(op.GuestTouch(0, write, 8), ("cpu0/1",))])
+    guest = Program("vcpu0", "vcpu0", [Step(GuestTouch(0, write, 8), ("cpu0/1",))])
     daemon = Program("daemon", "cpu3", [Step(op.Kswapd(4), ("cpu0/1",))])
     for seed in range(5):
         here = file_world("v6.6", "x86", {})

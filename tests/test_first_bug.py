@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from explorer.policies import CYCLES
-from scenarios.catalogue import find
+from mmurace.explorer.sample.policies import CYCLES
+from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def test_speed_is_measured_on_two_vcpus() -> None:
 
 def test_exploring_needs_neither_sockets_nor_processes() -> None:
     """They would be a fifth of the time to the first violation."""
-    asked = "import sys, explorer.explore; print({'zmq', 'multiprocess'} & set(sys.modules))"
+    asked = "import sys, explorer.sample.explore; print({'zmq', 'multiprocess'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", asked],
         capture_output=True, text=True, timeout=60, cwd=ROOT, check=True,

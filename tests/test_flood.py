@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from broker.follow import compare_runs
-from broker.plan import Outcome
-from broker.programs import Program
-from broker.recorder import read_record
-from broker.schedules import Recorded
-from protocol import codec, limits, wire
-from protocol.errors import PeerError
-from protocol.messages.memory import PteLoad
+from mmurace.broker.follow import compare_runs
+from mmurace.broker.plan import Outcome
+from mmurace.broker.programs import Program
+from mmurace.broker.recorder import read_record
+from mmurace.broker.schedules import Recorded
+from mmurace.protocol import codec, limits, wire
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.messages.memory import PteLoad
 from tests import toy
 from tests.runs import (
     RUN_SECONDS_MAX,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.schedules import RandomWalk
-from explorer.session import simulate
-from explorer.strategies import Paces
-from oracle.verdict import Verdict
-from scenarios.catalogue import KernelCase, Race, find
+from mmurace.broker.schedules import RandomWalk
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.sample.strategies import Paces
+from mmurace.oracle.verdict import Verdict
+from mmurace.scenarios.catalogue import KernelCase, Race, find
 
 DATA = Path(__file__).parent / "data" / "cases"
 NAMES = (

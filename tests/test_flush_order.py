@@ -7,25 +7,39 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer.session import simulate
-from nodes.build import build_all
-from nodes.kernel import mprotect, tlb
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.kernel.variant import ARCHES, RELEASES, preset
-from nodes.world import Unit, Vm, World
-from protocol import pte as ptes
-from protocol.envelope import Envelope, Handled
-from protocol.limits import ULONG_MAX
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages.kvm import InProgress, Memslot, MmuLock
-from protocol.messages.processor import FlushTlbIpi, KvmRequest, Tlbi, TlbiVmid
-from protocol.records import NotifierCall
-from scenarios.catalogue import find
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel import mprotect, tlb
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.kernel.variant import MACHINES as ARCHES
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.kernel.variant.release import LONG_TERM as RELEASES
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestTouch,
+    InProgress,
+    KvmRequest,
+    MmuLock,
+    TlbiVmid,
+)
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.processor import (
+    FlushTlbIpi,
+    Tlbi,
+)
+from mmurace.protocol.records import NotifierCall
+from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE
 from tests.test_file_reclaim import Steps
 from tests.test_flush_cases import DATA
@@ -42,7 +56,7 @@ def world(release: str, arch: str = "x86", levels: int = 3, **switches: object) 
     return World(
         kernel=preset(release, arch, switches),
         mms=(MM, CHILD),
-        units=(Unit("iommu0", (), (MM,), "cpu1"),),
+        parts=(Unit("iommu0", (), (MM,), "cpu1"),),
         levels=levels,
         frames=96,
     )
@@ -63,7 +77,7 @@ def told(here: World, steps: Steps, operation: str, callback: str = "") -> list[
         return None
 
     if not callback:
-        vm = Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 1, 0),))
+        vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, 1, 0),))
         here = msgspec.structs.replace(here, vms=(vm,))
     exchange = Exchange(Feeder(one_after_the_other(*steps)))
     assert Simulator(build_all(here, 1), exchange, RandomWalk(1), observe).run(20_000).complete
@@ -133,7 +147,7 @@ def test_what_stands_before_the_hook_hears_the_gather_s_own_range() -> None:
 )
 def test_the_ceiling_by_release(release: str, arch: str, pages: int) -> None:
     """MAX_TLB_RANGE may be reached, MAX_TLBI_OPS may not."""
-    assert preset(release, arch).flush_ceiling == pages
+    assert preset(release, arch).arch.flush_ceiling == pages
 
 
 def test_measures_count_what_the_secondaries_were_told() -> None:
@@ -315,8 +329,8 @@ def test_an_exclusive_anonymous_page_is_writable_again_at_once(
     last = delivered(here, (*steps, *protect), f"cpu0/{len(steps) + 1}")
     (stored,) = [x for x in last if isinstance(x, m.PteSet)]
     assert bool(stored.pte & ptes.WRITE) == writable
-    assert preset("v5.12").change_protection_upgrades == "dirty_shared"
-    assert preset("v6.2").change_protection_upgrades == "exclusive"
+    assert preset("v5.12").mm.change_protection_upgrades == "dirty_shared"
+    assert preset("v6.2").mm.change_protection_upgrades == "exclusive"
 
 
 def test_a_migration_entry_for_writing_becomes_one_for_reading() -> None:
@@ -390,7 +404,7 @@ def test_clear_refs_tells_of_everything(release: str, arch: str) -> None:
     here = world(release, arch)
     assert told(here, SOFT_DIRTY, "cpu0/1") == [ALL]
     heard = told(here, SOFT_DIRTY, "cpu0/1", "invalidate_range")
-    assert heard[:1] == ([ALL] if here.kernel.end_calls_ir else [])
+    assert heard[:1] == ([ALL] if here.kernel.mm.end_calls_ir else [])
     changed = "PteSet" in names(delivered(here, SOFT_DIRTY, "cpu0/1"))
     assert changed == (arch == "x86")  # arm64 has no CONFIG_MEM_SOFT_DIRTY
 
@@ -414,7 +428,7 @@ def test_a_driver_that_makes_no_page_of_everything_before_v6_6(decoder: str, bad
     here = msgspec.structs.replace(
         world("v6.2", sva_decoder=decoder), units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),)
     )
-    steps = (*SOFT_DIRTY[:2], ("device0", op.Dma(MM, 0, True, 3)), SOFT_DIRTY[2])
+    steps = (*SOFT_DIRTY[:2], ("device0", Dma(MM, 0, True, 3)), SOFT_DIRTY[2])
     oracle, _, complete = run(here, one_after_the_other(*steps))
     assert complete
     found = [v for v in oracle.violations if v.agent == "iommu0"]
@@ -425,17 +439,17 @@ def test_a_driver_that_makes_no_page_of_everything_before_v6_6(decoder: str, bad
 
 GUEST: Steps = (
     ("cpu0", op.Mmap(MM, 0, page(2), True, True)),
-    ("vcpu0", op.GuestTouch(0, True, 1)),
+    ("vcpu0", GuestTouch(0, True, 1)),
     ("cpu0", op.MadviseDontneed(MM, 0, page(1))),
-    ("vcpu0", op.GuestTouch(0, True, 2)),
+    ("vcpu0", GuestTouch(0, True, 2)),
 )
 
 
 def guest_world(release: str, arch: str, **switches: object) -> World:
     """A VM of two vCPUs whose memory is the process's."""
-    vm = Vm("kvm0", ("vcpu0", "vcpu1"), MM, (Memslot(0, 2, 0),))
+    vm = Vm("kvm0", ("vcpu0", "vcpu1"), MM, (Slot(0, 2, 0),))
     return World(
-        kernel=preset(release, arch, switches), mms=(MM, CHILD), vms=(vm,), levels=3, frames=96
+        kernel=preset(release, arch, switches), mms=(MM, CHILD), parts=(vm,), levels=3, frames=96
     )
 
 
@@ -454,7 +468,7 @@ def test_kvm_on_arm64_flushes_by_vmid_and_kicks_nobody(release: str) -> None:
 
 def test_when_arm64_flushes_a_range_of_the_guest() -> None:
     """Each entry as it is cleared; with range operations once, also if there was none (v6.6)."""
-    steps = (*GUEST[:2], ("vcpu0", op.GuestTouch(page(1), True, 1)),
+    steps = (*GUEST[:2], ("vcpu0", GuestTouch(page(1), True, 1)),
              ("cpu0", op.MadviseDontneed(MM, 0, page(2))),
              ("cpu0", op.MadviseDontneed(MM, 0, page(2))))  # fmt: skip
     for how, counts in (("vmid_each", (4, 0)), ("vmid_range", (2, 2))):
@@ -485,6 +499,6 @@ def test_every_preset_has_a_ceiling(release: str, arch: str) -> None:
         world = World(kernel=preset(release, arch))
 
     cpu: Any = Cpu()
-    limit = cpu.world.kernel.flush_ceiling
+    limit = cpu.world.kernel.arch.flush_ceiling
     assert not tlb.above_ceiling(cpu, page(1), page(1 + limit))
     assert tlb.above_ceiling(cpu, page(1), page(2 + limit))

@@ -6,27 +6,33 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
 
-from explorer.frozen import freeze_driver, freeze_fields
-from explorer.world_state import model_of
-from nodes.build import build, build_all
-from nodes.driver import Driver
-from nodes.footprint import independent, track
-from nodes.iommu import Iommu
-from nodes.kernel.variant import preset
-from nodes.translation import TranslationCache
-from nodes.world import Unit, Vm, World
-from protocol.envelope import BROKER, Envelope
-from protocol.messages.base import Message, Request
-from protocol.messages.iommu import DmaAccess, IotlbInvalidate
-from protocol.messages.kvm import ActiveInvalidate, Memslot, MemslotAdd, MemslotsLoad
-from protocol.messages.memory import PteValue
+from mmurace.explorer.exhaustive.state_values import freeze_driver, freeze_fields
+from mmurace.explorer.exhaustive.world_state import model_of
+from mmurace.nodes.build import build, build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.footprint import independent, track
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DmaAccess, IotlbInvalidate
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
+from mmurace.nodes.secondaries.kvm.messages import (
+    ActiveInvalidate,
+    Memslot,
+    MemslotAdd,
+    MemslotsLoad,
+)
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.translation import TranslationCache
+from mmurace.nodes.world import World
+from mmurace.protocol.envelope import BROKER, Envelope
+from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.memory import PteValue
 from tests.test_futures import CATALOGUE, in_bursts, walk
 from tests.worlds import MM, page
 
-SLOT = Memslot(0, 1, 0)
+SLOT = Slot(0, 1, 0)
 TABLES = 8
 """How many leaf tables there can be."""
 
@@ -35,8 +41,10 @@ def world(tlb_entries: int) -> World:
     """A unit that keeps upper entries, and a guest that has one page."""
     return World(
         kernel=preset("v6.2"), tlb_entries=tlb_entries,
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu0", pwc=True),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (SLOT,)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu0", pwc=True),
+            Vm("kvm0", ("vcpu0",), MM, (SLOT,)),
+        ),
     )  # fmt: skip
 
 
@@ -87,9 +95,7 @@ def test_the_end_of_a_bracket_installs_the_slots_that_wait_for_it() -> None:
 
 def overlapping(devices: Iterable[str]) -> Driver:
     """A unit in which each device in turn begins a walk of a page, which is then invalidated."""
-    here = msgspec.structs.replace(
-        world(64), units=(Unit("iommu0", ("device0", "device1"), (MM,), "cpu0"),)
-    )
+    here = world(64).with_parts(Unit, (Unit("iommu0", ("device0", "device1"), (MM,), "cpu0"),))
     driver = build("iommu0", here, 0)
     for at, name in enumerate(devices):
         driver.deliver(2 * at + 1, to_unit(f"{name}/0.0", DmaAccess(MM, 0, True, 1)))

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from broker.programs import operation_program
-from explorer.exhaustive import Budget, explore_stateful
-from explorer.machine import Move, Sent, rival_bits
-from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import Broken, Stateful
-from explorer.world_state import Config, Model, model_of
-from oracle.oracle import Oracle
-from scenarios.catalogue import load_all
-from scenarios.spec import RunSpec
+from mmurace.broker.programs import operation_program
+from mmurace.explorer.exhaustive.node_tables import Move, Sent, rival_bits
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.search import Budget, explore_stateful
+from mmurace.explorer.exhaustive.stateful import Broken, Stateful
+from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
+from mmurace.oracle.oracle import Oracle
+from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.spec import RunSpec
 from tests.search_toy import WORLD, Accesses, naive, toy
 from tests.test_stateful import rules, unmapped_under_dma
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from broker.chaos import ChaosConfig, ChaosRules, parse_rules
-from broker.recorder import broker_records
-from broker.schedules import RandomWalk
-from explorer import session
-from explorer.outcome import Outcome
-from nodes.kernel.variant import preset
-from protocol.envelope import Envelope
-from protocol.errors import UserError
-from report.terminal import summary
-from scenarios.runs import mixed_run
+from mmurace.broker.chaos import ChaosConfig, ChaosRules, parse_rules
+from mmurace.broker.recorder import broker_records
+from mmurace.broker.schedules import RandomWalk
+from mmurace.explorer.run import session
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.nodes.kernel.variant import preset
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import UserError
+from mmurace.report.terminal import summary
+from mmurace.scenarios.runs import mixed_run
 from tests.exchange_toy import make_run, play
 from tests.runs import nothing_left_behind as nothing_left_behind
 from tests.test_chaos import check_over, message, rules_of

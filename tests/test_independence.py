@@ -7,23 +7,25 @@ import itertools
 import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program
-from broker.schedules import RandomWalk
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.fingerprint import fingerprint
-from nodes.footprint import independent
-from nodes.kernel.variant import preset
-from nodes.world import MEMORY, Link, Unit, World
-from protocol.envelope import REPLY_MARK, Envelope
-from protocol.limits import PAGE_SIZE
-from protocol.messages import ocxl as o
-from protocol.messages import program as op
-from protocol.messages.base import Message
-from protocol.messages.iommu import DmaAccess
-from protocol.messages.memory import Count, PteValue
-from protocol.pte import PRESENT, WRITE, make
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program
+from mmurace.broker.schedules import RandomWalk
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.fingerprint import fingerprint
+from mmurace.nodes.footprint import independent
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DmaAccess
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol.envelope import REPLY_MARK, Envelope
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import MmName, Tlbie
+from mmurace.protocol.messages.memory import Count, PteValue
+from mmurace.protocol.pte import PRESENT, WRITE, make
 from tests.worlds import MM, page, small_programs, small_world
 
 PAIRS_MAX = 60
@@ -94,15 +96,15 @@ def answered(request: Envelope, body: Message) -> Envelope:
 @pytest.mark.parametrize("steps", [1, 2], ids=["process table", "upper entry"])
 def test_a_walk_of_a_link_looks_whether_it_is_stale_at_every_step(steps: int) -> None:
     """So an answer of its walk does not commute with an invalidation that overlaps it."""
-    world = World(kernel=preset("v6.6", "ppc"), links=(Link("link0", ("mm0",), "cpu1"),))
+    world = World(kernel=preset("v6.6", "ppc"), parts=(Link("link0", ("mm0",), "cpu1"),))
     driver = build_all(world, 0)["link0"]
-    message = Envelope("afu/0", "", "link0", "AfuTouch", "afu", "", op.AfuTouch("mm0", 0, False))
+    message = Envelope("afu/0", "", "link0", "AfuTouch", "afu", "", AfuTouch("mm0", 0, False))
     table = PteValue(make(5, PRESENT | WRITE))
-    bodies: list[Message] = [Count(1), o.MmName("mm0"), table]
+    bodies: list[Message] = [Count(1), MmName("mm0"), table]
     for number, body in enumerate(bodies[: steps + 1], 1):
         (request,) = driver.deliver(number, message).messages
         message = answered(request, body)
-    command = o.Tlbie(1, 0, PAGE_SIZE)
+    command = Tlbie(1, 0, PAGE_SIZE)
     invalidation = Envelope("cpu0/0.0", "cpu0", "link0", "Tlbie", "cpu0/0", "", command)
     assert not independent(driver, message, invalidation)
 
@@ -110,7 +112,7 @@ def test_a_walk_of_a_link_looks_whether_it_is_stale_at_every_step(steps: int) ->
 def test_whoever_keeps_an_upper_entry_shortens_the_next_walk() -> None:
     """So a walk that begins does not commute with the answer that makes a walker keep one."""
     unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu1", pwc=True)
-    world = msgspec.structs.replace(small_world(), units=(unit,))
+    world = small_world().with_parts(Unit, (unit,))
     driver = build_all(world, 0)["iommu0"]
     first, other = (
         Envelope(

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel import do_wp_page, page_alloc, pgtable
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import preset
-from nodes.world import Vm, World
-from protocol import pte as ptes
-from protocol.envelope import Envelope, Handled
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages.filemap import ImmapLock
-from protocol.messages.kvm import Memslot
-from protocol.records import NotifierCall
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel import do_wp_page, page_alloc, pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.filemap import ImmapLock
+from mmurace.protocol.records import NotifierCall
 from tests.file_programs import FILE
 from tests.test_file_reclaim import Steps, chaos, mapped, values
 from tests.test_madvise_free import one_after_the_other, run
@@ -334,8 +333,8 @@ def test_a_store_to_a_private_file_allocates_before_it_looks_the_page_up() -> No
 
 def test_each_subscriber_is_told_of_the_range_before_its_end() -> None:
     """``mn_hlist_invalidate_end``: one loop with two calls, not two loops."""
-    vms = tuple(Vm(f"kvm{n}", (f"vcpu{n}",), MM, (Memslot(0, 1, 0),)) for n in range(2))
-    here = msgspec.structs.replace(world("v6.2"), vms=vms)
+    vms = tuple(Vm(f"kvm{n}", (f"vcpu{n}",), MM, (Slot(0, 1, 0),)) for n in range(2))
+    here = world("v6.2").with_parts(Vm, vms)
     steps: Steps = (
         ("cpu0", op.Mmap(MM, 0, page(1), True, True)), ("cpu0", op.Touch(MM, 0, True, 1)),
         ("cpu0", op.MadviseDontneed(MM, 0, page(1))),

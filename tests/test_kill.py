@@ -8,29 +8,33 @@ from typing import Any
 import msgspec
 import pytest
 
-import launch
-from broker.chaos import ChaosRules, parse_rules
-from broker.chaos_config import ChaosConfig, check_names
-from broker.exchange import Exchange
-from broker.gates import NEVER
-from broker.kills import Kills, kind_of
-from broker.programs import Feeder, Program, Step
-from broker.recorder import broker_records, read_record
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer import schedule_file, session
-from explorer.outcome import HELD, INCONCLUSIVE, Outcome
-from nodes.build import build_all
-from nodes.world import Link, Unit, World
-from oracle.oracle import Oracle
-from protocol.envelope import BROKER, Envelope, Handled
-from protocol.errors import UserError
-from protocol.messages import program as op
-from protocol.messages.base import Ack, PeerGone
-from protocol.messages.memory import CpumaskSet
-from protocol.trace import Ending
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace import launch
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.chaos_config import ChaosConfig, check_names
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.gates import NEVER
+from mmurace.broker.kills import Kills, death_of
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.recorder import broker_records, read_record
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run import schedule_file, session
+from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, Outcome
+from mmurace.nodes.build import build_all
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import BROKER, Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Ack, PeerGone
+from mmurace.protocol.messages.memory import CpumaskSet
+from mmurace.protocol.trace import Ending
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests import worlds
 from tests.runs import nothing_left_behind
 
@@ -68,9 +72,9 @@ def config(*rules: dict[str, Any]) -> ChaosConfig:
 def world_of(release: str = "v6.6", arch: str = "x86", ats: bool = True, **switches: Any) -> World:
     """The small world; with ``ats`` its device has a cache of its own."""
     world = worlds.small_world(release, arch, **switches)
-    unit = world.units[0]
+    unit = world.parts_of(Unit)[0]
     units = (Unit(unit.name, unit.devices, unit.mms, unit.iopf_cpu, ats, True),)
-    return msgspec.structs.replace(world, units=units, evict_one_in=20)
+    return msgspec.structs.replace(world.with_parts(Unit, units), evict_one_in=20)
 
 
 class Run:
@@ -243,7 +247,7 @@ def test_a_vm_is_not_gone_while_it_is_called(arch: str) -> None:
 
 
 def test_a_system_call_on_a_dead_vm_fails() -> None:
-    add = op.KvmAddMemslot("kvm0", 64, worlds.page(64), worlds.page(1))
+    add = KvmAddMemslot("kvm0", 64, worlds.page(64), worlds.page(1))
     late = Program("late", "cpu1", [Step(add, ("cpu1/6",))])
     world = world_of()
     chaos = ChaosRules(config(kill("kvm0", 0)), 1, world)
@@ -384,12 +388,17 @@ def test_a_rule_that_kills_nobody_is_reported() -> None:
 
 def test_what_dies_how() -> None:
     world = world_of()
-    assert {node: kind_of(node, world) for node in world.nodes()} == {
-        "memory": "vital", "cpu0": "vital", "cpu1": "vital", "iommu0": "vital",
-        "device0": "device", "kvm0": "kvm", "vcpu0": "vcpu",
+    deaths = {node: death_of(node, world) for node in world.nodes()}
+    assert [node for node, death in deaths.items() if death is None] == [
+        "memory", "cpu0", "cpu1", "iommu0",
+    ]  # fmt: skip
+    assert [node for node, death in deaths.items() if death and death.at_once] == ["device0"]
+    assert {node: [type(task.operation) for task in death.tasks] for node, death in deaths.items()
+            if death} == {
+        "device0": [DeviceRemove], "kvm0": [Sigkill, KvmDestroyVm], "vcpu0": [Sigkill],
     }  # fmt: skip
-    links = msgspec.structs.replace(world, links=(Link("ocxl0", (worlds.MM,), "cpu0"),))
-    assert kind_of("ocxl0", links) == "vital"
+    links = world.with_parts(Link, (Link("ocxl0", (worlds.MM,), "cpu0"),))
+    assert death_of("ocxl0", links) is None
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.chaos import parse_rules
-from explorer.latency import Latencies, Latency
-from explorer.session import simulate
-from nodes.kernel.variant import preset
-from protocol.records import InvalidateBegin
-from protocol.trace import TraceStep
-from report.machine import outcome_dict
-from report.terminal import summary
-from scenarios.runs import mixed_run
+from mmurace.broker.chaos import parse_rules
+from mmurace.explorer.run.latency import Latencies, Latency
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.protocol.records import InvalidateBegin
+from mmurace.protocol.trace import TraceStep
+from mmurace.report.machine import outcome_dict
+from mmurace.report.terminal import summary
+from mmurace.scenarios.runs import mixed_run
 
 
 def measure(found: Latencies, number: int, took: int, cache: str = "iotlb") -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
-import launch
-from explorer import session
-from explorer.outcome import Outcome
-from oracle.violation import Violation
-from protocol.errors import EmulatorError, PeerError, TimedOut
-from report import arguments, machine
-from report.violation import RULES
-from scenarios.spec import RunSpec
+from mmurace import launch
+from mmurace.explorer.run import session
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.oracle.rules.table import rules
+from mmurace.oracle.violation import Violation
+from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut
+from mmurace.report import arguments, machine
+from mmurace.scenarios.spec import RunSpec
 from tests.test_report import VIOLATION, an_outcome
 
 ROOT = Path(__file__).parent.parent
@@ -211,7 +211,7 @@ def test_stress_runs_what_was_asked_for(calls: list[Any], elsewhere: Path) -> No
     assert run("stress", *words.split(), "--seed", "0xAB", "--out", "here") == 0
     spec, directory, seconds, _progress, stop_on, size = calls[0]
     assert (spec.workload.kind, spec.seed, spec.operations_max) == ("mixed", 0xAB, None)
-    assert (spec.world.kernel.release, spec.world.kernel.gather_calls_ir) == ("v6.2", False)
+    assert (spec.world.kernel.release, spec.world.kernel.mm.gather_calls_ir) == ("v6.2", False)
     assert [rule.name for rule in spec.chaos.rule] == ["jitter"]
     assert (directory, seconds, stop_on, size) == (Path("here"), 2.5, "S1", 64_000_000)
     assert RunSpec.load(elsewhere / "here").world == spec.world
@@ -231,7 +231,7 @@ def test_a_log_runs_to_its_end(calls: list[Any], elsewhere: Path) -> None:
     log = Path(__file__).parent / "data" / "numpy.strace"
     assert run("stress", "--workload", str(log), "--arch", "arm64") == 0
     spec, directory, seconds, *_ = calls[0]
-    assert (spec.workload.kind, spec.world.kernel.arch, seconds) == ("strace", "arm64", None)
+    assert (spec.workload.kind, spec.world.kernel.machine, seconds) == ("strace", "arm64", None)
     saved = RunSpec.load(elsewhere / directory)
     assert saved.programs()[0].name == spec.programs()[0].name
     assert (elsewhere / directory / "workload.strace").read_bytes() == log.read_bytes()
@@ -257,7 +257,7 @@ def test_switch_values(given: str, value: object) -> None:
 def test_rules_that_stress_can_stop_on_are_all_that_the_oracle_has() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "oracle").glob("*.py"))
     used = {*re.findall(r'rule="(\w+)"', sources), *re.findall(r'Violation\(\s*"(\w+)"', sources)}
-    assert used <= set(RULES)
+    assert used <= {rule.id for rule in rules()}
 
 
 # ---- what is printed where ---------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_json_is_one_object_and_all_else_is_on_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(session, "run_on_processes", lambda *_: an_outcome(VIOLATION))
-    monkeypatch.setattr("report.machine.save_summary", lambda _: None)
+    monkeypatch.setattr("mmurace.report.machine.save_summary", lambda _: None)
     assert run("repro", "E08", "--json") == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["violations"][0]["rule"] == "S1"

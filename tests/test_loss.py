@@ -9,19 +9,19 @@ from typing import Final
 
 import pytest
 
-from broker.chaos import ChaosRules, parse_rules
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.world import World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
-from protocol.messages import kinds as all_kinds
-from protocol.messages import program as op
-from protocol.messages.base import Request
-from protocol.trace import TraceStep
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import kinds as all_kinds
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Request
+from mmurace.protocol.trace import TraceStep
 from tests.file_programs import FILE, file_programs, file_world
 from tests.mm_programs import several_programs, several_world
 from tests.part_programs import link_programs, link_world, part_programs, part_world

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from broker.chaos import ChaosRules, parse_rules
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
-from protocol.records import Access, PageDiscarded, Record
+from mmurace.broker.chaos import ChaosRules, parse_rules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.records import Access, PageDiscarded, Record
 from tests.test_independence import commuting_pairs
 from tests.test_loss import kinds_seen, run_with
 from tests.worlds import page
@@ -31,8 +34,10 @@ def world(release: str = "v6.6", arch: str = "x86", **switches: object) -> World
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2"),
         mms=(MM, "mm1"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 16, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1"),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 16, 0),)),
+        ),
         gather_batch=2,
     )
 
@@ -76,14 +81,14 @@ READ = ("cpu0", op.Touch(MM, 0, False))
 STORES: dict[str, tuple[tuple[str, op.Operation], ...]] = {
     "nobody": (),
     "cpu": (("cpu1", op.Touch(MM, 0, True, 9)),),
-    "device": (("device0", op.Dma(MM, 0, True, 9)),),
-    "guest": (("vcpu0", op.GuestTouch(0, True, 9)),),
+    "device": (("device0", Dma(MM, 0, True, 9)),),
+    "guest": (("vcpu0", GuestTouch(0, True, 9)),),
     "reader before": (("cpu1", op.Touch(MM, 0, False)), ("cpu1", op.Touch(MM, 0, True, 9))),
     "device reader before": (
-        ("device0", op.Dma(MM, 0, False)), ("device0", op.Dma(MM, 0, True, 9)),
+        ("device0", Dma(MM, 0, False)), ("device0", Dma(MM, 0, True, 9)),
     ),
     "guest reader before": (
-        ("vcpu0", op.GuestTouch(0, False)), ("vcpu0", op.GuestTouch(0, True, 9)),
+        ("vcpu0", GuestTouch(0, False)), ("vcpu0", GuestTouch(0, True, 9)),
     ),
     "after a move": (
         ("cpu0", op.MigratePages(MM, 0, page(1))), ("cpu1", op.Touch(MM, 0, True, 9)),
@@ -154,8 +159,8 @@ def busy() -> tuple[Program, ...]:
     cpu0: list[op.Operation] = [op.Mmap(MM, 0, page(8), True, True), *_free_and_store(0)]
     cpu1 = [Step(o, ("cpu0/0",)) for o in _free_and_store(1)]
     begun = ("cpu0/2",)
-    guest = [Step(op.GuestTouch(page(n % 4), n % 3 > 0, 40 + n), begun) for n in range(6)]
-    device = [Step(op.Dma(MM, page(n % 4), n % 3 > 0, 60 + n), begun) for n in range(6)]
+    guest = [Step(GuestTouch(page(n % 4), n % 3 > 0, 40 + n), begun) for n in range(6)]
+    device = [Step(Dma(MM, page(n % 4), n % 3 > 0, 60 + n), begun) for n in range(6)]
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
         Program("cpu1", "cpu1", cpu1),
@@ -250,9 +255,9 @@ def again() -> tuple[Program, ...]:
         ("cpu1", op.Mmap(MM, first, page(2), True, True)),
         ("cpu1", op.Touch(MM, first, True, 1)),
         ("cpu1", op.MadviseFree(MM, first, page(2))),
-        ("vcpu0", op.GuestTouch(first, True, 2)),
+        ("vcpu0", GuestTouch(first, True, 2)),
         ("cpu1", op.MadviseFree(MM, first, page(2))),
-        ("vcpu0", op.GuestTouch(first, True, 3)),
+        ("vcpu0", GuestTouch(first, True, 3)),
         ("cpu2", op.Kswapd(8)),
         prefix="again-",
     )

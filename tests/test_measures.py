@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from explorer.session import simulate
-from scenarios.catalogue import find
+from mmurace.explorer.run.session import simulate
+from mmurace.scenarios.catalogue import find
 
 
 def statistics(race: str, kernel: str) -> dict[str, Any]:

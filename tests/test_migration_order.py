@@ -6,23 +6,24 @@ from collections.abc import Mapping
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.kernel import tlbbatch
-from nodes.kernel.variant import preset
-from nodes.memory import Frame, Memory
-from nodes.world import MEMORY, Vm, World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled, operation_of
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
-from protocol.messages.memory import PteLoad
-from protocol.messages.swap import TlbBatchedCmpxchg
-from protocol.records import OpEnd
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.kernel import tlbbatch
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.memory import Frame, Memory
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled, operation_of
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import PteLoad
+from mmurace.protocol.messages.swap import TlbBatchedCmpxchg
+from mmurace.protocol.records import OpEnd
 from tests.test_file_reclaim import Steps
 from tests.test_kernel_order import delivered, names, world
 from tests.test_madvise_free import one_after_the_other
@@ -225,13 +226,13 @@ def stray_loads(arch: str, **switches: object) -> int:
     """A guest faults on pages whose table others free: loads of what is no table any more."""
     here = World(
         kernel=preset("v6.6", arch, switches), cpus=("cpu0", "cpu1"),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 8, 0),)),), levels=2, entries=8, frames=24,
+        parts=(Vm("kvm0", ("vcpu0",), MM, (Slot(0, 8, 0),)),), levels=2, entries=8, frames=24,
     )  # fmt: skip
     anew = op.Mmap(MM, 0, page(8), True, True)
     loop = [op.Touch(MM, 0, True, 1), op.Munmap(MM, 0, page(8)), anew]
     asked = (
         Program("cpu0", "cpu0", [Step(o) for o in (anew, *loop * 6)]),
-        Program("vcpu0", "vcpu0", [Step(op.GuestTouch(0, True, n)) for n in range(12)]),
+        Program("vcpu0", "vcpu0", [Step(GuestTouch(0, True, n)) for n in range(12)]),
     )
     strays = 0
     for seed in range(80):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from broker.chaos import load_rules
-from explorer.case import Case, operation_in, scripted, switches, thread_of
-from explorer.lenient import How, play
-from explorer.minimize import (
+from mmurace import launch
+from mmurace.broker.chaos import load_rules
+from mmurace.explorer.run.replay import replay_file
+from mmurace.explorer.run.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
+from mmurace.explorer.run.session import simulate
+from mmurace.explorer.shrink.case import Case, operation_in, scripted, switches, thread_of
+from mmurace.explorer.shrink.minimize import (
     Minimized,
     Minimizer,
     Update,
@@ -21,16 +23,15 @@ from explorer.minimize import (
     minimize,
     minimize_quickly,
 )
-from explorer.reduce import keep_operations, smaller_worlds
-from explorer.replay_file import replay_file
-from explorer.schedule_file import SUFFIX, Loaded, load, read_case, schedule_text, write
-from explorer.session import simulate
-from explorer.shortest import shortest_by_states
-from nodes.kernel.variant import preset
-from protocol.errors import ReplayDivergence, UserError
-from scenarios.catalogue import find
-from scenarios.mixed import Mix, MixedOptions
-from scenarios.runs import mixed_run
+from mmurace.explorer.shrink.play import How, play
+from mmurace.explorer.shrink.shortest import shortest_by_states
+from mmurace.explorer.shrink.smaller import keep_operations, smaller_worlds
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.protocol.errors import ReplayDivergence, UserError
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.mixed import Mix, MixedOptions
+from mmurace.scenarios.runs import mixed_run
 from tests.minimal import EXAMPLES, minimized
 from tests.runs import change_by_hand
 
@@ -211,7 +212,7 @@ def test_a_vm_that_an_operation_names_is_no_spare_part() -> None:
     case = Case(scripted(race.run("no-wait")))
     alone = keep_operations(case, {op for op, kind in case.kinds().items() if "Memslot" in kind})
     assert alone.operations()
-    assert all(smaller.spec.world.vms for smaller in smaller_worlds(alone))
+    assert all(smaller.spec.world.parts_of(Vm) for smaller in smaller_worlds(alone))
 
 
 # ---- the pieces --------------------------------------------------------------------------------

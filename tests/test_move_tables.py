@@ -8,14 +8,17 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from broker.programs import Program, Step
-from nodes.kernel.variant import preset
-from nodes.page_table import entries_below
-from nodes.world import Unit, Vm, World
-from protocol import pte as ptes
-from protocol.errors import UserError
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.page_table import entries_below
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
 from tests.test_direct_reclaim import run
 from tests.test_independence import commuting_pairs
 from tests.worlds import page
@@ -31,8 +34,10 @@ def world(release: str, arch: str = "x86", unit: bool = True, **switches: object
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True),) if unit else (),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 8 * SLOTS, 0),)),),
+        parts=(
+            *((Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True),) if unit else ()),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 8 * SLOTS, 0),)),
+        ),
         frames=64,
         gather_batch=3,
         evict_one_in=20,
@@ -66,8 +71,8 @@ def programs(seed: int, unit: bool = True) -> tuple[Program, ...]:
     touch = [op.Touch(MM, at, n % 2 > 0, n) for n, at in enumerate(places)]
     others = [_step(draw) for _ in range(15)]
     daemon = [o for o in others if isinstance(o, (op.Truncate, op.MigratePages, op.Kswapd))]
-    device = [op.Dma(MM, at, n % 2 > 0, n) for n, at in enumerate(places[:20])] if unit else []
-    guest = [op.GuestTouch(at, n % 2 > 0, n) for n, at in enumerate(places[20:])]
+    device = [Dma(MM, at, n % 2 > 0, n) for n, at in enumerate(places[:20])] if unit else []
+    guest = [GuestTouch(at, n % 2 > 0, n) for n, at in enumerate(places[20:])]
     asked: tuple[tuple[str, list[op.Operation]], ...] = (
         ("cpu0", mover), ("cpu1", [*touch]), ("cpu2", [*daemon]), ("device0", [*device]),
         ("vcpu0", [*guest]),

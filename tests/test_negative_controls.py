@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 
-from nodes import cpu as cpu_node
-from nodes.kernel import gup
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
-from protocol.messages.memory import FrameWrite
-from protocol.ranges import overlaps
+from mmurace.nodes import cpu as cpu_node
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import FrameWrite
+from mmurace.protocol.ranges import overlaps
 from tests.observed import Moment, Run, beside, dropped, moments, observe, racing_accesses
 from tests.worlds import MM, page
 
@@ -32,8 +35,10 @@ def world(release: str, arch: str = "x86", **switches: object) -> World:
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 16, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1"),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 16, 0),)),
+        ),
     )
 
 
@@ -48,7 +53,7 @@ def touches(count: int, pages: int = 2) -> list[op.Operation]:
 
 
 def dmas(count: int, pages: int = 2) -> list[op.Operation]:
-    return [op.Dma(MM, page(i % pages), i % 3 > 0, 300 + i) for i in range(count)]
+    return [Dma(MM, page(i % pages), i % 3 > 0, 300 + i) for i in range(count)]
 
 
 def clean(runs: list[Run]) -> None:
@@ -152,7 +157,7 @@ def test_brackets_of_disjoint_ranges_may_overlap_in_time(release: str) -> None:
         name: [op.MadviseDontneed(MM, page(at), 4096), op.Touch(MM, page(at), True, 1)] * ROUNDS
         for name, at in ends.items()
     }
-    guest = [op.GuestTouch(page((1, 2, 5)[i % 3]), i % 2 > 0, i) for i in range(60)]
+    guest = [GuestTouch(page((1, 2, 5)[i % 3]), i % 2 > 0, i) for i in range(60)]
     zap = [op.MadviseDontneed(MM, page(1), page(1)), op.Mmap(MM, page(5), 4096, True, True)]
     others = {"cpu1": [x for pair in zip(loops["cpu1"], zap * ROUNDS, strict=True) for x in pair]}
     others["vcpu0"] = [*guest]

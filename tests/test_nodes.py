@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 
-from nodes.build import build
-from nodes.driver import Driver
-from protocol import pte as ptes
-from protocol.envelope import Envelope, Handled, reply_id
-from protocol.messages.base import Message
-from protocol.messages.iommu import DmaAccess, IotlbInvalidate
-from protocol.messages.kvm import SpteLoad, SpteValue
-from protocol.messages.memory import Flag, FrameRead, PteLoad, PteValue, PteWalk, Word
-from protocol.messages.processor import FlushTlbIpi, KvmRequest, PageRequest
-from protocol.messages.program import GuestTouch, Touch
-from protocol.records import Fill, InvalidateDone, WalkDiscarded
+from mmurace.nodes.build import build
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.secondaries.iommu_sva.messages import DmaAccess, IotlbInvalidate, PageRequest
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch, KvmRequest, SpteLoad, SpteValue
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope, Handled, reply_id
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.memory import Flag, FrameRead, PteLoad, PteValue, PteWalk, Word
+from mmurace.protocol.messages.processor import (
+    FlushTlbIpi,
+)
+from mmurace.protocol.messages.program import (
+    Touch,
+)
+from mmurace.protocol.records import Fill, InvalidateDone, WalkDiscarded
 from tests.worlds import MM, page, small_world
 
 TABLE = ptes.make(5, ptes.PRESENT | ptes.WRITE)

@@ -7,31 +7,37 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer.session import simulate
-from nodes.build import build_all
-from nodes.kernel.errno import EBUSY, EFAULT, EINVAL
-from nodes.kernel.variant import preset
-from nodes.world import MEMORY, Link, World
-from oracle.oracle import Oracle
-from oracle.sometimes import workload_conditions
-from oracle.verdict import Verdict
-from protocol import records as r
-from protocol.envelope import Envelope, Handled
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages import ocxl as o
-from protocol.messages import program as op
-from protocol.messages.base import Message
-from protocol.trace import TraceStep
-from scenarios.catalogue import find
-from scenarios.mixed import Mixed, MixedOptions
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
-from scenarios.worlds import world_from, world_to
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.errno import EBUSY, EFAULT, EINVAL
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.ocxl import messages as o
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import workload_conditions
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import ContextIdLoad, CoprosAdd, Mmgrab, Tlbie
+from mmurace.protocol.messages.memory import NotifierAdd
+from mmurace.protocol.trace import TraceStep
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.mixed import Mixed, MixedOptions
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
+from mmurace.scenarios.worlds import world_from, world_to
 from tests.mm_programs import several_programs, several_world
 from tests.oracle_story import shuffled
 from tests.part_programs import link_programs, link_world
@@ -53,7 +59,7 @@ def world(
     return World(
         kernel=preset(release, "ppc", switches),
         mms=("mm0", "mm1"),
-        links=(Link("link0", attached, "cpu0"),),
+        parts=(Link("link0", attached, "cpu0"),),
     )
 
 
@@ -113,21 +119,21 @@ def mapped(mm: str = "mm0") -> tuple[op.Operation, ...]:
 def test_a_flush_stays_on_the_only_processor_if_no_context_counts() -> None:
     programs = [program("cpu0", *mapped(), op.Munmap("mm0", A, 2 * PAGE_SIZE))]
     alone = Ran(world("v5.10"), programs)
-    assert not alone.kinds(o.Tlbie, o.AtsdLaunch)
+    assert not alone.kinds(Tlbie, o.AtsdLaunch)
     assert "Tlbi" not in {type(body).__name__ for _, _, body in alone.sent}
     assert alone.verdict.outcome != "violated"
 
 
 @pytest.mark.parametrize(
-    ("release", "told"), [("v4.18", o.Tlbie), ("v5.10", o.Tlbie), ("v5.12", o.AtsdLaunch)]
+    ("release", "told"), [("v4.18", Tlbie), ("v5.10", Tlbie), ("v5.12", o.AtsdLaunch)]
 )
 def test_a_context_of_a_link_is_told_by_bus_or_by_register(
     release: str, told: type[Message]
 ) -> None:
-    afu = program("link0", op.AfuTouch("mm0", A, True, 7), after=("cpu0/2",))
+    afu = program("link0", AfuTouch("mm0", A, True, 7), after=("cpu0/2",))
     cpu = [*(Step(o) for o in mapped()), Step(op.Munmap("mm0", A, 2 * PAGE_SIZE), ("link0/0",))]
     ran = Ran(world(release, ("mm0",)), [Program("cpu0", "cpu0", cpu), afu])
-    assert set(ran.kinds(o.Tlbie, o.AtsdLaunch)) == {told.__name__}
+    assert set(ran.kinds(Tlbie, o.AtsdLaunch)) == {told.__name__}
     dropped = [
         record.fills for step in ran.steps for record in step.records
         if isinstance(record, r.InvalidateDone) and record.cache == "xsl"
@@ -141,7 +147,7 @@ def test_one_process_is_not_told_of_another() -> None:
     programs = [
         program("cpu0", *mapped("mm1"), op.Munmap("mm1", A, 2 * PAGE_SIZE)),
     ]
-    assert not Ran(world("v5.12", ("mm0",)), programs).kinds(o.AtsdLaunch, o.Tlbie)
+    assert not Ran(world("v5.12", ("mm0",)), programs).kinds(o.AtsdLaunch, Tlbie)
 
 
 def launched(release: str, address: int) -> list[tuple[int, int]]:
@@ -177,12 +183,12 @@ def test_a_whole_mm_is_a_loop_that_is_cut_or_one_command() -> None:
 
 # ---- to come and to go -----------------------------------------------------------------------
 
-COMING = (o.SpaStore, o.CoprosAdd, o.NotifierAdd, o.PeTreeInsert, o.Mmgrab, o.AfuStart)
+COMING = (o.SpaStore, CoprosAdd, NotifierAdd, o.PeTreeInsert, Mmgrab, o.AfuStart)
 
 
 @pytest.mark.parametrize("release", ["v5.10", "v6.2"])
 def test_the_accelerator_works_only_when_all_is_registered(release: str) -> None:
-    ran = Ran(world(release), [program("cpu0", op.OcxlAttach("mm0", "link0"))])
+    ran = Ran(world(release), [program("cpu0", OcxlAttach("mm0", "link0"))])
     notifier = ["NotifierAdd"] if release == "v6.2" else []
     steps = ["SpaStore", "CoprosAdd", *notifier, "PeTreeInsert", "Mmgrab", "AfuStart"]
     assert ran.kinds(*COMING) == steps
@@ -191,7 +197,7 @@ def test_the_accelerator_works_only_when_all_is_registered(release: str) -> None
 
 def leaving(release: str, switches: Switches | None = None) -> list[str]:
     """The steps in which a process leaves a link."""
-    attach, detach = op.OcxlAttach("mm0", "link0"), op.OcxlDetach("mm0", "link0")
+    attach, detach = OcxlAttach("mm0", "link0"), OcxlDetach("mm0", "link0")
     programs = [
         program("cpu0", attach),
         program("cpu1", *mapped(), detach, after=("cpu0/0",)),
@@ -220,12 +226,10 @@ def test_a_tag_is_taken_back_when_nothing_is_left_under_it() -> None:
 
 def test_an_accelerator_without_a_context_is_refused() -> None:
     cpu = program(
-        "cpu0", op.OcxlAttach("mm0", "link0"), op.OcxlAttach("mm0", "link0"),
-        op.OcxlDetach("mm1", "link0"),
+        "cpu0", OcxlAttach("mm0", "link0"), OcxlAttach("mm0", "link0"),
+        OcxlDetach("mm1", "link0"),
     )  # fmt: skip
-    afu = program(
-        "link0", op.AfuTouch("mm0", A, False), op.AfuTouch("mm1", A, False), after=("cpu0/2",)
-    )
+    afu = program("link0", AfuTouch("mm0", A, False), AfuTouch("mm1", A, False), after=("cpu0/2",))
     ran = Ran(world(), [cpu, afu])
     assert ran.complete
     assert ran.results == {
@@ -237,8 +241,8 @@ def test_an_accelerator_without_a_context_is_refused() -> None:
 
 def test_a_process_that_ends_closes_its_contexts() -> None:
     cpu = program(
-        "cpu0", op.OcxlAttach("mm0", "link0"), *mapped(), op.Exit("mm0"),
-        op.OcxlAttach("mm1", "link0"),
+        "cpu0", OcxlAttach("mm0", "link0"), *mapped(), op.Exit("mm0"),
+        OcxlAttach("mm1", "link0"),
     )  # fmt: skip
     ran = Ran(world("v6.5"), [cpu])
     tags = [x for s in ran.steps for x in s.records if isinstance(x, (r.TagAlloc, r.TagFree))]
@@ -257,14 +261,14 @@ def churn() -> list[Program]:
     programs = []
     for number in range(2):
         mm, cpu = f"mm{number}", f"cpu{number}"
-        attach, detach = op.OcxlAttach(mm, "link0"), op.OcxlDetach(mm, "link0")
+        attach, detach = OcxlAttach(mm, "link0"), OcxlDetach(mm, "link0")
         once = (*mapped(mm), attach, op.Touch(mm, A, True, number), detach)
         again = (attach, op.Munmap(mm, A + PAGE_SIZE, PAGE_SIZE), detach)
         life = (*once, op.Exit(mm))
         programs.append(program(cpu, *life, *once, *again, op.Exit(mm), *mapped(mm), attach))
         attached = [f"{cpu}/{at}" for at in (3, 10, 13, 20)]
         touches = [
-            Step(op.AfuTouch(mm, A + page * PAGE_SIZE, True, page), (after,))
+            Step(AfuTouch(mm, A + page * PAGE_SIZE, True, page), (after,))
             for after in attached for page in (0, 1)
         ]  # fmt: skip
         programs.append(Program(f"afu{number}", "link0", touches))
@@ -332,7 +336,7 @@ def mixed(release: str, seed: int, switches: Switches) -> Verdict:
     """The mixed workload beside a link and a guest."""
     workload = Mixed(MixedOptions(operations=600))
     of = workload.world(preset(release, "ppc", switches))
-    assert not of.units
+    assert not of.parts_of(Unit)
     conditions = workload_conditions(of, 3, 2)
     return simulate(RunSpec("mixed", of, seed, workload, sometimes=conditions)).verdict
 
@@ -359,8 +363,8 @@ def test_the_flush_of_a_page_tells_no_link_on_v6_6() -> None:
 def linked(programs: tuple[Program, ...]) -> tuple[Program, ...]:
     """The same with an accelerator in place of the device."""
     accesses = [
-        Step(op.AfuTouch(o.mm, o.address, o.write, o.value))
-        for p in programs for o in (step.operation for step in p.steps) if isinstance(o, op.Dma)
+        Step(AfuTouch(o.mm, o.address, o.write, o.value))
+        for p in programs for o in (step.operation for step in p.steps) if isinstance(o, Dma)
     ]  # fmt: skip
     rest = tuple(p for p in programs if p.node != "device0")
     return (*rest, Program("link0", "link0", accesses))
@@ -372,7 +376,9 @@ def linked(programs: tuple[Program, ...]) -> tuple[Program, ...]:
 def test_moves_forks_files_and_ends_beside_a_link(release: str, switches: Switches) -> None:
     for seed in range(2):
         of = msgspec.structs.replace(
-            several_world("v6.6", "x86"), units=(), links=(Link("link0", ("mm0",), "cpu1"),),
+            several_world("v6.6", "x86").with_parts(Unit, ()).with_parts(
+                Link, (Link("link0", ("mm0",), "cpu1"),)
+            ),
             kernel=preset(release, "ppc", switches),
         )  # fmt: skip
         spec = RunSpec("several", of, seed, Script(linked(several_programs(seed, 40))))
@@ -423,8 +429,8 @@ def test_a_run_with_links_is_saved_and_read(tmp_path: Path) -> None:
 def test_only_the_memory_of_power_has_contexts() -> None:
     plain = World(kernel=preset("v6.6", "x86"))
     kinds = {name: set(driver.handlers) for name, driver in build_all(plain, 0).items()}
-    assert o.ContextIdLoad not in kinds[MEMORY]
-    assert o.ContextIdLoad in build_all(world(), 0)[MEMORY].handlers
+    assert ContextIdLoad not in kinds[MEMORY]
+    assert ContextIdLoad in build_all(world(), 0)[MEMORY].handlers
 
 
 @pytest.mark.parametrize("release", ["v5.10", "v6.2"])

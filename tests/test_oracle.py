@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from oracle.obligations import REVOKING
-from protocol import pte as ptes
-from protocol import records as r
+from mmurace.oracle.rules.o_s4_deadlines import REVOKING
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
 from tests.oracle_story import (
     APIC_GPA,
     OTHER,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from oracle.sometimes import (
+from mmurace.oracle.sometimes import (
     Between,
     CachedWhen,
     Condition,
@@ -19,11 +19,11 @@ from oracle.sometimes import (
     describe,
     workload_conditions,
 )
-from oracle.verdict import Expected, How, Verdict, combine, decide
-from oracle.violation import Violation
-from protocol import records as r
-from protocol.errors import UserError
-from protocol.trace import Ending
+from mmurace.oracle.verdict import Expected, How, Verdict, combine, decide
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import records as r
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.trace import Ending
 from tests.oracle_story import (
     OTHER,
     PAGE,

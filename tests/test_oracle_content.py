@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from protocol import pte as ptes
-from protocol import records as r
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
 from tests.oracle_story import (
     OTHER,
     PAGE,

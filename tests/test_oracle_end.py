@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.memory import Memory
-from nodes.world import MEMORY, World
-from oracle.oracle import Oracle
-from protocol.messages import program as op
-from scenarios.mixed import Mixed
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.messages import program as op
+from mmurace.scenarios.mixed import Mixed
 from tests.mm_programs import several_programs, several_world
 from tests.observed import beside
 from tests.worlds import MM, page, small_world

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from oracle.violation import Violation
-from protocol import pte as ptes
-from protocol import records as r
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
 from tests.oracle_story import PAGE, RW, Story, change, dropped, entry, play, shuffled
 from tests.test_oracle_content import store
 

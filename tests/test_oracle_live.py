@@ -7,22 +7,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from oracle.oracle import Oracle
-from oracle.sometimes import Condition, workload_conditions
-from oracle.trace import step_of
-from oracle.verdict import Verdict
-from protocol.envelope import Envelope, Handled
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from protocol.messages.kvm import Memslot
-from protocol.trace import Ending, TraceStep
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import Condition, workload_conditions
+from mmurace.oracle.state.trace import step_of
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.protocol.trace import Ending, TraceStep
 from tests.oracle_story import identities, shuffled
 
 BASE, PAGES, APIC_GFN = 0x10000, 8, 0xFE
@@ -33,11 +36,10 @@ OPERATIONS = 25
 
 def world(release: str, arch: str = "x86", **switches: object) -> World:
     """A world with a device and a guest on one mm, where batches of the gather are small."""
-    slots = (Memslot(0, PAGES, BASE), Memslot(APIC_GFN, 1, END, apic=True))
+    slots = (Slot(0, PAGES, BASE), Slot(APIC_GFN, 1, END, apic=True))
     return World(
         kernel=preset(release, arch, switches or None),
-        units=(Unit("iommu0", ("dev0",), ("mm0",), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), "mm0", slots),),
+        parts=(Unit("iommu0", ("dev0",), ("mm0",), "cpu1"), Vm("kvm0", ("vcpu0",), "mm0", slots)),
         entries=32, frames=48, gather_batch=1,
     )  # fmt: skip
 
@@ -62,7 +64,7 @@ def guest_steps(rng: random.Random) -> Iterator[Step]:
         gpa = rng.choice([rng.randrange(PAGES), APIC_GFN]) * PAGE_SIZE
         apic = gpa == APIC_GFN * PAGE_SIZE
         write = rng.random() < 0.5
-        yield Step(ops.GuestApic(gpa, write) if apic else ops.GuestTouch(gpa, write, 3))
+        yield Step(GuestApic(gpa, write) if apic else GuestTouch(gpa, write, 3))
 
 
 def programs(seed: int) -> list[Program]:
@@ -72,7 +74,7 @@ def programs(seed: int) -> list[Program]:
         Step(ops.Touch("mm0", END, True, 1)),
     ]
     dmas = [
-        Step(ops.Dma("mm0", BASE + rng.randrange(PAGES) * PAGE_SIZE, rng.random() < 0.5, 2))
+        Step(Dma("mm0", BASE + rng.randrange(PAGES) * PAGE_SIZE, rng.random() < 0.5, 2))
         for _ in range(OPERATIONS)
     ]
     return [

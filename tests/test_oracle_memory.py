@@ -5,17 +5,17 @@ from __future__ import annotations
 import gc
 from types import FunctionType, MethodType, ModuleType
 
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from explorer.session import Watch
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from oracle.oracle import Oracle
-from oracle.trace import step_of
-from protocol.envelope import Envelope, Handled
-from scenarios.runs import mixed_run
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.run.session import Watch
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.state.trace import step_of
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.scenarios.runs import mixed_run
 
 EVERY, SAMPLES = 20_000, 12
 """Deliveries between two counts of what is kept, and how many."""

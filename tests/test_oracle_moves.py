@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol import records as r
-from protocol.trace import TraceStep
+from mmurace.protocol import records as r
+from mmurace.protocol.trace import TraceStep
 from tests.oracle_story import (
     OTHER,
     PAGE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oracle.order import Order
+from mmurace.oracle.state.order import Order
 from tests.oracle_story import RO, Story, change, dropped, entry, identities, play, shuffled
 from tests.test_oracle import (
     FREED,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from oracle.liveness import RETRIES_MAX
-from oracle.oracle import Oracle
-from oracle.violation import Violation
-from protocol import records as r
-from protocol.errors import EmulatorError
-from protocol.limits import ORACLE_SWEEP_MIN, STALE_DENIALS_MAX
-from protocol.trace import Ending, TraceStep
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.rules.l1_l3_progress import RETRIES_MAX
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import records as r
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.limits import ORACLE_SWEEP_MIN, STALE_DENIALS_MAX
+from mmurace.protocol.trace import Ending, TraceStep
 from tests.oracle_story import PAGE, RO, WORLD, Story, broken, change, dropped, entry, play
 
 # ---- S10 -----------------------------------------------------------------------------------------

@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer import oracle_state
-from explorer.exhaustive import Budget, explore_stateful
-from explorer.machine import CLOSES, judged_by_order, rival_bits
-from explorer.oracle_state import see
-from explorer.world_state import model_of
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
-from protocol.messages import program as op
-from protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive import oracle_table as oracle_state
+from mmurace.explorer.exhaustive.node_tables import CLOSES, judged_by_order, rival_bits
+from mmurace.explorer.exhaustive.oracle_table import see
+from mmurace.explorer.exhaustive.search import Budget, explore_stateful
+from mmurace.explorer.exhaustive.world_state import model_of
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.test_futures import CATALOGUE, compare, in_bursts, walk
 from tests.test_symmetry import table_of
 from tests.worlds import MM, page
@@ -30,14 +32,14 @@ def copied_from_what_is_gone() -> RunSpec:
     """
     world = World(
         kernel=preset("v6.2", "x86", {"ats_wait": False}), cpus=("cpu0",), levels=1,
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu0", ats=True),), evict_one_in=1,
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu0", ats=True),), evict_one_in=1,
     )  # fmt: skip
     cpu = [
         Step(op.Mmap(MM, 0, page(1), True, True)),
         Step(op.Touch(MM, 0, True, 1)),
         Step(op.Munmap(MM, 0, page(1))),
     ]
-    device = [Step(op.Dma(MM, 0, True, 2), ("cpu0/1",))]
+    device = [Step(Dma(MM, 0, True, 2), ("cpu0/1",))]
     programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
     return RunSpec("t", world, 0, Script(programs))
 
@@ -46,10 +48,10 @@ def granted_to_two() -> RunSpec:
     """Two ask for the same page: whose unlock ends the time in which refusals are justified?"""
     world = World(
         kernel=preset("v6.2", "arm64"), levels=1,
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
     )  # fmt: skip
     cpu = [Step(op.Mmap(MM, 0, page(1), True, False)), Step(op.Touch(MM, 0, False))]
-    device = [Step(op.Dma(MM, 0, False), ("cpu0/0",))]
+    device = [Step(Dma(MM, 0, False), ("cpu0/0",))]
     programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
     return RunSpec("t", world, 0, Script(programs))
 
@@ -61,7 +63,7 @@ def overlapping(pwc: bool = False) -> RunSpec:
     """
     unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu2", pwc=pwc)
     world = World(
-        kernel=preset("v6.6"), cpus=("cpu0", "cpu1", "cpu2"), mms=(MM, "mm1"), units=(unit,)
+        kernel=preset("v6.6"), cpus=("cpu0", "cpu1", "cpu2"), mms=(MM, "mm1"), parts=(unit,)
     )
     first = [Step(op.Mmap(MM, 0, page(2), True, True))]
     first += [Step(op.Touch(MM, page(at), True, 1)) for at in range(2)]
@@ -69,8 +71,8 @@ def overlapping(pwc: bool = False) -> RunSpec:
     programs = (
         Program("cpu0", "cpu0", [*first, Step(op.Fork(MM, "mm1"), ready)]),
         Program("cpu1", "cpu1", [Step(op.MadviseDontneed(MM, page(1), page(1)), ready)]),
-        Program("device0", "device0", [Step(op.Dma(MM, 0, False), ready)] * 8),
-        Program("device1", "device1", [Step(op.Dma(MM, page(1), True, 2), ("cpu0/2",))]),
+        Program("device0", "device0", [Step(Dma(MM, 0, False), ready)] * 8),
+        Program("device1", "device1", [Step(Dma(MM, page(1), True, 2), ("cpu0/2",))]),
     )
     return RunSpec("t", world, 0, Script(programs))
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from oracle.violation import Violation
-from protocol import records as r
-from protocol.limits import BRACKET_STEPS_BASE, BRACKET_STEPS_PER_PAGE, CALLBACK_STEPS_BASE
-from protocol.trace import TraceStep
+from mmurace.oracle.violation import Violation
+from mmurace.protocol import records as r
+from mmurace.protocol.limits import BRACKET_STEPS_BASE, BRACKET_STEPS_PER_PAGE, CALLBACK_STEPS_BASE
+from mmurace.protocol.trace import TraceStep
 from tests.oracle_story import PAGE, Story, identities, play, shuffled
 
 START, END = "invalidate_range_start", "invalidate_range_end"

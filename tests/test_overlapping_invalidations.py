@@ -10,18 +10,40 @@ from collections.abc import Callable
 
 import pytest
 
-from nodes.build import build
-from nodes.kernel.variant import preset
-from nodes.world import Link, Unit, World
-from protocol import records as r
-from protocol.limits import ULONG_MAX
-from protocol.messages.base import Message
-from protocol.messages.device import InvalidateRequest
-from protocol.messages.iommu import AtsTranslate, DmaAccess, IotlbInvalidate, Translation
-from protocol.messages.memory import Count, FrameRead, PteLoad, PteValue, PteWalk, TableWalk, Word
-from protocol.messages.ocxl import MmName, ProcessTableLoad, SpaLoad, Tlbie
-from protocol.messages.processor import FlushTlbIpi, Tlbi
-from protocol.messages.program import AfuTouch, Dma, Touch
+from mmurace.nodes.build import build
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import (
+    AtsTranslate,
+    Dma,
+    DmaAccess,
+    InvalidateRequest,
+    IotlbInvalidate,
+    Translation,
+)
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.ocxl.messages import (
+    AfuTouch,
+    SpaLoad,
+)
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.world import World
+from mmurace.protocol import records as r
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import MmName, ProcessTableLoad, Tlbie
+from mmurace.protocol.messages.memory import (
+    Count,
+    FrameRead,
+    PteLoad,
+    PteValue,
+    PteWalk,
+    TableWalk,
+    Word,
+)
+from mmurace.protocol.messages.processor import FlushTlbIpi, Tlbi
+from mmurace.protocol.messages.program import (
+    Touch,
+)
 from tests.oracle_story import PAGE, Story, broken, change, entry, identities, play, shuffled
 from tests.test_nodes import LEAF, TABLE, Hand, replies
 from tests.worlds import MM, page, small_world
@@ -55,7 +77,7 @@ def iommu(arch: str) -> Hand:
 def device(arch: str) -> Hand:
     """A device with an ATC of its own."""
     world = World(
-        preset("v6.6", arch), units=(Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True),)
+        preset("v6.6", arch), parts=(Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True),)
     )
     hand = Hand(build("device0", world, 0))
     hand.request(Dma(MM, page(1), False), "d/0")
@@ -65,7 +87,7 @@ def device(arch: str) -> Hand:
 
 def link(_: str) -> Hand:
     """An OpenCAPI link that works for a process."""
-    world = World(preset("v6.6", "ppc"), links=(Link("link0", (MM,), "cpu1"),))
+    world = World(preset("v6.6", "ppc"), parts=(Link("link0", (MM,), "cpu1"),))
     hand = Hand(build("link0", world, 0))
     hand.request(AfuTouch(MM, page(1), False), "a/0")
     hand.answer(SpaLoad, Count(1))
@@ -101,7 +123,7 @@ def test_each_is_acknowledged_by_itself(
 def walking(arch: str) -> Hand:
     """An IOMMU on its way through a table that it has kept: the leaf is not answered yet."""
     unit = Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True)
-    hand = Hand(build("iommu0", World(preset("v6.6", arch), units=(unit,)), 0))
+    hand = Hand(build("iommu0", World(preset("v6.6", arch), parts=(unit,)), 0))
     hand.request(DmaAccess(MM, page(1), False, 0), "d/0.0")
     hand.answer(TableWalk, PteValue(TABLE))
     return hand

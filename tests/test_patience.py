@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from broker import plan
-from broker.patience import Patience, Pulse
-from broker.router import Router
-from protocol import limits, wire
+from mmurace.broker import plan
+from mmurace.broker.patience import Patience, Pulse
+from mmurace.broker.router import Router
+from mmurace.protocol import limits, wire
 from tests.runs import nothing_left_behind
 from tests.test_router import Impostor, impostor
 

@@ -17,23 +17,23 @@ from pathlib import Path
 
 import pytest
 
-from broker.chaos import ChaosRules
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel import do_wp_page, memory, mprotect, pgtable
-from nodes.kernel.context import Processor
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.world import World
-from protocol import pte as ptes
-from protocol.envelope import Envelope, Handled
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages.memory import PteLoad, PteSet, PtlLock, PtlUnlock, Vma
-from protocol.records import PteChange
-from scenarios.catalogue import find
+from mmurace.broker.chaos import ChaosRules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel import do_wp_page, memory, mprotect, pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import PteLoad, PteSet, PtlLock, PtlUnlock, Vma
+from mmurace.protocol.records import PteChange
+from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE, KERNELS, file_programs, file_world
 from tests.mm_programs import several_programs, several_world
 from tests.test_madvise_free import one_after_the_other

@@ -12,12 +12,9 @@ from typing import Any
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.session import simulate
-from nodes.kernel import (
-    iommu_sva,
-    kvm_main,
-    kvm_mmu,
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel import (
     memory,
     migrate,
     mmu_notifier,
@@ -29,15 +26,29 @@ from nodes.kernel import (
     tlbbatch,
     vm_fault,
 )
-from nodes.kernel.variant import preset
-from nodes.swap import Swap
-from nodes.translation import TranslationCache
-from nodes.world import Unit, Vm, World
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot, MmuLock, MmuUnlock, SpteClear, SpteScan, SpteSet
-from protocol.messages.memory import (
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva import driver as iommu_sva
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestTouch,
+    Memslot,
+    MmuLock,
+    MmuUnlock,
+    SpteClear,
+    SpteScan,
+    SpteSet,
+)
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.swap import Swap
+from mmurace.nodes.translation import TranslationCache
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import (
     FrameAlloc,
     PageFreeze,
     PagePut,
@@ -48,9 +59,9 @@ from protocol.messages.memory import (
     PtlUnlock,
     RmapAdd,
 )
-from protocol.messages.swap import SwapCount
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.protocol.messages.swap import SwapCount
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.worlds import MM, page
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -258,8 +269,10 @@ def world() -> World:
     return World(
         kernel=preset("v6.6"),
         cpus=("cpu0", "cpu1"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 16, 0),)),),
+        parts=(
+            Unit("iommu0", ("device0",), (MM,), "cpu1"),
+            Vm("kvm0", ("vcpu0",), MM, (Slot(0, 16, 0),)),
+        ),
         gather_batch=2,
     )
 
@@ -279,9 +292,9 @@ def programs(loop: Sequence[op.Operation], guest: bool) -> tuple[Program, ...]:
     span = (len(setup) - 1, len(cpu0) - 1)
     touches = [op.Touch(MM, page(i % 3), i % 4 < 3, 200 + i) for i in range(TOUCHES)]
     stores = [page((0, 1, 3)[i % 3]) for i in range(TOUCHES // 6)]
-    dma = [op.Dma(MM, address, i % 5 > 0, 300 + i) for i, address in enumerate(stores)]
+    dma = [Dma(MM, address, i % 5 > 0, 300 + i) for i, address in enumerate(stores)]
     guests: list[op.Operation] = [
-        op.GuestTouch(page(i % 3), i % 3 > 0, 400 + i) for i in range(20 if guest else 0)
+        GuestTouch(page(i % 3), i % 3 > 0, 400 + i) for i in range(20 if guest else 0)
     ]
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
@@ -344,11 +357,11 @@ def test_zapping_takes_steps_in_proportion(planted: bool, monkeypatch: pytest.Mo
     if planted:
         starts_over_after_every_page(monkeypatch)
     pages = 32
-    vm = Vm("kvm0", ("vcpu0",), MM, (Memslot(0, pages, 0),))
-    here = World(kernel=preset("v6.6"), cpus=("cpu0",), vms=(vm,))
+    vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, pages, 0),))
+    here = World(kernel=preset("v6.6"), cpus=("cpu0",), parts=(vm,))
     cpu0: list[Step] = [Step(op.Mmap(MM, 0, page(pages), True, True))]
     cpu0 += [Step(op.Munmap(MM, 0, page(pages)), (f"vcpu0/{pages - 1}",))]
-    guest = [Step(op.GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]
+    guest = [Step(GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]
     script = Script((Program("cpu0", "cpu0", cpu0), Program("vcpu0", "vcpu0", guest)))
     outcome = simulate(RunSpec("zap", here, 1, script))
     assert {v.rule for v in outcome.violations} == ({"L2"} if planted else set())

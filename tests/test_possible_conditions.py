@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from explorer.explore import Options, explore
-from nodes.kernel.variant import Kernel, preset
-from oracle.sometimes import conditions_from
-from protocol.errors import UserError
-from scenarios.catalogue import load_race
-from scenarios.conditions import POINTS, Possible
-from scenarios.operations import programs_from
-from scenarios.worlds import world_from
+from mmurace.explorer.sample.explore import Options, explore
+from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.oracle.sometimes import conditions_from
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.catalogue import load_race
+from mmurace.scenarios.conditions import POINTS, Possible
+from mmurace.scenarios.operations import programs_from
+from mmurace.scenarios.worlds import world_from
 from tests.test_cases import CASES, case
 
 NODES = Path(__file__).parents[1] / "nodes"

@@ -14,15 +14,16 @@ import pytest
 import zmq
 from multiprocess import forkserver, resource_tracker
 
-from broker import plan
-from broker.follow import Follower, compare_runs
-from broker.plan import ROUTER, Plan
-from broker.recorder import broker_records, read_record, read_schedule
-from broker.schedules import RandomWalk, Recorded
-from broker.supervisor import Supervisor
-from protocol import codec, signals, wire
-from protocol.errors import EmulatorError, UserError
-from protocol.trace import Ending
+from mmurace.broker import plan
+from mmurace.broker.follow import Follower, compare_runs
+from mmurace.broker.plan import ROUTER, Plan
+from mmurace.broker.recorder import broker_records, read_record, read_schedule
+from mmurace.broker.schedules import RandomWalk, Recorded
+from mmurace.broker.supervisor import Supervisor
+from mmurace.nodes.runtime import pack_world
+from mmurace.protocol import signals, wire
+from mmurace.protocol.errors import EmulatorError, UserError
+from mmurace.protocol.trace import Ending
 from tests import toy, worlds
 from tests.runs import (
     RUN_SECONDS_MAX,
@@ -107,7 +108,7 @@ def test_given_choices_are_taken(tmp_path: Path) -> None:
 
 def test_real_nodes_run_on_processes_as_in_the_simulator(tmp_path: Path) -> None:
     world = worlds.small_world()
-    run = Plan(tmp_path, world.nodes(), codec.pack(world), 1, worlds.small_programs())
+    run = Plan(tmp_path, world.nodes(), pack_world(world), 1, worlds.small_programs())
     outcome = finish(run)
     assert outcome.ending.complete, outcome
     assert {step.dst for step in steps_of(run)} == set(world.nodes())
@@ -304,7 +305,7 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import psutil
-from broker.supervisor import Supervisor
+from mmurace.broker.supervisor import Supervisor
 from tests.runs import endless
 with Supervisor(endless(Path(sys.argv[1]))) as run:
     parents = {psutil.Process(pid).ppid() for pid in run.pids.values()} - {os.getpid()}

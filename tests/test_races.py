@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.schedules import RandomWalk, Schedule
-from explorer.session import run_on_processes, simulate
-from explorer.strategies import Paces
-from scenarios.catalogue import KernelCase, Race, load_all
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.explorer.run.session import run_on_processes, simulate
+from mmurace.explorer.sample.strategies import Paces
+from mmurace.scenarios.catalogue import KernelCase, Race, load_all
 
 CASES = [
     pytest.param(race, case, id=f"{race.id}-{case.name}")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from broker.chaos import ChaosRules
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from oracle.oracle import Oracle
-from oracle.trace import step_of
-from oracle.verdict import Verdict
-from protocol.envelope import Envelope, Handled
-from protocol.trace import Ending, TraceStep
-from scenarios.catalogue import KernelCase, Race, load_all
-from scenarios.spec import RunSpec
+from mmurace.broker.chaos import ChaosRules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.state.trace import step_of
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.trace import Ending, TraceStep
+from mmurace.scenarios.catalogue import KernelCase, Race, load_all
+from mmurace.scenarios.spec import RunSpec
 from tests.oracle_story import identities, shuffled
 
 CASES = [

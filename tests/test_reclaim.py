@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope, Handled
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
-from protocol.records import Access, PageWritten
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.records import Access, PageWritten
 from tests.worlds import APIC, MM, SETUP, page, small_programs
 
 KERNELS = [
@@ -30,12 +31,11 @@ KERNELS = [
 
 def world(release: str, arch: str, switches: dict[str, object]) -> World:
     """The small world with a processor more, for kswapd."""
-    slots = (Memslot(0, 16, 0), Memslot(32, 1, APIC, True))
+    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, True))
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, slots),),
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu1"), Vm("kvm0", ("vcpu0",), MM, slots)),
         gather_batch=2,
     )
 

@@ -13,32 +13,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.chaos import ChaosRules
-from broker.chaos_config import parse_rules
-from broker.dispatch import InFlight, dispatcher
-from broker.exchange import Exchange
-from broker.follow import Follower, compare_runs
-from broker.plan import QUIESCENT, Outcome
-from broker.programs import Feeder
-from broker.recorder import (
+from mmurace.broker.chaos import ChaosRules
+from mmurace.broker.chaos_config import parse_rules
+from mmurace.broker.dispatch import InFlight, dispatcher
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.follow import Follower, compare_runs
+from mmurace.broker.plan import QUIESCENT, Outcome
+from mmurace.broker.programs import Feeder
+from mmurace.broker.recorder import (
     Recorder,
     ReplayedFaults,
     broker_records,
     read_record,
     read_schedule,
 )
-from broker.schedules import Arrival, RandomWalk, Recorded, Schedule
-from broker.simulator import Simulator
-from nodes.journal import Journal, JournalReader, journal_path
-from nodes.world import World
-from protocol import codec, wire
-from protocol.envelope import Envelope, Handled
-from protocol.errors import PeerError, UserError
-from protocol.limits import JOURNAL_FLUSH_EVERY
-from protocol.messages.base import Ack
-from protocol.messages.memory import PteLoad
-from protocol.records import OpEnd
-from protocol.trace import Ending
+from mmurace.broker.schedules import Arrival, RandomWalk, Recorded, Schedule
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.journal import Journal, JournalReader, journal_path
+from mmurace.nodes.world import World
+from mmurace.protocol import codec, wire
+from mmurace.protocol.envelope import Envelope, Handled
+from mmurace.protocol.errors import PeerError, UserError
+from mmurace.protocol.limits import JOURNAL_FLUSH_EVERY
+from mmurace.protocol.messages.base import Ack
+from mmurace.protocol.messages.memory import PteLoad
+from mmurace.protocol.records import OpEnd
+from mmurace.protocol.trace import Ending
 from tests import toy
 
 LOSSY = {

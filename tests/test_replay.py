@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.chaos import load_rules
-from broker.chaos_config import CONFIGS
-from broker.follow import compare_runs
-from explorer.session import check, replay, run_on_processes, simulate
-from nodes.kernel.variant import preset
-from scenarios.catalogue import find
-from scenarios.mixed import Mixed
-from scenarios.spec import RunSpec
-from scenarios.strace import StraceLog
+from mmurace.broker.chaos import load_rules
+from mmurace.broker.chaos_config import CONFIGS
+from mmurace.broker.follow import compare_runs
+from mmurace.explorer.run.session import check, replay, run_on_processes, simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.mixed import Mixed
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.strace import StraceLog
 
 LOG = Path(__file__).parent / "data" / "numpy.strace"
 
@@ -75,7 +75,7 @@ def test_streaming_and_offline_oracle_agree(tmp_path: Path) -> None:
 def test_the_hash_seed_changes_nothing(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.test_replay import mixed;"
-        "from explorer.session import simulate; out = Path(sys.argv[1]);"
+        "from explorer.run.session import simulate; out = Path(sys.argv[1]);"
         "simulate(mixed(5).save(out), out)"
     )
     runs = []

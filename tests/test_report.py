@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from broker.chaos import parse_rules
-from broker.recorder import BrokerJournal
-from explorer.outcome import OperationCount, Outcome
-from nodes.kernel.variant import preset
-from oracle.verdict import How, Verdict
-from oracle.violation import Event, Violation
-from protocol.codec import MESSAGE_KINDS
-from protocol.envelope import BROKER, Envelope
-from protocol.errors import UserError
-from protocol.messages.base import Ack
-from protocol.messages.program import Operation
-from protocol.trace import Ending
-from report import catalogue, directory, functions, machine, terminal, words
-from report.facts import kernel_text
-from report.progress import Progress, progress_line
-from report.trail import Trail, trail_of
-from report.violation import RULER, violation_report
-from scenarios.catalogue import find, load_all
-from scenarios.runs import mixed_run
-from scenarios.spec import Expectation
+from mmurace.broker.chaos import parse_rules
+from mmurace.broker.recorder import BrokerJournal
+from mmurace.explorer.run.outcome import OperationCount, Outcome
+from mmurace.nodes.kernel.variant import preset
+from mmurace.oracle.verdict import How, Verdict
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.codec import message_kinds
+from mmurace.protocol.envelope import BROKER, Envelope
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages.base import Ack
+from mmurace.protocol.messages.program import Operation
+from mmurace.protocol.trace import Ending
+from mmurace.report import catalogue, directory, functions, machine, terminal, words
+from mmurace.report.facts import kernel_text
+from mmurace.report.progress import Progress, progress_line
+from mmurace.report.trail import Trail, trail_of
+from mmurace.report.violation import RULER, violation_report
+from mmurace.scenarios.catalogue import find, load_all
+from mmurace.scenarios.runs import mixed_run
+from mmurace.scenarios.spec import Expectation
 
 VIOLATION = Violation(
     rule="S1", agent="iommu0", cache="iotlb", mm="mm0", address=0x10000, frame=0x1F,
@@ -252,7 +252,7 @@ def test_functions_are_of_messages_that_exist() -> None:
     assert set(functions.OPERATIONS) == operations
     assert set(functions.CHANGES) == operations
     named = {*functions.ACCESSES, *functions.DATA, *functions.ENTRY_CHANGES, *functions.AGENTS}
-    assert named <= set(MESSAGE_KINDS)
+    assert named <= set(message_kinds())
 
 
 @pytest.mark.parametrize(

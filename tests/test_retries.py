@@ -6,20 +6,23 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step, operation_program
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.translation import Attempts
-from nodes.world import Unit, Vm, World
-from oracle.oracle import Oracle
-from protocol import records as r
-from protocol.envelope import Envelope, Handled, operation_of
-from protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
-from protocol.trace import Ending
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step, operation_program
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.translation import Attempts
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol import records as r
+from mmurace.protocol.envelope import Envelope, Handled, operation_of
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.trace import Ending
 from tests.worlds import MM, page
 
 STORM = FAULT_RETRIES_MAX + 20
@@ -78,12 +81,12 @@ def run(
 @pytest.mark.parametrize(("release", "arch"), [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.8", "x86")])
 def test_a_guest_access_outlasts_a_storm_of_invalidations(release: str, arch: str) -> None:
     """Each comes between the sample of the sequence and ``mmu_invalidate_retry``."""
-    vm = Vm("kvm0", ("vcpu0",), MM, (Memslot(0, 4, 0),))
-    world = World(kernel=preset(release, arch), vms=(vm,))
+    vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, 4, 0),))
+    world = World(kernel=preset(release, arch), parts=(vm,))
     storm = [Step(op.MadviseDontneed(MM, page(1), page(1)))] * STORM
     programs = (
         Program("cpu0", "cpu0", [Step(op.Mmap(MM, 0, page(4), True, True)), *storm]),
-        Program("vcpu0", "vcpu0", [Step(op.GuestTouch(0, True, 1), ("cpu0/0",))]),
+        Program("vcpu0", "vcpu0", [Step(GuestTouch(0, True, 1), ("cpu0/0",))]),
     )
     schedule = Interfering("vcpu0", lambda e: e.kind == "MmuLock")
     results, retries, oracle, ending = run(world, programs, schedule)
@@ -97,11 +100,11 @@ def test_a_guest_access_outlasts_a_storm_of_invalidations(release: str, arch: st
 def test_so_does_a_device(ats: bool) -> None:
     """Its page is taken away again between each page request and the walk that follows."""
     unit = Unit("iommu0", ("device0",), (MM,), "cpu1", ats=ats)
-    world = World(kernel=preset("v6.6", "arm64"), units=(unit,))
+    world = World(kernel=preset("v6.6", "arm64"), parts=(unit,))
     storm = [Step(op.MadviseDontneed(MM, 0, page(1)))] * STORM
     programs = (
         Program("cpu0", "cpu0", [Step(op.Mmap(MM, 0, page(1), True, True)), *storm]),
-        Program("device0", "device0", [Step(op.Dma(MM, 0, True, 1), ("cpu0/0",))]),
+        Program("device0", "device0", [Step(Dma(MM, 0, True, 1), ("cpu0/0",))]),
     )
     schedule = Interfering("device0", lambda e: e.kind == "PageRequest~")
     results, retries, oracle, ending = run(world, programs, schedule)

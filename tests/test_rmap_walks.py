@@ -13,27 +13,27 @@ from pathlib import Path
 
 import pytest
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk, Schedule
-from broker.simulator import Simulator
-from explorer.explore import Options, explore
-from explorer.strategies import Paces, Pos, Stall
-from nodes.build import build_all
-from nodes.kernel import rmap
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import preset
-from nodes.memory import Memory
-from nodes.page_table import entries_below
-from nodes.world import MEMORY, World
-from oracle.oracle import Oracle
-from protocol import pte as ptes
-from protocol.envelope import Envelope
-from protocol.messages import memory as m
-from protocol.messages import program as op
-from protocol.messages import swap as s
-from protocol.messages.base import Ack
-from scenarios.catalogue import load_race
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.broker.simulator import Simulator
+from mmurace.explorer.sample.explore import Options, explore
+from mmurace.explorer.sample.strategies import Paces, Pos, Stall
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel import rmap
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.memory import Memory
+from mmurace.nodes.page_table import entries_below
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages import swap as s
+from mmurace.protocol.messages.base import Ack
+from mmurace.scenarios.catalogue import load_race
 from tests.file_programs import FILE
 from tests.worlds import page
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import zmq
 
-from broker import dispatch, plan, router
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.recorder import broker_records
-from broker.schedules import Arrival, RandomWalk, Recorded
-from nodes import sockets
-from protocol import codec, limits, wire
-from protocol.envelope import Envelope
-from protocol.errors import PeerError
-from protocol.messages.memory import PteLoad
+from mmurace.broker import dispatch, plan, router
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.recorder import broker_records
+from mmurace.broker.schedules import Arrival, RandomWalk, Recorded
+from mmurace.nodes import sockets
+from mmurace.protocol import codec, limits, wire
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.errors import PeerError
+from mmurace.protocol.messages.memory import PteLoad
 from tests import toy
 from tests.runs import (
     RUN_SECONDS_MAX,

@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 from msgspec.structs import fields
 
-from broker.chaos import ChaosRules, load_rules
-from broker.exchange import Exchange
-from broker.programs import Feeder
-from broker.schedules import RandomWalk
-from broker.simulator import Simulator
-from nodes.build import build_all
-from nodes.kernel.variant import preset
-from nodes.world import World
-from oracle.oracle import Oracle
-from oracle.verdict import Verdict
-from protocol.errors import UserError
-from protocol.records import Record
-from scenarios import catalogue
-from scenarios.mixed import Mixed, MixedOptions
-from scenarios.runs import mixed_run, strace_run
-from scenarios.spec import RunSpec
-from scenarios.strace import StraceLog
-from scenarios.tables import parse_toml, toml_text
-from scenarios.worlds import WorldTable
+from mmurace.broker.chaos import ChaosRules, load_rules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.verdict import Verdict
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.records import Record
+from mmurace.scenarios import catalogue
+from mmurace.scenarios.mixed import Mixed, MixedOptions
+from mmurace.scenarios.runs import mixed_run, strace_run
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.strace import StraceLog
+from mmurace.scenarios.tables import parse_toml, toml_text
+from mmurace.scenarios.worlds import WorldTable
 
 DATA = Path(__file__).parent / "data"
 RACES = catalogue.load_all()
@@ -267,7 +267,7 @@ def test_a_wrong_run_file_names_the_key(tmp_path: Path) -> None:
         ("schema = 1", "schema = 2", "r: schema: is 2 (expected 1)"),
         ('kind = "mixed"', 'kind = "mixt"',
          "r: workload.kind: is 'mixt' (expected one of script, mixed, strace)"),
-        ("btm = false", "btm = 3", "r: world.kernel.btm: is int (expected bool)"),
+        ("btm = false", "btm = 3", "r: SvaSwitches.of(world.kernel).btm: is int (expected bool)"),
         ("munmap = 8", "munmap = -8", "r: workload.mix.munmap: expected `int` >= 0"),
         ("seed = 0", "", "r: missing key 'seed'"),
     ):  # fmt: skip

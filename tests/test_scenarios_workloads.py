@@ -11,20 +11,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.programs import Program
-from explorer.session import simulate
-from nodes.kernel.variant import preset
-from oracle.sometimes import Entered
-from protocol.errors import UserError
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from scenarios.address_space import AreaMap, PageSet
-from scenarios.log_effects import Account, effects_of
-from scenarios.log_programs import TouchOptions
-from scenarios.mixed import Mix, Mixed, MixedOptions
-from scenarios.runs import mixed_run, strace_run
-from scenarios.strace import StraceLog
-from scenarios.strace_log import parse_log
+from mmurace.broker.programs import Program
+from mmurace.explorer.run.session import simulate
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
+from mmurace.nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
+from mmurace.oracle.sometimes import Entered
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.scenarios.address_space import AreaMap, PageSet
+from mmurace.scenarios.log_effects import Account, effects_of
+from mmurace.scenarios.log_programs import TouchOptions
+from mmurace.scenarios.mixed import Mix, Mixed, MixedOptions
+from mmurace.scenarios.runs import mixed_run, strace_run
+from mmurace.scenarios.strace import StraceLog
+from mmurace.scenarios.strace_log import parse_log
 from tests.test_scenarios import DATA, records_of, verdict_of
 
 LOGS = ("numpy", "node", "bash", "gcc", "redis")
@@ -323,9 +326,9 @@ def test_mixed_is_repeatable_and_restartable() -> None:
 
 def test_mixed_does_every_operation() -> None:
     done = {type(s.operation) for steps in first(3, 400) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
-    elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.KvmAddMemslot}
-    elsewhere |= {ops.Kswapd, ops.MadviseFree, ops.Sigkill, ops.DeviceRemove, ops.KvmDestroyVm}
-    elsewhere |= {ops.Writeback, ops.AfuTouch, ops.OcxlAttach, ops.OcxlDetach}
+    elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, KvmAddMemslot}
+    elsewhere |= {ops.Kswapd, ops.MadviseFree, Sigkill, DeviceRemove, KvmDestroyVm}
+    elsewhere |= {ops.Writeback, AfuTouch, OcxlAttach, OcxlDetach}
     assert done >= set(ops.Operation.__subclasses__()) - elsewhere
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful
-from explorer.oracle_state import RULES
-from explorer.outcome import INTERRUPTED
-from protocol.errors import UserError
-from report.exhaustion import exit_code
-from scenarios.catalogue import DIRECTORY, load_all, load_race
-from scenarios.spec import RunSpec
+from mmurace.explorer.exhaustive.oracle_table import RULES
+from mmurace.explorer.exhaustive.search import Budget, Exhaustion, explore_dpor, explore_stateful
+from mmurace.explorer.run.outcome import INTERRUPTED
+from mmurace.protocol.errors import UserError
+from mmurace.report.exhaustion import exit_code
+from mmurace.scenarios.catalogue import DIRECTORY, load_all, load_race
+from mmurace.scenarios.spec import RunSpec
 
 RACES = {name: race for name, race in load_all().items() if race.scopes}
 BAD = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from explorer.session import simulate
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.explorer.run.session import simulate
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.mm_programs import several_programs, several_world
 
 KERNELS = [("v6.6", "x86"), ("v6.6", "arm64"), ("v6.2", "x86"), ("v5.8", "x86")]

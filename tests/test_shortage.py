@@ -11,9 +11,9 @@ from threading import Thread
 
 import pytest
 
-from broker import room
-from protocol.errors import EmulatorError
-from report.shortage import shortage
+from mmurace.broker import room
+from mmurace.protocol.errors import EmulatorError
+from mmurace.report.shortage import shortage
 from tests.runs import nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from protocol import signals
-from report.interrupts import TOGETHER_SECONDS, Interrupter, interruptible
+from mmurace.protocol import signals
+from mmurace.report.interrupts import TOGETHER_SECONDS, Interrupter, interruptible
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_MAX = 60.0

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from broker import socket_directory
-from broker.router import endpoint
-from broker.socket_directory import SOCKET_PATH_BYTES_MAX, SocketDirectory, sweep
-from protocol.errors import UserError
+from mmurace.broker import socket_directory
+from mmurace.broker.router import endpoint
+from mmurace.broker.socket_directory import SOCKET_PATH_BYTES_MAX, SocketDirectory, sweep
+from mmurace.protocol.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 ABANDON = """
 import os, socket, sys
-from broker.socket_directory import SocketDirectory
+from mmurace.broker.socket_directory import SocketDirectory
 place = SocketDirectory()
 socket.socket(socket.AF_UNIX).bind(place.path + "/router")
 print(place.path, flush=True)

@@ -6,20 +6,28 @@ from dataclasses import replace
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.exhaustive import Budget, Exhaustion, explore_dpor, explore_stateful, search_stateful
-from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import Broken, Stateful
-from explorer.stateful import Step as StepTaken
-from explorer.world_state import Config, Model, model_of
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
-from oracle.oracle import Oracle
-from protocol.errors import EmulatorError
-from protocol.messages import program as op
-from scenarios.catalogue import load_all
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.search import (
+    Budget,
+    Exhaustion,
+    explore_dpor,
+    explore_stateful,
+    search_stateful,
+)
+from mmurace.explorer.exhaustive.stateful import Broken, Stateful
+from mmurace.explorer.exhaustive.stateful import Step as StepTaken
+from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.messages import program as op
+from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.search_toy import WORLD, naive, toy
 from tests.test_dpor import TOYS
 from tests.worlds import MM, page
@@ -57,7 +65,7 @@ def unmapped_under_dma(**switches: object) -> RunSpec:
     """Two pages are unmapped, a batch for each, while a device uses the first."""
     world = World(
         kernel=preset("v6.2", "x86", switches), cpus=("cpu0",), gather_batch=1,
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu0"),),
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu0"),),
     )  # fmt: skip
     cpu = [
         Step(op.Mmap(MM, 0, page(2), True, True)),
@@ -65,7 +73,7 @@ def unmapped_under_dma(**switches: object) -> RunSpec:
         Step(op.Touch(MM, page(1), True, 1)),
         Step(op.Munmap(MM, 0, page(2)), ("device0/0",)),
     ]
-    device = [Step(op.Dma(MM, 0, True, 2), ("cpu0/2",)), Step(op.Dma(MM, 0, True, 3))]
+    device = [Step(Dma(MM, 0, True, 2), ("cpu0/2",)), Step(Dma(MM, 0, True, 3))]
     programs = (Program("cpu0", "cpu0", cpu), Program("device0", "device0", device))
     return RunSpec("t", world, 0, Script(programs))
 

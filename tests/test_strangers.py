@@ -14,11 +14,11 @@ import psutil
 import pytest
 import zmq
 
-from broker import plan
-from broker.plan import ROUTER, Plan
-from broker.router import endpoint
-from broker.supervisor import Supervisor
-from nodes import sockets
+from mmurace.broker import plan
+from mmurace.broker.plan import ROUTER, Plan
+from mmurace.broker.router import endpoint
+from mmurace.broker.supervisor import Supervisor
+from mmurace.nodes import sockets
 from tests.runs import RUN_SECONDS_MAX, balanced, endless, nothing_left_behind, toys
 
 __all__ = ["nothing_left_behind"]

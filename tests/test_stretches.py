@@ -8,16 +8,17 @@ from collections.abc import Mapping
 
 import pytest
 
-from broker.schedules import RandomWalk
-from explorer import explore, stretches
-from explorer.collector import collector_at_rest
-from explorer.explore import run_schedule
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.kernel.variant import preset
-from nodes.world import World
-from scenarios.runs import mixed_run
-from scenarios.spec import RunSpec
+from mmurace.broker.schedules import RandomWalk
+from mmurace.explorer.run import batched_oracle as stretches
+from mmurace.explorer.run.garbage_collector import collector_at_rest
+from mmurace.explorer.sample import explore
+from mmurace.explorer.sample.explore import run_schedule
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.world import World
+from mmurace.scenarios.runs import mixed_run
+from mmurace.scenarios.spec import RunSpec
 from tests.test_kill import kill, spec_of
 
 OPERATIONS = 120

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from explorer.session import simulate
-from scenarios.catalogue import Race, find
+from mmurace.explorer.run.session import simulate
+from mmurace.scenarios.catalogue import Race, find
 
 END, GATHER = "iotlb by invalidate_range_end", "iotlb by invalidate_range"
 FLUSH = "iotlb by arch_invalidate_secondary_tlbs"

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
-from protocol import pte as ptes
-from protocol import records as r
-from protocol.messages import program as op
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.messages import program as op
 from tests.observed import Run, beside, moments, observe
 from tests.oracle_story import PAGE, RO, Story, change, dropped, entry, play
 from tests.worlds import MM, page
@@ -128,9 +130,9 @@ def test_a_read_of_a_page_that_is_on_its_way() -> None:
 def walking() -> Run:
     """A unit keeps the upper entry of a table that is emptied again and again, and stays."""
     unit = Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True)
-    world = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), units=(unit,))
+    world = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), parts=(unit,))
     zap: list[op.Operation] = [op.MadviseDontneed(MM, 0, page(2))] * 8
-    dma = [op.Dma(MM, page(i % 2), True, i) for i in range(40)]
+    dma = [Dma(MM, page(i % 2), True, i) for i in range(40)]
     setup = [op.Mmap(MM, 0, page(2), True, True), op.Touch(MM, 0, True, 1)]
     return observe(world, beside(setup, zap, {"device0": dma}), 1)
 

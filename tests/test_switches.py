@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nodes.kernel.variant import preset
-from protocol.errors import UserError
+from mmurace.nodes.kernel.variant import preset
+from mmurace.protocol.errors import UserError
 
 CASES = [
     ("v6.6", "x86", {"upgrade_notify": "none"}, "upgrade_notify = none"),

@@ -7,27 +7,29 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.exhaustive import Budget, explore_stateful
-from explorer.futures import Futures
-from explorer.machine import CLOSES
-from explorer.oracle_state import RULES, OracleTable
-from explorer.stateful import Stateful
-from explorer.symmetry import Forms, Key, interchangeable
-from explorer.world_state import Model, model_of
-from nodes.device import Device
-from nodes.kernel import kvm_main
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import preset
-from nodes.world import Unit, World
-from oracle.oracle import Oracle
-from protocol.envelope import Envelope
-from protocol.messages import program as op
-from protocol.messages.memory import FrameRead
-from protocol.messages.processor import KvmRequest
-from scenarios.catalogue import load_all
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.node_tables import CLOSES
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.persistent_sets import Futures
+from mmurace.explorer.exhaustive.search import Budget, explore_stateful
+from mmurace.explorer.exhaustive.stateful import Stateful
+from mmurace.explorer.exhaustive.symmetry import Forms, Key, interchangeable
+from mmurace.explorer.exhaustive.world_state import Model, model_of
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.device import Device
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.messages import KvmRequest
+from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import FrameRead
+from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.search_toy import WORLD, Accesses, toy
 from tests.test_futures import RACES, SCOPES
 from tests.test_stateful import rules
@@ -123,7 +125,7 @@ def under_dma(
     """Pages are unmapped, a batch for each, while two devices use the first."""
     world = World(
         kernel=preset("v6.2", "x86", switches or {}), cpus=("cpu0",), levels=1, gather_batch=1,
-        units=units or (Unit("iommu0", ("device0", "device1"), (MM,), "cpu0"),),
+        parts=(*(units or (Unit("iommu0", ("device0", "device1"), (MM,), "cpu0"),)),),
     )  # fmt: skip
     cpu = [
         Step(op.Mmap(MM, 0, page(pages), True, True)),
@@ -132,7 +134,7 @@ def under_dma(
     ]
     programs = [Program("cpu0", "cpu0", cpu)]
     for name, value in zip(("device0", "device1"), values, strict=True):
-        dma = Step(op.Dma(MM, 0, True, value), (f"cpu0/{pages}",))
+        dma = Step(Dma(MM, 0, True, value), (f"cpu0/{pages}",))
         programs.append(Program(name, name, [dma]))
     return RunSpec("t", world, 0, Script(tuple(programs)))
 
@@ -273,7 +275,7 @@ def test_node_code_that_looks_at_names_is_noticed(monkeypatch: pytest.MonkeyPatc
     """Symmetry is not assumed of node code: then nothing is taken to be alike."""
     dma = Device.dma
 
-    async def looks_again(self: Device, operation: op.Dma, envelope: Envelope) -> op.OpDone:
+    async def looks_again(self: Device, operation: Dma, envelope: Envelope) -> op.OpDone:
         done = await dma(self, operation, envelope)
         if self.name == "device1":
             await self.port.call("memory", FrameRead(0, 0))

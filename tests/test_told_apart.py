@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from explorer.session import simulate
-from scenarios.catalogue import find
+from mmurace.explorer.run.session import simulate
+from mmurace.scenarios.catalogue import find
 
 SEEDS = 5
 

@@ -6,21 +6,21 @@ import random
 
 import pytest
 
-from broker.programs import Program, Step
-from explorer.exhaustive import Budget, Exhaustion, explore_stateful
-from explorer.machine import Sent
-from explorer.oracle_state import RULES, OracleTable
-from explorer.waits import WAITS
-from explorer.world_state import Config, Model, model_of
-from nodes.kernel import memory
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import preset
-from nodes.world import MEMORY, World
-from oracle.oracle import Oracle
-from protocol.messages import program as op
-from protocol.messages.memory import MmapLock, MmapUnlock
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.exhaustive.deferrable import WAITS
+from mmurace.explorer.exhaustive.node_tables import Sent
+from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
+from mmurace.explorer.exhaustive.search import Budget, Exhaustion, explore_stateful
+from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
+from mmurace.nodes.kernel import memory
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.world import MEMORY, World
+from mmurace.oracle.oracle import Oracle
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.memory import MmapLock, MmapUnlock
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.test_futures import RACES, SCOPES, both
 from tests.test_stateful import rules, unmapped_under_dma
 from tests.worlds import MM, page

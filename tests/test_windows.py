@@ -12,24 +12,26 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from broker.programs import Program, Step
-from explorer.outcome import Outcome
-from explorer.session import check, replay, run_on_processes, simulate
-from nodes.kernel import mmu_notifier, mprotect
-from nodes.kernel.context import Processor
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.variant import preset
-from nodes.world import World
-from oracle.sometimes import Entered, window_conditions
-from oracle.windows import cells_of
-from protocol import records as r
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as ops
-from report import machine, terminal
-from scenarios.mixed import Mix, MixedOptions
-from scenarios.runs import mixed_run
-from scenarios.spec import RunSpec
-from scenarios.workloads import Script
+from mmurace.broker.programs import Program, Step
+from mmurace.explorer.run.outcome import Outcome
+from mmurace.explorer.run.session import check, replay, run_on_processes, simulate
+from mmurace.nodes.kernel import mmu_notifier, mprotect
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.world import World
+from mmurace.oracle.sometimes import Entered, window_conditions
+from mmurace.oracle.windows import cells_of
+from mmurace.protocol import records as r
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as ops
+from mmurace.report import machine, terminal
+from mmurace.scenarios.mixed import Mix, MixedOptions
+from mmurace.scenarios.runs import mixed_run
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.workloads import Script
 from tests.oracle_story import PAGE, WORLD, Story, change, dropped, entry, play, shuffled
 from tests.worlds import APIC, MM, page, small_world
 
@@ -187,9 +189,9 @@ ACTS: dict[str, ops.Operation] = {
 }
 ACCESSES: dict[str, tuple[str, ops.Operation]] = {
     "tlb": ("cpu1", ops.Touch(MM, 0, False)),
-    "iotlb": ("device0", ops.Dma(MM, 0, False)),
-    "spte": ("vcpu0", ops.GuestTouch(0, False)),
-    "gtlb": ("vcpu0", ops.GuestTouch(0, False)),
+    "iotlb": ("device0", Dma(MM, 0, False)),
+    "spte": ("vcpu0", GuestTouch(0, False)),
+    "gtlb": ("vcpu0", GuestTouch(0, False)),
 }
 BESIDE = 16
 
@@ -227,8 +229,8 @@ def test_a_guest_that_runs_while_its_apic_page_moves(release: str) -> None:
     first = [ops.Mmap(MM, APIC, PAGE_SIZE, True, True), ops.Mmap(MM, 0, page(2), True, True)]
     moves = [Step(ops.MigratePages(MM, APIC, PAGE_SIZE), ("vcpu0/1",))] * 3
     guest = [
-        Step(ops.GuestApic(APIC, True, 1), ("cpu0/1",)),
-        *[Step(ops.GuestTouch(page(1), True, 1)), Step(ops.GuestApic(APIC, True, 1))] * 20,
+        Step(GuestApic(APIC, True, 1), ("cpu0/1",)),
+        *[Step(GuestTouch(page(1), True, 1)), Step(GuestApic(APIC, True, 1))] * 20,
     ]
     script = Script(
         (Program("cpu0", "cpu0", [*map(Step, first), *moves]), Program("vcpu0", "vcpu0", guest))

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from explorer import session
-from protocol.errors import UserError
-from scenarios.runs import workload_run
-from scenarios.spec import RunSpec
-from scenarios.world_file import WorldFile, load_world
+from mmurace import launch
+from mmurace.explorer.run import session
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.runs import workload_run
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.world_file import WorldFile, load_world
 
 LOG = Path(__file__).parent / "data" / "numpy.strace"
 WHOLE = """
@@ -54,12 +57,16 @@ def test_a_whole_file_makes_that_world_and_runs(tmp_path: Path) -> None:
     file = load(tmp_path, WHOLE)
     spec = workload_run("mixed", file.kernel_of(), 3, operations_max=300, file=file)
     world = spec.world
-    assert (world.kernel.release, world.kernel.arch, world.kernel.btm) == ("v6.2", "arm64", True)
+    assert (world.kernel.release, world.kernel.machine, SvaSwitches.of(world.kernel).btm) == (
+        "v6.2",
+        "arm64",
+        True,
+    )
     assert world.nodes() == (
         "memory", "cpu0", "cpu1", "cpu2", "iommu0", "device0", "device2", "iommu1", "device1",
         "kvm0", "vcpu0", "vcpu2", "kvm1", "vcpu1",
     )  # fmt: skip
-    assert [unit.ats for unit in world.units] == [True, True]
+    assert [unit.ats for unit in world.parts_of(Unit)] == [True, True]
     assert (world.frames, world.gather_batch, world.tlb_entries) == (300, 4, 16)
     saved = spec.save(tmp_path)
     assert RunSpec.load(tmp_path).world == saved.world == world
@@ -72,9 +79,9 @@ def test_a_whole_file_makes_that_world_and_runs(tmp_path: Path) -> None:
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = load(tmp_path, WHOLE)
     kernel = launch.kernel_from(file, "v5.8", "", ["btm=false"])
-    assert (kernel.release, kernel.arch, kernel.btm) == ("v5.8", "arm64", False)
+    assert (kernel.release, kernel.machine, SvaSwitches.of(kernel).btm) == ("v5.8", "arm64", False)
     plain = launch.kernel_from(WorldFile(), "", "", [])
-    assert (plain.release, plain.arch) == ("v6.6", "x86")
+    assert (plain.release, plain.machine) == ("v6.6", "x86")
 
 
 def test_no_devices_and_no_vcpus_means_no_iommu_and_no_vm(tmp_path: Path) -> None:
@@ -89,10 +96,10 @@ def test_on_ppc_there_are_links_in_place_of_iommus(tmp_path: Path) -> None:
         file = load(tmp_path, text + more)
         world = workload_run("mixed", file.kernel_of(), 0, file=file).world
         assert world.nodes()[-len(links) :] == links
-        assert not world.units
+        assert not world.parts_of(Unit)
     log = workload_run(str(LOG), file.kernel_of(), 0, file=load(tmp_path, text.partition("[n")[0]))
-    assert [link.name for link in log.world.links] == ["device0"]
-    assert not log.world.units
+    assert [link.name for link in log.world.parts_of(Link)] == ["device0"]
+    assert not log.world.parts_of(Unit)
 
 
 def test_a_log_takes_the_kernel_the_cpus_and_the_sizes(tmp_path: Path) -> None:
@@ -127,7 +134,10 @@ def test_a_log_brings_its_own_programs(tmp_path: Path, text: str) -> None:
         ("schema = 1\n[mixed]\ncpus = 2\n", "mixed.cpus: is not of the workload (expected nodes."),
         ("schema = 1\n[mixed.mix]\ntuch = 1\n", "world.toml: mixed.mix: unknown key 'tuch'"),
         ("schema = 1\n[kernel]\nrelease = 'v9'\n", "world.toml: kernel.release: unknown kernel"),
-        ("schema = 1\n[kernel]\narch = 'vax'\n", "world.toml: kernel.arch: unknown architecture"),
+        (
+            "schema = 1\n[kernel]\narch = 'vax'\n",
+            "world.toml: kernel.machine: unknown architecture",
+        ),
         ("schema = 1\n[kernel.set]\nbmt = true\n", "world.toml: kernel.set: unknown switch 'bmt'"),
         ("schema = 1\n[kernel.set]\nbtm = true\n", "world.toml: kernel.set: btm without broad"),
         (

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.chaos_config import CONFIGS, load_rules
-from nodes.kernel.variant import preset
-from protocol.errors import UserError
-from scenarios.catalogue import DIRECTORY, load_race
-from scenarios.runs import mixed_run
-from scenarios.spec import RUN_FILE, RunSpec
-from scenarios.tables import toml_string
-from scenarios.world_file import load_world
+from mmurace.broker.chaos_config import CONFIGS, load_rules
+from mmurace.nodes.kernel.variant import preset
+from mmurace.protocol.errors import UserError
+from mmurace.scenarios.catalogue import DIRECTORY, load_race
+from mmurace.scenarios.runs import mixed_run
+from mmurace.scenarios.spec import RUN_FILE, RunSpec
+from mmurace.scenarios.tables import toml_string
+from mmurace.scenarios.world_file import load_world
 from tests.test_world_file import WHOLE
 
 KeyPath = tuple[str | int, ...]

@@ -12,17 +12,21 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broker.programs import Program, Step
-from nodes.driver import Driver, Handler
-from nodes.kernel.variant import preset
-from nodes.node import Node
-from nodes.world import World
-from protocol import codec
-from protocol.envelope import Envelope
-from protocol.messages.base import Message
-from protocol.messages.memory import PteLoad, PteValue, PtlLock
-from protocol.messages.program import Dma, OpDone, Touch
-from protocol.records import Access, OpBegin
+from mmurace.broker.programs import Program, Step
+from mmurace.nodes.driver import Driver, Handler
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.world import World
+from mmurace.protocol import codec
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.memory import PteLoad, PteValue, PtlLock
+from mmurace.protocol.messages.program import (
+    OpDone,
+    Touch,
+)
+from mmurace.protocol.records import Access, OpBegin
 
 NODES = ("cpu0", "cpu1", "cpu2")
 BUILD = "tests.toy:build"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from broker.exchange import Exchange
-from broker.programs import Feeder, Program, Step
-from broker.schedules import RandomWalk, Schedule
-from broker.simulator import Observer, Simulator
-from nodes.build import build_all
-from nodes.driver import Driver
-from nodes.kernel.variant import preset
-from nodes.world import Unit, Vm, World
-from protocol.limits import PAGE_SIZE
-from protocol.messages import program as op
-from protocol.messages.kvm import Memslot
-from protocol.trace import Ending
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk, Schedule
+from mmurace.broker.simulator import Observer, Simulator
+from mmurace.nodes.build import build_all
+from mmurace.nodes.driver import Driver
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.iommu_sva.messages import Dma
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages import program as op
+from mmurace.protocol.trace import Ending
 
 MM = "mm0"
 APIC = 32 * PAGE_SIZE
@@ -23,12 +26,11 @@ SETUP = ("cpu0/9",)
 
 def small_world(release: str = "v6.6", arch: str = "x86", **switches: object) -> World:
     """Two CPUs, a device behind an IOMMU, a VM with one vCPU and an APIC page."""
-    slots = (Memslot(0, 16, 0), Memslot(32, 1, APIC, True))
+    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, True))
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1"),
-        units=(Unit("iommu0", ("device0",), (MM,), "cpu1"),),
-        vms=(Vm("kvm0", ("vcpu0",), MM, slots),),
+        parts=(Unit("iommu0", ("device0",), (MM,), "cpu1"), Vm("kvm0", ("vcpu0",), MM, slots)),
         gather_batch=2,
     )
 
@@ -66,9 +68,9 @@ def small_programs() -> tuple[Program, ...]:
         *(op.Touch(MM, page(40 + i), True, 200 + i) for i in range(6)),
         op.MigratePages(MM, page(40), page(2)),
     ]
-    device = [op.Dma(MM, page(i % 4), i % 2 == 0, 300 + i) for i in range(8)]
-    vcpu: list[op.Operation] = [op.GuestTouch(page(i % 4), True, 400 + i) for i in range(4)]
-    vcpu += [op.GuestApic(APIC, False) for _ in range(4)]
+    device = [Dma(MM, page(i % 4), i % 2 == 0, 300 + i) for i in range(8)]
+    vcpu: list[op.Operation] = [GuestTouch(page(i % 4), True, 400 + i) for i in range(4)]
+    vcpu += [GuestApic(APIC, False) for _ in range(4)]
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
         Program("cpu1", "cpu1", [Step(o, SETUP) for o in cpu1]),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol, TypeVar
 
-from nodes.driver import Port
-from nodes.world import World
-from protocol.messages.base import Message, Request
+from mmurace.nodes.driver import Port
+from mmurace.nodes.world import World
+from mmurace.protocol.messages.base import Message, Request
 
 R = TypeVar("R", bound=Message)
 
@@ -36,6 +36,12 @@ class Processor(Protocol):
 
     async def sleep_all(self, requests: Iterable[tuple[str, Request[Any]]]) -> None:
         """Requests that may sleep, all at once; a receiver that is dead has answered."""
+
+    async def user_access(self, mm: str, address: int, write: bool, value: int) -> int:
+        """A load or store in user mode: 0, or -errno for what kills the process."""
+
+    async def get_signal(self, mm: str) -> None:
+        """``get_signal``: a thread of a process that was killed leaves nothing behind."""
 
     def srcu_read_lock(self) -> None:
         """``srcu_read_lock(&srcu)``: what is found on a notifier list stays until the unlock."""

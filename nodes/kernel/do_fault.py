@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, gup, page_alloc, pgtable
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import ENOMEM
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.messages.filemap import FolioMapping
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import filemap, gup, page_alloc, pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.messages.filemap import FolioMapping
+from mmurace.protocol.messages.memory import (
     FolioLock,
     FolioUnlock,
     FrameAlloc,
@@ -20,7 +20,7 @@ from protocol.messages.memory import (
     RmapAdd,
     Vma,
 )
-from protocol.messages.swap import FolioMarkDirty
+from mmurace.protocol.messages.swap import FolioMarkDirty
 
 FILE_FLAGS = ptes.PRESENT | ptes.ACCESSED
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nodes.kernel import do_wp_page, gup, swap_state, swapfile, vm_fault
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import ENOMEM
-from nodes.kernel.vm_fault import VmFault
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.messages.memory import FolioLock, FolioUnlock, PtlLock, PtlUnlock, RmapAdd
-from protocol.messages.swap import FolioFreeSwap, FolioRefCount, PageSwapEntry, SwapFree
+from mmurace.nodes.kernel import do_wp_page, gup, swap_state, swapfile, vm_fault
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.kernel.vm_fault import VmFault
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.messages.memory import FolioLock, FolioUnlock, PtlLock, PtlUnlock, RmapAdd
+from mmurace.protocol.messages.swap import FolioFreeSwap, FolioRefCount, PageSwapEntry, SwapFree
 
 
 async def do_swap_page(cpu: Processor, fault: VmFault) -> int:
@@ -62,7 +62,7 @@ async def _map(cpu: Processor, fault: VmFault, folio: int, slot: int) -> None:
     store asks ``reuse_swap_page``, before the entry counts as a mapping; from v5.18 (c145e0b47c77)
     the number of references, once the entry leads to the slot no more.
     """
-    how = cpu.world.kernel.cow_reuse
+    how = cpu.world.kernel.mm.cow_reuse
     if how in ("reuse_swap_page", "page_count"):
         alone = fault.write and await swapfile.reuse_swap_page(cpu, folio)
         await cpu.mem(SwapFree(slot))

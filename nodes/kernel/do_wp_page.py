@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from nodes.kernel import do_fault, gup, mmu_notifier, page_alloc, pgtable, swapfile, vm_fault
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.vm_fault import VmFault
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import (
+    do_fault,
+    gup,
+    mmu_notifier,
+    page_alloc,
+    pgtable,
+    swapfile,
+    vm_fault,
+)
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.vm_fault import VmFault
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     FolioLock,
     FolioUnlock,
     FrameAlloc,
@@ -26,7 +34,7 @@ from protocol.messages.memory import (
     RmapRemove,
     SetPageAnonExclusive,
 )
-from protocol.messages.swap import (
+from mmurace.protocol.messages.swap import (
     FolioFreeSwap,
     FolioRefCount,
     FolioTrylock,
@@ -74,7 +82,7 @@ async def _may_reuse(cpu: Processor, fault: VmFault, folio: int) -> bool | None:
 
     Who counts as another user depends on the release (``Kernel.cow_reuse``).
     """
-    how = cpu.world.kernel.cow_reuse
+    how = cpu.world.kernel.mm.cow_reuse
     if how == "reuse_swap_page":
         return await _reuse_swap_page(cpu, fault, folio)
     if how == "anon_exclusive" and (await cpu.mem(PageAnonExclusive(folio))).value:
@@ -188,7 +196,7 @@ async def notify_upgrade(cpu: Processor, fault: VmFault) -> None:
     It does not surround the change, so nothing may be concluded from being inside it; a
     shared-table secondary is flushed by the ``invalidate_range`` of its end.
     """
-    if not cpu.world.kernel.upgrade_notify.startswith("generic_after_ptl"):
+    if not cpu.world.kernel.mm.upgrade_notify.startswith("generic_after_ptl"):
         return
     range_ = MmuNotifierRange(
         fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_UPGRADE
@@ -228,9 +236,9 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
         if counted:  # only now: who finds the page mapped once may write to it
             await cpu.mem(RmapRemove(source, fault.mm, fault.address))
     await cpu.mem(PtlUnlock(fault.table))
-    await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.cow_range_only_end)
+    await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.mm.cow_range_only_end)
     await gup.put_page(cpu, frame if raced else source)
     if counted:
-        idle = not raced and cpu.world.kernel.cow_frees_swap_cache
+        idle = not raced and cpu.world.kernel.mm.cow_frees_swap_cache
         await cpu.mem(PagePut(source, swap_cache=idle))
     return 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nodes.kernel.context import Processor
-from nodes.kernel.ocxl_context import exit_mm
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.exit import exit_mm
 
 
 async def exec_mmap(cpu: Processor, mm: str) -> int:

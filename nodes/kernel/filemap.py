@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, page_alloc
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EFAULT, ENOMEM
-from nodes.world import MEMORY
-from protocol.limits import PAGE_SHIFT
-from protocol.messages.filemap import (
+from mmurace.nodes.kernel import gup, page_alloc
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EFAULT, ENOMEM
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol.limits import PAGE_SHIFT
+from mmurace.protocol.messages.filemap import (
     FileSizeLoad,
     ImmapInsert,
     ImmapLock,
@@ -17,9 +17,9 @@ from protocol.messages.filemap import (
     PageCacheLoad,
     ReadFolio,
 )
-from protocol.messages.filemap import FileVma as Mapping
-from protocol.messages.memory import FolioLock, FolioUnlock, FrameAlloc, PageGet, Vma
-from protocol.records import Coverage
+from mmurace.protocol.messages.filemap import FileVma as Mapping
+from mmurace.protocol.messages.memory import FolioLock, FolioUnlock, FrameAlloc, PageGet, Vma
+from mmurace.protocol.records import Coverage
 
 
 async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:

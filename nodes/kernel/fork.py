@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, gup, mmap, mmu_notifier, page_alloc, pgtable, tlb
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL, ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import filemap, gup, mmap, mmu_notifier, page_alloc, pgtable, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     BrkLoad,
     BrkStore,
     FrameAlloc,
@@ -28,8 +28,8 @@ from protocol.messages.memory import (
     VmaFind,
     VmaReplace,
 )
-from protocol.messages.swap import SwapDuplicate
-from protocol.records import Coverage
+from mmurace.protocol.messages.swap import SwapDuplicate
+from mmurace.protocol.records import Coverage
 
 
 async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:
@@ -49,7 +49,7 @@ async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:
         return -EINVAL
     result = await _dup_vmas(cpu, oldmm, mm)
     await cpu.mem(MmapUnlock(mm))
-    if cpu.world.kernel.fork_cpu_flush:
+    if cpu.world.kernel.mm.fork_cpu_flush:
         await tlb.flush_tlb_mm(cpu, oldmm)
     await cpu.mem(MmapUnlock(oldmm))
     if result:

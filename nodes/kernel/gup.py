@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.kernel import memory, pgtable
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
-from nodes.translation import table_index
-from protocol import pte as ptes
-from protocol.limits import FAULT_ATTEMPTS_MAX
-from protocol.messages.memory import PageGet, PagePut, PteLoad, PtlLock, PtlUnlock
-from protocol.ranges import page_of
-from protocol.records import FaultRetry
+from mmurace.nodes.kernel import memory, pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
+from mmurace.nodes.translation import table_index
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
+from mmurace.protocol.messages.memory import PageGet, PagePut, PteLoad, PtlLock, PtlUnlock
+from mmurace.protocol.ranges import page_of
+from mmurace.protocol.records import FaultRetry
 
 ZERO_PAGE = 0
 
@@ -81,7 +81,7 @@ async def _gup_pte(cpu: Processor, mm: str, address: int, write: bool) -> Gup | 
     pte = (await cpu.mem(load)).pte
     if not ptes.permits(pte, write) or not await _try_get(cpu, pte):
         return None
-    same = not cpu.world.kernel.gup_fast_rechecks_pmd or (await cpu.mem(above)).pte == pmd
+    same = not cpu.world.kernel.mm.gup_fast_rechecks_pmd or (await cpu.mem(above)).pte == pmd
     walk = cpu.port.upcoming
     if same and (await cpu.mem(load)).pte == pte:
         return Gup(pte, walk)

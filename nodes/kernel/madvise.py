@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from nodes.kernel import memory, mmu_gather, mmu_notifier, pgtable, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL, ENOMEM
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import memory, mmu_gather, mmu_notifier, pgtable, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     FolioUnlock,
     MmapLock,
     MmapUnlock,
@@ -23,7 +23,7 @@ from protocol.messages.memory import (
     RmapWalk,
     VmaFind,
 )
-from protocol.messages.swap import (
+from mmurace.protocol.messages.swap import (
     FolioClearDirty,
     FolioFlags,
     FolioFreeSwap,
@@ -31,7 +31,7 @@ from protocol.messages.swap import (
     FolioTrylock,
     FreeSwapAndCache,
 )
-from protocol.ranges import page_align
+from mmurace.protocol.ranges import page_align
 
 
 async def madvise_dontneed(cpu: Processor, mm: str, address: int, length: int) -> int:

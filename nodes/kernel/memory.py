@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nodes.kernel import (
+from mmurace.nodes.kernel import (
     do_fault,
     do_swap_page,
     do_wp_page,
@@ -17,17 +17,17 @@ from nodes.kernel import (
     tlbbatch,
     vm_fault,
 )
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EFAULT, ENOMEM
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.vm_fault import ANON_FLAGS, VmFault
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.filemap import FileVma
-from protocol.messages.memory import (
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EFAULT, ENOMEM
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.vm_fault import ANON_FLAGS, VmFault
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.filemap import FileVma
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     FrameAlloc,
@@ -44,9 +44,9 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
-from protocol.messages.swap import FolioMarkDirty, FreeSwapAndCache
-from protocol.ranges import page_of
-from protocol.records import Coverage
+from mmurace.protocol.messages.swap import FolioMarkDirty, FreeSwapAndCache
+from mmurace.protocol.ranges import page_of
+from mmurace.protocol.records import Coverage
 
 Vmas = Sequence[Vma | FileVma]
 """What is zapped; of interest is whether it is shared."""
@@ -236,7 +236,7 @@ async def _zap_entry(
     if dirty and written is not None:
         await cpu.mem(FolioMarkDirty(frame))
         written.append((frame, address))
-    if not (dirty and cpu.world.kernel.zap_delays_rmap):
+    if not (dirty and cpu.world.kernel.mm.zap_delays_rmap):
         await cpu.mem(RmapRemove(frame, gather.mm, address))
     return mmu_gather.tlb_remove_page(cpu, gather, frame)
 
@@ -252,7 +252,7 @@ async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapp
     flush                               [Required: before the rmap forgets the mapping, so that
     forget the mapping                  writeback waits for the PTL]
     """
-    if cpu.world.kernel.zap_delays_rmap:
+    if cpu.world.kernel.mm.zap_delays_rmap:
         for frame, address in written:
             await cpu.mem(RmapRemove(frame, gather.mm, address))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.tlbbatch import TlbUbc
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.filemap import FolioMapping
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.tlbbatch import TlbUbc
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.filemap import FolioMapping
+from mmurace.protocol.messages.memory import (
     FolioAddWaiter,
     FolioLock,
     FolioUnlock,
@@ -31,14 +31,14 @@ from protocol.messages.memory import (
     SetPageAnonExclusive,
     VmaFind,
 )
-from protocol.messages.swap import (
+from mmurace.protocol.messages.swap import (
     FolioIsolateLru,
     FolioMigrateMapping,
     FolioPutbackLru,
     FolioTrylock,
 )
-from protocol.ranges import page_align
-from protocol.records import Coverage
+from mmurace.protocol.ranges import page_align
+from mmurace.protocol.records import Coverage
 
 _KEPT = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
 """What a migration entry remembers of the entry it replaces."""
@@ -164,7 +164,7 @@ async def try_to_migrate_one(
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
-        if cpu.world.kernel.migration_batches:
+        if cpu.world.kernel.mm.migration_batches:
             entry = await rmap.clear_or_defer(cpu, ubc, place, table)
         else:
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
@@ -247,7 +247,7 @@ async def migration_entry_wait(cpu: Processor, table: int, address: int) -> int:
     somebody waits for fails; to v4.20 until the thread wakes, from v5.0 (9a1ea439b16b) until it is
     in the queue.  None from v5.17 on (ffa65753c431).
     """
-    holds = cpu.world.kernel.migration_wait_ref
+    holds = cpu.world.kernel.mm.migration_wait_ref
     await cpu.mem(PtlLock(table))
     pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
     folio, waiter = ptes.frame_of(pte), ""
@@ -265,7 +265,7 @@ async def migration_entry_wait(cpu: Processor, table: int, address: int) -> int:
 
 async def _wait_locked(cpu: Processor, folio: int, waiter: str) -> None:
     """The sleep of ``migration_entry_wait``, with the reference of its release."""
-    holds = cpu.world.kernel.migration_wait_ref
+    holds = cpu.world.kernel.mm.migration_wait_ref
     if holds != "none":
         waiter = (await cpu.mem(FolioAddWaiter(folio))).waiter
     if holds == "until_queued":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, memory, mmu_gather
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL, ENOMEM
-from nodes.world import MEMORY
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import filemap, memory, mmu_gather
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     BrkLoad,
     BrkStore,
     MmapDowngrade,
@@ -18,7 +18,7 @@ from protocol.messages.memory import (
     VmaRange,
     VmaReplace,
 )
-from protocol.ranges import page_align
+from mmurace.protocol.ranges import page_align
 
 
 def bad_range(cpu: Processor, address: int, length: int) -> bool:
@@ -59,7 +59,7 @@ async def do_munmap_locked(
     """
     found = await cpu.mem(VmaFind(mm, start, end))
     if found.vmas:
-        downgrade = downgrade and cpu.world.kernel.munmap_downgrades
+        downgrade = downgrade and cpu.world.kernel.mm.munmap_downgrades
         await _unmap_region(cpu, mm, start, end, found, downgrade)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nodes.kernel import radix_tlb
-from nodes.kernel.context import Processor
-from protocol.messages.ocxl import ActiveCpusAdd, CoprosAdd
+from mmurace.nodes.kernel import radix_tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol.messages.book3s64 import ActiveCpusAdd, CoprosAdd
 
 
 async def mm_context_add_copro(cpu: Processor, mm: str) -> None:
@@ -23,7 +23,7 @@ async def mm_context_remove_copro(cpu: Processor, mm: str) -> None:
     flush everything of the mm          [Required: globally, so the count is still up]
     copros--; active_cpus--
     """
-    if cpu.world.kernel.copro_removal == "count_then_flush":
+    if cpu.world.kernel.arch.copro_removal == "count_then_flush":
         if (await cpu.mem(CoprosAdd(mm, -1))).value == 0:
             await radix_tlb.flush_all_mm(cpu, mm)
             await cpu.mem(ActiveCpusAdd(mm, -1))

@@ -7,12 +7,12 @@ found already cleared may not have been flushed yet, so the whole mm is flushed.
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_notifier, tlb
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages.memory import PagePut, TlbFlushPending
-from protocol.records import Coverage
+from mmurace.nodes.kernel import mmu_notifier, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.memory import PagePut, TlbFlushPending
+from mmurace.protocol.records import Coverage
 
 
 class MmuGather:
@@ -80,8 +80,8 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
         return
     await _tlb_flush(cpu, gather)
     kernel = cpu.world.kernel
-    if kernel.gather_calls_ir:
-        whole = gather.fullmm and kernel.nested_encoding == "zero_neg1"
+    if kernel.mm.gather_calls_ir:
+        whole = gather.fullmm and kernel.mm.nested_encoding == "zero_neg1"
         start, end = (0, ULONG_MAX) if whole else (gather.start, gather.end)
         await mmu_notifier.invalidate_range(cpu, gather.mm, start, end)
     gather.reset()
@@ -107,7 +107,7 @@ async def tlb_end_vma(cpu: Processor, gather: MmuGather) -> None:
     flush, ``invalidate_range`` of the second VMA's part; free  [Required: ``invalidate_range`` of
                                                                 the first one's, too]
     """
-    how = cpu.world.kernel.tlb_end_vma
+    how = cpu.world.kernel.arch.tlb_end_vma
     if how == "nothing" or gather.fullmm:
         return
     if how == "flush":
@@ -138,9 +138,9 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
 
 def _cover_nested(gather: MmuGather, kernel: Kernel) -> None:
     """What the flush must cover because of the others (99baac21e458, v4.13; 7a30df49f63a, v5.2)."""
-    if kernel.nested_encoding == "own_range_only":
+    if kernel.mm.nested_encoding == "own_range_only":
         return
-    if kernel.nested_encoding == "exact":
+    if kernel.mm.nested_encoding == "exact":
         start, end = gather.asked
         gather.reset()
         gather.adjust_range(start, end - start)

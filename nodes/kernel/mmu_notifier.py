@@ -8,19 +8,27 @@ secondary (an IOMMU with SVA) walks the mm's own table: it must be flushed when 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from nodes.kernel import iommu_sva, kvm_main, ocxl
-from nodes.kernel.context import Processor
-from nodes.kernel.variant import Kernel
-from protocol.errors import PeerLost
-from protocol.events import MmuNotifierEvent
-from protocol.limits import ULONG_MAX
-from protocol.messages.memory import NotifierDelete, NotifierList
-from protocol.messages.processor import SynchronizeSrcu
-from protocol.records import NotifierCall, Unregistered
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import Callback, named, secondaries
+from mmurace.nodes.world import MEMORY, World
+from mmurace.protocol.errors import PeerLost
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.memory import (
+    AnonVmaLock,
+    AnonVmaUnlock,
+    MmapLock,
+    MmapUnlock,
+    NotifierAdd,
+    NotifierDelete,
+    NotifierList,
+)
+from mmurace.protocol.messages.processor import SynchronizeSrcu
+from mmurace.protocol.records import NotifierCall, Unregistered
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +39,6 @@ class MmuNotifierRange:
     start: int
     end: int
     event: MmuNotifierEvent
-
-
-Callback = Callable[[Processor, str, str, int, int], Awaitable[None]]
-"""(processor, subscriber's node, mm, start, end)."""
-
-
-def subscriber_ops(driver: str, kernel: Kernel) -> Mapping[str, Callback]:
-    """``struct mmu_notifier_ops`` of a driver in this kernel, by the callback's name."""
-    ops = {"kvm": kvm_main.notifier_ops, "sva": iommu_sva.notifier_ops, "ocxl": ocxl.notifier_ops}
-    return ops[driver](kernel)
 
 
 async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
@@ -56,8 +54,8 @@ async def _call_one(
     cpu: Processor, callback: str, driver: str, node: str, range_: MmuNotifierRange,
     within: str = "",
 ) -> None:  # fmt: skip
-    function = subscriber_ops(driver, cpu.world.kernel).get(callback)
-    if function is None or _filtered(cpu.world.kernel, callback, range_.event):
+    function = _callback(cpu.world.kernel, driver, callback, range_.event)
+    if function is None:
         return
     mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
     op = cpu.port.operation
@@ -68,14 +66,15 @@ async def _call_one(
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end", op, within))
 
 
-def _filtered(kernel: Kernel, callback: str, event: MmuNotifierEvent) -> bool:
-    """Events that a shadow MMU passes over: nothing is to be dropped when a right was added."""
-    if callback not in ("invalidate_range_start", "invalidate_range_end"):
-        return False
-    if event is MmuNotifierEvent.PROTECTION_PAGE:
-        return kernel.shadow_passes_over == "protection_page"
-    upgrade = event is MmuNotifierEvent.PROTECTION_UPGRADE
-    return upgrade and kernel.upgrade_notify == "generic_after_ptl+event_filter"
+def _callback(
+    kernel: Kernel, driver: str, callback: str, event: MmuNotifierEvent
+) -> Callback | None:
+    """The function of a driver's ``struct mmu_notifier_ops``, unless it passes this event over."""
+    secondary = named(driver)
+    brackets = callback in ("invalidate_range_start", "invalidate_range_end")
+    if brackets and secondary.passes_over(kernel, event):
+        return None
+    return secondary.ops(kernel).get(callback)
 
 
 async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:
@@ -94,7 +93,7 @@ async def invalidate_range_end(
     cpu.srcu_read_lock()
     subscribers = await cpu.mem(NotifierList(range_.mm))
     for driver, node in subscribers.entries:
-        if cpu.world.kernel.end_calls_ir and not only_end:
+        if cpu.world.kernel.mm.end_calls_ir and not only_end:
             within = "invalidate_range_end"
             await _call_one(cpu, "invalidate_range", driver, node, range_, within)
         await _call_one(cpu, "invalidate_range_end", driver, node, range_)
@@ -115,6 +114,43 @@ async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, en
     )
 
 
+async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str) -> None:
+    """``mmu_notifier_register``: under mmap_lock and ``mm_take_all_locks``, so in no bracket.
+
+    Of the rmap locks only that of anonymous memory is taken.
+    """
+    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    await cpu.sleep(MEMORY, AnonVmaLock(mm, True))
+    await cpu.mem(NotifierAdd(mm, driver, node))
+    await cpu.mem(AnonVmaUnlock(mm))
+    await cpu.mem(MmapUnlock(mm))
+
+
+async def mmu_notifier_release(cpu: Processor, mm: str) -> None:
+    """``mn_hlist_release`` (all releases): every subscriber that goes with the process.
+
+    cpu0 (exits)                        cpu1 (zap of a page of the mm, by rmap)
+    release                             callback of the subscriber
+    off the list; synchronize_srcu      [Required: it has returned before anything is freed]
+    """
+    if not _any_released_at_exit(cpu.world):
+        return
+    for driver, node in (await cpu.mem(NotifierList(mm))).entries:
+        if named(driver).released_at_exit:
+            whole = MmuNotifierRange(mm, 0, ULONG_MAX, MmuNotifierEvent.RELEASE)
+            await _call_one(cpu, "release", driver, node, whole)
+            await cpu.mem(NotifierDelete(mm, node))
+            await synchronize_srcu(cpu)
+
+
+def _any_released_at_exit(world: World) -> bool:
+    return any(
+        part.subscribed(world.kernel)
+        for secondary in secondaries() if secondary.released_at_exit
+        for part in secondary.parts(world)
+    )  # fmt: skip
+
+
 async def mmu_notifier_unregister(cpu: Processor, driver: str, node: str, mm: str) -> None:
     """``mmu_notifier_unregister`` (all releases): ``release``, off the list, wait for callbacks.
 
@@ -132,7 +168,7 @@ async def mmu_notifier_unregister(cpu: Processor, driver: str, node: str, mm: st
     await _call_one(cpu, "release", driver, node, whole)
     cpu.srcu_read_unlock()
     await cpu.mem(NotifierDelete(mm, node))
-    if cpu.world.kernel.unregister_waits:
+    if cpu.world.kernel.mm.unregister_waits:
         await synchronize_srcu(cpu)
     cpu.port.emit(Unregistered(node, mm))
 

@@ -6,16 +6,16 @@ from typing import Final
 
 import msgspec
 
-from nodes.kernel import mmu_gather, mmu_notifier, tlb, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL, ENOMEM
-from nodes.kernel.mmu_gather import MmuGather
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmu_gather, mmu_notifier, tlb, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_gather import MmuGather
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
     MmapLock,
     MmapUnlock,
     PageAnonExclusive,
@@ -29,7 +29,7 @@ from protocol.messages.memory import (
     VmaFind,
     VmaReplace,
 )
-from protocol.ranges import page_align
+from mmurace.protocol.ranges import page_align
 
 
 async def do_mprotect(
@@ -45,7 +45,7 @@ async def do_mprotect(
         return -EINVAL
     await cpu.sleep(MEMORY, MmapLock(mm, True))
     gather = None
-    if cpu.world.kernel.change_protection_gathers:
+    if cpu.world.kernel.mm.change_protection_gathers:
         gather = await mmu_gather.tlb_gather_mmu(cpu, mm, address, end)
     covered = 0
     for vma in (await cpu.mem(VmaFind(mm, address, end))).vmas:
@@ -86,7 +86,7 @@ async def change_protection_range(cpu: Processor, gather: MmuGather, vma: Vma) -
     there, whatever is mapped.
     """
     top = cpu.world.levels - 1
-    folded = top < _BRACKET_LEVEL[cpu.world.kernel.change_protection_bracket]
+    folded = top < _BRACKET_LEVEL[cpu.world.kernel.mm.change_protection_bracket]
     range_ = MmuNotifierRange(gather.mm, vma.start, vma.end, MmuNotifierEvent.PROTECTION_VMA)
     if folded:
         await mmu_notifier.invalidate_range_start(cpu, range_)
@@ -113,7 +113,7 @@ async def _change_level(
     if level == 0:
         await change_pte_range(cpu, gather, table, (first, last), base, vma)
         return
-    opens = level == _BRACKET_LEVEL[cpu.world.kernel.change_protection_bracket]
+    opens = level == _BRACKET_LEVEL[cpu.world.kernel.mm.change_protection_bracket]
     range_ = None
     while first < last:
         found = await cpu.mem(PteScan(table, first, last))
@@ -169,7 +169,7 @@ async def can_change_pte_writable(cpu: Processor, pte: int, vma: Vma) -> bool:
         return False
     if vma.shared:
         return bool(pte & ptes.DIRTY)
-    upgrades = cpu.world.kernel.change_protection_upgrades
+    upgrades = cpu.world.kernel.mm.change_protection_upgrades
     if upgrades == "dirty_shared" or pte & ptes.SPECIAL:
         return False
     if upgrades == "dirty_exclusive" and not pte & ptes.DIRTY:
@@ -184,7 +184,7 @@ def pte_needs_flush(cpu: Processor, old: int, new: int) -> bool:
     came or went; if the entry lost its presence, its dirty or its accessed bit.  To v5.18 any entry
     that is rewritten counts.  ppc has one of its own from v6.1, which is not modelled.
     """
-    if not cpu.world.kernel.pte_needs_flush:
+    if not cpu.world.kernel.arch.pte_needs_flush:
         return True
     lost = old & ~new & (ptes.PRESENT | ptes.DIRTY | ptes.ACCESSED)
     return ptes.hw_present(old) and bool((old ^ new) & ptes.WRITE or lost)

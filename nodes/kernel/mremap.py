@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.translation import table_index
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SIZE
-from protocol.messages.filemap import ImmapLock, ImmapUnlock
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.translation import table_index
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.filemap import ImmapLock, ImmapUnlock
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     MmapLock,
@@ -31,8 +31,8 @@ from protocol.messages.memory import (
     Vma,
     VmaFind,
 )
-from protocol.ranges import overlaps, page_align
-from protocol.records import Coverage
+from mmurace.protocol.ranges import overlaps, page_align
+from mmurace.protocol.records import Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +179,13 @@ async def move_pgt_entry(
     """
     old, new = place
     kernel = cpu.world.kernel
-    if not kernel.have_move_pmd or extent != 1 << cpu.world.shift(1):
+    if not kernel.mm.have_move_pmd or extent != 1 << cpu.world.shift(1):
         return False
     old_pmd = await pgtable.find_leaf_table(cpu, mm, old, 1)
     new_pmd = await pgtable.alloc_leaf_table(cpu, mm, new, 1) if old_pmd >= 0 else -1
     if new_pmd < 0 or not await _pmd_present(cpu, old_pmd, old):
         return False
-    locked = need_rmap_locks or kernel.move_pmd_rmap_locks == "always"
+    locked = need_rmap_locks or kernel.mm.move_pmd_rmap_locks == "always"
     if locked:
         await take_rmap_locks(cpu, mm, vma)
     moved = await move_normal_pmd(cpu, mm, place, (old_pmd, new_pmd))
@@ -246,7 +246,7 @@ async def move_ptes(cpu: Processor, part: Extent) -> bool:
     release both
                                         PTL of B; clear; flush B only; free the frame
     """
-    when = cpu.world.kernel.mremap_cpu_flush
+    when = cpu.world.kernel.mm.mremap_cpu_flush
     await cpu.mem(PtlLock(part.old_table))
     if part.new_table != part.old_table:
         await cpu.mem(PtlLock(part.new_table))
@@ -288,5 +288,5 @@ async def _flush(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``flush_tlb_range``; beside it ``invalidate_range`` where the flush does not do that."""
     await tlb.flush_tlb_range(cpu, mm, start, end)
     kernel = cpu.world.kernel
-    if kernel.mremap_sec_flush == "beside_cpu_flush" and not kernel.arch_secondary_flush:
+    if kernel.mm.mremap_sec_flush == "beside_cpu_flush" and not kernel.arch.arch_secondary_flush:
         await mmu_notifier.invalidate_range(cpu, mm, start, end)

@@ -5,9 +5,9 @@ The one that asks for memory dies, as with ``vm.oom_kill_allocating_task``.
 
 from __future__ import annotations
 
-from nodes.kernel.context import Processor
-from protocol.messages.processor import SendSigkill
-from protocol.records import OomKill
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol.messages.processor import SendSigkill
+from mmurace.protocol.records import OomKill
 
 
 async def out_of_memory(cpu: Processor, victim: str) -> None:

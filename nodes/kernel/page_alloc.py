@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodes.kernel import oom_kill, vmscan
-from nodes.kernel.context import Processor
-from protocol.messages.memory import FrameAlloc
+from mmurace.nodes.kernel import oom_kill, vmscan
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol.messages.memory import FrameAlloc
 
 MAX_RECLAIM_RETRIES: Final = 16
 """Rounds in a row that freed nothing for this allocation."""

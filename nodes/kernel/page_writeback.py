@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from nodes.kernel import filemap, rmap
-from nodes.kernel.context import Processor
-from nodes.world import MEMORY
-from protocol.messages.filemap import (
+from mmurace.nodes.kernel import filemap, rmap
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol.messages.filemap import (
     FolioMapping,
     FolioMappingWord,
     PageCacheNext,
     WritePage,
 )
-from protocol.messages.memory import FolioLock
-from protocol.messages.swap import FolioFlags, FolioMarkDirty, FolioTestClearDirty
+from mmurace.protocol.messages.memory import FolioLock
+from mmurace.protocol.messages.swap import FolioFlags, FolioMarkDirty, FolioTestClearDirty
 
 
 async def folio_clear_dirty_for_io(cpu: Processor, folio: int, at: FolioMappingWord) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from nodes.kernel import mmu_notifier, page_alloc, tlb
-from nodes.kernel.context import Processor
-from nodes.translation import table_index
-from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmu_notifier, page_alloc, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.translation import table_index
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.book3s64 import CoprosAdd
+from mmurace.protocol.messages.memory import (
     FrameAlloc,
     PagePut,
     PteCmpxchg,
@@ -21,8 +22,7 @@ from protocol.messages.memory import (
     PtlUnlock,
     TlbFlushPending,
 )
-from protocol.messages.ocxl import CoprosAdd
-from protocol.records import Coverage
+from mmurace.protocol.records import Coverage
 
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
 _ACCESS_FLAGS = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
@@ -135,7 +135,7 @@ async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
 
     ppc has none of its own, and flushes whatever it was.
     """
-    if ptes.hw_present(pte) or cpu.world.kernel.arch == "ppc":
+    if ptes.hw_present(pte) or cpu.world.kernel.machine == "ppc":
         return True
     return ptes.pte_present(pte) and (await cpu.mem(TlbFlushPending(mm, 0))).value > 0
 
@@ -143,7 +143,7 @@ async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
 async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: int) -> int:
     """``ptep_clear_flush_notify`` (v3.19 to v6.5): clear, flush, ``invalidate_range``."""
     old = await ptep_clear_flush(cpu, mm, address, table)
-    if cpu.world.kernel.clear_flush_calls_ir:
+    if cpu.world.kernel.mm.clear_flush_calls_ir:
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     return old
 
@@ -173,14 +173,14 @@ async def ptep_set_access_flags(
         return False
     if not now & ptes.WRITE and entry & ptes.WRITE:
         cpu.port.emit(Coverage("write_upgrade"))
-    if kernel.tlbie_scope != "all":
+    if kernel.arch.tlbie_scope != "all":
         await _radix_set_access_flags(cpu, mm, address, table, now, entry)
         return True
-    if kernel.arch == "arm64":
+    if kernel.machine == "arm64":
         await _merge(cpu, table, index, now, entry)
     elif dirty:
         await cpu.mem(PteSet(table, index, entry))
-    if dirty or kernel.spurious_fault_flushes:
+    if dirty or kernel.arch.spurious_fault_flushes:
         await _flush_upgrade(cpu, mm, address)
     return True
 
@@ -205,7 +205,7 @@ async def _radix_set_access_flags(
     """
     index = pte_index(cpu, address)
     upgrade = not now & ptes.WRITE and entry & ptes.WRITE
-    if upgrade and cpu.world.kernel.upgrade_needs_flush and (await _copros(cpu, mm)):
+    if upgrade and cpu.world.kernel.arch.upgrade_needs_flush and (await _copros(cpu, mm)):
         found = (await cpu.mem(PteGetAndClear(table, index))).pte
         await tlb.flush_tlb_page(cpu, mm, address)
         await cpu.mem(
@@ -230,12 +230,12 @@ async def _flush_upgrade(cpu: Processor, mm: str, address: int) -> None:
                                         faults on a weak entry instead of walking again]
     """
     kernel = cpu.world.kernel
-    if not kernel.upgrade_needs_flush:
+    if not kernel.arch.upgrade_needs_flush:
         return
-    if kernel.upgrade_tlbi_scope == "local":
+    if kernel.arch.upgrade_tlbi_scope == "local":
         await tlb.local_flush_tlb_page(cpu, mm, address)
     else:
         await tlb.flush_tlb_page(cpu, mm, address)
-    if kernel.upgrade_notify == "arch_beside_flush" and not kernel.arch_secondary_flush:
+    if kernel.mm.upgrade_notify == "arch_beside_flush" and not kernel.arch.arch_secondary_flush:
         # The RFC of June 2023: only this flush calls the secondaries.
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nodes.kernel import mmu_notifier
-from nodes.kernel.context import Processor
-from protocol.limits import ULONG_MAX
-from protocol.messages.memory import CpumaskLoad
-from protocol.messages.ocxl import ActiveCpusLoad, ContextIdLoad, CoprosAdd, Tlbie
-from protocol.messages.processor import Tlbi
+from mmurace.nodes.kernel import mmu_notifier
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.book3s64 import ActiveCpusLoad, ContextIdLoad, CoprosAdd, Tlbie
+from mmurace.protocol.messages.memory import CpumaskLoad
+from mmurace.protocol.messages.processor import Tlbi
 
 FlushType = Literal["none", "local", "global"]
 
@@ -40,7 +41,7 @@ async def flush_type_needed(cpu: Processor, mm: str) -> FlushType:
     alone = (await cpu.mem(CpumaskLoad(mm))).cpus == (cpu.name,)
     if active == 1 and alone:
         return "local"
-    if cpu.world.kernel.tlbie_scope == "by_cpumask":
+    if cpu.world.kernel.arch.tlbie_scope == "by_cpumask":
         return "global"
     if (await cpu.mem(CoprosAdd(mm, 0))).value:
         return "global"  # coprocessors require tlbie
@@ -59,7 +60,7 @@ async def flush_tlb(cpu: Processor, mm: str, start: int, end: int) -> None:
 async def _tlbie(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``__tlbie_va_range`` or ``_tlbie_pid``; then ``eieio; tlbsync; ptesync``."""
     pid = 0
-    if cpu.world.links and cpu.world.kernel.ocxl_link == "snoops_tlbie":
+    if _snoopers(cpu.world):
         pid = (await cpu.mem(ContextIdLoad(mm))).value
     posted = _broadcast(cpu, Tlbi(mm, start, end), Tlbie(pid, start, end))
     await cpu.flush_tlb_local(mm, start, end)
@@ -70,12 +71,17 @@ def _broadcast(cpu: Processor, to_processors: Tlbi, to_links: Tlbie) -> list[str
     """The two are one instruction; a PID of 0 concerns no link."""
     others = [name for name in cpu.world.processors() if name != cpu.name]
     posted = [cpu.port.post(name, to_processors) for name in others]
-    links = cpu.world.links if to_links.pid else ()
-    return posted + [cpu.port.post(link.name, to_links) for link in links]
+    snoopers = _snoopers(cpu.world) if to_links.pid else []
+    return posted + [cpu.port.post(name, to_links) for name in snoopers]
+
+
+def _snoopers(world: World) -> list[str]:
+    """Secondaries that see the bus."""
+    return [part.name for part in world.parts if not part.told(world.kernel)]
 
 
 async def flush_all_mm(cpu: Processor, mm: str) -> None:
     """``radix__flush_all_mm``: everything of the mm; from v6.6 the secondaries hear of it."""
     await flush_tlb(cpu, mm, 0, ULONG_MAX)
-    if cpu.world.kernel.flush_mm_notifies:
+    if cpu.world.kernel.arch.flush_mm_notifies:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)

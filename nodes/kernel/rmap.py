@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.kernel.tlbbatch import TlbUbc
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE
-from protocol.messages.filemap import (
+from mmurace.nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.tlbbatch import TlbUbc
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.filemap import (
     FileVma,
     FolioMappingWord,
     ImmapLock,
     ImmapUnlock,
     ImmapWalk,
 )
-from protocol.messages.memory import (
+from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
     PageAnonExclusive,
@@ -36,7 +36,7 @@ from protocol.messages.memory import (
     RmapTryShare,
     RmapWalk,
 )
-from protocol.messages.swap import (
+from mmurace.protocol.messages.swap import (
     FolioFlags,
     FolioMarkDirty,
     FolioRefCount,
@@ -44,7 +44,7 @@ from protocol.messages.swap import (
     SwapDuplicate,
     SwapFree,
 )
-from protocol.records import Coverage, PageDiscarded
+from mmurace.protocol.records import Coverage, PageDiscarded
 
 Place = tuple[str, int]
 """(mm, address) of a mapping."""
@@ -218,7 +218,7 @@ async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, i
 
 async def anon_exclusive(cpu: Processor, folio: int) -> bool:
     """``PageAnonExclusive`` (v5.19, 6c287605fd56)."""
-    if cpu.world.kernel.cow_reuse != "anon_exclusive":
+    if cpu.world.kernel.mm.cow_reuse != "anon_exclusive":
         return False
     return (await cpu.mem(PageAnonExclusive(folio))).value
 
@@ -250,7 +250,7 @@ async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
 async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int, anon: bool) -> None:
     """The mapping is gone (``discard``): its place in the rmap and its reference, too."""
     mm, address = place
-    if anon and cpu.world.kernel.clear_flush_calls_ir:
+    if anon and cpu.world.kernel.mm.clear_flush_calls_ir:
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     await cpu.mem(RmapRemove(folio, mm, address))
     await gup.put_page(cpu, folio)

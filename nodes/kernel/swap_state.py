@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nodes.kernel import gup, page_alloc
-from nodes.kernel.context import Processor
-from protocol.messages.memory import FolioUnlock, FrameAlloc
-from protocol.messages.swap import SwapCacheAdd, SwapCacheGet, SwapRead
-from protocol.records import Coverage
+from mmurace.nodes.kernel import gup, page_alloc
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol.messages.memory import FolioUnlock, FrameAlloc
+from mmurace.protocol.messages.swap import SwapCacheAdd, SwapCacheGet, SwapRead
+from mmurace.protocol.records import Coverage
 
 
 async def swap_cache_get_folio(cpu: Processor, slot: int) -> int:

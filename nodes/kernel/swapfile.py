@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nodes.kernel.context import Processor
-from protocol.messages.memory import RmapWalk
-from protocol.messages.swap import FolioMarkDirty, PageSwapEntry, SwapCacheDelete, SwapCount
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol.messages.memory import RmapWalk
+from mmurace.protocol.messages.swap import FolioMarkDirty, PageSwapEntry, SwapCacheDelete, SwapCount
 
 
 async def page_mapcount(cpu: Processor, folio: int) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
-from nodes.kernel.context import Processor
-from nodes.kernel.mmu_notifier import MmuNotifierRange
-from nodes.world import MEMORY
-from protocol import pte as ptes
-from protocol.events import MmuNotifierEvent
-from protocol.limits import ULONG_MAX
-from protocol.messages.memory import (
+from mmurace.nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.memory import (
     MmapDowngrade,
     MmapLock,
     MmapUnlock,
@@ -35,7 +35,7 @@ async def clear_refs_write(cpu: Processor, mm: str) -> int:
     flush                               [Required: the copy is gone before this returns, or a store
     return                              through it is in nobody's report]
     """
-    gathers = cpu.world.kernel.clear_refs_flush != "flush_tlb_mm"
+    gathers = cpu.world.kernel.mm.clear_refs_flush != "flush_tlb_mm"
     await cpu.sleep(MEMORY, MmapLock(mm, True))
     if gathers:
         await _with_gather(cpu, mm)
@@ -57,7 +57,7 @@ async def _with_gather(cpu: Processor, mm: str) -> None:
     gather = await mmu_gather.tlb_gather_mmu(cpu, mm, 0, ULONG_MAX)
     await cpu.mem(MmapDowngrade(mm))
     await _clear_soft_dirty_range(cpu, mm)
-    if cpu.world.kernel.clear_refs_flush == "fullmm_gather":
+    if cpu.world.kernel.mm.clear_refs_flush == "fullmm_gather":
         gather.fullmm = True
         gather.reset()
     await mmu_gather.tlb_finish_mmu(cpu, gather)
@@ -74,7 +74,7 @@ async def _clear_soft_dirty_range(cpu: Processor, mm: str) -> None:
     async def visit(table: int, first: int, last: int, _address: int) -> None:
         await _clear_refs_pte_range(cpu, table, first, last)
 
-    if cpu.world.kernel.arch != "arm64":
+    if cpu.world.kernel.machine != "arm64":
         for vma in (await cpu.mem(VmaFind(mm, 0, cpu.world.address_end()))).vmas:
             await pgtable.walk_page_range(cpu, mm, vma.start, vma.end, visit)
     await mmu_notifier.invalidate_range_end(cpu, range_)

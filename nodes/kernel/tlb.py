@@ -6,12 +6,14 @@ for its own TLB, a unit that walks the same table needs at the same moment.
 
 from __future__ import annotations
 
-from nodes.kernel import mmu_notifier, radix_tlb
-from nodes.kernel.context import Processor
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages.memory import CpumaskLoad
-from protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
-from protocol.ranges import page_align, page_of
+from mmurace.nodes.kernel import mmu_notifier, radix_tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import Part
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.memory import CpumaskLoad
+from mmurace.protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
+from mmurace.protocol.ranges import page_align, page_of
 
 
 def above_ceiling(cpu: Processor, start: int, end: int) -> bool:
@@ -22,7 +24,7 @@ def above_ceiling(cpu: Processor, start: int, end: int) -> bool:
     (MAX_DVM_OPS from v6.7) or, on processors with range operations, MAX_TLBI_RANGE_PAGES of them,
     or, to v4.19, is larger than MAX_TLB_RANGE.
     """
-    return page_align(end) - page_of(start) > cpu.world.kernel.flush_ceiling * PAGE_SIZE
+    return page_align(end) - page_of(start) > cpu.world.kernel.arch.flush_ceiling * PAGE_SIZE
 
 
 async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
@@ -37,17 +39,17 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     """
     kernel = cpu.world.kernel
     if above_ceiling(cpu, start, end):
-        if kernel.ceiling_told == "all":
+        if kernel.arch.ceiling_told == "all":
             await flush_tlb_mm(cpu, mm)
         else:
             await _flush_cpus(cpu, mm, 0, ULONG_MAX)
             await _flush_secondaries(cpu, mm, start, end)
         return
-    if kernel.broadcast_tlbi and kernel.arm64_range_start == "advanced":
+    if kernel.arch.broadcast_tlbi and kernel.arch.arm64_range_start == "advanced":
         await _flush_cpus(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, end, end)
         return
-    await _flush(cpu, mm, start, end, kernel.secondary_before_dsb == "page_and_range")
+    await _flush(cpu, mm, start, end, kernel.arch.secondary_before_dsb == "page_and_range")
 
 
 async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool) -> None:
@@ -69,14 +71,14 @@ async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool
 
 
 async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> None:
-    if cpu.world.kernel.arch_secondary_flush:
+    if cpu.world.kernel.arch.arch_secondary_flush:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
 
 
 async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
-    if cpu.world.kernel.tlbie_scope != "all":
+    if cpu.world.kernel.arch.tlbie_scope != "all":
         await radix_tlb.flush_tlb(cpu, mm, start, end)
-    elif cpu.world.kernel.broadcast_tlbi:
+    elif cpu.world.kernel.arch.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
         await _flush_tlb_multi(cpu, mm, start, end)
@@ -88,10 +90,10 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
     ``radix__flush_tlb_page_psize`` calls nobody: the hook is in the flushes of ranges and mms.
     """
     kernel = cpu.world.kernel
-    if kernel.arch_secondary_flush and not kernel.flush_page_notifies:
+    if kernel.arch.arch_secondary_flush and not kernel.arch.flush_page_notifies:
         await _flush_cpus(cpu, mm, address, address + PAGE_SIZE)
         return
-    early = kernel.secondary_before_dsb != "no"
+    early = kernel.arch.secondary_before_dsb != "no"
     await _flush(cpu, mm, address, address + PAGE_SIZE, early)
 
 
@@ -107,7 +109,7 @@ async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
 async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
     """``flush_tlb_mm``: everything of the mm, encoded (0, ULONG_MAX)."""
     await _flush_cpus(cpu, mm, 0, ULONG_MAX)
-    if cpu.world.kernel.flush_mm_notifies:
+    if cpu.world.kernel.arch.flush_mm_notifies:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
@@ -130,11 +132,15 @@ async def post_tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
     """Broadcast; what a DSB has to wait for."""
     world = cpu.world
     observers = [name for name in world.processors() if name != cpu.name]
-    if world.kernel.btm:
-        observers += [unit.name for unit in world.units if mm in unit.mms]
+    observers += [part.name for part in world.parts if _hears(part, mm, world.kernel)]
     posted = [cpu.port.post(name, Tlbi(mm, start, end)) for name in observers]
     await cpu.flush_tlb_local(mm, start, end)
     return posted
+
+
+def _hears(part: Part, mm: str, kernel: Kernel) -> bool:
+    """Whether a secondary takes part in the broadcasts that are about an mm."""
+    return not part.told(kernel) and mm in part.subscribed(kernel)
 
 
 async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) -> None:
@@ -143,9 +149,9 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
     On arm64 ``flush_tlb_page`` to v5.9; nothing from v5.10 (6a1bdb173184), as upgrades are
     broadcast; where they are not (cb1fa2e99955), this processor only, and no secondary.
     """
-    if cpu.world.kernel.spurious_fault_flushes:
+    if cpu.world.kernel.arch.spurious_fault_flushes:
         await flush_tlb_page(cpu, mm, address)
-    elif cpu.world.kernel.upgrade_tlbi_scope == "local":
+    elif cpu.world.kernel.arch.upgrade_tlbi_scope == "local":
         await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
 
 
@@ -162,6 +168,6 @@ async def tlb_remove_table_sync(cpu: Processor) -> None:
     (the bare x86 of v4.19 to v6.14) the IPIs of the flush have waited for each processor that may
     walk this mm: only threads of the mm do, so it is in ``mm_cpumask``.
     """
-    if cpu.world.kernel.rcu_table_free:
+    if cpu.world.kernel.arch.rcu_table_free:
         others = [name for name in cpu.world.processors() if name != cpu.name]
         await cpu.port.gather((name, SyncIpi()) for name in others)

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodes.kernel import mmu_notifier, pgtable, tlb
-from nodes.kernel.context import Processor
-from protocol import pte as ptes
-from protocol.limits import PAGE_SIZE, ULONG_MAX
-from protocol.messages.memory import CpumaskLoad
-from protocol.messages.processor import FlushTlbIpi
-from protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
-from protocol.records import Coverage, FlushDeferred
+from mmurace.nodes.kernel import mmu_notifier, pgtable, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.memory import CpumaskLoad
+from mmurace.protocol.messages.processor import FlushTlbIpi
+from mmurace.protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
+from mmurace.protocol.records import Coverage, FlushDeferred
 
 PENDING_MASK: Final = 0x7FFF
 """``TLB_FLUSH_BATCH_PENDING_MASK``: bits 0 to 14."""
@@ -52,7 +52,7 @@ class TlbUbc:
 
 async def should_defer_flush(cpu: Processor, mm: str) -> bool:
     """``should_defer_flush``: x86 defers if another processor has to be interrupted."""
-    mode = cpu.world.kernel.batch_mode
+    mode = cpu.world.kernel.arch.batch_mode
     if mode == "ipi_deferred":
         mask = (await cpu.mem(CpumaskLoad(mm))).cpus
         return any(name != cpu.name for name in mask)
@@ -73,7 +73,7 @@ async def set_tlb_ubc_flush_pending(
     not flush for it.
     """
     kernel = cpu.world.kernel
-    if kernel.batch_skips_inaccessible and not await pgtable.pte_accessible(cpu, mm, pte):
+    if kernel.mm.batch_skips_inaccessible and not await pgtable.pte_accessible(cpu, mm, pte):
         return
     await arch_tlbbatch_add_pending(cpu, ubc, mm, address)
     if mm not in ubc.mms:
@@ -81,9 +81,9 @@ async def set_tlb_ubc_flush_pending(
     ubc.writable |= bool(pte & (ptes.WRITE | ptes.DIRTY))
     cpu.port.emit(Coverage("flush_deferred"))
     cpu.port.emit(FlushDeferred(mm, address, cpu.port.operation))
-    if kernel.batched_marker == "bool":
+    if kernel.mm.batched_marker == "bool":
         await cpu.mem(TlbBatchedStore(mm, 1))
-    elif kernel.batched_marker == "generation":
+    elif kernel.mm.batched_marker == "generation":
         await _count_pending(cpu, mm)
 
 
@@ -112,14 +112,14 @@ async def arch_tlbbatch_add_pending(cpu: Processor, ubc: TlbUbc, mm: str, addres
     From v6.6 both call the secondaries here, x86 for the whole mm.
     """
     kernel = cpu.world.kernel
-    if kernel.batch_mode == "tlbi_nosync":
+    if kernel.arch.batch_mode == "tlbi_nosync":
         ubc.posted += await tlb.post_tlbi(cpu, mm, address, address + PAGE_SIZE)
         start, end = address, address + PAGE_SIZE
     else:
         mask = (await cpu.mem(CpumaskLoad(mm))).cpus
         ubc.targets += [(name, mm) for name in mask if (name, mm) not in ubc.targets]
         start, end = 0, ULONG_MAX
-    if kernel.arch_secondary_flush and kernel.batch_notify_at == "add_pending":
+    if kernel.arch.arch_secondary_flush and kernel.arch.batch_notify_at == "add_pending":
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
 
 
@@ -149,8 +149,8 @@ async def arch_tlbbatch_flush(cpu: Processor, ubc: TlbUbc) -> None:
     if posted:
         await cpu.port.settle(posted)
     kernel = cpu.world.kernel
-    if kernel.arch_secondary_flush and kernel.batch_notify_at == "flush":
-        for mm in _notified(ubc, kernel.batch_notify_mm):
+    if kernel.arch.arch_secondary_flush and kernel.arch.batch_notify_at == "flush":
+        for mm in _notified(ubc, kernel.arch.batch_notify_mm):
             await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
@@ -164,15 +164,15 @@ def _notified(ubc: TlbUbc, whose: str) -> list[str]:
 async def flush_tlb_batched_pending(cpu: Processor, mm: str) -> None:
     """``flush_tlb_batched_pending``, under a PTL: whoever looks at entries flushes first."""
     kernel = cpu.world.kernel
-    if kernel.batched_marker == "none":
+    if kernel.mm.batched_marker == "none":
         return
     batch = (await cpu.mem(TlbBatchedLoad(mm))).value
     if batch & PENDING_MASK == batch >> FLUSHED_SHIFT:
         return
     cpu.port.emit(Coverage("batched_pending_flushed"))
-    if kernel.batched_pending_flush == "flush_tlb_mm":
+    if kernel.arch.batched_pending_flush == "flush_tlb_mm":
         await tlb.flush_tlb_mm(cpu, mm)
-    if kernel.batched_marker == "bool":
+    if kernel.mm.batched_marker == "bool":
         await cpu.mem(TlbBatchedStore(mm, 0))
     else:
         pending = batch & PENDING_MASK

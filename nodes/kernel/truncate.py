@@ -6,13 +6,13 @@ mremap, a munmap or a fork of any process that maps the file.
 
 from __future__ import annotations
 
-from nodes.kernel import gup, memory
-from nodes.kernel.context import Processor
-from nodes.kernel.errno import EINVAL
-from nodes.kernel.filemap import filemap_get_folio, unlock_and_put
-from nodes.world import MEMORY
-from protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
-from protocol.messages.filemap import (
+from mmurace.nodes.kernel import gup, memory
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EINVAL
+from mmurace.nodes.kernel.filemap import filemap_get_folio, unlock_and_put
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.messages.filemap import (
     FileSizeLoad,
     FileSizeStore,
     ImmapLock,
@@ -25,7 +25,7 @@ from protocol.messages.filemap import (
     PageCacheRemove,
     TruncateBlocks,
 )
-from protocol.messages.memory import FolioLock, RmapWalk
+from mmurace.protocol.messages.memory import FolioLock, RmapWalk
 
 
 async def truncate_setsize(cpu: Processor, file: str, size: int) -> int:
@@ -67,7 +67,7 @@ async def unmap_mapping_range(cpu: Processor, file: str, start: int, end: int) -
     i_mmap_lock                         mmap_lock
     PTL of each table                   PTL of each table, and nothing else in common
     """
-    alone = cpu.world.kernel.unmap_mapping_lock == "exclusive"
+    alone = cpu.world.kernel.mm.unmap_mapping_lock == "exclusive"
     await cpu.sleep(MEMORY, ImmapLock(file, alone))
     for vma in (await cpu.mem(ImmapWalk(file, start, end))).vmas:
         await memory.zap_page_range_single(cpu, vma.mm, vma)

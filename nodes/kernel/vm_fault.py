@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.kernel import pgtable
-from nodes.kernel.context import Processor
-from protocol import pte as ptes
-from protocol.messages.memory import PteLoad, PteSet, Vma
+from mmurace.nodes.kernel import pgtable
+from mmurace.nodes.kernel.context import Processor
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.messages.memory import PteLoad, PteSet, Vma
 
 ANON_FLAGS = ptes.PRESENT | ptes.ACCESSED
 

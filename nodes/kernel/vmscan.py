@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from nodes.kernel import gup, page_writeback, rmap, tlbbatch
-from nodes.kernel.context import Processor
-from nodes.kernel.tlbbatch import TlbUbc
-from nodes.world import MEMORY
-from protocol.messages.filemap import FolioMapping, FolioMappingWord, RemoveMapping, WritePage
-from protocol.messages.memory import FolioUnlock, PageFreeze
-from protocol.messages.swap import (
+from mmurace.nodes.kernel import gup, page_writeback, rmap, tlbbatch
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.tlbbatch import TlbUbc
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol.messages.filemap import (
+    FolioMapping,
+    FolioMappingWord,
+    RemoveMapping,
+    WritePage,
+)
+from mmurace.protocol.messages.memory import FolioUnlock, PageFreeze
+from mmurace.protocol.messages.swap import (
     AddToSwap,
     FolioFlags,
     FolioRefCount,
@@ -28,7 +33,7 @@ from protocol.messages.swap import (
     SwapCount,
     SwapWrite,
 )
-from protocol.records import Coverage
+from mmurace.protocol.records import Coverage
 
 SWAP_CLUSTER_MAX: Final = 4
 """Pages of one round of direct reclaim; 32 in the kernel, whose memory is larger."""

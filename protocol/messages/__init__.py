@@ -1,23 +1,21 @@
-"""Every message, one file per receiver; importing this package registers them all.
+"""The core's messages, one file per receiver; a secondary has its own beside its code.
 
 A message is one access to shared state.  Its class says which object it accesses (a label and
 the fields that complete it), how (read, write), and which reply it gets; ``docs/protocol.md`` is
 generated from that.
 """
 
-from protocol.messages import device, filemap, iommu, kvm, memory, ocxl, processor, program, swap
-from protocol.messages.base import Message, kinds
+from mmurace.protocol.messages import book3s64, filemap, memory, processor, program, shadow, swap
+from mmurace.protocol.messages.base import Message, kinds
 
 __all__ = [
     "Message",
-    "device",
+    "book3s64",
     "filemap",
-    "iommu",
     "kinds",
-    "kvm",
     "memory",
-    "ocxl",
     "processor",
     "program",
+    "shadow",
     "swap",
 ]

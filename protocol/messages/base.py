@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import msgspec
 
-from protocol.errors import EmulatorError
+from mmurace.protocol.errors import EmulatorError
 
 ObjectKey = tuple[str | int, ...]
 """A shared object: a label and what completes it, e.g. ``("word", frame, index)``.
@@ -81,7 +81,7 @@ class PeerGone(Message, frozen=True):
 
 
 def kinds() -> dict[str, type[Message]]:
-    """Every message class by its kind (the class name)."""
+    """Every message class that there is by now, by its kind (the class name)."""
     found: dict[str, type[Message]] = {}
     todo: list[Any] = [Message]
     while todo:

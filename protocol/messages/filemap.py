@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import msgspec
 
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import Count, Flag, FrameNumber
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import Count, Flag, FrameNumber
 
 
 class FileVma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.base import Ack, Message, Request
 
 
 class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -500,6 +500,15 @@ class NotifierList(Request[Subscribers], frozen=True):
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")
     ACCESS: ClassVar[str] = "read"
+
+
+class NotifierAdd(Request[Ack], frozen=True):
+    """``hlist_add_head_rcu`` in ``__mmu_notifier_register``, under ``mm_take_all_locks``."""
+
+    mm: str
+    driver: str
+    node: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("subscriptions", "mm")
 
 
 class NotifierDelete(Request[Ack], frozen=True):

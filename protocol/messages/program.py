@@ -6,7 +6,7 @@ The broker feeds a program's next operation when the last one is done; the id of
 
 from __future__ import annotations
 
-from protocol.messages.base import Message, Request
+from mmurace.protocol.messages.base import Message, Request
 
 
 class OpDone(Message, frozen=True):
@@ -17,6 +17,19 @@ class OpDone(Message, frozen=True):
 
 class Operation(Request[OpDone], frozen=True):
     """Base of all operations."""
+
+
+def operation_kinds() -> list[type[Operation]]:
+    """Every operation that there is by now: those that others are not derived from."""
+    found: list[type[Operation]] = []
+    todo = list(Operation.__subclasses__())
+    while todo:
+        kind = todo.pop(0)
+        derived = kind.__subclasses__()
+        todo += derived
+        if not derived and kind.__name__ != "DeviceAccess":
+            found.append(kind)
+    return found
 
 
 class Mmap(Operation, frozen=True):
@@ -143,80 +156,3 @@ class Touch(Operation, frozen=True):
     address: int
     write: bool
     value: int = 0
-
-
-class Dma(Operation, frozen=True):
-    """A device's load or store to (mm's PASID, address)."""
-
-    mm: str
-    address: int
-    write: bool
-    value: int = 0
-
-
-class AfuTouch(Operation, frozen=True):
-    """A load or store of an accelerator on an OpenCAPI link, for the process of ``mm``."""
-
-    mm: str
-    address: int
-    write: bool
-    value: int = 0
-
-
-class OcxlAttach(Operation, frozen=True):
-    """``OCXL_IOCTL_ATTACH``: the process of ``mm`` opens and attaches a context of a link."""
-
-    mm: str
-    link: str
-
-
-class OcxlDetach(Operation, frozen=True):
-    """The process of ``mm`` closes its context of a link (``afu_release``)."""
-
-    mm: str
-    link: str
-
-
-class KvmAddMemslot(Operation, frozen=True):
-    """``KVM_SET_USER_MEMORY_REGION``: guest frames from ``gfn`` are at [address, + length)."""
-
-    vm: str
-    gfn: int
-    address: int
-    length: int
-
-
-class GuestTouch(Operation, frozen=True):
-    """A guest load or store to a guest-physical address."""
-
-    gpa: int
-    write: bool
-    value: int = 0
-
-
-class GuestApic(Operation, frozen=True):
-    """A guest access to its APIC page: must trap, never reach memory."""
-
-    gpa: int
-    write: bool
-    value: int = 0
-
-
-class Sigkill(Operation, frozen=True):
-    """``SIGKILL`` for a vCPU's thread; done once ``do_exit`` has run."""
-
-
-class DeviceRemove(Operation, frozen=True):
-    """A device is pulled out, and the hotplug worker takes it off its unit (``pciehp_ist``)."""
-
-    unit: str
-    device: str
-
-
-class KvmDestroyVm(Operation, frozen=True):
-    """The last reference to a VM is dropped (``kvm_put_kvm``), so it is destroyed.
-
-    Each of its vCPUs holds one: it comes after all that they do, or after their ``SIGKILL``.
-    """
-
-    vm: str

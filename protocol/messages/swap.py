@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from protocol.messages.base import Ack, Message, Request
-from protocol.messages.memory import Count, Flag, FrameNumber
+from mmurace.protocol.messages.base import Ack, Message, Request
+from mmurace.protocol.messages.memory import Count, Flag, FrameNumber
 
 
 class Folios(Message, frozen=True):

@@ -1,0 +1,1 @@
+"""One run and its verdict: sessions, outcomes, schedules as files, replay."""

@@ -1,0 +1,1 @@
+"""Many schedules of one run: strategies, policies, and what was seen."""

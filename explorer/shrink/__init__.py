@@ -1,0 +1,1 @@
+"""Cases, and how they are cut down: the smallest case, the shortest schedule."""

@@ -1,0 +1,275 @@
+"""mm/ and kernel/: what the core does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+
+if TYPE_CHECKING:
+    from mmurace.nodes.kernel.variant.kernel import Kernel
+
+
+@declare
+class Mm(Switches, frozen=True):
+    """mm/ and kernel/: what the core does."""
+
+    OWNER: ClassVar[str] = "mm"
+
+    end_calls_ir: bool = switch(
+        "mm/mmu_notifier.c",
+        "mn_hlist_invalidate_end",
+        since(True, "v3.19", "0f0a327fa12c"),
+        since(False, "v6.6", "ec8832d007cb"),
+    )
+    """``invalidate_range_end`` also calls ``invalidate_range`` (v3.19 to v6.5)."""
+    gather_calls_ir: bool = switch(
+        "mm/mmu_gather.c",
+        "tlb_flush_mmu_tlbonly",
+        since(True, "v3.19", "34ee645e83b6"),
+        since(False, "v6.6", "6bbd42e2df8f"),
+    )
+    """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5)."""
+    clear_flush_calls_ir: bool = switch(
+        "include/linux/mmu_notifier.h",
+        "ptep_clear_flush_notify",
+        since(True, "v3.19", "34ee645e83b6"),
+        since(False, "v6.6", "ec8832d007cb"),
+    )
+    """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5)."""
+    cow_range_only_end: bool = switch(
+        "mm/memory.c",
+        "wp_page_copy",
+        since(False),
+        since(True, "v4.15", "4645b9fe84bf"),
+        since(False, "v6.6", "ec8832d007cb"),
+    )
+    """``wp_page_copy`` ends its bracket with ``..._range_only_end`` (v4.15 to v6.5): what
+    ``invalidate_range`` has to say was said under the PTL."""
+    migration_batches: bool = switch(
+        "mm/migrate.c",
+        "migrate_pages_batch",
+        since(False),
+        since(True, "v6.3", "7e12beb8ca2a"),
+    )
+    """``migrate_pages`` clears its entries as reclaim does, and flushes what it has cleared before
+    it copies (7e12beb8ca2a, v6.3); or it flushes page by page."""
+    batched_marker: Literal["none", "bool", "generation"] = switch(
+        "mm/rmap.c",
+        "set_tlb_ubc_flush_pending",
+        since("none"),
+        since("bool", "v4.13", "3ea277194daa"),
+        since("generation", "v5.17", "5ee2fa2f0636"),
+    )
+    """What says that an mm has entries cleared and not flushed: nothing (to v4.12), a flag (v4.13),
+    or a count of those pending and those flushed (v5.17)."""
+    nested_encoding: Literal["exact", "neg1_neg1", "zero_neg1", "own_range_only"] = switch(
+        "mm/mmu_gather.c",
+        "tlb_finish_mmu",
+        since("own_range_only"),
+        since("exact", "v4.13", "99baac21e458"),
+        since("neg1_neg1", "v5.2", "7a30df49f63a"),
+        since("zero_neg1", "v6.6", "6bbd42e2df8f"),
+    )
+    """What a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``): all that it was asked to
+    unmap (v4.13); the whole mm, of which ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch
+    hook (0, ~0) (v6.6); or only what it has unmapped itself (to v4.12)."""
+    zap_delays_rmap: bool = switch(
+        "mm/memory.c",
+        "zap_pte_range",
+        since(False),
+        since(True, "v6.2", "5df397dec7c4"),
+    )
+    """``zap_pte_range`` takes a dirty page of a shared mapping out of the rmap when it has flushed
+    (5df397dec7c4, v6.2), not when it has cleared the entry."""
+    unmap_mapping_lock: Literal["exclusive", "shared"] = switch(
+        "mm/memory.c",
+        "unmap_mapping_pages",
+        since("exclusive"),
+        since("shared", "v5.18", "2c8659951654"),
+    )
+    """How ``unmap_mapping_pages`` takes ``i_mmap_rwsem``: for write, so that no rmap walk of the
+    file runs beside a truncation's zap, or for read (2c8659951654, v5.18)."""
+    munmap_downgrades: bool = switch(
+        "mm/mmap.c",
+        "__do_munmap",
+        since(False),
+        since(True, "v4.20", "dd2283f2605e"),
+    )
+    """``munmap``, and ``brk`` and ``mremap`` that make something shorter, downgrade mmap_lock to
+    read before they unmap (v4.20)."""
+    change_protection_gathers: bool = switch(
+        "mm/mprotect.c",
+        "change_protection",
+        since(False),
+        since(True, "v5.19", "4a18419f71cd"),
+    )
+    """``change_protection`` flushes through an ``mmu_gather`` (v5.19)."""
+    upgrade_notify: Literal[
+        "none", "generic_after_ptl", "generic_after_ptl+event_filter", "arch_beside_flush"
+    ] = switch(
+        "mm/memory.c",
+        "handle_pte_fault",
+        since("none"),
+        since("arch_beside_flush", "v6.6", "6bbd42e2df8f"),
+        unreleased("generic_after_ptl", "a patch of May 2023: MMU_NOTIFY_PROTECTION_UPGRADE"),
+        unreleased(
+            "generic_after_ptl+event_filter", "the same, and shadow MMUs pass the event over"
+        ),
+    )
+    """Who hears of a right that was added: nobody (to v6.5); every subscriber, from a bracket
+    after the PTL (a patch of May 2023, never merged), from which a shadow MMU may filter the
+    event out; or who shares the table, under the PTL, beside the flush (v6.6)."""
+    mremap_cpu_flush: Literal["at_end", "dirty_under_old_ptl", "under_both_ptl"] = switch(
+        "mm/mremap.c",
+        "move_ptes",
+        since("at_end"),
+        since("dirty_under_old_ptl", "v4.9", "5d1904204c99"),
+        since("under_both_ptl", "v4.19", "eb66ae030829"),
+    )
+    """When ``move_ptes`` flushes: once after all tables (to v4.8); dirty entries under the old
+    PTL when the new one is free already, others after all tables (v4.9); all of them before
+    either PTL is free (v4.19)."""
+    mremap_sec_flush: Literal["at_end", "beside_cpu_flush"] = switch(
+        "mm/mremap.c",
+        "move_ptes",
+        since("at_end"),
+        since("beside_cpu_flush", "v6.6", "6bbd42e2df8f"),
+    )
+    """``move_ptes`` leaves secondary TLBs to ``invalidate_range_end`` (to v6.5), or they are
+    flushed wherever the CPUs are (v6.6)."""
+    have_move_pmd: bool = switch(
+        "mm/mremap.c",
+        "move_normal_pmd",
+        since(False),
+        since(True, "v5.0", "2c91bd4a4e2e", on="x86"),
+        since(True, "v5.11", "f5308c896d2e", on="arm64"),
+        since(True, "v5.14", "", on="ppc"),
+    )
+    """``move_page_tables`` moves a whole leaf table by its upper entry where both places are
+    aligned to it (``CONFIG_HAVE_MOVE_PMD``: x86 v5.0, arm64 v5.11, ppc v5.14)."""
+    move_pmd_rmap_locks: Literal["if_needed", "always"] = switch(
+        "mm/mremap.c",
+        "move_page_tables",
+        since("if_needed"),
+        since("always", "v5.14", "97113eb39fa7"),
+    )
+    """It takes the rmap locks only where a walk could miss both places (to v5.13), or always."""
+    fork_cpu_flush: bool = switch(
+        "kernel/fork.c",
+        "dup_mmap",
+        since(True),
+        unreleased(False, "to see what the flush is for"),
+    )
+    """``dup_mmap`` calls ``flush_tlb_mm`` of the parent when all is copied (all releases)."""
+    unregister_waits: bool = switch(
+        "mm/mmu_notifier.c",
+        "mmu_notifier_unregister",
+        since(True),
+        unreleased(False, "to see what synchronize_srcu is for"),
+    )
+    """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
+    releases), or at once."""
+    migration_wait_ref: Literal["while_asleep", "until_queued", "none"] = switch(
+        "mm/migrate.c",
+        "migration_entry_wait",
+        since("while_asleep"),
+        since("until_queued", "v5.0", "9a1ea439b16b"),
+        since("none", "v5.17", "ffa65753c431"),
+    )
+    """Until when ``migration_entry_wait`` has a reference to the page: while it sleeps (to v4.20),
+    or until it is in the queue (9a1ea439b16b, v5.0); it takes none (ffa65753c431, v5.17)."""
+    batch_skips_inaccessible: bool = switch(
+        "mm/rmap.c",
+        "try_to_unmap_one",
+        since(False),
+        since(True, "v6.4", "4d4b6d66db63"),
+    )
+    """A batch does not note an entry for which ``ptep_clear_flush`` would not flush
+    (4d4b6d66db63, v6.4)."""
+    cow_reuse: Literal["reuse_swap_page", "page_count", "free_swap", "anon_exclusive"] = switch(
+        "mm/memory.c",
+        "do_wp_page",
+        since("reuse_swap_page"),
+        since("page_count", "v5.9", "09854ba94c6a"),
+        since("free_swap", "v5.18", "53a05ad9f21d"),
+        since("anon_exclusive", "v5.19", "6c287605fd56"),
+    )
+    """When ``do_wp_page`` and ``do_swap_page`` let a process write to an anonymous page instead of
+    copying it: no other entry maps it or has its swap slot (to v5.8); nobody else has a reference,
+    the swap cache included (09854ba94c6a, v5.9; only ``do_wp_page``); the same, the swap cache
+    excluded if no entry has the slot (53a05ad9f21d, c145e0b47c77, v5.18); or it is
+    ``PageAnonExclusive``, without the folio lock, else the same (6c287605fd56, v5.19)."""
+    cow_frees_swap_cache: bool = switch(
+        "mm/memory.c",
+        "wp_page_copy",
+        since(False),
+        since(True, "v5.14", "f4c4a3f48480"),
+    )
+    """``wp_page_copy`` takes the old page out of the swap cache if nobody has it any more
+    (f4c4a3f48480, v5.14)."""
+    gup_fast_rechecks_pmd: bool = switch(
+        "mm/gup.c",
+        "gup_pte_range",
+        since(False),
+        since(True, "v6.1", "70cbc3cc78a9"),
+    )
+    """``gup_pte_range`` looks at the upper entry again, too, when it has a reference
+    (70cbc3cc78a9, v6.1)."""
+    change_protection_bracket: Literal["pmd", "pud"] = switch(
+        "mm/mprotect.c",
+        "change_pmd_range",
+        since("pmd"),
+        unreleased("pud", "v6.12, which is newer than what is known here"),
+    )
+    """Which present entry opens its bracket: one of a table of leaf tables, or one of the table
+    above it (v6.12)."""
+    change_protection_upgrades: Literal["dirty_shared", "dirty_exclusive", "exclusive"] = switch(
+        "mm/mprotect.c",
+        "change_pte_range",
+        since("dirty_shared"),
+        since("dirty_exclusive", "v6.0", "64fe24a3e05e"),
+        since("exclusive", "v6.2", "7ea7e333842e"),
+    )
+    """Which entries ``mprotect`` makes writable itself: dirty ones of shared mappings; also dirty
+    exclusive anonymous ones (64fe24a3e05e, v6.0); or these though clean (7ea7e333842e, v6.2)."""
+    clear_refs_flush: Literal["fullmm_gather", "nested_gather", "flush_tlb_mm"] = switch(
+        "fs/proc/task_mmu.c",
+        "clear_refs_write",
+        since("fullmm_gather"),
+        since("nested_gather", "v5.6", "0758cd830494"),
+        since("flush_tlb_mm", "v5.12"),
+    )
+    """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
+    flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` ("mm: proc:
+    Invalidate TLB after clearing soft-dirty page state", v5.12)."""
+
+    def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
+        """What the arch hook of v6.6 excludes, and what a table that is moved needs."""
+        if kernel.arch.arch_secondary_flush:
+            yield from self._beside_the_arch_hook()
+        if self.have_move_pmd and self.mremap_cpu_flush != "under_both_ptl":
+            yield (
+                f"have_move_pmd contradicts mremap_cpu_flush = {self.mremap_cpu_flush}",
+                "under_both_ptl: a table is moved with the flush under its locks",
+            )
+
+    def _beside_the_arch_hook(self) -> Iterator[tuple[str, str]]:
+        for name, there in (
+            ("end_calls_ir", self.end_calls_ir),
+            ("gather_calls_ir", self.gather_calls_ir),
+            ("clear_flush_calls_ir", self.clear_flush_calls_ir),
+            ("cow_range_only_end", self.cow_range_only_end),
+            ("mremap_sec_flush", self.mremap_sec_flush == "at_end"),
+        ):
+            if there:
+                yield (
+                    f"arch_secondary_flush contradicts {name}",
+                    "invalidate_range does not exist beside the arch hook",
+                )
+        if self.upgrade_notify != "arch_beside_flush":
+            yield (
+                f"arch_secondary_flush contradicts upgrade_notify = {self.upgrade_notify}",
+                "arch_beside_flush: the flush itself calls the secondaries",
+            )

@@ -1,0 +1,110 @@
+"""How a driver decodes the range that a notifier callback is given, into commands for its unit.
+
+A callback gets [start, end) in bytes, 64 bits each.  ``(0, ULONG_MAX)`` is the only code for "all".
+A decoder that does arithmetic before it looks for that code computes with a size one byte short of
+2**64: it may round up to nothing, or loop over 2**52 pages.
+
+| decoder | whose | what it does |
+|---|---|---|
+| ``exact`` | drivers/iommu/intel/svm.c (v6.7) | looks for "all" first, then whole pages |
+| ``round_up_overflow`` | drivers/iommu/intel/svm.c (v6.6) | pages = (end - start + 4095) >> 12 |
+| ``size0_all`` | arm-smmu-v3-sva.c (v6.6), ATC commands | size ULONG_MAX is 0, and 0 is "all" |
+| ``size0_noop`` | arm-smmu-v3-sva.c (to v5.17) | size = end - start + 1; the IOTLB skips 0 |
+| ``per_page_loop`` | drivers/misc/ocxl/link.c | one command for each page |
+| ``off_by_one`` | arch/riscv (v6.15, in review) | the end counts as inclusive: one page more |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
+
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
+from mmurace.protocol.ranges import page_of
+
+Decoder = Literal[
+    "exact", "round_up_overflow", "per_page_loop", "size0_noop", "size0_all", "off_by_one"
+]
+LinkDecoder = Literal["per_page_loop", "exact"]
+"""What there is for an OpenCAPI link, whose registers take a page or everything."""
+Commands = Iterator[tuple[int, int]]
+"""Ranges as the unit understands them: half-open, or (0, ULONG_MAX)."""
+
+ALL = (0, ULONG_MAX)
+_WORD = ULONG_MAX
+
+
+def decode(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:
+    """The IOTLB commands for [start, end).
+
+    A loop over pages is cut off after ``pages_max`` commands; ``pages_left`` are left then.
+    """
+    if decoder == "per_page_loop":
+        return islice(_per_page_loop(start, end), pages_max)
+    return iter(_DECODERS[decoder](start, end))
+
+
+def pages_left(start: int, end: int, pages_max: int) -> int:
+    """How many turns of a loop over [start, end) come after the first ``pages_max``."""
+    return max(0, (end - start + PAGE_SIZE - 1 >> PAGE_SHIFT) - pages_max)
+
+
+def decode_atc(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:
+    """The ATC commands: there a size of 0 has always been "all" (``arm_smmu_atc_inv_to_cmd``)."""
+    return decode("size0_all" if decoder == "size0_noop" else decoder, start, end, pages_max)
+
+
+def _exact(start: int, end: int) -> list[tuple[int, int]]:
+    if (start, end) == ALL:
+        return [ALL]
+    return _pages(start, end)
+
+
+def _pages(start: int, end: int) -> list[tuple[int, int]]:
+    """Whole pages; nothing for an empty range."""
+    return [(page_of(start), min(_round_up(end), ULONG_MAX))] if start < end else []
+
+
+def _round_up(end: int) -> int:
+    return (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+
+
+def _round_up_overflow(start: int, end: int) -> list[tuple[int, int]]:
+    """``intel_invalidate_range`` (v6.6): unsigned arithmetic, 64 bits wide."""
+    pages = ((end - start + PAGE_SIZE - 1) & _WORD) >> PAGE_SHIFT
+    return _pages(start, min(page_of(start) + (pages << PAGE_SHIFT), ULONG_MAX))
+
+
+def _size0_all(start: int, end: int) -> list[tuple[int, int]]:
+    """``arm_smmu_mm_arch_invalidate_secondary_tlbs`` (v6.6): by ASID if the size says so."""
+    size = end - start
+    return [ALL] if size in (0, ULONG_MAX) else _pages(start, end)
+
+
+def _size0_noop(start: int, end: int) -> list[tuple[int, int]]:
+    """``arm_smmu_mm_invalidate_range`` (to v5.17): ``__arm_smmu_tlb_inv_range`` returns on 0."""
+    size = (end - start + 1) & _WORD
+    return _pages(start, end) if size > 1 else []
+
+
+def _off_by_one(start: int, end: int) -> list[tuple[int, int]]:
+    """One page too many, which is safe; "all" stays what it is."""
+    return [ALL] if (start, end) == ALL else _pages(start, end + PAGE_SIZE)
+
+
+def _per_page_loop(start: int, end: int) -> Commands:
+    """``invalidate_range`` of an OpenCAPI link: ``for (addr = start; addr < end; ...)``."""
+    address = start
+    while address < end:
+        yield page_of(address), min(page_of(address) + PAGE_SIZE, ULONG_MAX)
+        address += PAGE_SIZE
+
+
+_DECODERS = {
+    "exact": _exact,
+    "round_up_overflow": _round_up_overflow,
+    "size0_noop": _size0_noop,
+    "size0_all": _size0_all,
+    "off_by_one": _off_by_one,
+}

@@ -1,0 +1,52 @@
+"""IOMMUs that walk the mm's own table (SVA), and the devices behind them (drivers/iommu)."""
+
+from __future__ import annotations
+
+from mmurace.nodes.node import Node
+from mmurace.nodes.pwc import PWC
+from mmurace.nodes.secondaries.iommu_sva import driver
+from mmurace.nodes.secondaries.iommu_sva.device import Device
+from mmurace.nodes.secondaries.iommu_sva.messages import (
+    DeviceRemove,
+    Dma,
+    InvalidateRequest,
+    IotlbInvalidate,
+    PageRequest,
+)
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
+from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.protocol.messages.processor import Tlbi
+
+
+def node_class(unit: Unit, name: str) -> type[Node]:
+    """The unit itself, or a device."""
+    return Iommu if name == unit.name else Device
+
+
+SVA = Secondary(
+    name="sva",
+    key="units",
+    named_by=("unit", "device"),
+    idle=frozenset({"DeviceRemove"}),
+    points={"upper_entry_kept": frozenset()},
+    place=0,
+    part=Unit,
+    node_class=node_class,
+    caches=(
+        Cache(
+            "iotlb", "shared", filled_by="IOMMU page walk",
+            dropped_by=(IotlbInvalidate,), heard=(Tlbi,),
+        ),
+        Cache(PWC, "shared", upper=True, dropped_by=(IotlbInvalidate,), heard=(Tlbi,)),
+        Cache(
+            "atc", "shared", source="iotlb", filled_by="ATS translation request",
+            dropped_by=(InvalidateRequest,),
+        ),
+    ),
+    ops=driver.notifier_ops,
+    work={PageRequest: driver.iommu_sva_handle_iopf},
+    calls={DeviceRemove: driver.iommu_release_device},
+    accesses={Dma: lambda unit: unit.devices},
+)  # fmt: skip
+"""The declaration."""

@@ -1,0 +1,86 @@
+"""KVM: a shadow MMU and its vCPUs (virt/kvm, arch/x86/kvm)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestApic,
+    GuestTouch,
+    KvmAddMemslot,
+    KvmDestroyVm,
+    KvmRequest,
+    Sigkill,
+    SpteClear,
+    TlbiVmid,
+)
+from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
+from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.nodes.world import World
+from mmurace.protocol.events import MmuNotifierEvent
+
+
+def node_class(vm: Vm, name: str) -> type[Node]:
+    """The VM's own node, or a vCPU."""
+    return Kvm if name == vm.name else Vcpu
+
+
+def tags(world: World) -> Mapping[str, str]:
+    """A VM's entries are tagged with its name."""
+    return {vm.name: vm.mm for vm in world.parts_of(Vm)}
+
+
+def passes_over(kernel: Kernel, event: MmuNotifierEvent) -> bool:
+    """Nothing is to be dropped when a right was added; nor, in one patch, when pages of a fork
+    became read-only."""
+    if event is MmuNotifierEvent.PROTECTION_PAGE:
+        return KvmSwitches.of(kernel).shadow_passes_over == "protection_page"
+    upgrade = event is MmuNotifierEvent.PROTECTION_UPGRADE
+    return upgrade and kernel.mm.upgrade_notify == "generic_after_ptl+event_filter"
+
+
+KVM = Secondary(
+    name="kvm",
+    key="vms",
+    named_by=("vm",),
+    idle=frozenset({"KvmAddMemslot", "Sigkill", "KvmDestroyVm"}),
+    place=1,
+    part=Vm,
+    node_class=node_class,
+    caches=(
+        Cache(
+            "spte", "shadow", refused="mmu_invalidate_retry", filled_by="kvm_mmu_page_fault",
+            dropped_by=(SpteClear,),
+        ),
+        Cache(
+            "gtlb", "shadow", source="spte", by_guest_address=True,
+            dropped_by=(KvmRequest, TlbiVmid),
+            drops=lambda message: getattr(message, "request", KVM_REQ_TLB_FLUSH)
+            == KVM_REQ_TLB_FLUSH,
+            filled_by="hardware walk of the shadow table",
+        ),
+        Cache(
+            "vmcs", "shadow", by_guest_address=True, latched=True, read_only=True,
+            refused="apic reload",
+            dropped_by=(KvmRequest,), filled_by="kvm_vcpu_reload_apic_access_page",
+            drops=lambda message: message.request == KVM_REQ_APIC_PAGE_RELOAD,
+        ),
+    ),
+    ops=kvm_main.notifier_ops,
+    tags=tags,
+    own_bracket=True,
+    passes_over=passes_over,
+    calls={
+        KvmAddMemslot: kvm_main.kvm_vm_ioctl_set_memory_region,
+        KvmDestroyVm: kvm_main.kvm_destroy_vm,
+    },
+    accesses=dict.fromkeys((GuestTouch, GuestApic, Sigkill), lambda vm: vm.vcpus),
+)  # fmt: skip
+"""The declaration."""

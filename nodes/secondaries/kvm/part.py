@@ -1,0 +1,78 @@
+"""A row of ``vms`` in a world file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import ClassVar
+
+import msgspec
+
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.kvm.messages import KvmDestroyVm, Sigkill
+from mmurace.nodes.secondary import Death, Number, Part, Positive, Task
+from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+
+
+class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``struct kvm_memory_slot``: ``pages`` guest frames from ``gfn`` are at ``hva``."""
+
+    gfn: Number
+    pages: Positive
+    hva: Number
+    apic: bool = False
+
+
+class Vm(Part, frozen=True):
+    """A KVM guest: its ``kvm`` node, its vCPU nodes, its VMM's mm and its memslots."""
+
+    MMS: ClassVar[tuple[str, ...]] = ("mm",)
+
+    vcpus: tuple[str, ...]
+    mm: str
+    slots: tuple[Slot, ...]
+
+    def nodes(self) -> tuple[str, ...]:
+        """The shadow MMU and the vCPUs."""
+        return (self.name, *self.vcpus)
+
+    def processors(self) -> tuple[str, ...]:
+        """The vCPU threads."""
+        return self.vcpus
+
+    def subscribed(self, kernel: Kernel) -> tuple[str, ...]:  # noqa: ARG002
+        """Its VMM's mm."""
+        return (self.mm,)
+
+    def ranges(self) -> Iterable[tuple[str, int, int, int]]:
+        """The memslots."""
+        for slot in self.slots:
+            yield self.mm, slot.gfn << PAGE_SHIFT, slot.hva, slot.pages * PAGE_SIZE
+
+    def holders(self) -> Mapping[str, tuple[str, ...]]:
+        """The shadow MMU, and the vCPUs; of the APIC page only where there is one."""
+        held = {"spte": (self.name,), "gtlb": self.vcpus}
+        return held | ({"vmcs": self.vcpus} if any(slot.apic for slot in self.slots) else {})
+
+    def moved(self, down: int) -> Part:
+        """The same with its memslots so much lower."""
+        slots = tuple(msgspec.structs.replace(s, hva=s.hva - down) for s in self.slots)
+        return msgspec.structs.replace(self, slots=slots)
+
+    def death(self, node: str, world: World) -> Death | None:
+        """A vCPU is sent SIGKILL; a VM goes when all of its vCPUs are gone."""
+        if node != self.name:
+            return Death((Task(node, Sigkill()),))
+        signals = tuple(Task(vcpu, Sigkill(), of=vcpu) for vcpu in self.vcpus)
+        destroy = Task(world.cpus[0], KvmDestroyVm(self.name), after=self.vcpus)
+        return Death((*signals, destroy))
+
+    def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
+        """Without it if nothing of it is used, else with one vCPU less."""
+        if not any(name in used for name in self.nodes()):
+            yield None
+            return
+        for vcpu in self.vcpus:
+            if vcpu not in used and len(self.vcpus) > 1:
+                left = tuple(other for other in self.vcpus if other != vcpu)
+                yield msgspec.structs.replace(self, vcpus=left)

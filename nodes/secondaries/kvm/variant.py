@@ -1,0 +1,142 @@
+"""virt/kvm and arch/x86/kvm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+
+if TYPE_CHECKING:
+    from mmurace.nodes.kernel.variant.kernel import Kernel
+
+
+@declare
+class KvmSwitches(Switches, frozen=True):
+    """virt/kvm and arch/x86/kvm."""
+
+    OWNER: ClassVar[str] = "kvm"
+    PROFILES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "x86": ("kvm-x86",),
+        "arm64": ("kvm-arm64",),
+    }
+
+    apic_gen: Literal[1, 2, 3] = switch(
+        "arch/x86/kvm/vmx/vmx.c",
+        "vmx_set_apic_access_page_addr",
+        since(1),
+        since(2, "v5.8", "e649b3f0188f"),
+        since(3, "v6.5", "878940b33d76"),
+    )
+    """APIC-access page: reload requested from range_start (1, v4.15), from invalidate_range
+    (2, v5.8), or from the zap, with a retrying reload (3, v6.5)."""
+    kvm_retry: Literal["none", "count", "seq", "count+seq"] = switch(
+        "virt/kvm/kvm_main.c",
+        "mmu_invalidate_retry",
+        since("count+seq", "v2.6.28", "e930bffe95e1"),
+        unreleased("none", "no retry at all"),
+        unreleased("count", "half of it"),
+        unreleased("seq", "half of it"),
+    )
+    """What makes a page fault that looked its page up start over: an invalidation in progress,
+    ``mmu_invalidate_seq`` having moved, either (v2.6.28), or nothing."""
+    kvm_retry_hva: bool = switch(
+        "virt/kvm/kvm_main.c",
+        "mmu_notifier_retry_hva",
+        since(False),
+        since(True, "v5.12", "4a42d848db95"),
+    )
+    """``mmu_notifier_retry_hva``: only faults inside the range retry (v5.12)."""
+    kvm_seq_sample: Literal["before", "after"] = switch(
+        "arch/x86/kvm/mmu/mmu.c",
+        "kvm_faultin_pfn",
+        since("before"),
+        unreleased("after", "the wrong order"),
+    )
+    """When the page fault reads ``mmu_invalidate_seq``: before its lookup, or after it."""
+    kvm_retry_check: Literal["under_mmu_lock", "before_mmu_lock"] = switch(
+        "arch/x86/kvm/mmu/mmu.c",
+        "direct_page_fault",
+        since("under_mmu_lock"),
+        unreleased("before_mmu_lock", "the wrong place"),
+    )
+    """Where the page fault decides that it need not start over."""
+    kvm_end_order: Literal["seq_first", "count_first"] = switch(
+        "virt/kvm/kvm_main.c",
+        "kvm_mmu_invalidate_end",
+        since("seq_first"),
+        unreleased("count_first", "the wrong order"),
+    )
+    """What ``invalidate_range_end`` changes first."""
+    kvm_second_range: Literal["added", "replaces"] = switch(
+        "virt/kvm/kvm_main.c",
+        "kvm_mmu_invalidate_begin",
+        since("added"),
+        unreleased("replaces", "a range that forgets the first"),
+    )
+    """What a second bracket does to the range in progress (``kvm_mmu_invalidate_range_add``)."""
+    kvm_range_forgotten: Literal["at_zero", "at_each_end"] = switch(
+        "virt/kvm/kvm_main.c",
+        "kvm_mmu_invalidate_end",
+        since("at_zero"),
+        unreleased("at_each_end", "a range that is forgotten too early"),
+    )
+    """When that range is forgotten: when no bracket is open any more, or whenever one ends."""
+    shadow_passes_over: Literal["nothing", "protection_page"] = switch(
+        "virt/kvm/kvm_main.c",
+        "kvm_mmu_notifier_invalidate_range_start",
+        since("nothing"),
+        unreleased("protection_page", "an event filter that goes too far"),
+    )
+    """Events for which a shadow MMU drops nothing: none, or those of pages that became read-only
+    one by one (``MMU_NOTIFY_PROTECTION_PAGE``: fork)."""
+    kvm_lockless_skip: bool = switch(
+        "virt/kvm/kvm_main.c",
+        "__kvm_handle_hva_range",
+        since(False),
+        since(True, "v5.15", "071064f14d87"),
+    )
+    """Invalidations that touch no memslot take no mmu_lock; ``mn_active_invalidate_count``
+    holds off memslot updates (v5.15)."""
+    kvm_memslots_wait: bool = switch(
+        "virt/kvm/kvm_main.c",
+        "install_new_memslots",
+        since(False),
+        since(True, "v5.15", "52ac8b358b0c"),
+    )
+    """A new set of memslots waits until no notifier bracket is open (v5.15)."""
+    kvm_fault_lock: Literal["exclusive", "shared"] = switch(
+        "arch/x86/kvm/mmu/mmu.c",
+        "direct_page_fault",
+        since("exclusive"),
+        since("shared", "v5.15", "71ba3f3189c7", on="x86"),
+        since("shared", "v6.2", "1577cb5823ce", on="arm64"),
+    )
+    """How a page fault takes mmu_lock: alone, or for read, beside others (x86 with the TDP MMU on,
+    71ba3f3189c7, v5.15; arm64, 1577cb5823ce, v6.2)."""
+    kvm_tlb_flush: Literal["request_and_kick", "vmid_each", "vmid_range"] = switch(
+        "virt/kvm/kvm_main.c",
+        "kvm_flush_remote_tlbs",
+        since("request_and_kick", on="x86 ppc"),
+        since("vmid_each", on="arm64"),
+        unreleased(
+            "vmid_range", "7657ea920c54, v6.6, on processors with range operations and S2FWB"
+        ),
+    )
+    """How KVM flushes what it has zapped: each vCPU is asked to, and leaves the guest for it (x86);
+    or by broadcasts for the VMID, which interrupt nobody (arm64): one for each entry, or one for
+    the range, whether it had entries or not (7657ea920c54, v6.6, on processors with range
+    operations and S2FWB; the presets' have none)."""
+
+    def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
+        """The hook that a reload needs, and the count that a range belongs to."""
+        if self.apic_gen == 2 and kernel.arch.arch_secondary_flush:
+            yield (
+                "arch_secondary_flush contradicts apic_gen = 2",
+                "invalidate_range does not exist beside the arch hook",
+            )
+        if self.kvm_retry_hva and "count" not in self.kvm_retry:
+            yield (
+                f"kvm_retry_hva contradicts kvm_retry = {self.kvm_retry}",
+                "the range belongs to the count",
+            )

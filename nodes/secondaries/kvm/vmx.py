@@ -1,0 +1,84 @@
+"""arch/x86/kvm/vmx/vmx.c: the APIC-access page's address in the VMCS, by generation.
+
+The VMCS holds a host frame number that hardware uses without consulting any table: an access to
+the APIC page traps only if the shadow entry of its gfn maps this very frame.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mmurace.nodes.kernel import gup
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD
+from mmurace.nodes.secondaries.kvm.messages import MmuLock, MmuUnlock, RetryWait, SeqRead
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
+from mmurace.protocol.limits import PAGE_SHIFT
+from mmurace.protocol.records import FaultRetry
+
+
+class VcpuThread(Processor, Protocol):
+    """A processor that runs a vCPU."""
+
+    vm: str
+    apic_gpa: int
+
+    def vmcs_write_apic_access_addr(self, pte: int, walk: str) -> None:
+        """``vmcs_write64(APIC_ACCESS_ADDR, ...)``."""
+
+    def make_request(self, request: str) -> None:
+        """``kvm_make_request`` on itself."""
+
+
+async def kvm_vcpu_reload_apic_access_page(vcpu: VcpuThread) -> None:
+    """``kvm_vcpu_reload_apic_access_page``: look the page up and write its frame."""
+    if KvmSwitches.of(vcpu.world.kernel).apic_gen == 3:
+        await vmx_set_apic_access_page_addr(vcpu)
+        return
+    gfn = vcpu.apic_gpa >> PAGE_SHIFT
+    slot = await kvm_mmu.gfn_to_memslot(vcpu, vcpu.vm, gfn)
+    if slot is None:
+        return
+    mm = kvm_main.vm_named(vcpu.world, vcpu.vm).mm
+    page = await gup.get_user_page(vcpu, mm, kvm_mmu.gfn_to_hva_memslot(slot, gfn), True)
+    if isinstance(page, int):
+        return
+    vcpu.vmcs_write_apic_access_addr(page.pte, page.walk)
+    # The page is not pinned: the notifier asks for a reload when it moves.
+    await gup.put_page(vcpu, page.frame)
+
+
+async def vmx_set_apic_access_page_addr(vcpu: VcpuThread) -> None:
+    """``vmx_set_apic_access_page_addr`` (v6.5): as a page fault, with retry under mmu_lock.
+
+    cpu0 (migrate)                      vcpu0 (reload)
+                                        seq = mmu_invalidate_seq
+    start: in_progress++; zap; request
+                                        pfn = gfn_to_pfn() -> f
+    clear pte; flush; end; free f       mmu_lock
+                                        [Required: retry, so post the request again]
+    """
+    gfn, vm = vcpu.apic_gpa >> PAGE_SHIFT, vcpu.vm
+    slot = await kvm_mmu.gfn_to_memslot(vcpu, vm, gfn)
+    if slot is None:
+        return
+    hva = kvm_mmu.gfn_to_hva_memslot(slot, gfn)
+    sampled = await vcpu.port.call(vm, SeqRead())
+    page = await gup.get_user_page(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
+    if isinstance(page, int):
+        return
+    await vcpu.port.call(vm, MmuLock(False))
+    now = await vcpu.port.call(vm, SeqRead())
+    retry = kvm_main.mmu_invalidate_retry(vcpu.world.kernel, sampled.seq, now, hva)
+    if retry:
+        vcpu.make_request(KVM_REQ_APIC_PAGE_RELOAD)
+    else:
+        vcpu.vmcs_write_apic_access_addr(page.pte, page.walk)
+    await vcpu.port.call(vm, MmuUnlock())
+    await gup.put_page(vcpu, page.frame)
+    if retry:
+        vcpu.port.emit(FaultRetry(vm, vcpu.apic_gpa, True, "apic reload", vcpu.port.operation))
+        if now.in_progress:
+            await vcpu.port.call(vm, RetryWait())

@@ -1,0 +1,45 @@
+"""A row of ``links`` in a world file."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
+from mmurace.nodes.secondary import Part
+from mmurace.nodes.world import World
+
+
+class Link(Part, frozen=True):
+    """An OpenCAPI link: the mms attached to it from the start, and who serves its interrupts."""
+
+    MMS: ClassVar[tuple[str, ...]] = ("mms",)
+    CPUS: ClassVar[tuple[str, ...]] = ("fault_cpu",)
+
+    mms: tuple[str, ...] = ()
+    fault_cpu: str = ""
+
+    def contexts(self) -> tuple[tuple[int, str], ...]:
+        """(PASID, mm) of the contexts that are there from the start."""
+        return tuple(enumerate(self.mms, 1))
+
+    def subscribed(self, kernel: Kernel) -> tuple[str, ...]:
+        """Those mms, if its driver registers a notifier."""
+        return self.mms if registers_notifier(kernel) else ()
+
+    def told(self, kernel: Kernel) -> bool:
+        """Unless it snoops the bus."""
+        return OcxlSwitches.of(kernel).ocxl_link == "atsd"
+
+
+def first_context_ids(world: World) -> dict[str, int]:
+    """PIDs at the start: of the mms that are attached to some link."""
+    links = world.parts_of(Link)
+    attached = (mm for mm in world.mms if any(mm in link.mms for link in links))
+    return {mm: pid for pid, mm in enumerate(attached, 1)}
+
+
+def registers_notifier(kernel: Kernel) -> bool:
+    """Whether ``ocxl_link_add_pe`` registers one: from v5.11, if the link has ATSD registers."""
+    switches = OcxlSwitches.of(kernel)
+    return switches.ocxl_notifier and switches.ocxl_link == "atsd"

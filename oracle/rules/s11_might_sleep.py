@@ -1,0 +1,169 @@
+"""Rule S11: nobody sleeps where they may not (the kernel's ``might_sleep``).
+
+    a thread
+    spin_lock(ptl) or write_lock(mmu_lock)
+    a request that may sleep            [Required: not before the unlock]
+    unlock
+
+A page-table lock, ``mmu_lock`` and a link's ``atsd_lock`` are spinlocks.  ``invalidate_range``,
+``arch_invalidate_secondary_tlbs``, ``change_pte`` and the young callbacks are called under them, so
+they never sleep, whoever holds what; ``invalidate_range_start`` and ``_end`` may sleep, so they are
+not called under a spinlock.  A request that may sleep is a breach even if it did not have to.
+
+Rule Q1, here: an operation that has returned holds none of these locks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mmurace.oracle.state.live import Op, State
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.envelope import REPLY_MARK
+from mmurace.protocol.records import NotifierCall
+
+_TAKEN: Final = {"PtlLock~": "PtlLock", "MmuLock~": "MmuLock", "AtsdLock~": "AtsdLock"}
+_FREED: Final = {"PtlUnlock": "PtlLock", "MmuUnlock": "MmuLock", "AtsdUnlock": "AtsdLock"}
+_SLEEP: Final = frozenset({
+    "MmapLock", "FolioLock", "FolioWait", "AnonVmaLock", "ImmapLock", "MemslotAdd", "FrameAlloc",
+    "SynchronizeSrcu", "ReclaimThrottle", "SpaLock", "InodeLock", "ReadFolio", "WritePage",
+})  # fmt: skip
+"""Requests that may sleep: sleeping locks, memory (``GFP_KERNEL``), grace periods."""
+CONTEXT: Final = frozenset({*_TAKEN, *_FREED, *_SLEEP})
+"""Kinds of messages that this rule looks at."""
+
+ATOMIC: Final = frozenset({
+    "invalidate_range", "arch_invalidate_secondary_tlbs", "change_pte", "clear_flush_young",
+    "clear_young", "test_young",
+})  # fmt: skip
+"""Callbacks that never sleep."""
+_SLEEPS: Final = frozenset(
+    (callback, "begin")
+    for callback in ("invalidate_range_start", "invalidate_range_end", "release")
+)
+"""Callbacks that may are not called where nobody may."""
+
+
+class _Thread:
+    """What the threads of one operation hold, and what they are in."""
+
+    __slots__ = ("atomic", "held", "reported", "seen")
+
+    def __init__(self) -> None:
+        self.held: list[tuple[str, str]] = []
+        """(spinlock, the message that granted it)."""
+        self.atomic: list[tuple[str, str]] = []
+        """(callback in progress that never sleeps, the message in whose handling it began)."""
+        self.seen: set[str] = set()
+        """Grants and releases so far: whatever comes again is a repetition."""
+        self.reported: set[tuple[str, str]] = set()
+
+    def release(self, lock: str, message: str) -> None:
+        """A coroutine gives back the lock of that kind that it took last."""
+        coroutine = _coroutine(message)
+        for at in range(len(self.held) - 1, -1, -1):
+            kind, grant = self.held[at]
+            if kind == lock and _coroutine(grant) == coroutine:
+                del self.held[at]
+                return
+
+    def ends(self, callback: str) -> None:
+        """The newest callback of that name is over."""
+        for at in range(len(self.atomic) - 1, -1, -1):
+            if self.atomic[at][0] == callback:
+                del self.atomic[at]
+                return
+
+
+class Context:
+    """S11 from the deliveries of locks and of requests that may sleep."""
+
+    def __init__(self, state: State, found: list[Violation]) -> None:
+        self.state, self.found = state, found
+        self.threads: dict[str, _Thread] = {}
+        """By operation in flight; those that have come to no lock and no callback are not here."""
+
+    def delivered(self, kind: str, message: str, op: Op, n: int, dst: str) -> None:
+        """A delivery of a kind in ``CONTEXT`` for an operation in flight."""
+        thread = self.threads.get(op.id)
+        if kind in _TAKEN:
+            if thread is None:
+                thread = self.threads[op.id] = _Thread()
+            if message not in thread.seen:
+                thread.seen.add(message)
+                thread.held.append((_TAKEN[kind], message))
+        elif thread is None:
+            return
+        elif kind in _FREED:
+            if message not in thread.seen:
+                thread.seen.add(message)
+                thread.release(_FREED[kind], message)
+        elif thread.held or thread.atomic:
+            self._sleeps(thread, op, Event(kind, n, dst, message))
+
+    def _sleeps(self, thread: _Thread, op: Op, event: Event) -> None:
+        """A request that may sleep arrived: was it sent under a lock of its coroutine?"""
+        kind, sent = event.what, _index(event.id)
+        here = [
+            (lock, grant)
+            for lock, grant in thread.held
+            if _coroutine(grant) == _coroutine(event.id) and _index(grant) < sent
+        ]
+        if here:
+            held = _names(here)
+            self._report(thread, op, f"{kind} may sleep, and {held} is held", kind, event)
+        for callback, began in thread.atomic:
+            coroutine, before = _place(began)
+            # What was sent before the callback began may be repeated while it runs.
+            if coroutine == _coroutine(event.id) and before < sent:
+                why = f"{kind} may sleep, in {callback}, which never does"
+                self._report(thread, op, why, kind, event)
+
+    def notifier_call(self, record: NotifierCall, op: Op, event: Event) -> None:
+        """A callback begins or ends."""
+        thread = self.threads.get(op.id)
+        if record.callback in ATOMIC:
+            if record.phase == "begin":
+                if thread is None:
+                    thread = self.threads[op.id] = _Thread()
+                thread.atomic.append((record.callback, event.id))
+            elif thread is not None:
+                thread.ends(record.callback)
+        elif thread is not None and thread.held and (record.callback, record.phase) in _SLEEPS:
+            why = f"{record.callback} may sleep, and {_names(thread.held)} is held"
+            self._report(thread, op, why, record.callback, event)
+
+    def _report(self, thread: _Thread, op: Op, why: str, what: str, event: Event) -> None:
+        if (what, why) not in thread.reported:
+            thread.reported.add((what, why))
+            self.found.append(
+                Violation("S11", op.node, why, mm=op.tag, owed=op.text(), racing=(event,))
+            )
+
+    def ended(self, op: Op, event: Event) -> None:
+        """The operation returned."""
+        thread = self.threads.pop(op.id)
+        if thread.held:
+            why = f"it returned holding {_names(thread.held)}"
+            self.found.append(Violation("Q1", op.node, why, owed=op.text(), racing=(event,)))
+
+
+def _names(held: list[tuple[str, str]]) -> str:
+    return ", ".join(dict.fromkeys(lock for lock, _ in held))
+
+
+def _coroutine(message: str) -> str:
+    """Who sent a request, or was answered."""
+    return message[: message.rfind(".")]
+
+
+def _place(handled: str) -> tuple[str, int]:
+    """The coroutine that went on when this was handled, and its last request until then."""
+    if handled.endswith(REPLY_MARK):
+        return _coroutine(handled), _index(handled)
+    return handled, -1
+
+
+def _index(message: str) -> int:
+    """The how-manieth request of its coroutine it is."""
+    return int(message.rstrip(REPLY_MARK).rpartition(".")[2])

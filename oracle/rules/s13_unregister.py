@@ -1,0 +1,72 @@
+"""Rule S13: no callback of a subscriber runs once ``mmu_notifier_unregister`` has returned.
+
+    cpu0 (invalidate)                   cpu1 (unregister)
+    finds the subscriber on the list
+                                        takes it off the list
+    callback begins
+    callback ends (c)
+                                        returns (u)   [Required: c happens before u]
+                                        frees what the callback works on
+
+Whether the callback began before or after that makes no difference to who frees.
+"""
+
+from __future__ import annotations
+
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.records import NotifierCall, Registered, Unregistered
+
+_Key = tuple[str, str]
+"""(subscriber, mm)."""
+
+
+class Lifetimes:
+    """Callbacks of each subscription, and its end."""
+
+    def __init__(self, found: list[Violation]) -> None:
+        self.found = found
+        self._ended: dict[_Key, dict[int, Event]] = {}
+        """The last end of a callback at each node, by the node's index."""
+        self._open: dict[_Key, dict[tuple[str, str], Event]] = {}
+        """(operation, callback) -> its begin."""
+        self._over: dict[_Key, Event] = {}
+
+    def notifier_call(self, record: NotifierCall, op_id: str, event: Event, index: int) -> None:
+        """A callback begins or ends at the node of that index."""
+        key = (record.subscriber, record.mm)
+        if record.phase == "begin":
+            self._open.setdefault(key, {})[op_id, record.callback] = event
+            if key in self._over:
+                self._report(key, event, self._over[key])
+        else:
+            self._open.get(key, {}).pop((op_id, record.callback), None)
+            self._ended.setdefault(key, {})[index] = event
+
+    def registered(self, record: Registered) -> None:
+        """A subscription begins, perhaps not the first of this subscriber."""
+        self._over.pop((record.subscriber, record.mm), None)
+
+    def unregistered(self, record: Unregistered, event: Event, row: Row) -> None:
+        """The subscription is over."""
+        key = (record.subscriber, record.mm)
+        self._over[key] = event
+        late = list(self._open.get(key, {}).values())
+        late += [e for index, e in self._ended.get(key, {}).items() if row[index] < e.n]
+        for callback in late:
+            self._report(key, callback, event)
+
+    def ended(self, op_id: str) -> None:
+        """The operation is over; what it left open was cut short with its subscriber."""
+        for opened in self._open.values():
+            for key in [key for key in opened if key[0] == op_id] if opened else ():
+                del opened[key]
+
+    def _report(self, key: _Key, callback: Event, over: Event) -> None:
+        subscriber, mm = key
+        self.found.append(
+            Violation(
+                "S13", subscriber, f"{callback.what} of {mm} was not over when the subscriber was "
+                "unregistered", mm=mm, deadline=over, racing=(callback, over),
+            )
+        )  # fmt: skip

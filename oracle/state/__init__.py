@@ -1,0 +1,1 @@
+"""What the records imply: order, entries, frames, fills, operations."""

@@ -1,0 +1,93 @@
+"""The records of vCPUs and of KVM: requests, VM entries, KVM's own brackets, the APIC page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmurace.oracle.rules.l4_completion import Completion
+from mmurace.oracle.rules.o_s4_deadlines import Obligations
+from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
+from mmurace.oracle.rules.s10_brackets import Brackets
+from mmurace.oracle.state.live import Cached, Op, State
+from mmurace.oracle.state.order import Row
+from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.violation import Event
+from mmurace.oracle.windows import Windows
+from mmurace.protocol import records as r
+from mmurace.protocol.ranges import covers
+
+APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
+
+
+class GuestRecords:
+    """The part of the oracle that reads them."""
+
+    state: State
+    statistics: Statistics
+    obligations: Obligations
+    safety: Safety
+    brackets: Brackets
+    completion: Completion
+    windows: Windows | None
+    _memory: int
+    _shadow: Mapping[str, frozenset[str]]
+    _told_of: Mapping[str, frozenset[str]]
+    _n: int
+    _node: str
+    _row: Row
+    _op_id: str
+
+    def _event(self, what: str) -> Event:
+        raise NotImplementedError
+
+    def _in_use(self) -> list[Cached]:
+        """What the VMCS of the vCPU at hand is used with."""
+        held = self.state.latched.get(self._node, ())
+        return [fill for fill in held if fill.usable and not fill.closed]
+
+    def _request_posted(self, record: r.RequestPosted) -> None:
+        self.completion.request(record, self._event("request posted"))
+        if record.done and record.request == APIC_PAGE_RELOAD:
+            op = self.state.ops.get(self._op_id)
+            if self.windows is not None and op is not None:
+                self.windows.reload(self._in_use(), op, self._node, self._row)
+            for fill in self.state.latched.get(self._node, ()):
+                self.state.close(fill, self._n, gone=False)
+
+    def _guest_enter(self, record: r.GuestEnter) -> None:
+        fill = self.state.fills.get(record.vmcs) if record.vmcs else None
+        if fill is None:
+            return
+        installed = not fill.usable and not fill.closed
+        fill.usable |= installed
+        if fill.read.page.changes:
+            if installed:
+                self.obligations.installed(fill)
+            self.safety.in_guest(fill, self._event("VM entry"), self._row)
+
+    def _guest_exit(self, _: r.GuestExit) -> None:
+        if self.windows is not None:
+            self.windows.left_guest(self._in_use(), self._n)
+
+    def _invalidation(self, record: r.Invalidation) -> None:
+        event = self._event("range_end done")
+        self.brackets.invalidation(record, event)
+        op = self.state.ops.get(self._op_id)
+        if not record.begin and op is not None:
+            self._bracket_ended(op, self._node, record.start, record.end, event)
+
+    def _bracket_ended(self, op: Op, subscriber: str, start: int, end: int, event: Event) -> None:
+        """A shadow MMU may install again what the operation has changed in a range."""
+        mms, memory = self._told_of[subscriber], self._row[self._memory]
+        ended = [
+            c
+            for c in op.changes
+            if c.n <= memory and c.page.mm in mms and covers(start, end, c.page.address)
+        ]
+        self.obligations.bracket_ended(ended, self._shadow[subscriber], event, self._row)
+
+    def _apic_trapped(self, record: r.ApicTrapped) -> None:
+        for fill in self.state.latched.get(self._node, ()):
+            self.safety.in_guest(fill, self._event("APIC access"), self._row)
+        self.statistics.apic_trapped += record.trapped
+        self.statistics.apic_untrapped += not record.trapped
