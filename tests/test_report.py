@@ -222,7 +222,7 @@ def test_the_report_has_the_shape_of_kcsan(tmp_path: Path) -> None:
         "",
         "frame 0x1f was written after it had been freed",
         "",
-        f"reproduce: {words.command('replay', 'runs/one')}",
+        "reproduce: python launch.py replay runs/one",
         RULER,
     ]
 
