@@ -57,8 +57,8 @@ def with_frames(here: World, frames: int) -> World:
 
 @pytest.mark.parametrize(
     ("release", "arch", "switches"),
-    [("v4.15", "x86", {"apic_gen": 2}), ("v5.8", "x86", {}), ("v6.2", "x86", {}),
-     ("v6.2", "arm64", {}), ("v6.6", "x86", {}), ("v6.6", "arm64", DSB)],
+    [("v4.15", "x86", {"apic_reload": "invalidate_range"}), ("v5.8", "x86", {}),
+     ("v6.2", "x86", {}), ("v6.2", "arm64", {}), ("v6.6", "x86", {}), ("v6.6", "arm64", DSB)],
 )  # fmt: skip
 def test_a_small_pool_breaks_no_kernel(
     release: str, arch: str, switches: dict[str, object]

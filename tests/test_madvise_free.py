@@ -180,7 +180,7 @@ def _free_and_store(thread: int) -> list[op.Operation]:
 
 
 KERNELS = [
-    ("v4.15", "x86", {"apic_gen": 2}),
+    ("v4.15", "x86", {"apic_reload": "invalidate_range"}),
     ("v5.8", "x86", {}),
     ("v6.2", "x86", {}),
     ("v6.2", "arm64", {}),

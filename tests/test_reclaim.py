@@ -20,7 +20,7 @@ from mmurace.protocol.records import Access, PageWritten
 from tests.worlds import APIC, MM, SETUP, page, small_programs
 
 KERNELS = [
-    ("v4.15", "x86", {"apic_gen": 2}),
+    ("v4.15", "x86", {"apic_reload": "invalidate_range"}),
     ("v5.8", "x86", {}),
     ("v6.2", "x86", {}),
     ("v6.2", "arm64", {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel import gup, page_alloc, pgtable, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -115,7 +115,7 @@ async def try_to_migrate_one(
     """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
     mm, address = place
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await rmap.invalidate_range_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
@@ -126,8 +126,8 @@ async def try_to_migrate_one(
         migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
         await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), migration))
         await gup.put_page(cpu, old)
-        await cpu.mem(PtlUnlock(table))
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+        await rmap.pte_unmap_unlock(cpu, range_, table)
+    await rmap.invalidate_range_end(cpu, range_)
     return found is not None
 
 
