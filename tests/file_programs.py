@@ -27,8 +27,8 @@ KERNELS: Final[tuple[tuple[str, str, dict[str, object]], ...]] = (
     ("v5.8", "x86", {**_EARLY}),
     ("v6.2", "x86", {**_EARLY}),
     ("v6.2", "arm64", {"refetch_on_perm_fault": True, **_EARLY}),
-    ("v6.6", "x86", {}),
-    ("v6.6", "arm64", {**DSB}),
+    ("v6.6.5", "x86", {}),
+    ("v6.6.5", "arm64", {**DSB}),
 )
 """Releases, cured of what their moves, their batches and their IOMMUs are known for."""
 

@@ -16,7 +16,7 @@ def statistics(race: str, kernel: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kernel", "repeated"),
-    [("always-notify", True), ("v4.15", False), ("v6.2-arm64", False), ("v6.6", False)],
+    [("always-notify", True), ("v4.15", False), ("v6.2-arm64", False), ("v6.6.5", False)],
 )
 def test_a_copy_on_write_tells_secondaries_once(kernel: str, repeated: bool) -> None:
     measured = statistics("E07", kernel)
@@ -32,7 +32,7 @@ def test_an_added_right_zaps_no_shadow_entry(kernel: str, zapped: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "whole"), [("v6.6", True), ("v6.6-at-flush", True), ("v6.6-arm64", False)]
+    ("kernel", "whole"), [("v6.6.5", True), ("v6.6.5-at-flush", True), ("v6.6-arm64", False)]
 )
 def test_a_batch_of_x86_tells_of_the_whole_mm(kernel: str, whole: bool) -> None:
     measured = statistics("E10", kernel)

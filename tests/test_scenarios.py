@@ -220,7 +220,7 @@ def test_a_world_file_can_say_all_that_a_world_has() -> None:
 
 def specs() -> list[RunSpec]:
     """One spec of every kind of workload."""
-    kernel = preset("v6.6")
+    kernel = preset("v6.6.5")
     lossy = load_rules("lossy")
     return [
         RACES["E08"].run("v6.2-end-only", seed=7),
@@ -246,7 +246,7 @@ def test_a_run_directory_gives_the_same_run_again(tmp_path: Path, number: int) -
 def test_a_run_directory_is_self_contained_and_may_move(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
-    spec = strace_run(DATA / "numpy.strace", preset("v6.6"), 9)
+    spec = strace_run(DATA / "numpy.strace", preset("v6.6.5"), 9)
     spec.save(here)
     assert str(DATA) not in (here / "run.toml").read_text()
     here.rename(there)
@@ -258,7 +258,7 @@ def test_a_run_directory_is_self_contained_and_may_move(tmp_path: Path) -> None:
 
 
 def test_a_wrong_run_file_names_the_key(tmp_path: Path) -> None:
-    spec = mixed_run(preset("v6.6"))
+    spec = mixed_run(preset("v6.6.5"))
     text = spec.to_toml(tmp_path)
     for old, new, message in (
         ("schema = 1", "schema = 2", "r: schema: is 2 (expected 1)"),

@@ -24,7 +24,7 @@ SETUP = ("cpu0/9",)
 """What the other programs come after: everything is mapped and touched."""
 
 
-def small_world(release: str = "v6.6", arch: str = "x86", **switches: object) -> World:
+def small_world(release: str = "v6.6.5", arch: str = "x86", **switches: object) -> World:
     """Two CPUs, a device behind an IOMMU, a VM with one vCPU and an APIC page."""
     slots = (Slot(0, 16, 0), Slot(32, 1, APIC, True))
     return World(

@@ -21,16 +21,18 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
     """
-    kernel = cpu.world.kernel
-    if kernel.arch.broadcast_tlbi and kernel.arch.arm64_range_start == "advanced":
-        await _flush_cpus(cpu, mm, start, end)
-        await _flush_secondaries(cpu, mm, end, end)
-        return
-    await _flush(cpu, mm, start, end, kernel.arch.secondary_before_dsb == "page_and_range")
+    arch = cpu.world.kernel.arch
+    advanced = arch.broadcast_tlbi and arch.arm64_range_start == "advanced"
+    told = end if advanced else start
+    await _flush(cpu, mm, (start, end), told, arch.secondary_before_dsb == "page_and_range")
 
 
-async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool) -> None:
+async def _flush(
+    cpu: Processor, mm: str, range_: tuple[int, int], told: int, before_dsb: bool
+) -> None:
     """The CPUs and, from v6.6, the secondaries; these after the DSB, or between it and the TLBI.
+
+    ``told`` is the start that the secondaries hear of.
 
     cpu0 (``flush_tlb_page``, arm64)    unit with BTM           device, through its ATC
     TLBI                                (on its way)
@@ -38,13 +40,14 @@ async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool
                                                                 asks the unit again
     DSB                                 drops its entry         [Required: it got a new one]
     """
+    start, end = range_
     if before_dsb:
         posted = await post_tlbi(cpu, mm, start, end)
-        await _flush_secondaries(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, told, end)
         await cpu.port.settle(posted)
     else:
         await _flush_cpus(cpu, mm, start, end)
-        await _flush_secondaries(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, told, end)
 
 
 async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> None:
@@ -71,7 +74,7 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
         await _flush_cpus(cpu, mm, address, address + PAGE_SIZE)
         return
     early = kernel.arch.secondary_before_dsb != "no"
-    await _flush(cpu, mm, address, address + PAGE_SIZE, early)
+    await _flush(cpu, mm, (address, address + PAGE_SIZE), address, early)
 
 
 async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
