@@ -25,7 +25,7 @@ from mmurace.protocol.trace import Ending
 from tests.mm_programs import several_programs, several_world
 from tests.test_independence import commuting_pairs
 from tests.test_loss import run_with
-from tests.worlds import page, small_programs, small_world
+from tests.worlds import WHOLE_RANGES, page, small_programs, small_world
 
 DSB = {"batched_pending_flush": "flush_tlb_mm"}
 
@@ -57,7 +57,8 @@ def with_frames(here: World, frames: int) -> World:
 
 @pytest.mark.parametrize(
     ("release", "arch", "switches"),
-    [("v4.15", "x86", {"apic_reload": "invalidate_range"}), ("v5.8", "x86", {}),
+    [("v4.15", "x86", {"apic_reload": "invalidate_range", **WHOLE_RANGES}),
+     ("v5.8", "x86", WHOLE_RANGES),
      ("v6.2", "x86", {}), ("v6.2", "arm64", {}), ("v6.6.5", "x86", {}), ("v6.6.5", "arm64", DSB)],
 )  # fmt: skip
 def test_a_small_pool_breaks_no_kernel(

@@ -22,7 +22,7 @@ from mmurace.protocol.messages import program as op
 from mmurace.protocol.records import Access, PageDiscarded, Record
 from tests.test_independence import commuting_pairs
 from tests.test_loss import kinds_seen, run_with
-from tests.worlds import page
+from tests.worlds import WHOLE_RANGES, page
 
 MM = "mm0"
 GUEST = 0x5000
@@ -182,8 +182,8 @@ def _free_and_store(thread: int) -> list[op.Operation]:
 
 
 KERNELS = [
-    ("v4.15", "x86", {"apic_reload": "invalidate_range"}),
-    ("v5.8", "x86", {}),
+    ("v4.15", "x86", {"apic_reload": "invalidate_range", **WHOLE_RANGES}),
+    ("v5.8", "x86", WHOLE_RANGES),
     ("v6.2", "x86", {}),
     ("v6.2", "arm64", {}),
     ("v6.6.5", "x86", {}),

@@ -17,11 +17,11 @@ from mmurace.oracle.oracle import Oracle
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.records import Access, PageWritten
-from tests.worlds import APIC, MM, SETUP, page, small_programs
+from tests.worlds import APIC, MM, SETUP, WHOLE_RANGES, page, small_programs
 
 KERNELS = [
-    ("v4.15", "x86", {"apic_reload": "invalidate_range"}),
-    ("v5.8", "x86", {}),
+    ("v4.15", "x86", {"apic_reload": "invalidate_range", **WHOLE_RANGES}),
+    ("v5.8", "x86", WHOLE_RANGES),
     ("v6.2", "x86", {}),
     ("v6.2", "arm64", {}),
     ("v6.6.5", "x86", {}),

@@ -9,7 +9,7 @@ from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.mm_programs import several_programs, several_world
 
-KERNELS = [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v6.2", "x86"), ("v5.8", "x86")]
+KERNELS = [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v6.2", "x86"), ("v5.11", "x86")]
 
 
 @pytest.mark.parametrize(("release", "arch"), KERNELS)

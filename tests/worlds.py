@@ -35,6 +35,10 @@ def small_world(release: str = "v6.6.5", arch: str = "x86", **switches: object) 
     )
 
 
+WHOLE_RANGES: dict[str, object] = {"sva_decoder": "exact"}
+"""For releases up to v5.10 on x86: their VT-d driver flushes an unaligned range only in part."""
+
+
 def page(number: int) -> int:
     """The address of a page."""
     return number * PAGE_SIZE

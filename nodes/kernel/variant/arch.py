@@ -72,9 +72,11 @@ class Arch(Switches, frozen=True):
         "flush_tlb_page_nosync",
         since("no"),
         since("page", "v6.6", "6bbd42e2df8f", on="arm64"),
+        since("page_and_range", "v6.9", "", on="arm64"),
     )
     """Which arm64 flushes call the secondaries between their TLBI and its completion: those of
-    one page (v6.6), those of a range as well (v6.9)."""
+    one page (v6.6), those of a range as well (v6.9, "arm64/mm: Split __flush_tlb_range() to elide
+    trailing DSB", whose id in the end was not looked up)."""
     arm64_range_start: Literal["kept", "advanced"] = switch(
         "arch/arm64/include/asm/tlbflush.h",
         "__flush_tlb_range",
@@ -99,10 +101,10 @@ class Arch(Switches, frozen=True):
         "arch/arm64/mm/fault.c",
         "__ptep_set_access_flags",
         since("broadcast"),
-        unreleased("local", "cb1fa2e99955, which is newer than what is known here"),
+        since("local", "v6.19", "cb1fa2e99955", on="arm64"),
     )
     """That flush reaches every observer, or only the processor that does it: the others repair
-    their own spurious fault (arm64, cb1fa2e99955)."""
+    their own spurious fault (arm64, v6.19)."""
     refetch_on_perm_fault: bool = switch(
         "drivers/iommu/",
         "hardware",
