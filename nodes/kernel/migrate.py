@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel import gup, page_alloc, pgtable, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -160,7 +160,7 @@ async def try_to_migrate_one(
     mm, address = place
     replaced = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await rmap.invalidate_range_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
@@ -175,8 +175,8 @@ async def try_to_migrate_one(
         await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), now))
         if replaced:
             await gup.put_page(cpu, old)
-        await cpu.mem(PtlUnlock(table))
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+        await rmap.pte_unmap_unlock(cpu, range_, table)
+    await rmap.invalidate_range_end(cpu, range_)
     return replaced
 
 
