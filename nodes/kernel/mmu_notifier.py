@@ -12,17 +12,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import (
+    anon_vma_lock_write,
+    anon_vma_unlock_write,
+    mmap_write_lock,
+    mmap_write_unlock,
+)
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Callback, named, secondaries
-from mmurace.nodes.world import MEMORY, World
+from mmurace.nodes.world import World
 from mmurace.protocol.errors import PeerLost
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
-    MmapLock,
-    MmapUnlock,
     NotifierAdd,
     NotifierDelete,
     NotifierList,
@@ -119,11 +121,11 @@ async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str)
 
     Of the rmap locks only that of anonymous memory is taken.
     """
-    await cpu.sleep(MEMORY, MmapLock(mm, True))
-    await cpu.sleep(MEMORY, AnonVmaLock(mm, True))
+    await mmap_write_lock(cpu, mm)
+    await anon_vma_lock_write(cpu, mm)
     await cpu.mem(NotifierAdd(mm, driver, node))
-    await cpu.mem(AnonVmaUnlock(mm))
-    await cpu.mem(MmapUnlock(mm))
+    await anon_vma_unlock_write(cpu, mm)
+    await mmap_write_unlock(cpu, mm)
 
 
 async def mmu_notifier_release(cpu: Processor, mm: str) -> None:

@@ -8,30 +8,34 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from mmurace.nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
+from mmurace.nodes.kernel import mmu_notifier, pgtable, tlbbatch
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import (
+    anon_vma_lock_read,
+    anon_vma_unlock_read,
+    i_mmap_lock_read,
+    i_mmap_unlock_read,
+)
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.page_ref import put_page
+from mmurace.nodes.kernel.pgtable import (
+    pte_offset_map_lock,
+    pte_unmap_unlock,
+    ptep_get,
+    ptep_get_and_clear,
+    set_pte_at,
+)
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
-from mmurace.nodes.world import MEMORY
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.filemap import (
     FileVma,
     FolioMappingWord,
-    ImmapLock,
-    ImmapUnlock,
     ImmapWalk,
 )
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
     PageAnonExclusive,
-    PteGetAndClear,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapRemove,
     RmapTryShare,
     RmapWalk,
@@ -65,14 +69,13 @@ async def page_vma_mapped_walk(
 
     None if nothing does (any more); then no lock is held.
     """
-    table = await pgtable.find_leaf_table(cpu, mm, address)
+    table = await pte_offset_map_lock(cpu, mm, address)
     if table < 0:
         return None
-    await cpu.mem(PtlLock(table))
-    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    pte = await ptep_get(cpu, table, address)
     if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
         return table, pte
-    await cpu.mem(PtlUnlock(table))
+    await pte_unmap_unlock(cpu, table)
     return None
 
 
@@ -98,9 +101,9 @@ async def rmap_walk(cpu: Processor, folio: int, file: str, visit: Visit) -> None
     met = set[Place]()
     while left := await _unmet(cpu, folio, met):
         mm = left[0][0]
-        await cpu.sleep(MEMORY, ImmapLock(file, False) if file else AnonVmaLock(mm, False))
+        await (i_mmap_lock_read(cpu, file) if file else anon_vma_lock_read(cpu, mm))
         on = await _walk_locked(cpu, folio, "" if file else mm, met, visit)
-        await cpu.mem(ImmapUnlock(file) if file else AnonVmaUnlock(mm))
+        await (i_mmap_unlock_read(cpu, file) if file else anon_vma_unlock_read(cpu, mm))
         if not on:
             return
 
@@ -150,12 +153,12 @@ async def try_to_unmap_file(
     """
     if not await folio_mapped(cpu, folio):
         return
-    await cpu.sleep(MEMORY, ImmapLock(at.file, False))
+    await i_mmap_lock_read(cpu, at.file)
     for vma in await _vmas_of(cpu, at):
         await try_to_unmap_one(cpu, ubc, (vma.mm, vma.start), folio, None)
         if not await folio_mapped(cpu, folio):
             break
-    await cpu.mem(ImmapUnlock(at.file))
+    await i_mmap_unlock_read(cpu, at.file)
 
 
 async def _vmas_of(cpu: Processor, at: FolioMappingWord) -> tuple[FileVma, ...]:
@@ -180,24 +183,26 @@ async def try_to_unmap_one(
     await mmu_notifier.invalidate_range_start(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
-        table, index = found[0], pgtable.pte_index(cpu, address)
+        table = found[0]
         old = await clear_or_defer(cpu, ubc, (mm, address), table)
         if slot is None:
             await _set_dirty(cpu, folio, old)
         elif slot >= 0:
-            on = await _swap_entry(cpu, folio, slot, (table, index))
+            on = await _set_swap_pte(cpu, folio, slot, table, address)
         else:
             on = await _may_discard(cpu, place, folio, old)
         if on:
             await _unmapped(cpu, place, folio, slot is not None)
         else:
-            await cpu.mem(PteSet(table, index, old))
-        await cpu.mem(PtlUnlock(table))
+            await set_pte_at(cpu, table, address, old)
+        await pte_unmap_unlock(cpu, table)
     await mmu_notifier.invalidate_range_end(cpu, range_)
     return on
 
 
-async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, int]) -> bool:
+async def _set_swap_pte(
+    cpu: Processor, folio: int, slot: int, table: int, address: int
+) -> bool:  # fmt: skip
     """A swap entry where the mapping was; False: the page may be pinned and must stay.
 
     cpu0 (reclaim)                      cpu1 (pin_user_pages_fast)
@@ -212,7 +217,7 @@ async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, i
         await cpu.mem(SwapFree(slot))
         return False
     flags = ptes.SWAP | (ptes.EXCLUSIVE if exclusive else 0)
-    await cpu.mem(PteSet(*place, ptes.make(slot, flags)))
+    await set_pte_at(cpu, table, address, ptes.make(slot, flags))
     return True
 
 
@@ -253,7 +258,7 @@ async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int, anon: bo
     if anon and cpu.world.kernel.mm.clear_flush_calls_ir:
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     await cpu.mem(RmapRemove(folio, mm, address))
-    await gup.put_page(cpu, folio)
+    await put_page(cpu, folio)
 
 
 async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: int) -> bool:
@@ -284,8 +289,7 @@ async def clear_or_defer(
     mm, address = place
     if not await tlbbatch.should_defer_flush(cpu, mm):
         return await pgtable.ptep_clear_flush(cpu, mm, address, table)
-    index = pgtable.pte_index(cpu, address)
-    old = (await cpu.mem(PteGetAndClear(table, index))).pte
+    old = await ptep_get_and_clear(cpu, table, address)
     await tlbbatch.set_tlb_ubc_flush_pending(cpu, ubc, mm, address, old)
     return old
 
@@ -302,11 +306,11 @@ async def folio_mkclean(cpu: Processor, folio: int, at: FolioMappingWord) -> boo
     if not await folio_mapped(cpu, folio):
         return False
     cleaned = False
-    await cpu.sleep(MEMORY, ImmapLock(at.file, False))
+    await i_mmap_lock_read(cpu, at.file)
     for vma in await _vmas_of(cpu, at):
         if vma.shared:
             cleaned |= await page_mkclean_one(cpu, vma.mm, vma.start, folio)
-    await cpu.mem(ImmapUnlock(at.file))
+    await i_mmap_unlock_read(cpu, at.file)
     return cleaned
 
 
@@ -330,10 +334,9 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
         table, pte = found
         if pte & (ptes.WRITE | ptes.DIRTY):
             old = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-            clean = old & ~(ptes.WRITE | ptes.DIRTY)
-            await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), clean))
+            await set_pte_at(cpu, table, address, old & ~(ptes.WRITE | ptes.DIRTY))
             cpu.port.emit(Coverage("folio_mkclean"))
             cleaned = True
-        await cpu.mem(PtlUnlock(table))
+        await pte_unmap_unlock(cpu, table)
     await mmu_notifier.invalidate_range_end(cpu, range_)
     return cleaned
