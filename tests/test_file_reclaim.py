@@ -257,6 +257,8 @@ def cleaned_without_a_flush(patch: pytest.MonkeyPatch) -> None:
 
     async def clean(cpu: Processor, mm: str, address: int, folio: int) -> bool:
         table = await pgtable.pte_offset_map_lock(cpu, mm, address)
+        if table < 0:
+            return False
         old = await pgtable.ptep_get(cpu, table, address)
         ours = ptes.pte_present(old) and ptes.frame_of(old) == folio
         if ours:

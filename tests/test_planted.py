@@ -330,7 +330,7 @@ def starts_over_after_every_page(patch: pytest.MonkeyPatch) -> None:
     """KVM lets go of mmu_lock and flushes after each entry, and then looks from the first again."""
 
     async def kvm_unmap_gfn_range(cpu: Any, vm: str, slot: Memslot, start: int, end: int) -> bool:
-        first, last = kvm_main._overlap(slot, start, end)
+        first, last = kvm_main.gfn_range(slot, start, end)
         gfn = first
         while gfn < last:
             found = (await cpu.port.call(vm, SpteScan(gfn, gfn + 1))).gfn

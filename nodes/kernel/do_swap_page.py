@@ -1,4 +1,4 @@
-"""mm/memory.c ``do_swap_page``: a page comes back from swap."""
+"""mm/memory.c: ``do_swap_page``, a page comes back from swap."""
 
 from __future__ import annotations
 

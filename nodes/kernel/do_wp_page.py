@@ -1,4 +1,4 @@
-"""mm/memory.c ``do_wp_page``: a store to a page that is mapped and must not be written yet."""
+"""mm/memory.c: ``do_wp_page``, a store to a page that is mapped and must not be written yet."""
 
 from __future__ import annotations
 

@@ -18,6 +18,9 @@ from mmurace.protocol.records import Coverage
 async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:
     """``filemap_get_folio``: the frame of a page with a reference, or -1.
 
+    ``try_get_page`` and the second load pair with ``filemap_remove_folio`` and the ``put_page``
+    behind it; with reclaim, with ``page_ref_freeze``, which fails if the reference came first.
+
     cpu0 (lookup)                       cpu1 (truncate)
     load i_pages: frame f
                                         take f out; drop the cache's reference

@@ -57,7 +57,12 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
 
 
 async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
-    """``gup_pte_range``: a lockless walk with interrupts off; None: use the slow way.
+    """``get_user_pages_fast``: a lockless walk with interrupts off; None: use the slow way.
+
+    ``local_irq_save`` pairs with ``tlb_remove_table_sync_one`` (or the IPIs of the flush): tables
+    that the walk has found stay tables.  ``try_get_page`` and the second load of the entry pair
+    with the clearing of the entry and the ``put_page`` behind it, and, for an anonymous page that
+    shall be nobody's alone, with the look at the count in ``page_try_share_anon_rmap`` (v5.19).
 
     vcpu0 (fast GUP)                    cpu0 (zap)
     load pte: frame f

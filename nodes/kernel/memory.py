@@ -273,6 +273,9 @@ async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapp
 async def unmap_mapping_range(cpu: Processor, file: str, start: int, end: int) -> None:
     """``unmap_mapping_range``: zap bytes [start, end) of the file wherever they are mapped.
 
+    It takes no mmap_lock.  i_mmap_lock pairs with ``vma_link_file`` and ``unlink_file_vma``, and
+    the PTL with that of whoever sets an entry meanwhile.
+
     cpu1 (truncate)                     cpu0 (mremap, fork, munmap of the same pages)
     i_mmap_lock                         mmap_lock
     PTL of each table                   PTL of each table, and nothing else in common

@@ -1,4 +1,4 @@
-"""include/linux/mm_inline.h (include/linux/mm_types.h to v5.16): flushes that an mm still owes.
+"""include/linux/mm_inline.h, include/linux/mm_types.h: flushes that an mm still owes.
 
 ``mm->tlb_flush_pending`` counts who has changed entries, or is about to, and has not flushed.
 ``inc_tlb_flush_pending`` pairs with ``mm_tlb_flush_pending`` and ``mm_tlb_flush_nested`` by way of

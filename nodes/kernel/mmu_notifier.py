@@ -44,7 +44,12 @@ class MmuNotifierRange:
 
 
 async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
-    """Call ``callback`` of every subscriber that has it, in list order, under srcu."""
+    """Call ``callback`` of every subscriber that has it, in list order, under srcu.
+
+    ``srcu_read_lock``, then the walk of the list, pair with ``hlist_del_init_rcu``, then
+    ``synchronize_srcu`` of ``mmu_notifier_unregister``: who was found on the list is not freed
+    before the section ends, and a section that begins later does not find it.
+    """
     cpu.srcu_read_lock()
     subscribers = await cpu.mem(NotifierList(range_.mm))
     for driver, node in subscribers.entries:
@@ -118,6 +123,9 @@ async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, en
 
 async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str) -> None:
     """``mmu_notifier_register``: under mmap_lock and ``mm_take_all_locks``, so in no bracket.
+
+    Both pair with the locks under which brackets are opened: a subscriber gets no end without a
+    start.
 
     Of the rmap locks only that of anonymous memory is taken.
     """

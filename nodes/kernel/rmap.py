@@ -88,7 +88,11 @@ async def rmap_walk(cpu: Processor, folio: int, file: str, visit: Visit) -> None
     The kernel meets VMAs, in the order of their offsets, and of two with the same offset the older
     first; an entry that has left a VMA is met in the VMA that it went to, which is behind
     (``copy_vma``; ``need_rmap_locks`` says where it is not).  Here it meets places, as long as
-    there is one that it has not met.  Under the rmap lock, which keeps each VMA in its list:
+    there is one that it has not met.
+
+    It takes no mmap_lock, so it runs beside everything that does.  Its rmap lock pairs with the
+    ``unlink_anon_vmas`` and ``unlink_file_vma`` of who takes a VMA away, and the PTL of each place
+    with the PTLs under which an entry moves: an entry is met before its move or behind it.
 
     cpu0 (rmap walk)                    cpu1 (mremap A to B)
     lock                                B is in the list, behind A

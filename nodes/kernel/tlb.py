@@ -1,4 +1,4 @@
-"""TLB flushes: arch/x86/mm/tlb.c and arch/arm64/include/asm/tlbflush.h (ppc: ``radix_tlb``).
+"""arch/x86/mm/tlb.c, arch/arm64/include/asm/tlbflush.h: TLB flushes (ppc: ``radix_tlb``).
 
 From v6.6 each of them also flushes the secondary TLBs, because whatever the architecture needs
 for its own TLB, a unit that walks the same table needs at the same moment.
@@ -157,6 +157,9 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
 
 async def tlb_remove_table_sync(cpu: Processor) -> None:
     """A grace period of RCU, or ``tlb_remove_table_sync_one``: no lockless walk is in progress.
+
+    The IPI that it waits for pairs with ``local_irq_save`` of fast GUP: who has loaded the pmd
+    before it was cleared answers when its walk is over, and who answered finds the pmd cleared.
 
     vcpu0 (fast GUP, interrupts off)    cpu0 (munmap)
     load pmd: table t
