@@ -141,18 +141,18 @@ async def wp_can_reuse_anon_folio(cpu: Processor, folio: int) -> bool:
     write it to swap                    goes to swap, where the first process reads it]
     """
     references = (await cpu.mem(FolioRefCount(folio))).value
-    if references > 1 and references > 1 + await _in_swap_cache(cpu, folio):
+    if references > 1 and references > 1 + await folio_test_swapcache(cpu, folio):
         return False
     if not await folio_trylock(cpu, folio):
         return False
-    if await _in_swap_cache(cpu, folio):
+    if await folio_test_swapcache(cpu, folio):
         await cpu.mem(FolioFreeSwap(folio))
     alone = (await cpu.mem(FolioRefCount(folio))).value == 1
     await folio_unlock(cpu, folio)
     return alone
 
 
-async def _in_swap_cache(cpu: Processor, folio: int) -> bool:
+async def folio_test_swapcache(cpu: Processor, folio: int) -> bool:
     """``folio_test_swapcache``."""
     return (await cpu.mem(PageSwapEntry(folio))).value > 0
 

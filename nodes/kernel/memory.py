@@ -147,6 +147,7 @@ async def do_anonymous_page(cpu: Processor, fault: VmFault) -> int:
     frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
     if frame < 0:
         return -ENOMEM
+    # smp_wmb() of __folio_mark_uptodate: the page is zeroed before an entry leads to it
     await spin_lock(cpu, fault.table)
     raced = await ptep_get(cpu, fault.table, fault.address) != ptes.NONE
     if not raced:
@@ -218,7 +219,7 @@ async def zap_pte_range(
                 full = await _zap_present_pte(cpu, gather, table, at, written if shared else None)
         if full or written:
             await mmu_gather.tlb_flush_mmu_tlbonly(cpu, gather)
-            await _tlb_flush_rmaps(cpu, gather, written)
+            await tlb_flush_rmaps(cpu, gather, written)
         await spin_unlock(cpu, table)
         if full:
             cpu.port.emit(Coverage("gather_batch_full"))
@@ -254,7 +255,7 @@ async def _zap_present_pte(
     return mmu_gather.tlb_remove_page(cpu, gather, frame)
 
 
-async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapped]) -> None:
+async def tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapped]) -> None:
     """``tlb_flush_rmaps`` (5df397dec7c4, v6.2), under the PTL; before, the rmap was told at once.
 
     cpu0 (zap)                          cpu1                      cpu2 (writeback)

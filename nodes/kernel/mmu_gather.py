@@ -84,7 +84,7 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
     """
     if not gather.end:
         return
-    await _tlb_flush(cpu, gather)
+    await tlb_flush(cpu, gather)
     kernel = cpu.world.kernel
     if kernel.mm.gather_calls_ir:
         whole = gather.fullmm and kernel.mm.nested_encoding == "zero_neg1"
@@ -93,7 +93,7 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
     gather.reset()
 
 
-async def _tlb_flush(cpu: Processor, gather: MmuGather) -> None:
+async def tlb_flush(cpu: Processor, gather: MmuGather) -> None:
     """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own with the same effect here)."""
     if gather.fullmm:
         await tlb.flush_tlb_mm(cpu, gather.mm)
@@ -119,7 +119,7 @@ async def tlb_end_vma(cpu: Processor, gather: MmuGather) -> None:
     if how == "flush":
         await tlb_flush_mmu_tlbonly(cpu, gather)
     elif gather.end:
-        await _tlb_flush(cpu, gather)
+        await tlb_flush(cpu, gather)
         gather.reset()
 
 

@@ -213,7 +213,7 @@ async def ptep_set_access_flags(
     if not now & ptes.WRITE and entry & ptes.WRITE:
         cpu.port.emit(Coverage("write_upgrade"))
     if kernel.arch.tlbie_scope != "all":
-        await _radix_set_access_flags(cpu, mm, address, table, now, entry)
+        await radix__ptep_set_access_flags(cpu, mm, address, table, now, entry)
         return True
     if kernel.machine == "arm64":
         await _merge(cpu, table, address, now, entry)
@@ -233,7 +233,7 @@ async def _merge(cpu: Processor, table: int, address: int, now: int, entry: int)
         found = await ptep_cmpxchg(cpu, table, address, now, now | bits)
 
 
-async def _radix_set_access_flags(
+async def radix__ptep_set_access_flags(
     cpu: Processor, mm: str, address: int, table: int, now: int, entry: int
 ) -> None:
     """``radix__ptep_set_access_flags`` (arch/powerpc/mm/book3s64/radix_pgtable.c).

@@ -81,7 +81,7 @@ async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
     elif cpu.world.kernel.arch.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
-        await _flush_tlb_multi(cpu, mm, start, end)
+        await flush_tlb_multi(cpu, mm, start, end)
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -113,7 +113,12 @@ async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
-async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``flush_tlb_multi``: an IPI to whom ``mm_cpumask`` names; done when all have answered.
+
+    The load of the mask, behind the change of the entry, pairs with ``switch_mm``, which sets the
+    bit before its first walk: who is not in the mask walks later, and finds the new entry.
+    """
     mask = (await cpu.mem(CpumaskLoad(mm))).cpus
     others = [name for name in mask if name != cpu.name]
     posted = [cpu.port.post(name, FlushTlbIpi(mm, start, end)) for name in others]
