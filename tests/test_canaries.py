@@ -147,7 +147,7 @@ def reader_without_lock(patch: pytest.MonkeyPatch) -> None:
         await cpu.port.call(vm, InProgress(-1, start, end))
         await cpu.port.call(vm, SeqBump())
 
-    patch.setattr(kvm_main, "_invalidate_end", invalidate_end)
+    patch.setattr(kvm_main, "kvm_mmu_invalidate_end", invalidate_end)
     patch.setattr(kvm_mmu, "kvm_mmu_page_fault", page_fault(sample_first=True, lock=False))
 
 

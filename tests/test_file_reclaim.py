@@ -16,7 +16,6 @@ from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.secondaries.kvm.messages import GuestTouch
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages import swap as s
 from mmurace.protocol.messages.base import Ack
@@ -257,14 +256,14 @@ def cleaned_without_a_flush(patch: pytest.MonkeyPatch) -> None:
     """``folio_mkclean`` leaves copies of the entries where they are."""
 
     async def clean(cpu: Processor, mm: str, address: int, folio: int) -> bool:
-        table = await pgtable.find_leaf_table(cpu, mm, address)
-        index = pgtable.pte_index(cpu, address)
-        await cpu.mem(m.PtlLock(table))
-        old = (await cpu.mem(m.PteLoad(table, index))).pte
+        table = await pgtable.pte_offset_map_lock(cpu, mm, address)
+        if table < 0:
+            return False
+        old = await pgtable.ptep_get(cpu, table, address)
         ours = ptes.pte_present(old) and ptes.frame_of(old) == folio
         if ours:
-            await cpu.mem(m.PteSet(table, index, old & ~(ptes.WRITE | ptes.DIRTY)))
-        await cpu.mem(m.PtlUnlock(table))
+            await pgtable.set_pte_at(cpu, table, address, old & ~(ptes.WRITE | ptes.DIRTY))
+        await pgtable.pte_unmap_unlock(cpu, table)
         return ours
 
     patch.setattr(rmap, "page_mkclean_one", clean)

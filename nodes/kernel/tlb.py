@@ -1,4 +1,4 @@
-"""TLB flushes: arch/x86/mm/tlb.c and arch/arm64/include/asm/tlbflush.h (ppc: ``radix_tlb``).
+"""arch/x86/mm/tlb.c, arch/arm64/include/asm/tlbflush.h: TLB flushes (ppc: ``radix_tlb``).
 
 From v6.6 each of them also flushes the secondary TLBs, because whatever the architecture needs
 for its own TLB, a unit that walks the same table needs at the same moment.
@@ -84,7 +84,7 @@ async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
     elif cpu.world.kernel.arch.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
-        await _flush_tlb_multi(cpu, mm, start, end)
+        await flush_tlb_multi(cpu, mm, start, end)
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -116,7 +116,12 @@ async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
-async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``flush_tlb_multi``: an IPI to whom ``mm_cpumask`` names; done when all have answered.
+
+    The load of the mask, behind the change of the entry, pairs with ``switch_mm``, which sets the
+    bit before its first walk: who is not in the mask walks later, and finds the new entry.
+    """
     mask = (await cpu.mem(CpumaskLoad(mm))).cpus
     others = [name for name in mask if name != cpu.name]
     posted = [cpu.port.post(name, FlushTlbIpi(mm, start, end)) for name in others]
@@ -160,6 +165,9 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
 
 async def tlb_remove_table_sync(cpu: Processor) -> None:
     """A grace period of RCU, or ``tlb_remove_table_sync_one``: no lockless walk is in progress.
+
+    The IPI that it waits for pairs with ``local_irq_save`` of fast GUP: who has loaded the pmd
+    before it was cleared answers when its walk is over, and who answered finds the pmd cleared.
 
     vcpu0 (fast GUP, interrupts off)    cpu0 (munmap)
     load pmd: table t

@@ -1,7 +1,8 @@
-"""The SVA drivers' notifier callback and I/O page faults.
+"""drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c, drivers/iommu/intel/svm.c,
+drivers/iommu/iommu-sva.c and drivers/iommu/iommu.c: shared virtual addressing.
 
-drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c, drivers/iommu/intel/svm.c: a bound mm's page
-table is walked by the unit itself, so all that the driver does is to queue invalidations.
+A bound mm's page table is walked by the unit itself, so all that a driver does is to queue
+invalidations, and to serve I/O page faults.
 """
 
 from __future__ import annotations

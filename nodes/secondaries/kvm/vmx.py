@@ -13,7 +13,8 @@ from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.secondaries.kvm import kvm_main
 from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
 from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD
-from mmurace.nodes.secondaries.kvm.messages import MmuLock, MmuUnlock, RetryWait, SeqRead
+from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_read_lock, kvm_mmu_unlock
+from mmurace.nodes.secondaries.kvm.messages import RetryWait, SeqRead
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.protocol.limits import PAGE_SHIFT
 from mmurace.protocol.records import FaultRetry
@@ -77,14 +78,14 @@ async def vmx_set_apic_access_page_addr(vcpu: VcpuThread) -> bool:
     page = await gup.get_user_page(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
     if isinstance(page, int):
         return True
-    await vcpu.port.call(vm, MmuLock(False))
+    await kvm_mmu_read_lock(vcpu, vm)
     now = await vcpu.port.call(vm, SeqRead())
     retry = kvm_main.mmu_invalidate_retry(vcpu.world.kernel, sampled.seq, now, hva)
     if not retry:
         vcpu.vmcs_write_apic_access_addr(page.pte, page.walk)
     elif KvmSwitches.of(vcpu.world.kernel).apic_reload == "zap_retries":
         vcpu.make_request(KVM_REQ_APIC_PAGE_RELOAD)
-    await vcpu.port.call(vm, MmuUnlock())
+    await kvm_mmu_unlock(vcpu, vm)
     await gup.put_page(vcpu, page.frame)
     if retry:
         vcpu.port.emit(FaultRetry(vm, vcpu.apic_gpa, True, "apic reload", vcpu.port.operation))
