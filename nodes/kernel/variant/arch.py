@@ -160,7 +160,7 @@ class Arch(Switches, frozen=True):
     """The largest range, in pages, that is flushed as a range; a larger one is a flush of the mm.
     ``tlb_single_page_flush_ceiling`` (x86: 33); ``MAX_TLB_RANGE`` (arm64, v4.15: 1024),
     ``MAX_TLBI_OPS - 1`` (PTRS_PER_PTE - 1, by v5.7), ``MAX_TLBI_RANGE_PAGES - 1`` (2**21 - 1,
-    v5.9, on processors with range operations; the presets' have none)."""
+    v5.9, on processors with range operations; the presets' have none).  No commit looked up."""
     ceiling_told: Literal["all", "range"] = switch(
         "arch/*/include/asm/tlbflush.h",
         "flush_tlb_range",
@@ -169,7 +169,7 @@ class Arch(Switches, frozen=True):
         unreleased("range", "x86 from v6.15, 4a02ed8e1cc3"),
     )
     """What the secondaries are told of such a flush: (0, ULONG_MAX), as the CPUs (v6.6), or the
-    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6)."""
+    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6, commit not looked up)."""
     spurious_fault_flushes: bool = switch(
         "arch/arm64/include/asm/pgtable.h",
         "flush_tlb_fix_spurious_fault",
@@ -206,7 +206,8 @@ class Arch(Switches, frozen=True):
         since(False),
         since(True, "v5.19", on="x86"),
     )
-    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
+    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19).
+    No commit looked up."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""

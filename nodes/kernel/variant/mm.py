@@ -263,7 +263,7 @@ class Mm(Switches, frozen=True):
     )
     """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
     flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` ("mm: proc:
-    Invalidate TLB after clearing soft-dirty page state", v5.12)."""
+    Invalidate TLB after clearing soft-dirty page state", v5.12, commit not looked up)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What the arch hook of v6.6 excludes, and what a table that is moved needs."""
