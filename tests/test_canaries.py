@@ -193,7 +193,7 @@ def two_threads() -> RunSpec:
             tuple(Step(op.Touch("mm0", 0, True, 3 + at), setup) for at in range(3)),
         ),
     )
-    world = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"))
+    world = World(kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"))
     return RunSpec("two-threads", world, SEED, Script(programs))
 
 
@@ -211,7 +211,7 @@ def vanishing_apic_page() -> RunSpec:
     vcpus = ("vcpu0", "vcpu1")
     slots = (Slot(0, 1, 0), Slot(8, 1, apic, True))
     world = World(
-        kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), parts=(Vm("kvm0", vcpus, "mm0", slots),)
+        kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"), parts=(Vm("kvm0", vcpus, "mm0", slots),)
     )
     programs = (Program("cpu0", "cpu0", host), *(Program(v, v, guest) for v in vcpus))
     return RunSpec("vanishing-apic-page", world, SEED, Script(programs))

@@ -261,7 +261,7 @@ PLANTS: list[tuple[Plant, str, list[op.Operation]]] = [
 def world() -> World:
     """Two CPUs, a device, a guest."""
     return World(
-        kernel=preset("v6.6"),
+        kernel=preset("v6.6.5"),
         cpus=("cpu0", "cpu1"),
         parts=(
             Unit("iommu0", ("device0",), (MM,), "cpu1"),
@@ -352,7 +352,7 @@ def test_zapping_takes_steps_in_proportion(planted: bool, monkeypatch: pytest.Mo
         starts_over_after_every_page(monkeypatch)
     pages = 32
     vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, pages, 0),))
-    here = World(kernel=preset("v6.6"), cpus=("cpu0",), parts=(vm,))
+    here = World(kernel=preset("v6.6.5"), cpus=("cpu0",), parts=(vm,))
     cpu0: list[Step] = [Step(op.Mmap(MM, 0, page(pages), True, True))]
     cpu0 += [Step(op.Munmap(MM, 0, page(pages)), (f"vcpu0/{pages - 1}",))]
     guest = [Step(GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]

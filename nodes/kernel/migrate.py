@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel import gup, page_alloc, pgtable, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
 from mmurace.nodes.kernel.locking import (
@@ -156,7 +156,7 @@ async def try_to_migrate_one(
     mm, address = place
     replaced = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await rmap.notify_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
@@ -171,8 +171,8 @@ async def try_to_migrate_one(
         await set_pte_at(cpu, table, address, now)
         if replaced:
             await put_page(cpu, old)
-        await pte_unmap_unlock(cpu, table)
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+        await rmap.unlock_and_notify(cpu, range_, table)
+    await rmap.notify_end(cpu, range_)
     return replaced
 
 

@@ -23,7 +23,7 @@ from mmurace.nodes.secondary import Callback, named, secondaries
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import PeerLost
 from mmurace.protocol.events import MmuNotifierEvent
-from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.messages.memory import (
     NotifierAdd,
     NotifierDelete,
@@ -110,6 +110,15 @@ async def invalidate_range_end(
 async def invalidate_range(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``mmu_notifier_invalidate_range`` (v3.19 to v6.5); atomic, often under the PTL."""
     await _call(cpu, "invalidate_range", MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR))
+
+
+async def invalidate_page(cpu: Processor, mm: str, address: int) -> None:
+    """``mmu_notifier_invalidate_page`` (to v4.12): the entry has changed, the page is not free yet.
+
+    ``invalidate_range`` is not called beside it: a subscriber that shares the table has both.
+    """
+    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
+    await _call(cpu, "invalidate_page", range_)
 
 
 async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, end: int) -> None:

@@ -132,6 +132,38 @@ async def _unmet(cpu: Processor, folio: int, met: set[Place]) -> list[Place]:
     return [place for place in places if place not in met]
 
 
+# ---- who is told -----------------------------------------------------------------------------
+
+
+async def notify_start(cpu: Processor, range_: MmuNotifierRange) -> None:
+    """The begin of the bracket around one entry (from v4.13)."""
+    if cpu.world.kernel.mm.rmap_notifies == "range":
+        await mmu_notifier.invalidate_range_start(cpu, range_)
+
+
+async def unlock_and_notify(cpu: Processor, range_: MmuNotifierRange, table: int) -> None:
+    """The PTL is given back after a change; up to v4.12 ``invalidate_page`` is called beside that.
+
+    cpu0 (reclaim)                      vcpu0 (page fault)
+                                        seq = mmu_notifier_seq; looks the page up
+    clear pte; flush; unlock
+    invalidate_page: seq++; zap         mmu_lock  [Required: sees a moved seq, or is zapped]
+    put the page                        [Required: only now]
+    """
+    notifies = cpu.world.kernel.mm.rmap_notifies
+    if notifies == "page_under_ptl":
+        await mmu_notifier.invalidate_page(cpu, range_.mm, range_.start)
+    await pte_unmap_unlock(cpu, table)
+    if notifies == "page_after_ptl":
+        await mmu_notifier.invalidate_page(cpu, range_.mm, range_.start)
+
+
+async def notify_end(cpu: Processor, range_: MmuNotifierRange) -> None:
+    """The end of that bracket."""
+    if cpu.world.kernel.mm.rmap_notifies == "range":
+        await mmu_notifier.invalidate_range_end(cpu, range_)
+
+
 # ---- try_to_unmap ----------------------------------------------------------------------------
 
 
@@ -176,15 +208,15 @@ async def try_to_unmap_one(
 ) -> bool:
     """``try_to_unmap_one``: one mapping of a page; ``slot`` is none for a page of a file.
 
-    Of anonymous pages up to v6.5 with ``invalidate_range`` under the PTL, and at the end; of a
-    locked page of a file, of which no other can take the place before the end, only there.
+    Of anonymous pages from v4.13 to v6.5 with ``invalidate_range`` under the PTL, and at the end;
+    of a locked page of a file, of which no other can take the place before the end, only there.
     False, and the entry is back: a page of ``MADV_FREE`` (whose slot is -1) is in use again, or an
     exclusive page is pinned.
     """
     mm, address = place
     on = True
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await notify_start(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
         table = found[0]
@@ -199,8 +231,8 @@ async def try_to_unmap_one(
             await _unmapped(cpu, place, folio, slot is not None)
         else:
             await set_pte_at(cpu, table, address, old)
-        await pte_unmap_unlock(cpu, table)
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+        await unlock_and_notify(cpu, range_, table)
+    await notify_end(cpu, range_)
     return on
 
 
@@ -259,7 +291,8 @@ async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
 async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int, anon: bool) -> None:
     """The mapping is gone (``discard``): its place in the rmap and its reference, too."""
     mm, address = place
-    if anon and cpu.world.kernel.mm.clear_flush_calls_ir:
+    kernel = cpu.world.kernel
+    if anon and kernel.mm.clear_flush_calls_ir and kernel.mm.rmap_notifies == "range":
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     await cpu.mem(RmapRemove(folio, mm, address))
     await put_page(cpu, folio)
@@ -332,7 +365,7 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
     """
     cleaned = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_PAGE)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await notify_start(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
         table, pte = found
@@ -341,6 +374,8 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
             await set_pte_at(cpu, table, address, old & ~(ptes.WRITE | ptes.DIRTY))
             cpu.port.emit(Coverage("folio_mkclean"))
             cleaned = True
-        await pte_unmap_unlock(cpu, table)
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+            await unlock_and_notify(cpu, range_, table)
+        else:
+            await pte_unmap_unlock(cpu, table)
+    await notify_end(cpu, range_)
     return cleaned

@@ -42,12 +42,14 @@ def vm_named(world: World, name: str) -> Vm:
 
 
 def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
-    """``kvm_mmu_notifier_ops``; ``invalidate_range`` only from v5.8 to v6.4."""
+    """``kvm_mmu_notifier_ops``; ``invalidate_page`` to v4.12, ``invalidate_range`` v5.8 to v6.4."""
     ops: dict[str, Any] = {
         "invalidate_range_start": kvm_mmu_notifier_invalidate_range_start,
         "invalidate_range_end": kvm_mmu_notifier_invalidate_range_end,
     }
-    if KvmSwitches.of(kernel).apic_gen == 2:
+    if kernel.mm.rmap_notifies != "range":
+        ops["invalidate_page"] = kvm_mmu_notifier_invalidate_page
+    if KvmSwitches.of(kernel).apic_reload == "invalidate_range":
         ops["invalidate_range"] = kvm_mmu_notifier_invalidate_range
     ops["release"] = kvm_mmu_notifier_release
     return ops
@@ -186,7 +188,7 @@ async def kvm_mmu_notifier_invalidate_range_start(
         if flush:
             await kvm_flush_remote_tlbs(cpu, vm)
         await kvm_mmu_unlock(cpu, vm)
-    if KvmSwitches.of(kernel).apic_gen == 1:
+    if KvmSwitches.of(kernel).apic_reload == "range_start":
         await _request_apic_reload(cpu, vm, start, end)
 
 
@@ -210,9 +212,33 @@ async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int
             await kvm_tlb_flush_vmid(cpu, vm)
     if how == "vmid_range":
         await kvm_tlb_flush_vmid(cpu, vm)
-    if slot.apic and KvmSwitches.of(cpu.world.kernel).apic_gen == 3:
+    if slot.apic and KvmSwitches.of(cpu.world.kernel).apic_reload in ("zap_retries", "zap_spins"):
         await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
     return zapped and how == "request_and_kick"
+
+
+async def kvm_mmu_notifier_invalidate_page(
+    cpu: Processor, vm: str, _mm: str, start: int, end: int
+) -> None:
+    """``kvm_mmu_notifier_invalidate_page`` (to v4.12): the entry has changed; raise seq, and zap.
+
+    cpu0 (reclaim)                      vcpu0 (page fault)
+    clear pte                           seq = mmu_notifier_seq before; pfn = the old page
+    lock; seq++; zap; unlock
+                                        lock  [Required: sees a moved seq]
+    put the page
+    """
+    await kvm_mmu_lock(cpu, vm)
+    await cpu.port.call(vm, SeqBump())
+    zapped = [
+        await kvm_unmap_gfn_range(cpu, vm, slot, start, end)
+        for slot in await memslots_in_hva_range(cpu, vm, start, end)
+    ]
+    if any(zapped):
+        await kvm_flush_remote_tlbs(cpu, vm)
+    await kvm_mmu_unlock(cpu, vm)
+    if KvmSwitches.of(cpu.world.kernel).apic_reload == "invalidate_page":
+        await _request_apic_reload(cpu, vm, start, end)
 
 
 async def kvm_mmu_notifier_invalidate_range(
@@ -223,7 +249,7 @@ async def kvm_mmu_notifier_invalidate_range(
 
 
 async def _request_apic_reload(cpu: Processor, vm: str, start: int, end: int) -> None:
-    """``kvm_arch_mmu_notifier_invalidate_range``: if the APIC page's hva is in the range."""
+    """``kvm_arch_mmu_notifier_invalidate_range`` (``..._page``, v4.12): if it has the APIC page."""
     slots = (await cpu.port.call(vm, MemslotsLoad())).slots
     if any(slot.apic and start <= slot.hva < end for slot in slots):
         await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
