@@ -140,7 +140,16 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 KERNEL = [p for p in sources("nodes/kernel") if "variant" not in p.parts]
 NO_KERNEL_FILE = {"__init__.py", "context.py"}
 """What says how kernel code is run here, and stands for no file of it."""
-DRIVERS = ("driver.py", "kvm_main.py", "mmu.py", "vmx.py", "kvm_mm.py", "context.py", "link.py")
+DRIVERS = (
+    "driver.py",
+    "kvm_main.py",
+    "mmu.py",
+    "vmx.py",
+    "kvm_mm.py",
+    "context.py",
+    "link.py",
+    "locking.py",
+)
 
 
 @pytest.mark.parametrize(

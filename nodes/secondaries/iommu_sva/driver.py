@@ -49,14 +49,16 @@ async def invalidate_secondary_tlbs(
                                         [Required: in this order, or the device asks in between
                                         and is given the unit's old entry]
     """
-    steps = [_tlb_inv_range_asid, _atc_inv_domain]
+    steps = [arm_smmu_tlb_inv_range_asid, arm_smmu_atc_inv_domain]
     if SvaSwitches.of(cpu.world.kernel).ats_order == "atc_first":
         steps.reverse()
     for step in steps:
         await step(cpu, unit, mm, start, end)
 
 
-async def _tlb_inv_range_asid(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
+async def arm_smmu_tlb_inv_range_asid(
+    cpu: Processor, unit: str, mm: str, start: int, end: int
+) -> None:
     """``arm_smmu_tlb_inv_range_asid``.
 
     A unit that sees the CPUs' broadcasts needs no command for them (``ARM_SMMU_FEAT_BTM``).
@@ -81,7 +83,7 @@ def _pages_max(cpu: Processor) -> int:
     return min(cpu.world.address_end() >> PAGE_SHIFT, LOOP_COMMANDS_MAX)
 
 
-async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
+async def arm_smmu_atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
     """``arm_smmu_atc_inv_domain``; nothing to do if no device has ATS enabled."""
     if not unit_named(cpu.world, unit).ats:
         return

@@ -189,7 +189,7 @@ async def kvm_mmu_notifier_invalidate_range_start(
             await kvm_flush_remote_tlbs(cpu, vm)
         await kvm_mmu_unlock(cpu, vm)
     if KvmSwitches.of(kernel).apic_reload == "range_start":
-        await _request_apic_reload(cpu, vm, start, end)
+        await kvm_arch_mmu_notifier_invalidate_range(cpu, vm, start, end)
 
 
 async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int, end: int) -> bool:
@@ -238,17 +238,19 @@ async def kvm_mmu_notifier_invalidate_page(
         await kvm_flush_remote_tlbs(cpu, vm)
     await kvm_mmu_unlock(cpu, vm)
     if KvmSwitches.of(cpu.world.kernel).apic_reload == "invalidate_page":
-        await _request_apic_reload(cpu, vm, start, end)
+        await kvm_arch_mmu_notifier_invalidate_range(cpu, vm, start, end)
 
 
 async def kvm_mmu_notifier_invalidate_range(
     cpu: Processor, vm: str, _mm: str, start: int, end: int
 ) -> None:
     """``kvm_mmu_notifier_invalidate_range`` (v5.8 to v6.4): only for the APIC-access page."""
-    await _request_apic_reload(cpu, vm, start, end)
+    await kvm_arch_mmu_notifier_invalidate_range(cpu, vm, start, end)
 
 
-async def _request_apic_reload(cpu: Processor, vm: str, start: int, end: int) -> None:
+async def kvm_arch_mmu_notifier_invalidate_range(
+    cpu: Processor, vm: str, start: int, end: int
+) -> None:
     """``kvm_arch_mmu_notifier_invalidate_range`` (``..._page``, v4.12): if it has the APIC page."""
     slots = (await cpu.port.call(vm, MemslotsLoad())).slots
     if any(slot.apic and start <= slot.hva < end for slot in slots):
