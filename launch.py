@@ -31,7 +31,13 @@ from mmurace.explorer.run import outcome as codes
 from mmurace.nodes import plugins
 from mmurace.oracle.rules.table import Rule, rule_of
 from mmurace.oracle.rules.table import rules as known_rules
-from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from mmurace.protocol.errors import (
+    EmulatorError,
+    PeerError,
+    PluginError,
+    ReplayDivergence,
+    UserError,
+)
 from mmurace.report import machine, words
 from mmurace.report.arguments import PROGRAM, Form, On, parse
 from mmurace.report.directory import new_run, point_latest, saved_run
@@ -436,11 +442,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         mute(sys.stdout)
         return codes.BROKEN
-    except Exception as error:
+    except (Exception, plugins.PluginLoops) as error:
         if "--debug" in given:
             traceback.print_exc()
+        if isinstance(error, PluginError):
+            return complain(str(error), codes.BROKEN, given)
         if blamed := plugins.blame(error):
-            return complain(blamed, codes.BROKEN, given)
+            return complain(blamed, codes.USAGE, given)
         if isinstance(error, OSError) and error.strerror:
             where = error.filename or "a file of the run, or the output"
             return complain(f"{where}: {error.strerror}", codes.BROKEN, given)

@@ -60,7 +60,7 @@ def main(
         book.close()
     except Exception as error:
         broke = True
-        _report(socket, plugins.blame(error) or traceback.format_exc())
+        _report(socket, plugins.said_of(error) or traceback.format_exc())
     sockets.close(context, FAREWELL_SECONDS)
     if broke:
         sys.exit(EXIT_BROKEN)

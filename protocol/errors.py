@@ -24,6 +24,13 @@ class UserError(Exception):
         super().__init__(f"{where}: {problem}{tail}")
 
 
+class PluginError(Exception):
+    """A plug-in went wrong while something ran (exit status 4): there is no verdict.
+
+    The text names it, and its line if one is known.
+    """
+
+
 class PeerError(Exception):
     """Another process sent something that breaks the protocol; it is rejected and counted."""
 

@@ -29,11 +29,12 @@ from mmurace.explorer.run.outcome import OperationCount, Outcome, Status
 from mmurace.explorer.run.stop import Bounds, bytes_in
 from mmurace.nodes.build import build_all
 from mmurace.nodes.journal import journal_path
+from mmurace.nodes.plugins import at_fault, named_in
 from mmurace.nodes.runtime import pack_world
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.state.trace import step_of
 from mmurace.protocol.envelope import BROKER, Envelope, Handled
-from mmurace.protocol.errors import ReplayDivergence
+from mmurace.protocol.errors import PluginError, ReplayDivergence
 from mmurace.protocol.limits import LOW_WATER_EVERY
 from mmurace.protocol.records import InvalidateBegin, OpEnd
 from mmurace.protocol.trace import Ending, TraceStep
@@ -146,12 +147,16 @@ def _simulate(
     status: Status = "finished"
     detail = ""
     try:
-        with collector_at_rest():
+        with collector_at_rest(), at_fault():
             ending = simulator.run(deliveries_max)
     except ReplayDivergence as error:
         status, detail, ending = "diverged", str(error), exchange.ending()
     except KeyboardInterrupt:
         status, detail, ending = "interrupted", "Ctrl-C", exchange.ending()
+    except PluginError:
+        if recorder is not None:
+            recorder.close()
+        raise
     quiescent = status == "finished" and not exchange.heads
     how = _how_it_ended(status, quiescent)
     if exchange.deaths is not None and exchange.deaths.ended_by:
@@ -217,13 +222,16 @@ def follow_plan(
     live = _Live(spec, plan, bounds or Bounds(), progress)
     with closing(Follower(plan.directory, plan.nodes)) as follower:
         try:
-            with Supervisor(plan) as run:
-                result = live.watch_until_end(run, follower)
-            live.watch.rest_of(follower)
+            with at_fault():
+                with Supervisor(plan) as run:
+                    result = live.watch_until_end(run, follower)
+                live.watch.rest_of(follower)
         except KeyboardInterrupt:
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
+    if status == "broken" and (blamed := named_in(result.detail)):
+        raise PluginError(blamed)
     outcome = conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
     outcome.stopped = live.stopped
     return outcome
