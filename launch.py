@@ -43,6 +43,7 @@ from mmurace.report.arguments import PROGRAM, Form, On, parse
 from mmurace.report.directory import new_run, point_latest, saved_run
 from mmurace.report.interrupts import Interrupted, interrupts
 from mmurace.report.progress import Progress
+from mmurace.report.schedules import other_plugins
 from mmurace.report.screen import (
     mute,
     open_closed_streams,
@@ -400,6 +401,8 @@ def damage_of(
     recorded: Path, *, kinds: tuple[type[Exception], ...] = (PeerError,)
 ) -> Iterator[None]:
     """What does not parse or fit in what was saved is the input's fault.  Raises ``UserError``."""
+    for name in other_plugins(recorded):
+        say(f"{recorded} was made with another {name}")
     try:
         yield
     except ReplayDivergence as error:

@@ -47,7 +47,7 @@ def watch(file: str) -> None:
     _WATCHDOG.files.add(file)
     if len(_WATCHDOG.files) == 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGALRM, _WATCHDOG.look)
-        signal.setitimer(signal.ITIMER_REAL, PLUGIN_STEP_SECONDS / 2, PLUGIN_STEP_SECONDS / 2)
+        signal.setitimer(signal.ITIMER_REAL, PLUGIN_STEP_SECONDS, PLUGIN_STEP_SECONDS)
 
 
 def moved_on() -> None:

@@ -97,21 +97,19 @@ def _import(name: str, path: Path) -> None:
     watch(str(path))
     try:
         spec.loader.exec_module(module)
-        _check_messages(module, before)
     except (Exception, SystemExit, PluginLoops) as error:
         del sys.modules[name]
         raise UserError(*_where(error, path)) from None
+    _check_messages(module, path, before)
 
 
-def _check_messages(module: ModuleType, before: set[str]) -> None:
-    """Messages have names of their own: a name is all that the wire knows.
-
-    Raises ``EmulatorError``.
-    """
+def _check_messages(module: ModuleType, path: Path, before: set[str]) -> None:
+    """Messages have names of their own: a name is all that the wire has.  Raises ``UserError``."""
     for name, value in vars(module).items():
         own = isinstance(value, type) and value.__module__ == module.__name__
         if own and issubclass(value, Message) and name in before:
-            raise EmulatorError(f"there is a message {name!r} already; give it another name")
+            place = f"{path}:{inspect.getsourcelines(value)[1]}"
+            raise UserError(place, f"there is a message {name!r} already", "another name")
 
 
 def _where(error: BaseException, path: Path) -> tuple[str, str]:

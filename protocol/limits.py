@@ -53,7 +53,7 @@ NODES_MAX: Final = 64
 READY_SECONDS_MAX: Final = 60.0
 """From spawning the processes until the last one said hello (spawn imports take about 1 s)."""
 
-PLUGIN_STEP_SECONDS: Final = 10.0
+PLUGIN_STEP_SECONDS: Final = 5.0
 """How long one call of a plug-in (its import, a handler, a rule) may take: then it loops."""
 
 PLUGIN_SENDS_MAX: Final = 4096
