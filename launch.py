@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
-if __name__ == "__main__":  # the imports take a while, and Ctrl-C may come meanwhile
-    for ending in (signal.SIGINT, signal.SIGTERM):
+if __name__ == "__main__":  # the imports take a while, and a signal may come meanwhile
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, lambda *_: os._exit(130))
 
+    def cannot_start(kind: type[BaseException], error: BaseException, _: object) -> None:
+        """An import failed, for want of memory perhaps: that is not the status of a violation."""
+        print(f"launch.py: cannot start: {kind.__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(4)
+
+    sys.excepthook = cannot_start
+
 import re
 import secrets
-import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,28 +38,24 @@ from mmurace.explorer.run import outcome as codes
 from mmurace.nodes import plugins
 from mmurace.oracle.rules.table import Rule, rule_of
 from mmurace.oracle.rules.table import rules as known_rules
-from mmurace.protocol.errors import (
-    EmulatorError,
-    PeerError,
-    PluginError,
-    ReplayDivergence,
-    UserError,
-)
+from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from mmurace.protocol.signals import held
 from mmurace.report import machine, words
 from mmurace.report.arguments import PROGRAM, Form, On, parse
-from mmurace.report.directory import new_run, point_latest, saved_run
-from mmurace.report.interrupts import Interrupted, interrupts
+from mmurace.report.directory import new_run, point_to, replay_name, saved_record
+from mmurace.report.interrupts import Interrupted, interruptible, interrupts
 from mmurace.report.progress import Progress
 from mmurace.report.schedules import other_plugins
 from mmurace.report.screen import (
-    mute,
     open_closed_streams,
     say,
+    settle,
     stderr,
     stdout,
     write_line,
     write_out,
 )
+from mmurace.report.shortage import shortage
 from mmurace.report.terminal import print_outcome
 from mmurace.scenarios import catalogue
 from mmurace.scenarios.spec import RunSpec
@@ -68,7 +71,7 @@ DRAWN_SEED_END: Final = 1 << 32
 """A drawn seed is short enough to be typed."""
 SECONDS: Final = 30.0
 """How long ``stress`` feeds the endless workload, if nothing else is said."""
-OPERATIONS: Final = 2000
+OPERATIONS: Final = 20_000
 """The same on the simulator, which has no clock."""
 INTEGER: Final = re.compile(r"[0-9]{1,999}|0[xX][0-9a-fA-F]{1,999}")  # int() has a bound
 
@@ -228,22 +231,22 @@ def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
     """Run a recorded schedule again, delivery by delivery."""
     from mmurace.explorer.run import session
     from mmurace.explorer.run.replay import replay_file
+    from mmurace.explorer.run.schedule_file import is_schedule_file
     from mmurace.report.schedules import run_or_schedule
 
     recorded = run_or_schedule(source)
-    directory = new_run(f"replay-{recorded.resolve().name}", out)
+    directory = new_run(replay_name(recorded), out)
     say(f"replaying {recorded} on {on.value} in {directory}")
     try:
         with damage_of(recorded), interrupts(directory):
-            again = replay_file if recorded.is_file() else session.replay
+            again = replay_file if is_schedule_file(recorded) else session.replay
             outcome = again(recorded, on.value, directory)
-    except UserError:
+    except (UserError, OSError):
         with suppress(OSError):  # it holds something: then that is worth keeping
             directory.rmdir()
         raise
-    machine.save_summary(outcome)
     if out is None:
-        point_latest(directory)
+        point_to(directory)
     return finish(outcome, as_json)
 
 
@@ -273,20 +276,14 @@ def minimize(
 
 def explain(source: Path, form: Form, as_json: bool) -> int:
     """Say why a schedule fails: the interleaving, what decides it, what was owed, what cures it."""
-    from mmurace.explorer.explain import why as explainer
-    from mmurace.explorer.run import schedule_file
-    from mmurace.report import interleaving
-    from mmurace.report.schedules import run_or_schedule
+    from mmurace.report import explaining, interleaving
 
     with damage_of(source):
-        loaded = schedule_file.load(run_or_schedule(source))
-    if loaded.diverged:
-        say(f"{source} no longer fits to the letter, same violation found: {loaded.diverged}")
-    explanation = explainer.explain(loaded)
+        explanation = explaining.explanation_of(source)
     if as_json or form is Form.json:
         print_json(interleaving.as_dict(explanation))
     else:
-        write_out(interleaving.written(explanation, form).rstrip("\n"))
+        write_out(interleaving.written(explanation, form, stdout().width).rstrip("\n"))
     return codes.VIOLATED
 
 
@@ -294,10 +291,10 @@ def check(source: Path, as_json: bool) -> int:
     """Judge a saved run with the oracle alone."""
     from mmurace.explorer.run import session
 
-    recorded = saved_run(source)
+    recorded = saved_record(source)
     with damage_of(recorded, kinds=(PeerError, EmulatorError)):  # nothing but the record is run
         outcome = session.check(recorded)
-    return finish(outcome, as_json)
+    return finish(outcome, as_json, saved=False)
 
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
@@ -380,20 +377,30 @@ def perform(
     size: int | None = None,
 ) -> int:
     """Run once, show progress meanwhile, then print; the exit status."""
-    directory = new_run(spec.name, out)
-    saved = spec.save(directory)
-    if out is None:
-        point_latest(directory)
-    say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
-    from mmurace.explorer.run import session
+    with held():
+        from mmurace.explorer.run import session
 
-    with Progress(stderr()) as progress, interrupts(directory):
+    directory = new_run(spec.name, out)
+    with interrupts(directory), Progress(stderr()) as progress:
+        saved = save(spec, directory)
+        if out is None:
+            point_to(directory)
+        say(f"running {spec.name} on {on.value}, seed {spec.seed:#x}, in {directory}")
         if on is On.simulator:
             outcome = session.simulate(saved, directory)
         else:
             outcome = session.run_on_processes(saved, directory, seconds, progress, stop_on, size)
-    machine.save_summary(outcome)
     return finish(outcome, as_json)
+
+
+def save(spec: RunSpec, directory: Path) -> RunSpec:
+    """Write what a run is; a directory in which that cannot be is not left behind."""
+    try:
+        return spec.save(directory)
+    except OSError:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
 
 
 @contextmanager
@@ -412,12 +419,19 @@ def damage_of(
         raise UserError(str(recorded), f"is damaged: {error}", "a saved run") from None
 
 
-def finish(outcome: Outcome, as_json: bool) -> int:
-    """Print how a run came out; the exit status."""
+def finish(outcome: Outcome, as_json: bool, saved: bool = True) -> int:
+    """Print how a run came out, and which of its files could not be written; the exit status.
+
+    ``saved``: first put a summary into its directory.
+    """
+    if saved:
+        machine.save_summary(outcome)
     if as_json:
         print_json(machine.outcome_dict(outcome))
     else:
         print_outcome(stdout(), outcome)
+    for problem in outcome.unwritten:
+        say(f"{PROGRAM}: {problem}")
     return outcome.exit_code
 
 
@@ -434,28 +448,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status.  Every error is one line on stderr."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(given)
-        return COMMANDS[options.pop("command")](**options)
-    except SystemExit:  # help was asked for and printed
-        return codes.HELD
+        options = parsed(given)
+        return codes.HELD if options is None else COMMANDS[options.pop("command")](**options)
     except UserError as error:
         return complain(str(error), codes.USAGE, given)
     except (Interrupted, KeyboardInterrupt) as error:
         return complain(f"interrupted{error}", codes.INTERRUPTED, given)
-    except BrokenPipeError:
-        mute(sys.stdout)
-        return codes.BROKEN
     except (Exception, plugins.PluginLoops) as error:
         if "--debug" in given:
             traceback.print_exc()
-        if isinstance(error, PluginError):
-            return complain(str(error), codes.BROKEN, given)
-        if blamed := plugins.blame(error):
-            return complain(blamed, codes.USAGE, given)
-        if isinstance(error, OSError) and error.strerror:
-            where = error.filename or "a file of the run, or the output"
-            return complain(f"{where}: {error.strerror}", codes.BROKEN, given)
-        return complain(f"{type(error).__name__}: {error}", codes.BROKEN, given)
+        if blamed := plugins.said_of(error):
+            return complain(blamed, codes.BROKEN if plugins.ran(error) else codes.USAGE, given)
+        problem = shortage(error) or f"{type(error).__name__}: {error}"
+        return complain(problem, codes.BROKEN, given)
+
+
+def parsed(given: list[str]) -> dict[str, Any] | None:
+    """What was asked for; None if that was help, which has been printed.  Raises ``UserError``."""
+    try:
+        return parse(given)
+    except SystemExit:
+        return None
 
 
 def complain(problem: str, status: int, given: list[str]) -> int:
@@ -468,8 +481,8 @@ def complain(problem: str, status: int, given: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGINT, signal.SIGTERM):  # SIGTERM ends as Ctrl-C does
-        if signal.getsignal(ending) is not signal.SIG_IGN:
-            signal.signal(ending, signal.default_int_handler)
+    sys.excepthook = sys.__excepthook__
     open_closed_streams()
-    sys.exit(main())
+    status = interruptible(main)
+    settle()
+    sys.exit(status)

@@ -31,7 +31,7 @@ def run(race: Race, case: KernelCase, keep: Path | None, seed: int) -> tuple[boo
     began = time.monotonic()
     with TemporaryDirectory() as directory:
         spec = race.run(case.name, seed).save(Path(directory))
-        outcome = run_on_processes(spec, Path(directory), campaign=True)
+        outcome = run_on_processes(spec, Path(directory))
         wanted = HELD if case.expect.verdict == "held" else VIOLATED
         right = bool(outcome.expected) and outcome.exit_code == wanted
         if keep is not None and not right:

@@ -281,7 +281,7 @@ class _Processes:
         for process in self.started[1:]:
             process.join(5.0)
         for process in self.started:
-            process.terminate()
+            process.kill()
             process.join(5.0)
 
     def start(self, target: Callable[..., None], *args: Any) -> None:

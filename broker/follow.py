@@ -8,13 +8,12 @@ deliveries that were never handled (their nodes were killed, or the run was cut 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from mmurace.broker.plan import Outcome
+from mmurace.broker.plan import Outcome, end_text
 from mmurace.nodes.journal import SUFFIX, JournalReader, journal_path
 from mmurace.protocol import codec, wire
 from mmurace.protocol.envelope import BROKER
@@ -34,6 +33,8 @@ class Follower:
         self.directory = directory
         self.outcome: Outcome | None = None
         """How the run ended, once that was read."""
+        self.handled = 0
+        """The last delivery that was read with its handling."""
         self.low_water = 0
         """No step to come has a cause below this, but for ends of operations."""
         self.skipped: list[tuple[int, str]] = []
@@ -64,11 +65,20 @@ class Follower:
 
     def check_whole(self) -> None:
         """Raises ``PeerError`` if a run that ended well lacks what a living node handled."""
-        if self.outcome is None or not self.outcome.sound:
+        if self.cut:
             return
         for n, node in self.skipped:
             if node not in self.killed:
                 raise PeerError(f"delivery {n} is not in {journal_path(Path(), node)}")
+
+    @property
+    def cut(self) -> bool:
+        """Whether the run was cut short, as far as was read."""
+        return self.outcome is None or not self.outcome.sound
+
+    def end_text(self) -> str:
+        """Where the record of a run that was cut short ends, as ``Record.end_text``."""
+        return end_text(self.handled, len(self.skipped), self.outcome) if self.cut else ""
 
     def close(self) -> None:
         """Close all files."""
@@ -82,14 +92,19 @@ class Follower:
             if self._next is None:
                 return None
             n, id_, _copy, src, dst, kind, causes = self._next
+            if dst not in self._nodes:
+                raise PeerError(f"delivery {n} is to {dst}, which is not in this world")
             record = self._nodes[dst].take(n)
             if record is None and not final:
                 return None
             self._next = None
             if record is not None:
-                records = wire.read_journal_record(record).records
+                found = wire.read_journal_record(record)
+                if found.id != id_:
+                    raise PeerError(f"delivery {n} is of {id_}, and was handled as {found.id}")
+                self.handled = n
                 return TraceStep(
-                    n, id_, src, dst, kind, tuple(causes), records, self._lost_before(n)
+                    n, id_, src, dst, kind, tuple(causes), found.records, self._lost_before(n)
                 )
             self.skipped.append((n, dst))
 
@@ -112,7 +127,7 @@ class Follower:
             if word == "low":
                 self.low_water = int(fields[0])
             if word == "end":
-                self.outcome = msgspec.convert(fields[0], Outcome)
+                self.outcome = codec.convert(fields[0], Outcome)
         return None
 
 
@@ -134,14 +149,17 @@ class _Tail:
         return self._reader.next()
 
     def take(self, n: int) -> bytes | None:
-        """The record of delivery ``n``, or None if it is not there (yet)."""
-        while self._ahead is None or self._number < n:
+        """The record of delivery ``n``, or None if it is not there (yet).
+
+        A node handles what it is given in its order.  Raises ``PeerError`` if it did not.
+        """
+        if self._ahead is None:
             self._ahead = self.next()
             if self._ahead is None:
                 return None
             self._number = wire.journal_record_number(self._ahead)
         if self._number != n:
-            return None
+            raise PeerError(f"delivery {n} is not in {self.path.name}, which has {self._number}")
         record, self._ahead = self._ahead, None
         return record
 
@@ -154,35 +172,39 @@ class _Tail:
 # ---- comparing -----------------------------------------------------------------------------
 
 
-def compare_runs(left: Path, right: Path) -> tuple[str, int, str] | None:
+def compare_runs(left: Path, right: Path, last: int | None = None) -> tuple[str, int, str] | None:
     """The first difference between two runs' node journals: (node, delivery, field).
 
-    The earliest delivery counts.  None: every node did the same, byte for byte.
+    The earliest delivery counts.  None: every node did the same, byte for byte.  ``last``: the
+    left one was cut short; what it has beyond that delivery nobody knows of.
     """
     names = {path.name for run in (left, right) for path in run.glob("*" + SUFFIX)}
     names.discard(BROKER + SUFFIX)
-    found = [_difference(name, left / name, right / name) for name in sorted(names)]
+    found = [_difference(name, left / name, right / name, last) for name in sorted(names)]
     return min((d for d in found if d is not None), key=lambda d: d[1], default=None)
 
 
-def _difference(name: str, left: Path, right: Path) -> tuple[str, int, str] | None:
+def _difference(
+    name: str, left: Path, right: Path, last: int | None
+) -> tuple[str, int, str] | None:
     node = name.removesuffix(SUFFIX)
     for path in (left, right):
-        if not path.exists():
+        if not path.exists() and (last is None or path is right):
             return node, 0, "journal"
-    for one, other in zip_longest(_records(left), _records(right)):
+    for one, other in zip_longest(_records(left, last), _records(right, None)):
         if one != other:
             return node, *_field(one, other)
     return None
 
 
-def _records(path: Path) -> Iterator[bytes]:
-    reader = JournalReader(path)
-    try:
+def _records(path: Path, last: int | None) -> Iterator[bytes]:
+    if last is not None and not path.exists():
+        return  # it was cut short before this node could begin
+    with closing(JournalReader(path)) as reader:
         while (record := reader.next()) is not None:
+            if last is not None and wire.journal_record_number(record) > last:
+                break
             yield record
-    finally:
-        reader.close()
 
 
 def _field(one: bytes | None, other: bytes | None) -> tuple[int, str]:

@@ -13,6 +13,7 @@ import msgspec
 from mmurace.broker.faults import Chaos
 from mmurace.broker.programs import Program
 from mmurace.broker.schedules import Arrival, Schedule
+from mmurace.nodes.disk import Disk, disk
 from mmurace.protocol.envelope import BROKER
 from mmurace.protocol.trace import Ending
 from mmurace.protocol.wire import Choices
@@ -60,9 +61,8 @@ class Plan:
     """Choices that the handling of a delivery must take, by its number."""
     build: str = "mmurace.nodes.build:build"
     """``module:function`` that makes a node's driver from (name, world, seed)."""
-    campaign: bool = False
-    """One of many runs of this process: fork off a server that has imported everything, and keep
-    it.  Else every process is a fresh interpreter."""
+    disk: Disk = field(default_factory=disk)
+    """What every process of the run writes its files through."""
 
 
 QUIESCENT = "quiescent"
@@ -83,6 +83,8 @@ NOT_READY = "not ready"
 """A process did not say hello in time; ``detail`` names it."""
 STUCK = "stuck"
 """A node did not answer a delivery in time; ``detail`` names both."""
+UNRECORDED = "unrecorded"
+"""A file of the run could not be written (the disk is full); ``detail`` names it."""
 UNBALANCED = "unbalanced"
 """Messages are unaccounted for: our own fault."""
 
@@ -115,3 +117,14 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     def sound(self) -> bool:
         """Whether the run itself worked; says nothing about what it found."""
         return self.status in SOUND
+
+
+def end_text(last: int, unhandled: int, outcome: Outcome | None) -> str:
+    """Where the record of a run that was cut short ends, and why.
+
+    ``last``: the last delivery that was handled; ``unhandled``: how many more are on file.
+    """
+    text = f"ends after delivery {last}"
+    if unhandled:
+        text += f", {unhandled} more were delivered and never handled"
+    return f"{text}: {'the run was cut short' if outcome is None else outcome.status}"

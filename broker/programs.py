@@ -6,7 +6,8 @@ comes ``after`` is done.  Feeding stops by not feeding: operations in flight are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mmurace.protocol.envelope import BROKER, Envelope, operation_of
@@ -23,17 +24,50 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounds:
+    """Programs that go in rounds, each at least as far as all others were one round before.
+
+    In every round the ends of the first ``awaited`` operations may be come after, by whoever is in
+    the same round, so those of earlier ones can be forgotten.
+    """
+
+    first: Mapping[str, int]
+    """Program -> the index at which its first round begins."""
+    length: Mapping[str, int]
+    """Program -> its operations of a round."""
+    awaited: int
+
+    @property
+    def kept(self) -> int:
+        """So many ends of each program can still be named: of this round and of the next."""
+        return 2 * self.awaited
+
+    def __contains__(self, operation: object) -> bool:
+        """Whether somebody may come after it."""
+        program, _, index = str(operation).rpartition("/")
+        if program not in self.first:
+            return False
+        since = int(index) - self.first[program]
+        return since >= 0 and since % self.length[program] < self.awaited
+
+    def operation(self, program: str, number: int, position: int) -> str:
+        """The id of an operation of a round."""
+        return f"{program}/{self.first[program] + number * self.length[program] + position}"
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """What one node is asked to do; ``steps`` may be endless but must be repeatable.
 
-    Endless ones say in ``awaits`` after which operations they may come, so that the ends of all
-    others can be forgotten; None: after any.
+    Endless ones say in ``awaits`` and ``rounds`` after which operations they may come, so that the
+    ends of all others can be forgotten; ``awaits`` is None: after any.
     """
 
     name: str
     node: str
     steps: Iterable[Step]
     awaits: frozenset[str] | None = None
+    rounds: Rounds | None = None
 
 
 def awaited(programs: Iterable[Program]) -> frozenset[str] | None:
@@ -47,6 +81,11 @@ def awaited(programs: Iterable[Program]) -> frozenset[str] | None:
         else:
             found |= program.awaits
     return frozenset(found)
+
+
+def rounds_of(programs: Iterable[Program]) -> Rounds | None:
+    """The rounds that programs go in; those that do go in the same ones."""
+    return next((program.rounds for program in programs if program.rounds is not None), None)
 
 
 @dataclass(slots=True)
@@ -67,7 +106,9 @@ class Feeder:
 
     def __init__(self, programs: Iterable[Program], operations_max: int | None = None) -> None:
         programs = tuple(programs)
-        self._awaited = awaited(programs)
+        self._awaited, self._rounds = awaited(programs), rounds_of(programs)
+        self._recent: dict[str, deque[str]] = {}
+        """Program -> its last ends that are awaited in rounds."""
         self._progress = {p.name: _Progress(p, iter(p.steps)) for p in programs}
         self._left = operations_max
         self._waiting: dict[str, list[str]] = {}
@@ -117,9 +158,9 @@ class Feeder:
 
     def _check_said(self, operation: str, step: Step) -> None:
         """What a step comes after must not have been forgotten.  Raises ``EmulatorError``."""
-        said = self._awaited or frozenset()
+        said, rounds = self._awaited or frozenset(), self._rounds or ()
         for op in step.after:
-            if op not in said:
+            if op not in said and op not in rounds:
                 raise EmulatorError(f"{operation} comes after {op}, which its program did not say")
 
     def _is_over(self, operation: str) -> bool:
@@ -152,12 +193,22 @@ class Feeder:
         progress = self._progress[name]
         if self._awaited is None or operation in self._awaited or progress.always:
             self._done[operation] = delivery
+        elif self._rounds is not None and operation in self._rounds:
+            self._done[operation] = delivery
+            self._forget_rounds(name, operation, self._rounds.kept)
         progress.step, progress.causes = None, [delivery]
         progress.index += 1
         fed = self._next(name)
         for waiter in self._waiting.pop(operation, ()):
             fed += self._next(waiter)
         return fed
+
+    def _forget_rounds(self, program: str, operation: str, kept: int) -> None:
+        """Keep the last ends of a program that others may come after in rounds."""
+        recent = self._recent.setdefault(program, deque())
+        recent.append(operation)
+        if len(recent) > kept:
+            del self._done[recent.popleft()]
 
     def _next(self, name: str) -> list[Envelope]:
         progress = self._progress[name]

@@ -18,48 +18,54 @@ simulator.  The broker's journal holds, in the order in which they happened:
 * ``["end", outcome]``: the last record of a run that ended in order
 
 On processes the broker's journal is written ahead: a delivery is in the file before its frame is
-sent, a handling is in its node's file before its frame is sent.  So whatever is cut short, the
-files agree up to the first delivery that its node has not handled.
+sent, a handling is in its node's file before its frame is sent.  So whatever is cut short, every
+node has handled the first so many of what it was given, and whatever caused a delivery was handled.
+In the simulator nodes' journals are written before the broker's, which comes to the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
-import msgspec
 
 from mmurace.broker.deaths import Killing, KillSource
 from mmurace.broker.faults import Chaos, Fault, FaultKind, Gatekeeper
 from mmurace.broker.gates import Gates
 from mmurace.broker.kills import Kills, RecordedKills
-from mmurace.broker.plan import QUIESCENT, Outcome
+from mmurace.broker.plan import QUIESCENT, Outcome, end_text
 from mmurace.broker.programs import Program, awaited, operation_program
 from mmurace.broker.schedules import ScheduleEntry
-from mmurace.nodes.journal import Journal, JournalReader, journal_path
+from mmurace.nodes.files import read_sealed, sealed, unwritten
+from mmurace.nodes.journal import SUFFIX, Journal, JournalReader, journal_path
 from mmurace.nodes.world import World
 from mmurace.protocol import codec, wire
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled
-from mmurace.protocol.errors import UserError
+from mmurace.protocol.errors import PeerError, UserError
 from mmurace.protocol.limits import JOURNAL_FLUSH_EVERY, JOURNAL_RECORD_BYTES_MAX
 from mmurace.protocol.wire import Choices
 
 SCHEDULE_FILE = "schedule"
-SCHEDULE_HEADER = "# mmu-notifier-emulator schedule 1: number, copy, message id\n"
+SCHEDULE_HEADER = "# mmu-notifier-emulator schedule 2: number, copy, message id\n"
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 
 class BrokerJournal:
     """The broker's journal.  ``flush`` decides when it is on file."""
 
-    def __init__(self, directory: Path) -> None:
-        self._journal = Journal(journal_path(directory, BROKER), BROKER)
+    def __init__(self, directory: Path, late: bool = False) -> None:
+        """``late``: see ``Journal``."""
+        self._journal = Journal(journal_path(directory, BROKER), BROKER, late)
         self.flush = self._journal.flush
         self.close = self._journal.close
+        self.abandon = self._journal.abandon
 
     def deliver(self, n: int, e: Envelope) -> None:
         """Delivery ``n``."""
@@ -142,40 +148,43 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Put everything so far on file, so that it can be followed and outlives this process."""
+        """Put everything so far on file, so that it can be followed and outlives this process.
+
+        Nodes first: whatever the broker's journal has was handled.  Raises ``OSError`` with the
+        path, and then the record ends where the last ``flush`` ended.
+        """
         self._unwritten = 0
-        self.broker.flush()
+        try:
+            for journal in self._nodes.values():
+                journal.flush()
+            self.broker.flush()
+        except OSError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Close all files without writing what is not on file yet."""
+        self.broker.abandon()
         for journal in self._nodes.values():
-            journal.flush()
+            journal.abandon()
 
     def stopped(self, n: int, why: str) -> None:
         """After delivery ``n`` nothing more is fed."""
         self.broker.note("stop", n, why)
 
-    def close(self, outcome: Outcome | None = None) -> None:
-        """Write the end, if it came to one, and the schedule; close all files."""
+    def close(self, outcome: Outcome | None = None) -> str:
+        """Write the end, if it came to one, and the schedule; close all files.
+
+        Returns what ``write_schedule`` does.  Raises ``OSError`` as ``flush`` does.
+        """
         if outcome is not None:
             self.broker.end(outcome)
-        self.broker.close()
-        for journal in self._nodes.values():
-            journal.close()
-        write_schedule(self.directory)
+        self.flush()
+        self.abandon()
+        return write_schedule(self.directory)
 
 
 # ---- reading -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A delivery as the broker's journal has it."""
-
-    n: int
-    id: str
-    copy: int
-    src: str
-    dst: str
-    kind: str
-    causes: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -183,18 +192,32 @@ class Record:
     """A recorded run, as far as running it again needs it."""
 
     deliveries: list[ScheduleEntry] = field(default_factory=list)
+    """What was delivered and handled."""
     faults: ReplayedFaults = field(default_factory=lambda: ReplayedFaults({}))
     """Give this to the exchange as its chaos: the same copies come to be, nothing is delayed."""
+    choices: dict[int, Choices] = field(default_factory=dict)
+    """What hardware chose, by delivery."""
     operations: dict[str, int] = field(default_factory=dict)
     """Operations delivered, by program."""
     stopped: bool = False
     """Feeding was stopped before the programs had run to their ends."""
     begun: list[tuple[int, str]] = field(default_factory=list)
-    """Deaths that chaos decided: (delivery, node)."""
+    """Deaths that chaos decided: (delivery that was handled, or 0, node)."""
     killed: list[tuple[int, str]] = field(default_factory=list)
-    """Nodes that were gone: (delivery, node)."""
+    """Nodes that were gone: the same."""
     outcome: Outcome | None = None
     """None: the run did not end in order."""
+    unhandled: int = 0
+    """Deliveries on file that their nodes have not handled: the run was cut short."""
+    last: int = 0
+    """The last delivery on file, handled or not."""
+    changed: int = 0
+    """The delivery from which on the order is another one than the journal's; 0: it is that one."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the run was cut short, so that the record ends before it did."""
+        return self.outcome is None or not self.outcome.sound
 
     def chaos(self, world: World) -> ReplayedFaults:
         """The faults for another run in ``world``, with the deaths."""
@@ -208,12 +231,27 @@ class Record:
         was fed and never delivered.
         """
         complete = self.outcome is not None and self.outcome.ending.complete
-        more = 0 if complete or self.stopped else 1
+        more = 1 if self.cut or not (complete or self.stopped) else 0
         counts = self.operations
         return tuple(
             replace(p, steps=FirstSteps(p, counts.get(p.name, 0) + more), awaits=awaited((p,)))
             for p in programs
         )
+
+    def operations_max(self, given: int | None) -> int | None:
+        """The bound of the recorded run for its replay.
+
+        Operations that were fed and not delivered are unknown if it was cut short, and one that
+        was not fed then must not use up the bound; the programs are cut all the same.
+        """
+        return None if self.cut else given
+
+    def end_text(self) -> str:
+        """Where the record ends and why; empty if the run came to its end."""
+        if not self.cut:
+            return ""
+        last = self.deliveries[-1][0] if self.deliveries else 0
+        return end_text(last, self.unhandled, self.outcome)
 
 
 class FirstSteps:
@@ -286,15 +324,37 @@ def last_number(directory: Path) -> int:
     return last
 
 
-def read_record(directory: Path) -> Record:
-    """What it takes to run a recorded run again.  Raises ``UserError``."""
+def read_record(source: Path) -> Record:
+    """What it takes to run a recorded run again, up to the last delivery that was handled.
+
+    ``source`` is a run's directory, or the file ``schedule`` in one: then the order is what that
+    file says.  Raises ``UserError``; ``PeerError`` for journals that do not fit each other.
+    """
+    directory = source if source.is_dir() else source.parent
+    record, given = _read_broker(directory)
+    unhandled = _read_nodes(directory, record, given)
+    record.unhandled = len(unhandled)
+    record.deliveries = [entry for entry in record.deliveries if entry[0] not in unhandled]
+    numbers = [entry[0] for entry in record.deliveries]
+    record.begun = _at_handled(record.begun, numbers)
+    record.killed = _at_handled(record.killed, numbers)
+    if source != directory:
+        _reorder(record, read_schedule(source))
+    return record
+
+
+def _read_broker(directory: Path) -> tuple[Record, dict[str, list[ScheduleEntry]]]:
+    """What the broker's journal has, and what each node was given."""
     record = Record()
     kinds = record.faults.kinds
     answered: set[str] = set()
+    given: dict[str, list[ScheduleEntry]] = {}
     for word, *fields in broker_records(directory):
         if word == "deliver":
-            n, id_, copy, src = fields[:4]
+            n, id_, copy, src, dst = fields[:5]
             record.deliveries.append((n, id_, copy))
+            given.setdefault(dst, []).append(record.deliveries[-1])
+            record.last = n
             if id_.endswith(REPLY_MARK):
                 answered.add(id_)
             if src == BROKER and copy == 0:
@@ -311,31 +371,89 @@ def read_record(directory: Path) -> Record:
         elif word == "stop":
             record.stopped = True
         elif word == "end":
-            record.outcome = msgspec.convert(fields[0], Outcome)
-    return record
+            record.outcome = codec.convert(fields[0], Outcome)
+    return record, given
 
 
-def read_choices(directory: Path, nodes: Iterable[str]) -> dict[int, Choices]:
-    """What hardware chose in a recorded run, by delivery.  Raises ``UserError``."""
-    choices: dict[int, Choices] = {}
-    for name in nodes:
-        with contextlib.closing(JournalReader(journal_path(directory, name))) as reader:
-            while (data := reader.next()) is not None:
-                record = wire.read_journal_record(data)
-                if record.choices:
-                    choices[record.n] = record.choices
-    return choices
+def is_blank(directory: Path) -> bool:
+    """Whether a run in there was ended before its first delivery, its broker's journal included."""
+    if journal_path(directory, BROKER).exists():
+        return False
+    for path in directory.glob("*" + SUFFIX):
+        with contextlib.closing(JournalReader(path)) as reader:
+            if reader.next() is not None:
+                return False
+    return True
 
 
-def write_schedule(directory: Path) -> None:
-    """Write ``schedule`` from the broker's journal: one line per delivery."""
-    with (directory / SCHEDULE_FILE).open("w", encoding="utf-8") as file:
-        file.write(SCHEDULE_HEADER)
-        file.writelines(
-            f"{fields[0]} {fields[2]} {fields[1]}\n"
-            for word, *fields in broker_records(directory)
-            if word == "deliver"
-        )
+def _read_nodes(directory: Path, record: Record, given: dict[str, list[ScheduleEntry]]) -> set[int]:
+    """Add the choices of all nodes; the numbers of deliveries that were never handled."""
+    unhandled: set[int] = set()
+    dead = {node for _, node in record.killed}
+    for node, entries in given.items():
+        path = journal_path(directory, node)
+        count = 0
+        if path.exists() or not record.cut:
+            count = _read_node(path, entries, record)
+        rest = [n for n, _, _ in entries[count:]]
+        if rest and not record.cut and node not in dead:
+            raise PeerError(f"delivery {rest[0]} is not in {path.name}")
+        unhandled.update(rest)
+    return unhandled
+
+
+def _read_node(path: Path, entries: list[ScheduleEntry], record: Record) -> int:
+    """Add the choices of one node; how many of its deliveries it has handled."""
+    count = 0
+    with contextlib.closing(JournalReader(path)) as reader:
+        while (data := reader.next()) is not None:
+            n, id_, choices = wire.read_journal_choices(data)
+            if count == len(entries):
+                if n > record.last and record.cut:  # nodes' journals are written first
+                    break
+                raise PeerError(f"delivery {n} in {path.name} was never delivered")
+            if (n, id_) != entries[count][:2]:
+                raise PeerError(f"delivery {entries[count][0]} is not next in {path.name}")
+            if choices:
+                record.choices[n] = choices
+            count += 1
+    return count
+
+
+def _at_handled(deaths: list[tuple[int, str]], numbers: list[int]) -> list[tuple[int, str]]:
+    """The same deaths after the last handled delivery each: nothing else can tell them apart."""
+    before = [bisect_right(numbers, n) for n, _ in deaths]
+    return [
+        (numbers[at - 1] if at else 0, node) for at, (_, node) in zip(before, deaths, strict=True)
+    ]
+
+
+def _reorder(record: Record, entries: list[ScheduleEntry]) -> None:
+    """Deliver in another order; what was chosen in a delivery goes with the message."""
+    if entries == record.deliveries:
+        return
+    chosen = {(i, c): record.choices[n] for n, i, c in record.deliveries if n in record.choices}
+    pairs = zip(entries, record.deliveries, strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    rest = entries[same:] or record.deliveries[same:]
+    record.changed = rest[0][0]
+    record.choices = {n: chosen[i, c] for n, i, c in entries if (i, c) in chosen}
+    record.deliveries = entries
+
+
+def write_schedule(directory: Path) -> str:
+    """Write ``schedule`` from the broker's journal: one line per delivery.
+
+    Returns why it could not be written; empty if it was.  Nothing is lost then: the journal has
+    it all.
+    """
+    lines = (
+        f"{fields[0]} {fields[2]} {fields[1]}\n"
+        for word, *fields in broker_records(directory)
+        if word == "deliver"
+    )
+    text = "".join((SCHEDULE_HEADER, *lines))
+    return unwritten(directory / SCHEDULE_FILE, sealed(text))
 
 
 def read_schedule(source: Path) -> list[ScheduleEntry]:
@@ -343,18 +461,23 @@ def read_schedule(source: Path) -> list[ScheduleEntry]:
     path = source / SCHEDULE_FILE if source.is_dir() else source
     if source.is_dir() and not path.exists():  # a run that was cut short
         return read_record(source).deliveries
-    try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot read: {error}", "a schedule") from None
-    if header != SCHEDULE_HEADER:
-        raise UserError(f"{path}:1", "not a schedule of this version", SCHEDULE_HEADER.strip())
-    return [_entry(path, number, line) for number, line in enumerate(lines, start=2)]
+    expected = SCHEDULE_HEADER.strip()
+    lines = read_sealed(path, "a schedule").splitlines(keepends=True)
+    first = 1 if lines and lines[0] == "\n" else 0  # its seal
+    if lines[first : first + 1] != [SCHEDULE_HEADER]:
+        raise UserError(f"{path}:{first + 1}", "not a schedule of this version", expected)
+    first += 1
+    entries = [_entry(path, at, line) for at, line in enumerate(lines[first:], first + 1)]
+    for number, (one, other) in enumerate(pairwise(entries), first + 2):
+        if one[0] >= other[0]:
+            raise UserError(
+                f"{path}:{number}", f"{other[0]} comes after {one[0]}", "rising numbers"
+            )
+    return entries
 
 
 def _entry(path: Path, number: int, line: str) -> ScheduleEntry:
-    try:
-        n, copy, id_ = line.rstrip("\n").split(" ", 2)
-        return int(n), id_, int(copy)
-    except ValueError:
-        raise UserError(f"{path}:{number}", "not a delivery", "number, copy, message id") from None
+    n, copy, id_ = (*line.rstrip("\n").split(" ", 2), "", "")[:3]
+    if not (_NUMBER.fullmatch(n) and _NUMBER.fullmatch(copy) and id_ and int(n)):
+        raise UserError(f"{path}:{number}", "not a delivery", "number, copy, message id")
+    return int(n), id_, int(copy)

@@ -4,9 +4,11 @@ One thread, one socket, one loop: take in what nodes have handled, release what 
 out what may be delivered, write it down, send it.  Bodies pass through as bytes.  Only this
 process knows what was lost, repeated or held back; only it decides who is next.
 
-Peers are nodes and one launcher.  A peer says hello with its name and the run's token; whatever
-else arrives (wrong token, a name already claimed, frames that do not parse, a handling that was
-not asked for, a message to nobody) is counted under its reason and otherwise ignored.
+Peers are nodes and one launcher.  No other process can connect (``nodes.sockets``), and once all
+are there the socket's file is gone, so that nobody can even try.  A peer says hello with its name
+and the run's token; whatever else arrives (wrong token, a name already claimed, frames that do not
+parse, a handling that was not asked for, a message to nobody) is counted under its reason and
+otherwise ignored.
 """
 
 from __future__ import annotations
@@ -17,31 +19,35 @@ import hmac
 import shutil
 import sys
 import time
-import traceback
 from collections import deque
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+import msgspec
 import zmq
 
 from mmurace.broker import dispatch, plan
 from mmurace.broker.exchange import Exchange
+from mmurace.broker.patience import Clock, Patience, Pulse
 from mmurace.broker.plan import LAUNCHER, Outcome, Plan
 from mmurace.broker.programs import Feeder
 from mmurace.broker.recorder import BrokerJournal
 from mmurace.broker.schedules import Recorded
 from mmurace.nodes import sockets
-from mmurace.nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child
-from mmurace.protocol import codec, limits, wire
+from mmurace.nodes.disk import install
+from mmurace.nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child, what_broke
+from mmurace.protocol import limits, wire
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
 from mmurace.protocol.errors import PeerError
+from mmurace.protocol.messages.base import kinds
 
 
 @cache
 def known_kinds() -> frozenset[str]:
     """Kinds that a node may send."""
-    kinds = codec.message_kinds()
-    return frozenset(kinds) | {kind + REPLY_MARK for kind in kinds}
+    names = kinds()
+    return frozenset(names) | {kind + REPLY_MARK for kind in names}
 
 
 UNENDING = 1 << 62
@@ -50,24 +56,28 @@ REASONS_MAX = 64
 """Reasons for rejection that are counted apart; peers can make up any number of them."""
 
 
-def main(run: Plan, directory: str, token: str) -> None:
+def main(run: Plan, directory: str, token: str, pids: Iterable[int] = ()) -> None:
     """Run the router until the run is over, in a process of its own.
 
-    ``directory`` is private to this run and holds the socket; if the launcher dies, it is
-    removed from here.
+    ``directory`` is private to this run and holds the socket; it goes once all are connected, or
+    if the launcher dies.  ``pids`` are the processes that may connect; none given: all.
     """
-    prepare_child(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+    def close_door() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    prepare_child(close_door)
+    install(run.disk)
     context: zmq.Context[sockets.Socket] = zmq.Context()
-    socket = sockets.router(context, endpoint(directory))
-    router, broke = Router(run, socket, token), False
+    socket = sockets.router(context, endpoint(directory), pids)
+    router, broke = Router(run, socket, token, close_door), False
     try:
         router.run()
-    except Exception:
+    except Exception as error:
         broke = True
-        text = traceback.format_exc()
-        router.send(LAUNCHER, [wire.control_frame("broken", text)])
+        router.send(LAUNCHER, [wire.control_frame("broken", what_broke(error))])
     sockets.close(context, FAREWELL_SECONDS)
-    shutil.rmtree(directory, ignore_errors=True)  # here too: the launcher may be gone by now
+    close_door()  # the launcher may be gone by now
     if broke:
         sys.exit(EXIT_BROKEN)
 
@@ -80,9 +90,18 @@ def endpoint(directory: str) -> str:
 class Router:
     """One run.  ``run`` returns when it is over and everybody has been told."""
 
-    def __init__(self, run: Plan, socket: sockets.Socket, token: str) -> None:
+    def __init__(
+        self,
+        run: Plan,
+        socket: sockets.Socket,
+        token: str,
+        close_door: Callable[[], object] = lambda: None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """``close_door`` is called once all are connected: nobody else need come."""
         self.plan, self.socket, self.token = run, socket, token.encode()
-        self.journal = BrokerJournal(run.directory)
+        self.close_door, self.clock = close_door, clock
+        self.journal = BrokerJournal(run.directory, late=True)  # when there is somebody to tell
         feeder = Feeder(run.programs, run.operations_max)
         recorded = isinstance(run.schedule, Recorded)
         self.exchange = Exchange(feeder, self.journal.watch(run.chaos), recorded)
@@ -100,6 +119,7 @@ class Router:
         self._death_seen = False
         """The launcher has said that a process is gone."""
         self._check_at = 0.0
+        self._pulse = Pulse(clock)
         self._low_at = limits.LOW_WATER_EVERY
         """The delivery at which the low-water mark is noted next."""
         self._oldest: dict[str, tuple[int, float]] = {}
@@ -109,6 +129,7 @@ class Router:
         """From the first hello to the last farewell."""
         self._gather_peers()
         if not self.status:
+            self.close_door()
             self.send(LAUNCHER, [wire.control_frame("ready")])
             gc.freeze()
             self.exchange.start()
@@ -120,10 +141,10 @@ class Router:
 
     def _gather_peers(self) -> None:
         """Wait, within bounds, until every node is ready and the launcher is there."""
-        deadline = time.monotonic() + limits.READY_SECONDS_MAX
+        patience = Patience(limits.READY_SECONDS_MAX, self.clock)
         wanted = {LAUNCHER, *self.plan.nodes}
         while self.ready != wanted and not self.status:
-            if time.monotonic() > deadline:
+            if patience.over():
                 self.status = plan.NOT_READY
                 self.detail = f"no hello from {', '.join(sorted(wanted - self.ready))}"
             self._receive()
@@ -200,7 +221,7 @@ class Router:
                     return
         except zmq.Again:
             pass
-        if time.monotonic() >= self._check_at:
+        if self.clock() >= self._check_at:
             self._look_for_stuck()
 
     def reject(self, reason: str) -> None:
@@ -258,7 +279,9 @@ class Router:
     # -- everybody else ------------------------------------------------------------------
 
     def _from_stranger(self, frames: list[bytes]) -> None:
-        """Only a hello with the token and a free name makes a peer."""
+        """Only a hello with the token and a free name makes a peer; nothing longer is read."""
+        if len(frames) > 2 or len(frames[-1]) > limits.HELLO_BYTES_MAX:
+            raise PeerError("too long for a hello")
         fields = _fields(frames)
         if fields[0] != "hello":
             raise PeerError("from somebody who has not said hello")
@@ -312,17 +335,22 @@ class Router:
         self._over(plan.NODE_DIED, witness)
 
     def _last_words(self) -> None:
-        """A death has several witnesses (it, the launcher, a send that failed): hear them all."""
-        deadline = time.monotonic() + LAST_WORDS_SECONDS
-        while not self._death_seen and time.monotonic() < deadline:
+        """A death has several witnesses (it, the launcher, a send that failed): hear them all.
+
+        Whoever goes on talking does not keep the run from its end.
+        """
+        patience = Patience(LAST_WORDS_SECONDS, self.clock)
+        while not self._death_seen and not patience.over():
             self._receive()
-        while self.socket.poll(0):
+        while self.socket.poll(0) and not patience.over():
             self._receive()
 
     def _look_for_stuck(self) -> None:
         """Name a node whose oldest delivery has been with it for too long."""
-        now = time.monotonic()
+        now = self.clock()
         self._check_at = now + limits.SOCKET_SECONDS_MAX
+        if self._pulse.stood_still():
+            self._oldest.clear()
         for name, queue in self.in_flight.items():
             oldest = queue[0] if queue else 0
             seen, since = self._oldest.get(name, (0, now))
@@ -339,8 +367,12 @@ class Router:
         if self.status == plan.NODE_DIED:
             self._last_words()
         outcome = self._outcome()
-        self.journal.end(outcome)
-        self.journal.close()
+        try:
+            self.journal.end(outcome)
+            self.journal.close()
+        except OSError as error:  # all that was handled is on file, and how it ended is known
+            detail = what_broke(error)
+            outcome = msgspec.structs.replace(outcome, status=plan.UNRECORDED, detail=detail)
         deaths = self.exchange.deaths
         for name in self.plan.nodes:
             if deaths is None or name not in deaths.dead:

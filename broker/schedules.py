@@ -45,11 +45,18 @@ ScheduleEntry = tuple[int, str, int]
 
 
 class Recorded:
-    """Deliveries in the recorded order; ends where the record ends."""
+    """Deliveries in the recorded order and with their numbers; ends where the record ends."""
 
-    def __init__(self, entries: Iterable[ScheduleEntry]) -> None:
+    def __init__(self, entries: Iterable[ScheduleEntry], cut: bool = False) -> None:
+        """``cut``: the record ends before the run did, so that nothing is complete at its end."""
         self.entries = list(entries)
         self.position = 0
+        self.cut = cut
+
+    @property
+    def number(self) -> int:
+        """The number of what was picked last: a run that was cut short has gaps."""
+        return self.entries[self.position - 1][0]
 
     def pick(self, heads: list[Envelope]) -> int:
         """The recorded one.  Raises ``ReplayDivergence`` if it is not deliverable."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mmurace.broker.exchange import Exchange
-from mmurace.broker.schedules import Schedule
+from mmurace.broker.schedules import Recorded, Schedule
 from mmurace.nodes.driver import Driver
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.trace import Ending
@@ -42,6 +42,7 @@ class Simulator:
         exchange.start()
         last = deliveries_max or 1 << 62
         mortal = exchange.deaths is not None
+        recorded = self.schedule if isinstance(self.schedule, Recorded) else None
         while exchange.number < last:
             if mortal and self._reap():
                 break
@@ -52,7 +53,7 @@ class Simulator:
             index = pick(heads)
             if index < 0:
                 break
-            envelope = take(index)
+            envelope = take(index) if recorded is None else take(index, recorded.number)
             n = exchange.number
             given = choices.get(n) if choices else None
             handled = drivers[envelope.dst].deliver(n, envelope, given)

@@ -11,44 +11,55 @@ The launcher uses it so::
 
 Leaving the block early, by Ctrl-C or any other exception, aborts the run: its files end with
 status ``aborted`` and every process is gone within a second.
+
+The signals that end a run (``protocol.signals``) are let in only while something is waited for
+here.  So none can come between a process and the note that it is there, or cut the clearing away
+short; and what begins meanwhile begins with them held, until it can ignore them.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import secrets
-import shutil
+import select
 import signal
 import sys
-import tempfile
 import threading
 import time
 import types
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 import msgspec
 import multiprocess
 import zmq
+from multiprocess import forkserver, resource_tracker
 
 from mmurace.broker import plan, router
+from mmurace.broker.aborted import write_aborted
 from mmurace.broker.counts import Counts
+from mmurace.broker.patience import Patience
 from mmurace.broker.plan import ROUTER, Outcome, Plan
 from mmurace.broker.recorder import last_number, write_schedule
+from mmurace.broker.room import check_room
+from mmurace.broker.socket_directory import SocketDirectory
 from mmurace.nodes import plugins, runtime, sockets
 from mmurace.nodes.journal import journal_path
-from mmurace.protocol import limits, wire
+from mmurace.protocol import limits, signals, wire
 from mmurace.protocol.envelope import BROKER
 from mmurace.protocol.errors import EmulatorError, TimedOut, UserError
 from mmurace.protocol.trace import Ending
 
 PRELOADED = ["mmurace.broker.router", "mmurace.nodes.build", "mmurace.nodes.runtime"]
-"""What the server of a campaign has imported; it has no socket and no thread."""
-ABORT_SECONDS = 0.4
-"""How long an aborted run may take to write its end; then its processes are killed."""
-TERMINATE_SECONDS = 0.4
-"""From SIGTERM to SIGKILL."""
+"""What the server that forks off our processes has imported; it has no socket and no thread."""
+ABORT_SECONDS = 1.0
+"""How long an aborted run may take to write its end; it takes a few milliseconds."""
+LEAVE_SECONDS = 0.4
+"""How long its processes may then take to leave; then they are killed."""
 LAST_WORD_SECONDS = 2.0
 """How long the last word of a router that left in order may take."""
 
@@ -66,11 +77,18 @@ class Supervisor:
         self.token = secrets.token_hex(16)
         """What a peer must know to be heard."""
         self.directory = ""
-        """Where the socket is, once started."""
+        """Where the socket is while it starts; gone once it has."""
+        self.unwritten = ""
+        """Why the schedule could not be written; what it says is in the broker's journal."""
         self._exits: dict[str, int] = {}
+        self._handles: list[int] = []
+        """Of all processes (``pidfd_open``): their server may be killed, and then knows nothing."""
         self._killed: set[str] = set()
         """Nodes that the router had killed: their deaths are no news."""
         self._context: zmq.Context[sockets.Socket] | None = None
+        self._place: SocketDirectory | None = None
+        self._mask: signals.Mask = set()
+        """The signals that the caller holds."""
 
     @property
     def pids(self) -> dict[str, int]:
@@ -82,53 +100,71 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         """Start everything and wait until every process is there.
 
-        Raises ``TimedOut`` (which names who is missing) or ``EmulatorError`` (a process broke).
+        Raises ``TimedOut`` (which names who is missing), ``EmulatorError`` (a process broke) or
+        ``UserError`` (there is no place for a socket).
         """
+        _start_tracker()
+        self._mask = signals.hold()
         try:
-            self._start()
-        except BaseException:
-            self._clear_away("could not start")
+            check_room(1 + len(self.plan.nodes))
+            self._place = SocketDirectory()
+            self.directory = self._place.path
+            self._start_processes()
+            self._say_hello()
+            self._await_ready()
+        except BaseException as error:
+            self._end("Ctrl-C" if _interrupted(error) else "could not start")
             raise
         return self
 
-    def _start(self) -> None:
-        self.directory = tempfile.mkdtemp(prefix="mmu-")  # 0700; the path is short
+    def _start_processes(self) -> None:
+        """The router comes last: it lets in whom it knows."""
+        context = multiprocess.get_context("forkserver")
         endpoint = router.endpoint(self.directory)
-        context = multiprocess.get_context("forkserver" if self.plan.campaign else "spawn")
-        if self.plan.campaign:
-            context.set_forkserver_preload(PRELOADED)
-        targets: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            ROUTER: (router.main, (self.plan, self.directory, self.token))
-        }
-        for name in self.plan.nodes:
-            targets[name] = (runtime.main, self._node_arguments(name, endpoint))
+        with _no_main_module():
+            _start_forkserver()
+            for name in self.plan.nodes:
+                arguments = self._node_arguments(name, endpoint)
+                self._start_process(context, name, runtime.main, arguments)
+            known = (os.getpid(), *self.pids.values())
+            arguments = (self.plan, self.directory, self.token, known)
+            self._start_process(context, ROUTER, router.main, arguments)
+
+    def _start_process(
+        self, context: Any, name: str, main: Any, arguments: tuple[Any, ...]
+    ) -> None:
         needed = plugins.Needed(plugin.path for plugin in plugins.loaded())
-        with _interrupts_held(), _no_main_module():
-            for name, (target, arguments) in targets.items():
-                given = (needed, target, arguments)
-                process = context.Process(target=plugins.start, args=given, name=name, daemon=True)
-                process.start()
-                self.processes[name] = process
+        given = (needed, main, arguments)
+        process = context.Process(target=plugins.start, args=given, name=name, daemon=True)
+        _start_tracker()  # it may have been killed
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            raise EmulatorError(f"{name} could not be started: {error}") from None
+        self.processes[name] = process
+        with suppress(ProcessLookupError):  # gone already
+            self._handles.append(os.pidfd_open(process.pid))
+
+    def _say_hello(self) -> None:
         self._context = zmq.Context()
-        self._socket = sockets.dealer(self._context, endpoint)
+        self._socket = sockets.dealer(self._context, router.endpoint(self.directory))
         self._send("hello", plan.LAUNCHER, self.token)
-        self._await_ready()
 
     def _node_arguments(self, name: str, endpoint: str) -> tuple[Any, ...]:
         run = self.plan
         journal = str(journal_path(run.directory, name))
-        return (name, endpoint, self.token, run.world, run.seed, journal, run.build)
+        return (name, endpoint, self.token, run.world, run.seed, journal, run.build, run.disk)
 
     def _await_ready(self) -> None:
         """The router says when all are there, or who is not; the bound here is for the router."""
         bound = limits.READY_SECONDS_MAX + limits.STOP_SECONDS_MAX
-        deadline = time.monotonic() + bound
+        patience = Patience(bound)
         while self._step(limits.SOCKET_SECONDS_MAX) != "ready":
             if self.outcome is not None and self.outcome.status == plan.NOT_READY:
                 raise TimedOut(self.outcome.detail, limits.READY_SECONDS_MAX)
             if self.outcome is not None:
                 raise EmulatorError(f"{self.outcome.status}: {self.outcome.detail}")
-            if time.monotonic() > deadline:
+            if patience.over():
                 raise TimedOut("the router to say that all are ready", bound)
 
     # -- while it runs -------------------------------------------------------------------
@@ -165,12 +201,21 @@ class Supervisor:
         running = {p.sentinel: n for n, p in self.processes.items() if n not in self._exits}
         for sentinel in running:
             poller.register(sentinel, zmq.POLLIN)
-        events = dict(poller.poll(int(seconds * 1000)))
+        events = self._poll(poller, int(seconds * 1000))
         word = self._hear()
         for sentinel, name in running.items():
             if sentinel in events:
                 self._gone(name)
         return word
+
+    def _poll(self, poller: zmq.Poller, milliseconds: int) -> dict[Any, int]:
+        """Here, and nowhere else in a run, the signals that end it are let in."""
+        before = signals.hold()
+        try:
+            signals.restore(self._mask)
+            return dict(poller.poll(milliseconds))
+        finally:
+            signals.restore(before)
 
     def _hear(self) -> str:
         """Take one message from the router, if there is one."""
@@ -217,43 +262,65 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         """End the run if it still runs; then everything is gone."""
-        self._clear_away("interrupted" if kind is KeyboardInterrupt else "left early")
+        self._end("Ctrl-C" if _interrupted(error) else "left early")
+
+    def _end(self, why: str) -> None:
+        mask, self._mask = self._mask, signals.hold()
+        try:
+            self._clear_away(why)
+        finally:
+            signals.restore(mask)
 
     def _clear_away(self, why: str) -> None:
-        with _interrupts_held():
-            try:
-                in_order = self.outcome is not None and self.outcome.sound
-                if self._context is not None and self.outcome is None:
-                    self._abort_within(why)
-                self._end_processes(limits.STOP_SECONDS_MAX if in_order else ABORT_SECONDS)
-            finally:
-                if self._context is not None:
-                    sockets.close(self._context, 0.0)
-                if self.directory:
-                    shutil.rmtree(self.directory, ignore_errors=True)
-            if in_order:
-                write_schedule(self.plan.directory)
+        try:
+            in_order = self.outcome is not None and self.outcome.sound
+            if self._context is not None and self.outcome is None:
+                self._abort_within(why)
+            self._end_processes(limits.STOP_SECONDS_MAX if in_order else LEAVE_SECONDS)
+        finally:
+            if self._context is not None:
+                sockets.close(self._context, 0.0)
+            if self._place is not None:
+                self._place.remove()
+        if in_order:
+            self.unwritten = write_schedule(self.plan.directory)
+        if why == "Ctrl-C":
+            write_aborted(self.plan.directory, why)
 
     def _abort_within(self, why: str) -> None:
         self.abort(why)
         self.wait(ABORT_SECONDS)
 
     def _end_processes(self, seconds: float) -> None:
-        """Wait so long for all to go; then ask them; then do not ask."""
-        processes = list(self.processes.values())
-        _join_all(processes, seconds)
-        for end in ("terminate", "kill"):
-            for process in processes:
-                if process.is_alive():
-                    getattr(process, end)()
-            _join_all(processes, TERMINATE_SECONDS)
-        _join_all(processes, limits.STOP_SECONDS_MAX)  # a killed process goes when it can
+        """Wait so long for all to go; then do not wait.  To ask is no use: they were told."""
+        for handle in _still_there(self._handles, seconds):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        _still_there(self._handles, limits.STOP_SECONDS_MAX)  # a killed one goes when it can
+        for process in self.processes.values():
+            process.join(limits.STOP_SECONDS_MAX)
+        for handle in self._handles:
+            os.close(handle)
+        self._handles.clear()
 
 
-def _join_all(processes: list[Any], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
+def _interrupted(error: BaseException | None) -> bool:
+    return isinstance(error, KeyboardInterrupt)
+
+
+def _still_there(handles: list[int], seconds: float) -> set[int]:
+    """The processes that are there after so many seconds."""
+    patience, poller, there = Patience(seconds), select.poll(), set(handles)
+    for handle in there:
+        poller.register(handle, select.POLLIN)
+    while there:
+        left = min(patience.left(), limits.SOCKET_SECONDS_MAX)
+        for handle, _ in poller.poll(left * 1000):
+            poller.unregister(handle)
+            there.discard(handle)
+        if left == 0.0:
+            break
+    return there
 
 
 def _how(status: int) -> str:
@@ -297,11 +364,39 @@ def _no_main_module() -> Iterator[None]:
             sys.modules["__main__"] = caller
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block; children inherit that and then ignore it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _start_tracker() -> None:
+    """The process that ``multiprocess`` starts once, now: its start lets signals in at its end.
+
+    It ignores two of them, and with the third held it is deaf to all.  That it was killed is no
+    news: there is nothing that it could lose.
+    """
+    before = signals.hold()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "resource_tracker: process died")
+            resource_tracker.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signals.restore(before)
+
+
+def _start_forkserver() -> None:
+    """The server that forks off processes, once; it holds all signals that end a run.
+
+    It imports what we do from where we do, and its socket lies where it is swept if we are killed.
+    """
+    config = multiprocess.process.current_process()._config
+    if "tempdir" not in config:
+        place = SocketDirectory()
+        atexit.register(place.remove)
+        config["tempdir"] = place.path
+    forkserver.set_forkserver_preload(PRELOADED)
+    before = os.environ.copy()
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+            del os.environ[name]
+            if name in before:
+                os.environ[name] = before[name]

@@ -38,7 +38,7 @@ Found with `python launch.py repro {race} --kernel {kernel} --on simulator --see
 took {before}; cut down by `python launch.py minimize`
 to {after}; explained by
 `python launch.py explain --format markdown`, which prints what follows.  `>` marks the events
-that the violation is made of.
+that the violation is made of, letters those of which the text below speaks.
 
 {explanation}
 The same as a sequence diagram (`--format mermaid`):

@@ -16,6 +16,7 @@ from mmurace.nodes.kernel import (
     mprotect,
     mremap,
     page_writeback,
+    task_mmu,
     truncate,
     vmscan,
 )
@@ -24,12 +25,11 @@ from mmurace.nodes.kernel.exec import exec_mmap
 from mmurace.nodes.kernel.exit import exit_group, exit_mm
 from mmurace.nodes.node import Node
 from mmurace.nodes.secondary import Secondary, SystemCall, Work, secondaries
-from mmurace.nodes.translation import TranslationCache, data_access, walk_page_table
+from mmurace.nodes.translation import Attempts, TranslationCache, data_access, walk_page_table
 from mmurace.nodes.world import MEMORY, World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.errors import PeerLost
-from mmurace.protocol.limits import FAULT_RETRIES_MAX
 from mmurace.protocol.messages import processor as p
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Ack, Message, Request
@@ -195,7 +195,8 @@ class Processor(Node):
     async def user_access(self, mm: str, address: int, write: bool, value: int) -> int:
         """A load or store in user mode: 0, -EFAULT for SIGSEGV, -ENOMEM for the OOM killer."""
         await self.switch_mm(mm)
-        for attempt in range(FAULT_RETRIES_MAX):
+        attempts = Attempts()
+        while True:
             entry = self.tlb.lookup(mm, address)
             if entry is not None and not ptes.serves(entry.pte, write):
                 self.tlb.evict(entry)  # a fault drops the entry that caused it
@@ -208,9 +209,10 @@ class Processor(Node):
             result = await memory.handle_mm_fault(self, mm, address, write)
             if result:
                 return result
-            if attempt:
+            if attempts.refusals:
                 self.port.emit(FaultRetry(mm, address, write, "page fault", self.port.operation))
-        return -EAGAIN
+            if not attempts.refused():
+                return -EAGAIN
 
 
 def _wanted(o: op.Mmap) -> Vma:
@@ -229,6 +231,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
         c, o.mm, o.address, o.length, o.new_address, o.new_length
     ),
     op.Fork: lambda c, o: fork.dup_mmap(c, o.mm, o.child),
+    op.ClearRefs: lambda c, o: task_mmu.clear_refs_write(c, o.mm),
     op.Execve: lambda c, o: exec_mmap(c, o.mm),
     op.Exit: lambda c, o: exit_group(c, o.mm),
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),

@@ -91,6 +91,10 @@ class Files(Node):
             fm.TruncateBlocks: self.truncate_blocks,
         }  # fmt: skip
 
+    def frame(self, number: int) -> Any:
+        """The frame of that number."""
+        raise NotImplementedError
+
     def put(self, number: int) -> None:
         """Drop a reference to a frame; free it with the last one."""
         raise NotImplementedError

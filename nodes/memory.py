@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from mmurace.nodes.anon import Anon
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.locks import LockWord
 from mmurace.nodes.page_table import leaf_changes, relocate
-from mmurace.nodes.swap import Swap
+from mmurace.nodes.vmas import anon_vma_prepare, merge
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
@@ -57,6 +58,12 @@ class Frame(msgspec.Struct):
     mapping: str = ""
     """``page->mapping``: the file in whose page cache it is."""
     index: int = -1
+    swap: int = 0
+    """``page_swap_entry``: the slot whose page in the swap cache it is; 0: none."""
+    anon_exclusive: bool = False
+    """``PageAnonExclusive``."""
+    pins: int = 0
+    """``FOLL_PIN`` references (``folio_maybe_dma_pinned``), which are among ``refs``."""
 
 
 class MmStruct(msgspec.Struct):
@@ -69,7 +76,7 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Swap):
+class Memory(Anon):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
@@ -78,7 +85,6 @@ class Memory(Swap):
         self.frames[ZERO_PAGE].refs = 1
         self.locks: dict[tuple[str, str | int], LockWord] = {}
         """Lock words that are held or waited for: (label, what) -> word."""
-        self.folio_waiters: dict[int, list[str]] = {}
         self.mms = {mm: MmStruct(world.subscribers(mm)) for mm in world.mms}
         for mm in world.mms:
             pgd = self.frames[world.pgd(mm)]
@@ -99,15 +105,14 @@ class Memory(Swap):
             m.MmapLock: self.mmap_lock, m.MmapUnlock: self.mmap_unlock,
             m.MmapDowngrade: self.mmap_downgrade,
             m.FolioLock: self.folio_lock, m.FolioUnlock: self.folio_unlock,
-            m.FolioWait: self.folio_wait,
             m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
             m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
-            m.RmapAdd: self.rmap_add, m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
+            m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
             fm.InodeLock: self.inode_lock, fm.InodeUnlock: self.inode_unlock,
             fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
-            **self.file_handlers(), **self.swap_handlers(),
+            **self.file_handlers(), **self.swap_handlers(), **self.anon_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -273,15 +278,8 @@ class Memory(Swap):
     def folio_unlock(self, message: m.FolioUnlock, _: Envelope) -> Ack:
         """Release a folio lock and wake those who only wait."""
         self._release(("folio_lock", message.frame))
-        self._granted(self.folio_waiters.pop(message.frame, []))
+        self.wake_up_folio(message.frame)
         return Ack()
-
-    def folio_wait(self, message: m.FolioWait, envelope: Envelope) -> Ack | None:
-        """Answer once the folio is not locked."""
-        if ("folio_lock", message.frame) not in self.locks:
-            return Ack()
-        self.folio_waiters.setdefault(message.frame, []).append(envelope.id)
-        return None
 
     def anon_vma_lock(self, message: m.AnonVmaLock, envelope: Envelope) -> Ack | None:
         """Grant the rmap lock, now or in turn."""
@@ -349,6 +347,8 @@ class Memory(Swap):
 
     def page_put(self, message: m.PagePut, _: Envelope) -> Ack:
         """Drop a reference; free the frame with the last one."""
+        if message.swap_cache:
+            self.free_swap_cache(message.frame)
         self.put(message.frame)
         return Ack()
 
@@ -384,10 +384,11 @@ class Memory(Swap):
         self.port.emit(FrameCopied(message.source, message.target))
         return Ack()
 
-    def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
-        """Note a mapping of a frame."""
-        self.frame(message.frame).rmap.append((message.mm, message.address))
-        return Ack()
+    def _mapped(self, number: int, mm: str, address: int) -> None:
+        """A VMA in which anonymous memory is mapped has an ``anon_vma``."""
+        super()._mapped(number, mm, address)
+        if self.frame(number).anon and anon_vma_prepare(self.mms[mm].vmas, address):
+            self.port.touch(("vmas", mm))
 
     def rmap_remove(self, message: m.RmapRemove, _: Envelope) -> Ack:
         """Forget a mapping of a frame."""
@@ -482,15 +483,3 @@ class Memory(Swap):
         mm = self.mms[message.mm]
         mm.subscribers = tuple(entry for entry in mm.subscribers if entry[1] != message.node)
         return Ack()
-
-
-def merge(vmas: list[m.Vma]) -> list[m.Vma]:
-    """Sorted by address, adjacent VMAs that can be one made one (``vma_merge``)."""
-    merged: list[m.Vma] = []
-    for vma in sorted(vmas, key=lambda v: v.start):
-        last = merged[-1] if merged else None
-        if last and vma.continues(last):
-            merged[-1] = msgspec.structs.replace(last, end=vma.end)
-        else:
-            merged.append(vma)
-    return merged

@@ -22,8 +22,19 @@ def entries_below(frames: list[Any], table: int) -> Iterator[tuple[int, int]]:
     for index in sorted(frames[table].words):
         if frames[table].level == 0:
             yield table, index
-        elif ptes.hw_present(frames[table].words[index]):
+        elif _leads_down(frames, table, frames[table].words[index]):
             yield from entries_below(frames, ptes.frame_of(frames[table].words[index]))
+
+
+def _leads_down(frames: list[Any], table: int, pte: int) -> bool:
+    """Whether an upper entry leads to a table of a lower level.
+
+    Whoever writes through a translation that is not its own any more may have hit a table; what it
+    leaves there may even lead back up.
+    """
+    child = ptes.frame_of(pte)
+    below = ptes.hw_present(pte) and child < len(frames)
+    return below and bool(frames[child].level < frames[table].level)
 
 
 def leaf_changes(frames: list[Any], table: int, linked: bool) -> Iterator[PteChange]:
@@ -44,7 +55,7 @@ def relocate(world: World, frames: list[Any], table: int, mm: str, address: int)
     for index, pte in sorted(frame.words.items()):
         at = address + (index << world.shift(frame.level))
         if frame.level:
-            if ptes.hw_present(pte):
+            if _leads_down(frames, table, pte):
                 moved += relocate(world, frames, ptes.frame_of(pte), mm, at)
         elif (ptes.pte_present(pte) and not pte & ptes.SPECIAL) or ptes.is_migration(pte):
             rmap, old = frames[ptes.frame_of(pte)].rmap, (was[0], was[1] + at - address)

@@ -18,7 +18,7 @@ from mmurace.protocol import codec
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled, operation_of
 from mmurace.protocol.errors import PeerError, PluginError, ReplayDivergence
 from mmurace.protocol.limits import PLUGIN_SENDS_MAX
-from mmurace.protocol.messages.base import Message, PeerGone, Request
+from mmurace.protocol.messages.base import Message, PeerGone, Request, kinds
 
 
 class PluginDriver(Driver):
@@ -77,7 +77,7 @@ class PluginDriver(Driver):
         """What is wrong with something that was sent; empty: nothing."""
         body, kind = message.body, message.kind
         if kind.endswith(REPLY_MARK):
-            asked = codec.message_kinds().get(kind.removesuffix(REPLY_MARK))
+            asked = kinds().get(kind.removesuffix(REPLY_MARK))
             answer = asked.reply_kind() if asked and issubclass(asked, Request) else Message
             if not isinstance(body, (answer, PeerGone)):
                 return (
@@ -85,7 +85,7 @@ class PluginDriver(Driver):
                 )
         elif not isinstance(body, Request):
             return f"sends {body!r}, which is no request"
-        elif codec.message_kinds().get(kind) is not type(body):
+        elif kinds().get(kind) is not type(body):
             return f"sends {kind}, a message that is not known"
         elif message.dst not in self._receivers:
             return f"sends {kind} to {message.dst!r}, which is not in this world"

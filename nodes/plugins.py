@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -78,7 +77,9 @@ def _load(given: str) -> Plugin:
 def _path_of(given: str) -> Path:
     if given.endswith(".py"):
         return Path(given)
-    points = importlib.metadata.entry_points(group=GROUP)
+    from importlib.metadata import entry_points  # slow, and needed by few
+
+    points = entry_points(group=GROUP)
     for point in points.select(name=given):
         spec = importlib.util.find_spec(point.module)
         if spec is not None and spec.origin is not None:
@@ -176,6 +177,11 @@ def blame(error: BaseException) -> str:
 def said_of(error: BaseException) -> str:
     """The same, or what a ``PluginError`` says."""
     return str(error) if isinstance(error, PluginError) else blame(error)
+
+
+def ran(error: BaseException) -> bool:
+    """Whether something ran already when a plug-in went wrong."""
+    return isinstance(error, PluginError)
 
 
 @contextmanager

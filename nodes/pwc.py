@@ -18,6 +18,7 @@ import msgspec
 
 from mmurace.nodes.driver import Port
 from mmurace.nodes.world import World
+from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.ranges import covers, overlaps
 from mmurace.protocol.records import Coverage, Evict, TableCached, TableUse
 
@@ -88,10 +89,21 @@ class PagingStructureCache:
         hit = [key for key in self.entries if key[0] == tag and self._in(key, start, end)]
         return tuple(self.entries.pop(key).fill for key in hit)
 
+    def mapped(self, start: int, end: int) -> tuple[int, int]:
+        """What is mapped by the tables below the top one that map any of [start, end)."""
+        if self.world.levels < 2:
+            return start, end
+        top = self.world.levels - 2
+        last = end if end == ULONG_MAX else self._base(top, end - 1) + self._span(top)
+        return self._base(top, start), last
+
+    def _span(self, level: int) -> int:
+        """How many bytes a table at ``level`` maps."""
+        return 1 << self.world.shift(level + 1)
+
     def _in(self, key: tuple[str, int, int], start: int, end: int) -> bool:
         _, level, base = key
-        size = 1 << self.world.shift(level + 1)
-        return overlaps(base, base + size, start, end) or covers(start, end, base)
+        return overlaps(base, base + self._span(level), start, end) or covers(start, end, base)
 
 
 def _tables(world: World) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -24,10 +23,11 @@ import multiprocess
 import zmq
 
 from mmurace.nodes import plugins, sockets
+from mmurace.nodes.disk import Disk, install
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.journal import Journal
 from mmurace.nodes.world import World, from_plain, to_plain
-from mmurace.protocol import codec, limits, wire
+from mmurace.protocol import codec, limits, signals, wire
 from mmurace.protocol.envelope import Handled
 from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut, UserError
 
@@ -40,7 +40,14 @@ FAREWELL_SECONDS = 1.0
 
 
 def main(
-    name: str, endpoint: str, token: str, world: bytes, seed: int, journal: str, build: str
+    name: str,
+    endpoint: str,
+    token: str,
+    world: bytes,
+    seed: int,
+    journal: str,
+    build: str,
+    disk: Disk | None = None,
 ) -> None:
     """Run the node ``name`` until the router says stop.
 
@@ -48,6 +55,8 @@ def main(
     (``nodes.build:build``).  Exits with ``EXIT_BROKEN`` after reporting what broke.
     """
     prepare_child()
+    if disk is not None:
+        install(disk)
     context: zmq.Context[sockets.Socket] = zmq.Context()
     socket = sockets.dealer(context, endpoint)
     broke = False
@@ -60,10 +69,19 @@ def main(
         book.close()
     except Exception as error:
         broke = True
-        _report(socket, plugins.said_of(error) or traceback.format_exc())
+        _report(socket, plugins.said_of(error) or what_broke(error))
     sockets.close(context, FAREWELL_SECONDS)
     if broke:
         sys.exit(EXIT_BROKEN)
+
+
+def what_broke(error: Exception) -> str:
+    """The file that could not be written or opened, or what a user can mend; else the traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return "".join(traceback.format_exception(error))
 
 
 def prepare_child(farewell: Callable[[], object] = lambda: None) -> None:
@@ -72,8 +90,7 @@ def prepare_child(farewell: Callable[[], object] = lambda: None) -> None:
     Ctrl-C reaches the whole process group: only the launcher decides what it means.  A child
     whose launcher is gone calls ``farewell`` and leaves at once.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signals.ignore()
     threading.Thread(target=_watch_parent, args=(farewell,), daemon=True).start()
 
 

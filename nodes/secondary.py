@@ -56,12 +56,16 @@ class Cache:
     """A value of it counts as usable once its holder begins to use it, not when it is written."""
     read_only: bool = False
     """It says where a page is, and gives no right to store."""
+    refused: str = ""
+    """The reason (of a ``FaultRetry``) for which an install is refused."""
     filled_by: str = ""
     """The kernel function, or what hardware does, by which an entry gets in; for reports."""
     upper: bool = False
     """It holds upper entries of page tables, not translations."""
     dropped_by: tuple[type[Message], ...] = ()
     """Messages that tell its holder to drop entries."""
+    heard: tuple[type[Message], ...] = ()
+    """Broadcasts that do, where its holder hears them (``Part.told``)."""
     drops: Callable[[Any], bool] = lambda _message: True
     """Whether such a message is about this cache."""
 
@@ -118,9 +122,9 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The same with every host address that it names so many bytes lower."""
         return self
 
-    def lacks(self) -> frozenset[str]:
-        """Caches of its kind that this row does not have."""
-        return frozenset()
+    def holders(self) -> Mapping[str, tuple[str, ...]]:
+        """Who has which cache: cache -> nodes; what this row lacks is not there."""
+        return {cache.name: (self.name,) for cache in of(self).caches if not cache.upper}
 
     def told(self, kernel: Kernel) -> bool:  # noqa: ARG002
         """Whether it hears only what its driver tells it, and no broadcast of the processors."""
@@ -180,6 +184,10 @@ class Secondary:
     """Requests that a worker thread of a processor serves."""
     calls: Mapping[type[Operation], SystemCall] = field(default_factory=dict)
     """Operations of its driver that a processor can be asked for."""
+    idle: frozenset[str] = frozenset()
+    """Of its operations, those that take no entry of an mm away and free no frame."""
+    points: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Coverage points of its own, each with the operations without which it is never passed."""
     accesses: Mapping[type[Operation], Callable[[Any], tuple[str, ...]]] = field(
         default_factory=dict
     )

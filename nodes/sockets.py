@@ -6,9 +6,17 @@ fork.  Sockets are not shared between threads.
 
 Nobody chooses the routing identity of a connection: libzmq does, and a peer can then neither
 take over another's nor be silenced by it.  Names are claimed in the hello, with the run's token.
+
+A frame is believed only after its sender has been, and libzmq can bound neither how many
+connections there are nor what is read before somebody is known: a thousand idle ones end the
+process (no more files), and a frame may have ``MAXMSGSIZE``.  So nobody else is let in: the
+kernel says which process connects (``SO_PEERCRED``), and libzmq closes what comes from others
+before it reads a byte.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import zmq
 
@@ -17,10 +25,15 @@ from mmurace.protocol import limits
 Socket = zmq.Socket[bytes]
 
 
-def router(context: zmq.Context[Socket], endpoint: str) -> Socket:
-    """The broker's end, bound to ``endpoint``."""
+def router(context: zmq.Context[Socket], endpoint: str, pids: Iterable[int] = ()) -> Socket:
+    """The broker's end, bound to ``endpoint`` for the processes ``pids``.
+
+    Without any, whoever reaches ``endpoint`` may connect.
+    """
     socket = _socket(context, zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    for pid in pids:
+        socket.setsockopt(zmq.IPC_FILTER_PID, pid)
     socket.bind(endpoint)
     return socket
 

@@ -29,7 +29,7 @@ class Slot(msgspec.Struct):
 
 def _evictable(folio: Any) -> bool:
     """Whether reclaim has something to do with a page of the list."""
-    return bool(folio.rmap) if folio.anon else bool(folio.mapping)
+    return bool(folio.rmap or folio.swap) if folio.anon else bool(folio.mapping)
 
 
 class Swap(Files):
@@ -48,11 +48,20 @@ class Swap(Files):
         self.throttled: tuple[str, ...] = ()
         """Requests that wait until one of them is freed or put back."""
         self.batched: dict[str, int] = {}
+        self.folio_waiters: dict[int, list[str]] = {}
+        """Frame -> waiters that the next unlock wakes."""
+        self.folio_sleepers: dict[str, str] = {}
+        """Waiter -> the request of its thread, which sleeps."""
+        self.folio_woken: list[str] = []
+        """Waiters whose thread does not sleep yet, and will not."""
 
     def swap_handlers(self) -> Mapping[type[Message], Handler]:
         """By message."""
         return {
             s.IsolateLru: self.isolate_lru, s.PutbackLru: self.putback_lru,
+            s.FolioIsolateLru: self.folio_isolate_lru,
+            s.FolioPutbackLru: self.folio_putback_lru,
+            m.FolioAddWaiter: self.folio_add_waiter, m.FolioWait: self.folio_wait,
             s.FolioTrylock: self.folio_trylock, s.AddToSwap: self.add_to_swap,
             s.FolioFlags: self.folio_flags, s.FolioRefCount: self.folio_ref_count,
             s.FolioMarkDirty: self.folio_mark_dirty, s.FolioClearDirty: self.folio_clear_dirty,
@@ -63,6 +72,9 @@ class Swap(Files):
             s.FreeUnrefPage: self.free_unref_page, s.FreePages: self.free_pages,
             s.ReclaimThrottle: self.reclaim_throttle,
             s.SwapDuplicate: self.swap_duplicate, s.SwapFree: self.swap_free,
+            s.FreeSwapAndCache: self.free_swap_and_cache,
+            s.FolioMigrateMapping: self.folio_migrate_mapping,
+            s.PageSwapEntry: self.page_swap_entry, s.SwapCacheAdd: self.swap_cache_add,
             s.SwapCount: self.swap_count, s.SwapCacheGet: self.swap_cache_get,
             s.SwapCacheDelete: self.swap_cache_delete, s.SwapCacheFreeze: self.swap_cache_freeze,
             s.SwapWrite: self.swap_write, s.SwapRead: self.swap_read,
@@ -89,9 +101,28 @@ class Swap(Files):
             frames[frame].refs += 1
             self.port.touch(("page", frame))
         self.port.touch(("rmap",), "read")
+        self.port.touch(("swap",), "read")
         if taken:
             self._isolated(len(taken))
         return s.Folios(tuple(taken), tuple(f for f in taken if not frames[f].anon))
+
+    def folio_isolate_lru(self, message: s.FolioIsolateLru, _: Envelope) -> m.Flag:
+        """Take it off the list.
+
+        It is not among those that whoever is throttled waits for: the migration that has it may be
+        throttled itself, and what ends that in the kernel is a time-out.
+        """
+        if message.frame not in self.lru:
+            return m.Flag(False)
+        self.lru.remove(message.frame)
+        self.frames[message.frame].refs += 1
+        self.port.touch(("page", message.frame))
+        return m.Flag(True)
+
+    def folio_putback_lru(self, message: s.FolioPutbackLru, _: Envelope) -> Ack:
+        """As the youngest."""
+        self.allocated(message.frame)
+        return Ack()
 
     def _isolated(self, delta: int) -> None:
         """Move the count; if it falls, whoever waits for that looks again."""
@@ -133,17 +164,39 @@ class Swap(Files):
         word = self.locks[key] = LockWord()
         return m.Flag(word.acquire(envelope.id, True))
 
+    def wake_up_folio(self, frame: int) -> None:
+        """``folio_wake_bit``: whoever waits for the unlock goes on."""
+        for waiter in self.folio_waiters.pop(frame, []):
+            if waiter in self.folio_sleepers:
+                self.port.reply(self.folio_sleepers.pop(waiter), Ack())
+            else:
+                self.folio_woken.append(waiter)
+
+    def folio_add_waiter(self, message: m.FolioAddWaiter, envelope: Envelope) -> m.Waiter:
+        """Whoever unlocks the folio next wakes it."""
+        if ("folio_lock", message.frame) not in self.locks:
+            return m.Waiter("")
+        self.folio_waiters.setdefault(message.frame, []).append(envelope.id)
+        return m.Waiter(envelope.id)
+
+    def folio_wait(self, message: m.FolioWait, envelope: Envelope) -> Ack | None:
+        """Answer once the waiter was woken, whoever has the lock by then."""
+        if message.waiter in self.folio_woken:
+            self.folio_woken.remove(message.waiter)
+            return Ack()
+        self.folio_sleepers[message.waiter] = envelope.id
+        return None
+
     # -- flags -----------------------------------------------------------------------------
 
-    def _slot_of(self, frame: int) -> int:
-        """The slot whose page in the swap cache this is, or 0."""
-        self.port.touch(("swap",), "read")
-        return next((number for number, slot in self.slots.items() if slot.cached == frame), 0)
+    def page_swap_entry(self, message: s.PageSwapEntry, _: Envelope) -> m.Count:
+        """The slot, or 0."""
+        return m.Count(self.frames[message.frame].swap)
 
     def folio_flags(self, message: s.FolioFlags, _: Envelope) -> s.FolioFlagsWord:
         """Dirty, and in the swap cache."""
-        cached = self._slot_of(message.frame) > 0
-        return s.FolioFlagsWord(self.frames[message.frame].dirty, cached)
+        folio = self.frames[message.frame]
+        return s.FolioFlagsWord(folio.dirty, folio.swap > 0)
 
     def folio_ref_count(self, message: s.FolioRefCount, _: Envelope) -> m.Count:
         """References."""
@@ -171,9 +224,10 @@ class Swap(Files):
     def folio_mark_lazyfree(self, message: s.FolioMarkLazyfree, _: Envelope) -> Ack:
         """To the end of the list that is reclaimed first; not while reclaim has isolated it."""
         frame = message.frame
-        if frame in self.lru and self.frames[frame].anon and not self._slot_of(frame):
-            self.port.touch(("page", frame))
-            self.frames[frame].swapbacked = False
+        folio = self.frames[frame]
+        self.port.touch(("page", frame))
+        if frame in self.lru and folio.anon and not folio.swap:
+            folio.swapbacked = False
             self.lru.remove(frame)
             self.lru.insert(0, frame)
         return Ack()
@@ -185,11 +239,13 @@ class Swap(Files):
 
     def folio_free_swap(self, message: s.FolioFreeSwap, _: Envelope) -> m.Flag:
         """Out of the swap cache, unless entries lead to the slot."""
-        slot = self._slot_of(message.frame)
-        if slot and self.slots[slot].count:
+        folio = self.frames[message.frame]
+        self.port.touch(("page", message.frame))
+        if folio.swap and self.slots[folio.swap].count:
             return m.Flag(False)
-        if slot:
-            self._uncache(slot)
+        if folio.swap:
+            folio.dirty = True
+            self._uncache(folio.swap)
         return m.Flag(True)
 
     # -- slots -----------------------------------------------------------------------------
@@ -200,14 +256,23 @@ class Swap(Files):
         return self.slots[number]
 
     def add_to_swap(self, message: s.AddToSwap, _: Envelope) -> m.Count:
-        """A new slot; the cache takes a reference."""
+        """A new slot, if it has none; the cache takes a reference."""
+        folio = self.frames[message.frame]
         self.port.touch(("page", message.frame))
-        if not self.frames[message.frame].swapbacked:
+        if not folio.swapbacked:
             return m.Count(-1)
-        number, self.next_slot = self.next_slot, self.next_slot + 1
-        self.slots[number] = Slot(0, {}, message.frame)
-        self.frames[message.frame].refs += 1
-        return m.Count(number)
+        if not folio.swap:
+            number, self.next_slot = self.next_slot, self.next_slot + 1
+            self.slots[number] = Slot()
+            self._cache(number, message.frame)
+        return m.Count(folio.swap)
+
+    def _cache(self, number: int, frame: int) -> None:
+        """Into the swap cache."""
+        self.slots[number].cached = frame
+        self.frames[frame].swap = number
+        self.frames[frame].refs += 1
+        self.port.touch(("page", frame))
 
     def swap_duplicate(self, message: s.SwapDuplicate, _: Envelope) -> Ack:
         """One entry more."""
@@ -218,11 +283,44 @@ class Swap(Files):
         """One entry less."""
         slot = self._slot(message.slot)
         slot.count -= 1
-        locked = ("folio_lock", slot.cached) in self.locks
-        self.port.touch(("folio_lock", slot.cached), "read")
-        if slot.count == 0 and not locked:  # whoever has locked the page does it
+        if slot.count == 0 and slot.cached < 0:
+            del self.slots[message.slot]
+        return Ack()
+
+    def free_swap_and_cache(self, message: s.FreeSwapAndCache, _: Envelope) -> Ack:
+        """One entry less; maybe that was all that kept a page in the cache."""
+        slot = self._slot(message.slot)
+        slot.count -= 1
+        if slot.count == 0 and (slot.cached < 0 or self._idle(slot.cached)):
             self._uncache(message.slot)
         return Ack()
+
+    def _idle(self, frame: int) -> bool:
+        """Neither mapped nor locked."""
+        self.port.touch(("folio_lock", frame), "read")
+        self.port.touch(("rmap", frame), "read")
+        return not self.frames[frame].rmap and ("folio_lock", frame) not in self.locks
+
+    def free_swap_cache(self, frame: int) -> None:
+        """Out of the cache, if nobody has any use for it there."""
+        number = self.frame(frame).swap
+        if number:
+            self.port.touch(("swap", number))
+            if not self.slots[number].count and self._idle(frame):
+                self._uncache(number)
+
+    def folio_migrate_mapping(self, message: s.FolioMigrateMapping, _: Envelope) -> m.Flag:
+        """If nobody else has it; the cache has the new page then."""
+        old = self.frames[message.old]
+        number = old.swap
+        if old.refs != (2 if number else 1):
+            return m.Flag(False)
+        if number:
+            self.port.touch(("swap", number))
+            self._cache(number, message.new)
+            old.swap = 0
+            self.put(message.old)
+        return m.Flag(True)
 
     def swap_count(self, message: s.SwapCount, _: Envelope) -> m.Count:
         """Entries that lead to it; 0 if it is gone."""
@@ -235,6 +333,7 @@ class Swap(Files):
         if slot.count == 0:
             del self.slots[number]
         if frame >= 0:
+            self.frames[frame].swap = 0
             self.port.touch(("page", frame))
             self.put(frame)
 
@@ -246,6 +345,18 @@ class Swap(Files):
         self.frames[slot.cached].refs += 1
         self.port.touch(("page", slot.cached))
         return m.FrameNumber(slot.cached)
+
+    def swap_cache_add(self, message: s.SwapCacheAdd, envelope: Envelope) -> m.FrameNumber:
+        """Put a new page into the cache, locked, unless there is one."""
+        slot = self.slots.get(message.slot)
+        if slot is None or slot.cached >= 0:
+            return m.FrameNumber(-1 if slot is None else slot.cached)
+        self._cache(message.slot, message.frame)
+        self.port.touch(("folio_lock", message.frame))
+        word = self.locks.setdefault(("folio_lock", message.frame), LockWord())
+        if not word.held:  # of a new page it never is, unless memory is corrupt
+            word.acquire(envelope.id)
+        return m.FrameNumber(message.frame)
 
     def swap_cache_delete(self, message: s.SwapCacheDelete, _: Envelope) -> Ack:
         """Out of the cache, if it is still there."""

@@ -16,7 +16,7 @@ from mmurace.nodes.driver import Port
 from mmurace.nodes.pwc import PagingStructureCache
 from mmurace.nodes.world import MEMORY, World
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX, PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.base import Message, Request
 from mmurace.protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
 from mmurace.protocol.ranges import covers, page_of
@@ -28,6 +28,9 @@ from mmurace.protocol.records import (
     Use,
     WalkDiscarded,
 )
+
+Range = tuple[int, int]
+"""[start, end) in bytes."""
 
 PAGES_TOUCHED_MAX = 16
 """An invalidation of more pages than this is said to touch the whole tag."""
@@ -49,6 +52,28 @@ class Walk:
 
     def __init__(self, tag: str, address: int, load: str) -> None:
         self.tag, self.address, self.load, self.stale = tag, address, load, False
+
+
+class Attempts:
+    """The attempts of one access.
+
+    Whoever is refused tries again for as long as others may have had a hand in it: an entry was
+    taken away again, or an invalidation came in between.  Only a cached entry that stays and
+    denies is the same refusal again.
+    """
+
+    __slots__ = ("by", "in_a_row", "refusals")
+
+    def __init__(self) -> None:
+        self.refusals = self.in_a_row = 0
+        self.by = ""
+
+    def refused(self, by: str = "") -> bool:
+        """One more refusal, ``by`` that fill (empty: none); whether to try again."""
+        self.in_a_row = self.in_a_row + 1 if by == self.by else 1
+        self.refusals, self.by = self.refusals + 1, by
+        in_vain = bool(by) and self.in_a_row >= FAULT_RETRIES_MAX
+        return not in_vain and self.refusals < FAULT_ATTEMPTS_MAX
 
 
 class TranslationCache:
@@ -83,6 +108,11 @@ class TranslationCache:
         """The entry for the page of ``address``, whatever it permits."""
         self.touch(tag, address, "read")
         return self.entries.get((tag, page_of(address)))
+
+    def denied_by(self, tag: str, address: int) -> str:
+        """After a refusal: the fill that denied it; empty if none is kept."""
+        entry = self.lookup(tag, address)
+        return "" if entry is None else entry.fill
 
     def begin_walk(self, tag: str, address: int) -> Walk:
         """Start a walk; the next request sent is its first load, and ``end_walk`` must follow."""
@@ -136,6 +166,20 @@ class TranslationCache:
             del self.entries[entry.tag, entry.address]
             self.port.emit(Evict(self.cache, entry.fill))
 
+    async def lose_all(self) -> None:
+        """The holder is gone, and all that it knew with it.
+
+        Complete once none of its accesses is on its way: what arrives was sent before.
+        """
+        for entry in tuple(self.entries.values()):
+            self.evict(entry)
+        for walk in self.walks:
+            self.touch(walk.tag, walk.address)
+            walk.stale = True
+        while self.walks or self.in_flight:
+            await self.port.park("drain", self.cache)
+            self.port.touch((self.cache,))
+
     async def access(self, entry: Entry, dst: str, message: Request[Any]) -> Message:
         """Send an access that goes through ``entry`` and wait for its answer."""
         self.touch(entry.tag, entry.address)
@@ -148,7 +192,7 @@ class TranslationCache:
         self.port.wake("drain", self.cache)
         return reply
 
-    async def invalidate(self, tag: str, start: int, end: int) -> None:
+    async def invalidate(self, tag: str, start: int, end: int, tables: Range | None = None) -> None:
         """Drop entries of (tag, [start, end)) and wait until none of them is in use.
 
         walker or device                    whoever invalidates
@@ -156,8 +200,15 @@ class TranslationCache:
         access on its way to memory         invalidate: the entry is dropped
                                             [Required: no acknowledgement yet]
         access answered                     acknowledgement; the frame may be freed
+
+        It waits for every access and walk of its range, whoever has dropped the entry, and for
+        none of another: invalidations that overlap are acknowledged each by itself.
+
+        ``tables``: what the upper entries map that are dropped with it.  A walk in there may be
+        going through one of them, so it counts as one of the range.
         """
-        self._touch_range(tag, start, end)
+        first, last = tables or (start, end)
+        self._touch_range(tag, first, last)
         hit = [k for k, e in self.entries.items() if e.tag == tag and covers(start, end, k[1])]
         if hit:
             self._touch_order()
@@ -165,7 +216,7 @@ class TranslationCache:
         self.port.emit(InvalidateBegin(self.cache, tag, start, end, fills))
         overlapped = []
         for walk in self.walks:
-            if walk.tag == tag and covers(start, end, walk.address):
+            if walk.tag == tag and covers(first, last, walk.address):
                 walk.stale = True
                 overlapped.append(walk.load)
         using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
@@ -173,7 +224,7 @@ class TranslationCache:
             entry in self.in_flight for entry in using
         ):
             await self.port.park("drain", self.cache)
-            self._touch_range(tag, start, end)
+            self._touch_range(tag, first, last)
         self.port.emit(InvalidateDone(self.cache, tag, start, end, fills))
 
 

@@ -31,7 +31,7 @@ from mmurace.oracle.rules.s12_tags import Identity
 from mmurace.oracle.rules.s13_unregister import Lifetimes
 from mmurace.oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
 from mmurace.oracle.rules.table import added_rules, chosen_rules
-from mmurace.oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, describe
+from mmurace.oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, demanded, describe
 from mmurace.oracle.state import statistics as stats
 from mmurace.oracle.state.guest_records import GuestRecords
 from mmurace.oracle.state.kinds import kinds
@@ -79,7 +79,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.obligations = Obligations(self.state, self._found)
         self.moves = Moves(world, self.obligations)
         self.inherited = Inherited(self.state, self.obligations)
-        self.tables = Tables(self.state, self._found)
+        self.tables = Tables(world, self.state, self._found)
         self.safety = Safety(self.state, self._found)
         self.brackets = Brackets(self._found)
         self.progress = FaultProgress(world, self._index, self.state, self._found)
@@ -95,7 +95,8 @@ class Oracle(MemoryRecords, GuestRecords):
         self.completion = Completion(self._found)
         self.identity = Identity(world, self.state, self._found)
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
-        self.sometimes = Sometimes(conditions, self.state, self._memory)
+        self.sometimes = Sometimes(conditions, self.state, self._memory, world)
+        self.windows = windows = self.sometimes.windows
         self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
         self.added = [
             rule.judge(world, self.state, self._found) for rule in added_rules() if rule.judge
@@ -103,6 +104,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.moves.taken, self.moves.moved, self.moves.seen,
+            *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
@@ -226,9 +228,12 @@ class Oracle(MemoryRecords, GuestRecords):
         how = How(
             deliveries=self.statistics.deliveries, operations=self.statistics.operations,
             entered=int(not unmet),
-            met=tuple(describe(c) for at, c in enumerate(conditions) if at not in unmet),
+            met=tuple(
+                describe(c) for at, c in enumerate(conditions) if at not in unmet and demanded(c)
+            ),
             missing=tuple(describe(c) for at, c in enumerate(conditions) if at in unmet),
             statistics=self.statistics.as_dict(),
+            windows=self.windows.table() if self.windows else {},
         )  # fmt: skip
         return decide(self.violations, how, ending.complete)
 
@@ -257,13 +262,16 @@ class Oracle(MemoryRecords, GuestRecords):
         read_only = record.cache in self._kinds.read_only
         rights = ptes.PRESENT if read_only else ptes.PRESENT | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
-        fill = Cached(record.fill, record.cache, self._node, self._at, read, pte)
+        fill = Cached(record, self._node, self._at, read, pte)
         fill.n, fill.id = self._n, self._id
         fill.usable = record.cache not in self._kinds.latched
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
-        if fill.usable and read.page.changes:
-            self.obligations.installed(fill)
+        if read.page.changes:
+            if fill.usable:
+                self.obligations.installed(fill)
+            if self.windows is not None:
+                self.windows.filled(fill, self.state.ops.get(self._op_id))
 
     def _source(self, record: r.Fill) -> Read | None:
         """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
@@ -316,14 +324,26 @@ class Oracle(MemoryRecords, GuestRecords):
     def _invalidate_begin(self, record: r.InvalidateBegin) -> None:
         if record.fills:
             self._op().caches.add(record.cache)
+            self.state.drop(record.fills)
+            self.tables.drop(record.fills)
+            if self.windows is not None and record.cache in self._kinds.zapped:
+                self.windows.zap(record.fills, self._op(), self._node, self._row)
         self.measures.invalidated(record, self._op(), self._event("invalidated"))
         self.targeting.invalidated(record, self._op(), self._event("invalidated"))
         self.completion.invalidation(record, self._event("invalidation begun"))
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         self.completion.invalidation(record, self._event("invalidation completed"))
+        if (
+            self.windows is not None
+            and record.cache in self._kinds.shadow & self._kinds.derived
+            and record.fills
+        ):
+            self.windows.kicked(record.fills, self._op_id)
         for name in record.fills:
             self._close(name)
+        self.state.drained(record, self._node, self._n)
+        self.tables.drained(record, self._node, self._n)
 
     def _use(self, record: r.Use) -> None:
         fill = self.state.fills.get(record.fill)
@@ -338,8 +358,11 @@ class Oracle(MemoryRecords, GuestRecords):
     def _permission_fault(self, record: r.PermissionFault) -> None:
         self.denied.faulted(record, self._event("permission fault"), self._row[self._memory])
 
-    def _walk_discarded(self, _: r.WalkDiscarded) -> None:
+    def _walk_discarded(self, record: r.WalkDiscarded) -> None:
         self.statistics.walks_discarded += 1
+        if self.windows is not None:
+            op = self.state.ops.get(self._op_id)
+            self.windows.walk_discarded(record.cache, record.address, op, self._row)
 
     # -- by initiators ---------------------------------------------------------------------------
 
@@ -418,6 +441,8 @@ class Oracle(MemoryRecords, GuestRecords):
         event = self._event("retry")
         op = record.op or self._op_id
         self.progress.retried(record, op, event, self._row, self.brackets.of)
+        if self.windows is not None:
+            self.windows.retried(record, op)
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)
@@ -436,6 +461,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.Fill: Oracle._fill, r.Evict: Oracle._evict,
     r.InvalidateBegin: Oracle._invalidate_begin, r.InvalidateDone: Oracle._invalidate_done,
     r.RequestPosted: Oracle._request_posted, r.GuestEnter: Oracle._guest_enter,
+    r.GuestExit: Oracle._guest_exit,
     r.Invalidation: Oracle._invalidation, r.OpBegin: Oracle._op_begin, r.OpEnd: Oracle._op_end,
     r.NotifierCall: Oracle._notifier_call, r.FaultRetry: Oracle._fault_retry,
     r.WalkDiscarded: Oracle._walk_discarded, r.ApicTrapped: Oracle._apic_trapped,

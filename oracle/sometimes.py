@@ -19,6 +19,7 @@ from mmurace.oracle.state.kinds import kinds
 from mmurace.oracle.state.live import Cached, Change, Op, Page, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.state.statistics import Statistics
+from mmurace.oracle.windows import Windows, cells_of, of_guests
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import ORACLE_OPERATIONS_KEPT
 from mmurace.protocol.messages.program import operation_kinds
@@ -78,10 +79,9 @@ class CachedWhen(_Condition, frozen=True, tag="cached_when"):
 
 
 class Between(_Condition, frozen=True, tag="between", rename={"from_": "from"}):
-    """An operation ``op`` at ``node`` was under way between two steps of an operation ``of``.
-
-    With ``began`` it must have begun after the first step, with ``overlapping`` it must concern
-    the same range.
+    """An operation ``op`` at ``node`` was under way between two steps of an operation ``of``; with
+    ``began`` it began after the first of them, with ``overlapping`` both are of the same mm and
+    have a page in common.
     """
 
     node: str
@@ -113,7 +113,17 @@ class FramesReused(_Condition, frozen=True, tag="frames_reused"):
     at_least: int = 1
 
 
-Condition = CachedWhen | Between | Covered | Invalidated | FramesReused
+class Entered(_Condition, frozen=True, tag="entered"):
+    """In so many windows of operations ``op`` somebody with a ``cache`` was inside (the page on the
+    model says what that is).  0: it is counted, and not demanded.
+    """
+
+    op: str
+    cache: str
+    at_least: int = 1
+
+
+Condition = CachedWhen | Between | Covered | Invalidated | FramesReused | Entered
 
 
 def conditions_from(values: Any, where: str) -> tuple[Condition, ...]:
@@ -140,11 +150,18 @@ def _condition(value: Any, where: str) -> Condition:
     return converted
 
 
+def demanded(condition: Condition) -> bool:
+    """Whether a verdict needs it: not if it is only counted."""
+    return not isinstance(condition, Entered) or condition.at_least > 0
+
+
 def describe(condition: Condition) -> str:
     """For people: ``cached_when(cache=iotlb, op=Munmap)``; defaults are left out."""
     built: dict[str, Any] = msgspec.to_builtins(condition)
     kind = built.pop("kind")
     usual = {f.encode_name: f.default for f in msgspec.structs.fields(condition)}
+    if "address" in built:
+        built["address"] = f"{built['address']:#x}" if built["address"] >= 0 else -1
     said = ", ".join(f"{key}={value}" for key, value in built.items() if usual[key] != value)
     return f"{kind}({said})"
 
@@ -163,6 +180,19 @@ def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tu
     return (*held, FramesReused(frames))
 
 
+def window_conditions(
+    kinds: Iterable[str], world: World, asked: frozenset[str] | None = None
+) -> tuple[Condition, ...]:
+    """Every window of these kinds of operations that somebody can be in, in ``world``.
+
+    With ``asked`` the others, and those of guest TLBs and VMCSs, are counted and not demanded.
+    """
+    return tuple(
+        Entered(kind, cache, int(asked is None or (kind in asked and cache not in of_guests())))
+        for kind, cache in cells_of(kinds, world)
+    )
+
+
 class _Seen:
     """An operation of an adversary: where it began and ended."""
 
@@ -177,10 +207,15 @@ class _Seen:
 class Sometimes:
     """Which conditions were met.  Costs nothing once all are."""
 
-    def __init__(self, conditions: Sequence[Condition], state: State, memory: int) -> None:
+    def __init__(
+        self, conditions: Sequence[Condition], state: State, memory: int, world: World
+    ) -> None:
         self.conditions = tuple(conditions)
         self.state = state
         self.memory = memory
+        cells = [(c.op, c.cache) for c in self.conditions if isinstance(c, Entered)]
+        self.windows = Windows(cells, world, state, memory) if cells else None
+        """What counts who was inside; None: no condition asks."""
         self.open = set(range(len(self.conditions)))
         """Indexes of those not met yet."""
         self.adversaries: dict[str, deque[_Seen]] = {}
@@ -278,7 +313,7 @@ class Sometimes:
     def finish(self, statistics: Statistics) -> None:
         """Judge what can only be counted."""
         for at in sorted(self.open):
-            if _counted(self.conditions[at], statistics):
+            if _counted(self.conditions[at], statistics, self.windows):
                 self.open.discard(at)
         self._sort()
 
@@ -296,7 +331,9 @@ def _same_range(seen: _Seen, op: Op) -> bool:
     return seen.tag == op.tag and overlaps(seen.start, seen.end, page_of(op.start), end)
 
 
-def _counted(condition: Condition, statistics: Statistics) -> bool:
+def _counted(condition: Condition, statistics: Statistics, windows: Windows | None) -> bool:
+    if isinstance(condition, Entered) and windows is not None:
+        return windows.entered[condition.op, condition.cache] >= condition.at_least
     if isinstance(condition, Covered):
         return statistics.covered.get(condition.point, 0) >= condition.at_least
     if isinstance(condition, Invalidated):

@@ -43,6 +43,9 @@ class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     missing: tuple[str, ...] = ()
     """*Sometimes* conditions that were never met."""
     statistics: dict[str, Any] = {}
+    windows: dict[str, dict[str, int]] = {}
+    """Of a workload: kind of operation -> cache -> how many had somebody with such a cache in
+    their window (``oracle/windows.py``).  What cannot be met in the world is not here."""
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

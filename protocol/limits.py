@@ -21,7 +21,13 @@ REPEAT_DISTANCE_MAX: Final = 1024
 """Deliveries within which the broker makes a duplicate or a retransmission deliverable."""
 
 FAULT_RETRIES_MAX: Final = 64
-"""Retries of one faulting access before the agent gives up and the operation fails."""
+"""Refusals of one access in a row by one cached entry before a device or a link gives up.
+
+Hardware would go on for ever; the run has to end, and rules L1 and L6 have spoken by then."""
+
+FAULT_ATTEMPTS_MAX: Final = 4096
+"""Attempts of one access, whatever refuses it.  The kernel has no such limit: each refusal has a
+reason, and programs end.  This is for kernels on which it has none, so that a run of them ends."""
 
 STALE_DENIALS_MAX: Final = 8
 """Faults on one cached entry that the page table no longer justifies, before rule L6 speaks.  The
@@ -66,6 +72,15 @@ STOP_SECONDS_MAX: Final = 10.0
 SOCKET_SECONDS_MAX: Final = 1.0
 """Longest single wait on a socket before the loop looks at the rest of the world again."""
 
+GAP_SECONDS: Final = 5.0
+"""Whoever looks at its clock that much later than before has stood still: it looks every second."""
+
+GAPS_MAX: Final = 8
+"""How often one wait begins anew because of that, so that it has an end on any machine."""
+
+HELLO_BYTES_MAX: Final = 1024
+"""What is read of somebody who has not shown the run's token; a hello has about a hundred."""
+
 HANDLING_SECONDS_MAX: Final = 30.0
 """A node that has not answered a delivery after this long is reported by name."""
 
@@ -81,6 +96,9 @@ RECEIVE_ROUND_MAX: Final = 128
 
 JOURNAL_RECORD_BYTES_MAX: Final = 2 * ZMQ_MESSAGE_BYTES_MAX
 """Largest journal record.  A longer length prefix means that the file is damaged there."""
+
+JOURNAL_HEADER_BYTES_MAX: Final = 4096
+"""Largest header of a journal.  A file that says more is no journal."""
 
 FOLLOW_STEPS_MAX: Final = 10_000
 """Trace steps that one poll of a run returns at most (about 10 MB of records)."""
@@ -116,6 +134,8 @@ own, with locks and a flush of every processor (``NODES_MAX``)."""
 
 ORACLE_OPERATIONS_KEPT: Final = 16
 """Finished operations of a node that a ``between`` condition still looks at."""
+ORACLE_ACCESSES_KEPT: Final = 4096
+"""Guest translations of which the last access is known: more than are live at a time."""
 
 ORACLE_VIOLATIONS_KEPT: Final = 10_000
 """Violations that the oracle keeps with all they say (about 2 KiB each); the rest is counted."""

@@ -14,6 +14,9 @@ PRESENT: Final = 1 << 0
 WRITE: Final = 1 << 1
 ACCESSED: Final = 1 << 5
 DIRTY: Final = 1 << 6
+EXCLUSIVE: Final = 1 << 7
+"""Of a swap entry (``pte_swp_exclusive``) and of a migration entry (a readable exclusive one, or a
+writable one): the page was ``PageAnonExclusive`` (v5.19)."""
 PROTNONE: Final = 1 << 8
 """Present for software, not for hardware (``_PAGE_PROTNONE``)."""
 SPECIAL: Final = 1 << 9
@@ -61,6 +64,11 @@ def is_migration(entry: int) -> bool:
 def is_swap(entry: int) -> bool:
     """Whether the entry leads to a swap slot."""
     return bool(entry & SWAP) and not pte_present(entry)
+
+
+def names_page(entry: int) -> bool:
+    """Whether it is an entry of a page in memory, mapped or migrating."""
+    return pte_present(entry) or is_migration(entry)
 
 
 def permits(entry: int, write: bool) -> bool:

@@ -128,6 +128,16 @@ def read_journal_record(record: bytes) -> HandledRecord:
         raise PeerError(f"not a handled record: {error}") from None
 
 
+def read_journal_choices(record: bytes) -> tuple[int, str, Choices]:
+    """Delivery, id and choices of one record of a node's journal.  Raises ``PeerError``."""
+    try:
+        request, head, *_, tail = codec.unpack(record, JOURNAL_RECORD_BYTES_MAX)
+        choices, _records = codec.unpack(tail, ZMQ_MESSAGE_BYTES_MAX)
+        return header(head)[0], request, [tuple(choice) for choice in choices]
+    except (TypeError, ValueError) as error:
+        raise PeerError(f"not a handled record: {error}") from None
+
+
 def journal_record_number(record: bytes) -> int:
     """The delivery number of a node's journal record.  Raises ``PeerError``."""
     try:

@@ -226,7 +226,7 @@ def _explore(commands: Commands) -> None:
 
 def _of_what_was_saved(commands: Commands) -> None:
     replay = commands.add("replay", "Run a recorded schedule again, delivery by delivery.")
-    replay.add_argument("source", type=Path, metavar="DIR", help="a run, or its schedule")
+    replay.add_argument("source", type=Path, metavar="DIR", help="a run, or the schedule in it")
     _on(replay, On.simulator)
     _out(replay)
     what = "Find the shortest schedule with the same violation, and write it to a file."

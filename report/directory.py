@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from mmurace.broker.recorder import SCHEDULE_FILE
+from mmurace.nodes.disk import disk
+from mmurace.nodes.files import not_opened
 from mmurace.protocol.errors import UserError
+from mmurace.report.screen import say
 from mmurace.scenarios.spec import RUN_FILE
 
 RUNS: Final = Path("runs")
 LATEST: Final = "latest"
 NAME_LENGTH_MAX: Final = 60
+SCHEDULE_SUFFIX: Final = ".schedule.toml"
+MADE_BEFORE: Final = re.compile(r"^((\d{8}-\d{6}-)?replay-|\d{8}-\d{6}-)+")
+"""What names of runs begin with: when it was, and that it was a replay."""
 TRIES_MAX: Final = 1000
 """Runs of one name that may begin within one second."""
 
@@ -27,8 +34,8 @@ def new_run(name: str, out: Path | None, runs: Path = RUNS) -> Path:
     try:
         return _fresh(name, runs) if out is None else _given(out)
     except OSError as error:
-        where = str(error.filename or out or runs)
-        raise UserError(where, f"cannot be made: {error.strerror}", "a new directory") from None
+        where = Path(error.filename or out or runs)
+        raise not_opened(where, error, "cannot be made", "a new directory") from None
 
 
 def _given(out: Path) -> Path:
@@ -63,6 +70,35 @@ def saved_run(source: Path) -> Path:
     return directory
 
 
+def replay_name(recorded: Path) -> str:
+    """``replay-NAME`` for a run, its replay or the replay of that: when is said anew."""
+    whole = recorded.resolve()
+    name = (whole.parent if is_schedule(whole) else whole).name.removesuffix(SCHEDULE_SUFFIX)
+    return f"replay-{MADE_BEFORE.sub('', name) or name}"
+
+
+def saved_schedule(source: Path) -> Path:
+    """A saved run's directory, or the very ``schedule`` in it if that was given.
+
+    Raises ``UserError``.
+    """
+    directory = saved_run(source)
+    return source if is_schedule(source) else directory
+
+
+def saved_record(source: Path) -> Path:
+    """A saved run's directory, of which the journals are read.  Raises ``UserError``."""
+    if is_schedule(source):
+        problem = "is an order of deliveries, which can be replayed and not judged"
+        raise UserError(str(source), problem, "a run's directory")
+    return saved_run(source)
+
+
+def is_schedule(source: Path) -> bool:
+    """Whether this is the ``schedule`` of a run."""
+    return source.is_file() and source.name == SCHEDULE_FILE
+
+
 def slug(name: str) -> str:
     """A name as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:NAME_LENGTH_MAX] or "run"
@@ -76,9 +112,18 @@ def point_latest(directory: Path) -> None:
     """
     link = directory.parent / f".{LATEST}-{directory.name}-{os.getpid()}"
     latest = directory.parent / LATEST
-    link.symlink_to(directory.name)
     try:
-        link.replace(latest)
+        disk().link(link, directory.name)
+        disk().replace(link, latest)
     except OSError as error:
-        link.unlink()
-        raise UserError(str(latest), f"cannot be replaced: {error.strerror}", "a link") from None
+        with suppress(OSError):
+            link.unlink()
+        raise not_opened(latest, error, "cannot be replaced", "a link") from None
+
+
+def point_to(directory: Path) -> None:
+    """The same; a full disk is said and is no error, as a run is none the worse for want of it."""
+    try:
+        point_latest(directory)
+    except OSError as error:
+        say(f"{error.filename} cannot be replaced: {error.strerror}")

@@ -15,9 +15,10 @@ from mmurace.explorer.sample.statistics import wilson
 from mmurace.oracle.sometimes import describe
 from mmurace.oracle.violation import Violation
 from mmurace.report import words
+from mmurace.report.catalogue import expected
 from mmurace.report.machine import kernel_dict
 from mmurace.report.screen import put
-from mmurace.report.terminal import STYLES, WORDS, chosen_violation, repeat_command
+from mmurace.report.terminal import STYLES, WORDS, chosen_violation, earlier_text, repeat_command
 from mmurace.report.trail import trail_of
 from mmurace.report.violation import violation_report
 
@@ -49,6 +50,8 @@ def headline(found: Exploration) -> str:
     word = WORDS.get(found.exit_code, "ENDED")
     if found.exit_code == 0:
         word += ", not exhaustive"
+    if found.as_expected is False:
+        word += ", NOT as expected"
     reasons = found.verdict().reasons
     why = f"{reasons[0]}; " if reasons and not found.violations else ""
     broken = f"{_rules(found)}; " if found.violations else ""
@@ -56,8 +59,10 @@ def headline(found: Exploration) -> str:
 
 
 def _rules(found: Exploration) -> str:
-    names = dict.fromkeys(f"{v.rule} by {v.agent}" for v in found.violations.values())
-    return words.listed(names)
+    wanted = found.spec.expectation
+    meant = wanted.expected() if wanted is not None else None
+    broken = sorted(found.violations.values(), key=lambda v: meant is None or not meant.matches(v))
+    return words.listed(dict.fromkeys(f"{v.rule} by {v.agent}" for v in broken))
 
 
 def _how(found: Exploration) -> str:
@@ -85,6 +90,7 @@ def _facts(found: Exploration) -> Lines:
             f"{found.violated} of {words.many(found.schedules, 'schedule')} "
             f"(95 %: {low:.2%} to {high:.2%})",
         )
+    yield from _expectation(found)
     yield from _finding(found)
     for violation in list(found.violations.values())[:VIOLATIONS_LISTED]:
         yield "broken", _violation(violation)
@@ -109,6 +115,18 @@ def _facts(found: Exploration) -> Lines:
         rate, speed = found.schedules / found.seconds, found.deliveries / found.seconds
         took = words.seconds(found.seconds)
         yield "took", f"{took}: {rate:,.0f} schedules/s, {speed:,.0f} deliveries/s"
+
+
+def _expectation(found: Exploration) -> Lines:
+    """Whether it came out as the race's file says of this kernel."""
+    wanted, broken = found.spec.expectation, tuple(found.violations.values())
+    if wanted is None:
+        return
+    seen = {True: "as expected", False: "NOT as expected", None: "not seen"}[found.as_expected]
+    why = earlier_text(wanted, broken)
+    if found.as_expected is None and broken and found.options.stop_on:
+        why += f"; the search ended there, --keep-going goes on to {wanted.rule}"
+    yield "expected", f"{expected(wanted)}: {seen}{why}"
 
 
 def _finding(found: Exploration) -> Lines:
@@ -170,6 +188,7 @@ def result_dict(found: Exploration) -> dict[str, Any]:
         "deliveries": found.deliveries,
         "violated": found.violated,
         "expected": found.expected,
+        "as_expected": found.as_expected,
         "interval": [low, high],
         "policies": {name: _tally(found, name) for name in found.tallies},
         "bounds": [asdict(bound) for bound in found.bounds()],

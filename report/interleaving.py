@@ -14,17 +14,19 @@ from typing import Any, Final
 import msgspec
 
 from mmurace.explorer.explain.deaths import Fate
-from mmurace.explorer.explain.interleaving import DECISIVE, DETAIL, ESSENTIAL, Row
-from mmurace.explorer.explain.places import Spot
-from mmurace.explorer.explain.why import Cure, Explanation, Missed, Ordering
+from mmurace.explorer.explain.interleaving import Row
+from mmurace.explorer.explain.missed import owes_invalidation
+from mmurace.explorer.explain.weights import DECISIVE, DETAIL
+from mmurace.explorer.explain.why import Cure, Explanation, Ordering
 from mmurace.oracle.rules.table import rule_of
-from mmurace.protocol.envelope import BROKER, REPLY_MARK
 from mmurace.report import words
 from mmurace.report.arguments import Form
+from mmurace.report.closing import closing, deadline_text, detail_of
 from mmurace.report.condense import condensed
 from mmurace.report.facts import kernel_text
 from mmurace.report.functions import OPERATIONS
-from mmurace.report.steps import function_text, operation_text, text_of
+from mmurace.report.labels import Labels, missed_text
+from mmurace.report.steps import operation_text, text_of
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100
@@ -36,7 +38,11 @@ TABLE_LINES_MIN: Final = 16
 ORDERINGS_SHOWN_MAX: Final = 4
 CURES_SHOWN_MAX: Final = 8
 COLUMN_MIN: Final = 18
-MARK: Final = "> "
+NO_MARK: Final = "   "
+"""Room for what marks a row: ``>`` if the violation names it, a letter if the text below does."""
+BEFORE_SHOWN_MAX: Final = 8
+WIDTH_MIN: Final = 60
+"""A table has no room in less."""
 
 
 # ---- as text -----------------------------------------------------------------------------------
@@ -44,46 +50,67 @@ MARK: Final = "> "
 
 def terminal(explanation: Explanation, width: int = TERMINAL_WIDTH) -> str:
     """For a terminal; at most ``LINES_MAX`` lines."""
-    return "\n".join(_lines(explanation, min(width, TERMINAL_WIDTH)))
+    return "\n".join(_lines(explanation, max(min(width, TERMINAL_WIDTH), WIDTH_MIN)))
 
 
 def markdown(explanation: Explanation) -> str:
-    """For a commit message or a page: 75 columns, the table indented as code."""
-    head, table, rest = _parts(explanation, MARKDOWN_WIDTH)
-    fenced = ["```", *table, "```"]
-    return "\n".join([*head, "", *fenced, "", *rest]) + "\n"
+    """For a commit message or a page: 75 columns, the table as code, paragraphs apart.
+
+    No line begins with ``#``: git takes that for a comment.
+    """
+    labels = Labels(explanation.rows)
+    head = _head(explanation, MARKDOWN_WIDTH)
+    reasons = reasons_of(explanation, labels)
+    rest = [line for reason in reasons for line in ("", *_paragraph(reason, MARKDOWN_WIDTH))]
+    room = max(LINES_MAX - sum(map(len, head)) - len(rest) - len(head) - 3, TABLE_LINES_MIN)
+    fenced = ["```", *table(explanation, labels, MARKDOWN_WIDTH, room), "```"]
+    top = [line for block in head for line in (*block, "")]
+    return "\n".join([*top, *fenced, *rest]) + "\n"
 
 
-def written(explanation: Explanation, form: Form) -> str:
-    """The explanation in a form for people."""
+def written(explanation: Explanation, form: Form, width: int = TERMINAL_WIDTH) -> str:
+    """The explanation in a form for people; only a terminal has a width."""
     if form is Form.mermaid:
         return mermaid(explanation)
-    return markdown(explanation) if form is Form.markdown else terminal(explanation)
+    if form is Form.markdown:
+        return markdown(explanation)
+    return terminal(explanation, width)
 
 
 def _lines(explanation: Explanation, width: int) -> list[str]:
-    head, table, rest = _parts(explanation, width)
-    return [*head, "", *table, "", *rest]
+    labels = Labels(explanation.rows)
+    head = [line for block in _head(explanation, width) for line in block]
+    rest = [line for r in reasons_of(explanation, labels) for line in _paragraph(r, width)]
+    room = max(LINES_MAX - len(head) - len(rest) - 2, TABLE_LINES_MIN)
+    return [*head, "", *table(explanation, labels, width, room), "", *rest]
 
 
-def _parts(explanation: Explanation, width: int) -> tuple[list[str], list[str], list[str]]:
-    head, rest = _head(explanation, width), _reasons(explanation, width)
-    room = max(LINES_MAX - len(head) - len(rest) - 4, TABLE_LINES_MIN)
-    return head, table(explanation, width, room), rest
-
-
-def _head(explanation: Explanation, width: int) -> list[str]:
+def _head(explanation: Explanation, width: int) -> list[list[str]]:
+    """What is broken on which kernel; what only prepared the ground."""
     violation, kernel = explanation.violation, explanation.case.spec.world.kernel
     rule = rule_of(violation.rule)
     kind = rule.name if rule else ""
     size = words.many(explanation.deliveries, "delivery", "deliveries")
     switched = words.many(explanation.switches, "switch", "switches")
-    title = (
-        f"{violation.rule} {kind} on {kernel_text(kernel)}: {violation.detail} ({size}, {switched})"
-    )
+    title = f"{violation.rule} {kind} on {kernel_text(kernel)}: {detail_of(violation)}"
+    blocks = [_wrap(f"{title} ({size}, {switched})", width)]
     kinds = explanation.case.kinds()
-    before = ", ".join(f"{kinds[op]} {op}" for op in explanation.setup)
-    return [*_wrap(title, width), *(_wrap(f"Before: {before}", width) if before else [])]
+    counts = Counter(
+        f"{operation_text(kinds[op])} by {op.rpartition('/')[0]}" for op in explanation.setup
+    )
+    before = [f"{text} ({n} times)" if n > 1 else text for text, n in counts.items()]
+    if before:
+        more = len(before) - BEFORE_SHOWN_MAX
+        rest = f" and {more} more" if more > 0 else ""
+        told = ", ".join(before[:BEFORE_SHOWN_MAX])
+        blocks.append(_wrap(f"Before: {told}{rest}", width))
+    return blocks
+
+
+def _paragraph(reason: Sequence[str], width: int) -> list[str]:
+    """Its lines, wrapped; those after the first are items."""
+    first, *items = reason
+    return [*_wrap(first, width), *(line for i in items for line in _wrap(f"- {i}", width))]
 
 
 def _wrap(text: str, width: int, indent: str = "  ") -> list[str]:
@@ -98,23 +125,49 @@ def parties(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.party for row in rows))
 
 
-def table(explanation: Explanation, width: int, lines_max: int) -> list[str]:
+def table(explanation: Explanation, labels: Labels, width: int, lines_max: int) -> list[str]:
     """The interleaving; details go first where it would be too long."""
+
+    def drawn(rows: Sequence[Row]) -> list[str]:
+        told = chosen_rows(rows)
+        return _table(told, titles(explanation, told), labels, width)
+
+    rows = explanation.rows
     for weight in range(DETAIL, DECISIVE - 1, -1):
-        rows = chosen_rows(explanation.rows, weight)
-        lines = _table(rows, titles(explanation, rows), width)
-        if len(lines) <= (DETAILED_LINES_MAX if weight == DETAIL else lines_max) and rows:
-            return lines
-    rows = chosen_rows(explanation.rows, ESSENTIAL)
-    lines = _table(rows, titles(explanation, rows), width)
-    return lines if len(lines) <= lines_max else [*lines[: lines_max - 1], "  ..."]
+        kept = [row for row in rows if row.weight <= weight or row.named]
+        lines = drawn(kept)
+        if kept and len(lines) <= (DETAILED_LINES_MAX if weight == DETAIL else lines_max):
+            break
+    for kind in dict.fromkeys(_group(row) for row in rows if row.weight == weight + 1 < DETAIL):
+        there = set(map(id, kept))
+        more = [
+            row
+            for row in rows
+            if id(row) in there or (row.weight == weight + 1 and _group(row) == kind)
+        ]
+        if len(drawn(more)) <= lines_max:
+            kept, lines = more, drawn(more)
+    return _cut(lines, lines_max)
 
 
-def chosen_rows(rows: Sequence[Row], weight: int) -> list[Row]:
-    """Rows that matter so much; a party that only begins and ends has no column."""
-    heavy = [row for row in rows if row.weight <= weight]
-    acting = {row.party for row in heavy if row.kind not in ("OpBegin", "OpEnd")}
-    return condensed([row for row in heavy if row.party in acting])
+def _group(row: Row) -> str:
+    """What is told together or not at all: begins and ends, locks and unlocks."""
+    return "Op" if row.kind in ("OpBegin", "OpEnd") else row.kind.replace("Unlock", "Lock")
+
+
+def _cut(lines: list[str], lines_max: int) -> list[str]:
+    """The beginning and the end: what is broken comes last."""
+    tail = (lines_max - 3) // 2
+    if len(lines) <= lines_max:
+        return lines
+    return [*lines[: lines_max - tail - 1], "   ...", *lines[-tail:]]
+
+
+def chosen_rows(rows: Sequence[Row]) -> list[Row]:
+    """Without a column for a party that only begins and ends, unless that is what is meant."""
+    ends = ("OpBegin", "OpEnd")
+    acting = {row.party for row in rows if row.kind not in ends or row.marks or row.named}
+    return condensed([row for row in rows if row.party in acting])
 
 
 def titles(explanation: Explanation, rows: Iterable[Row]) -> dict[str, str]:
@@ -135,17 +188,31 @@ def titles(explanation: Explanation, rows: Iterable[Row]) -> dict[str, str]:
     }
 
 
-def _table(rows: Sequence[Row], titles: dict[str, str], width: int) -> list[str]:
+def _table(rows: Sequence[Row], titles: dict[str, str], labels: Labels, width: int) -> list[str]:
     columns = parties(rows)
     if not columns:
         return []
-    room = max((width - len(MARK)) // len(columns), COLUMN_MIN)
-    lines = [_line("  ", columns, room, titles), _line("  ", columns, room, _rules(titles, room))]
+    room = max((width - len(NO_MARK)) // len(columns), COLUMN_MIN)
+    lines = _cells(NO_MARK, columns, room, titles)
+    lines += _cells(NO_MARK, columns, room, _rules(titles, room))
     for row in rows:
-        mark = MARK if row.weight == DECISIVE else "  "
-        for text in textwrap.wrap(words.plain(text_of(row)), room - 2, subsequent_indent="  "):
-            lines.append(_line(mark, columns, room, {row.party: text}))
-            mark = "  "
+        mark = f"{'>' if row.weight == DECISIVE else ' '}{labels.letter(row):<2}"
+        lines += _cells(mark, columns, room, {row.party: text_of(row)})
+    return lines
+
+
+def _cells(mark: str, columns: Sequence[str], room: int, texts: dict[str, str]) -> list[str]:
+    """One row: as many lines as its longest text needs."""
+    wrapped = {
+        column: textwrap.wrap(words.plain(text), room - 2, subsequent_indent="  ")
+        for column, text in texts.items()
+    }
+    lines = []
+    for at in range(max(map(len, wrapped.values()), default=0)):
+        cells = "".join(
+            "".join(wrapped.get(column, [])[at : at + 1]).ljust(room) for column in columns
+        )
+        lines.append(f"{NO_MARK if at else mark}{cells}".rstrip())
     return lines
 
 
@@ -153,44 +220,39 @@ def _rules(titles: dict[str, str], room: int) -> dict[str, str]:
     return {column: "-" * min(len(title), room - 2) for column, title in titles.items()}
 
 
-def _line(mark: str, columns: Sequence[str], room: int, texts: dict[str, str]) -> str:
-    cells = [texts.get(column, "")[: room - 1].ljust(room) for column in columns]
-    return (mark + "".join(cells)).rstrip()
-
-
 # ---- the reasons -------------------------------------------------------------------------------
 
 
-def _reasons(explanation: Explanation, width: int) -> list[str]:
+def reasons_of(explanation: Explanation, labels: Labels) -> list[list[str]]:
+    """Paragraphs: a sentence or two, and for some of them items.  The last one sums up."""
     return [
-        *_orderings(explanation.orderings, explanation.races, width),
-        *(line for fate in explanation.deaths for line in _wrap(_fate(fate), width)),
-        *_swap(explanation, width),
-        *_owed(explanation, width),
-        *_cures(explanation.cures, explanation.contradictory, width),
+        *_orderings(explanation.orderings, explanation.races, labels),
+        *([_fate(fate, labels)] for fate in explanation.deaths),
+        *_swap(explanation, labels),
+        *_owed(explanation, labels),
+        [_cures(explanation.cures, explanation.contradictory)],
+        [closing(explanation)],
     ]
 
 
-def _orderings(orderings: Sequence[Ordering], races: int, width: int) -> list[str]:
-    reversed_ = words.many(races, "race was", "races were")
+def _orderings(orderings: Sequence[Ordering], races: int, labels: Labels) -> list[list[str]]:
+    """Nothing if no order is necessary by itself."""
     if not orderings:
-        return _wrap(f"Orders: {reversed_} reversed one by one; no single order decides.", width)
-    runs = min(ordering.runs for ordering in orderings)
-    lines = _wrap(
-        f"Orders that are necessary ({reversed_} reversed; these passed in all of "
-        f"{words.many(runs, 'way')} to go on):",
-        width,
+        return []
+    reversed_ = words.many(races, "race was", "races were")
+    runs = words.many(min(ordering.runs for ordering in orderings), "way")
+    counts = Counter(f"{labels.of(o.early)} before {labels.of(o.late)}" for o in orderings)
+    items = [text + (f" ({n} times)" if n > 1 else "") for text, n in counts.items()]
+    more = len(items) - ORDERINGS_SHOWN_MAX
+    items = items[:ORDERINGS_SHOWN_MAX] + ([f"and {more} more"] if more > 0 else [])
+    head = (
+        f"Orders that are necessary ({reversed_} reversed; these passed in all of {runs} to go on):"
     )
-    counts = Counter(" before ".join(_spots(o.early, o.late)) for o in orderings)
-    for text, count in list(counts.items())[:ORDERINGS_SHOWN_MAX]:
-        lines += _wrap(f"- {text}{f' ({count} times)' if count > 1 else ''}", width)
-    if len(counts) > ORDERINGS_SHOWN_MAX:
-        lines.append(f"- and {len(counts) - ORDERINGS_SHOWN_MAX} more")
-    return lines
+    return [[head, *items]]
 
 
-def _fate(fate: Fate) -> str:
-    after = "before anything else" if fate.after is None else f"after {spot(fate.after)}"
+def _fate(fate: Fate, labels: Labels) -> str:
+    after = "before anything else" if fate.after is None else f"after {labels.of(fate.after)}"
     if not fate.necessary:
         return (
             f"The death of {fate.node} {after} is not necessary: left out, it fails all the same."
@@ -201,84 +263,41 @@ def _fate(fate: Fate) -> str:
     )
 
 
-def _spots(first: Spot, second: Spot) -> tuple[str, str]:
-    """Two deliveries in words, told apart by their operations if need be."""
-    one, two = spot(first), spot(second)
-    return (spot(first, True), spot(second, True)) if _same_but_for(one, two) else (one, two)
-
-
-def _same_but_for(one: str, two: str) -> bool:
-    return one.partition(" for ")[0] == two.partition(" for ")[0]
-
-
-def spot(where: Spot, whole: bool = False) -> str:
-    """A delivery in words: ``cpu0's ptep_get_and_clear``; ``whole``: and for which operation."""
-    answer = where.kind.endswith(REPLY_MARK)
-    if where.src == BROKER:
-        return f"the start of {where.dst}'s {operation_text(where.kind)}"
-    who = where.dst if answer else where.src
-    what = function_text(where.kind.rstrip(REPLY_MARK), where.operation_kind)
-    program = where.operation.rpartition("/")[0]
-    alien = whole or program != who
-    doing = f" for {where.operation_kind} {where.operation}" if alien else ""
-    return f"{'the end of ' if answer else ''}{who}'s {what}{doing}"
-
-
-def _swap(explanation: Explanation, width: int) -> list[str]:
+def _swap(explanation: Explanation, labels: Labels) -> list[list[str]]:
+    """Nothing if none was found."""
     swap = explanation.swap
     if swap is None:
-        return _wrap("The swap that decides: none was found.", width)
-    first, second = _spots(swap.first, swap.second)
-    return _wrap(
+        return []
+    return [[
         f"The swap that decides (found in {swap.runs} runs from a passing one): "
-        f"{first}, then {second}, fails; the other way round passes.",
-        width,
-    )
+        f"{labels.of(swap.first)}, then {labels.of(swap.second)}, fails; the other way round "
+        "passes."
+    ]]  # fmt: skip
 
 
-def _owed(explanation: Explanation, width: int) -> list[str]:
+def _owed(explanation: Explanation, labels: Labels) -> list[list[str]]:
     violation = explanation.violation
-    if not violation.owed:
-        return _wrap(f"Broken: {violation.text()}", width)
-    due = violation.deadline
-    by = f" before: {due.what} at {due.node} (delivery {due.n})" if due else ""
+    if not owes_invalidation(violation):
+        return []
+    due = deadline_text(explanation)
+    by = f" before {due}" if due else ""
     held = f"{violation.agent}'s {violation.cache} entry of "
     where = words.place(violation.mm, violation.address)
     text = f"Owed by {violation.owed}: to end {held}{where}{by}. "
-    return _wrap(text + missed_text(explanation.missed), width)
+    return [[text + missed_text(explanation.missed, labels)]]
 
 
-def missed_text(missed: Missed) -> str:
-    """What did come instead of what was owed."""
-    if not missed.kinds:
-        return "Nothing would have ended it."
-    kind = " or ".join(function_text(kind, "") for kind in missed.kinds)
-    parts = []
-    if missed.before_fill:
-        last = missed.before_fill[-1]
-        parts.append(f"The last {kind} came in delivery {last.n}, before the entry was cached")
-    if not missed.in_time:
-        parts.append(f"{'none' if parts else f'No {kind}'} came between the change and the end")
-    else:
-        parts.append(f"one came in delivery {missed.in_time[0].n} and was not enough")
-    if missed.too_late:
-        parts.append(f"one came after it, in delivery {missed.too_late[0].n}")
-    return "; ".join(parts) + "."
-
-
-def _cures(cures: Sequence[Cure], contradictory: int, width: int) -> list[str]:
+def _cures(cures: Sequence[Cure], contradictory: int) -> str:
     safe = [cure for cure in cures if cure.safe]
     tried = words.many(len(cures), "other value")
     refused = f", {contradictory} contradict this kernel" if contradictory else ""
     if not safe:
-        return _wrap(
-            f"Cures: none of {tried} of a switch makes this schedule safe{refused}.", width
-        )
+        return f"Cures: none of {tried} of a switch makes this schedule safe{refused}."
     named = [f"{c.switch} = {value(c.value)} (here {value(c.usual)})" for c in safe]
     shown = "; ".join(named[:CURES_SHOWN_MAX])
     more = len(named) - CURES_SHOWN_MAX
     rest = f"; and {more} more" if more > 0 else ""
-    return _wrap(f"Safe under this very schedule: {shown}{rest}. Tried: {tried}{refused}.", width)
+    return f"Safe under this very schedule: {shown}{rest}. Tried: {tried}{refused}."
 
 
 def value(of: Any) -> str:
@@ -291,7 +310,7 @@ def value(of: Any) -> str:
 
 def mermaid(explanation: Explanation) -> str:
     """A sequence diagram."""
-    rows = chosen_rows(explanation.rows, DETAIL - 1)
+    rows = chosen_rows([row for row in explanation.rows if row.weight < DETAIL or row.named])
     lines = ["sequenceDiagram"]
     named = titles(explanation, rows)
     lines += [f"    participant {p} as {_mermaid_text(named[p])}" for p in parties(rows)]
@@ -335,4 +354,5 @@ def _row_dict(row: Row) -> dict[str, Any]:
     return {
         "n": row.n, "party": row.party, "text": text_of(row), "kind": row.kind,
         "operation": row.operation, "marks": list(row.marks), "weight": row.weight,
+        "delivery": row.name, "named": row.named,
     }  # fmt: skip

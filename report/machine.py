@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from mmurace.explorer.run.outcome import OperationCount, Outcome
+from mmurace.nodes.files import unwritten
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.report.facts import switches_set
 from mmurace.report.screen import say
@@ -44,25 +45,24 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "expectation": msgspec.to_builtins(spec.expectation),
         "as_expected": outcome.expected,
         "violations": [violation.as_dict() for violation in outcome.violations],
+        "record": outcome.record,
+        "unwritten": list(outcome.unwritten),
         "run_dir": str(outcome.run_dir) if outcome.run_dir else None,
         "repeat": repeat_command(outcome) or None,
     }
 
 
 def save_summary(outcome: Outcome) -> None:
-    """Write ``summary.json`` into the run's directory, in one step.
+    """Write ``summary.json`` into the run's directory, whole or not at all.
 
     If that cannot be (the disk is full), it is said, and the run is still told on the screen.
     """
     if outcome.run_dir is None:
         return
-    new = outcome.run_dir / f".{SUMMARY_FILE}"
-    try:
-        new.write_text(as_json(outcome_dict(outcome)) + "\n", encoding="utf-8")
-        new.replace(outcome.run_dir / SUMMARY_FILE)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        say(f"{outcome.run_dir / SUMMARY_FILE} cannot be written: {error.strerror}")
+    path = outcome.run_dir / SUMMARY_FILE
+    problem = unwritten(path, as_json(outcome_dict(outcome)) + "\n")
+    if problem:
+        say(f"{path} cannot be written{problem.removeprefix(str(path))}")
 
 
 def verdict_dict(outcome: Outcome) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from mmurace.report import words
 
 def minimize_line(state: Mapping[str, Any]) -> str:
     """``12.3 s: operations: 9 operations, 210 deliveries (53 tries)``."""
+    if "explaining" in state:
+        return f"explaining: {state['explaining']}"
     seconds = words.seconds(float(state.get("seconds", 0.0)))
     return (
         f"{seconds}: {state.get('phase', 'starting')}: {state.get('operations', 0):,} operations, "
@@ -27,6 +29,11 @@ def update_dict(update: Update) -> dict[str, Any]:
         "operations": update.size.operations,
         "deliveries": update.size.deliveries,
     }
+
+
+def explaining_dict(phase: str) -> dict[str, Any]:
+    """What an explanation is doing, as a state for the same line."""
+    return {"explaining": phase}
 
 
 def out_of_time(found: Minimized, seconds: float) -> bool:

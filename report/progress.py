@@ -9,6 +9,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.status import Status
 
+from mmurace.protocol.signals import held
 from mmurace.report import words
 
 Line = Callable[[Mapping[str, Any]], str]
@@ -29,7 +30,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
             self._status = self._console.status("starting", spinner="line")
-            self._status.start()
+            with held():  # its thread must not take the signals that end a run
+                self._status.start()
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ import msgspec
 from mmurace.explorer.run.schedule_file import SUFFIX, is_schedule_file
 from mmurace.nodes.plugins import Plugin, others
 from mmurace.protocol.errors import UserError
-from mmurace.report.directory import saved_run
+from mmurace.report.directory import saved_schedule
 from mmurace.scenarios.spec import RUN_FILE
 from mmurace.scenarios.tables import read_toml
 
@@ -20,8 +20,11 @@ MINIMIZED: Final = f"min{SUFFIX}"
 
 
 def run_or_schedule(source: Path) -> Path:
-    """A schedule file as it is, anything else as a saved run.  Raises ``UserError``."""
-    return source if is_schedule_file(source) else saved_run(source)
+    """A schedule file as it is, anything else as a saved run or its ``schedule``.
+
+    Raises ``UserError``.
+    """
+    return source if is_schedule_file(source) else saved_schedule(source)
 
 
 def minimized_file(source: Path, out: Path | None) -> Path:
@@ -35,7 +38,8 @@ def minimized_file(source: Path, out: Path | None) -> Path:
         file = source.with_name(f"{source.name.removesuffix(SUFFIX)}-{MINIMIZED}")
         where = str(file)
     else:
-        file = saved_run(source) / MINIMIZED
+        found = saved_schedule(source)
+        file = (found if found.is_dir() else found.parent) / MINIMIZED
         where = str(file)
     _check_file(file, where)
     return file
@@ -48,7 +52,7 @@ def _check_file(file: Path, where: str) -> None:
     if file.is_dir() or not file.parent.is_dir():
         problem = "is a directory" if file.is_dir() else "is in no directory that there is"
         raise UserError(where, f"{file} {problem}", "a new file")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
         raise UserError(where, f"{file} cannot be written", "a directory that can, or --out")
 
 
@@ -56,9 +60,14 @@ def other_plugins(source: Path) -> list[str]:
     """Files of plug-ins with which a run or schedule was made, and whose text is another now."""
     try:
         recorded = run_or_schedule(source)
-        table = read_toml(recorded / RUN_FILE if recorded.is_dir() else recorded)
-        run = table if recorded.is_dir() else table["run"]
+        schedule = is_schedule_file(recorded)
+        table = read_toml(recorded if schedule else _directory(recorded) / RUN_FILE)
+        run = table["run"] if schedule else table
         wanted = msgspec.convert(run.get("plugin", []), list[Plugin])
     except (UserError, msgspec.ValidationError, LookupError, AttributeError):
         return []  # whoever reads it for good says what is wrong
     return [f"{name}.py" for name in others(wanted)]
+
+
+def _directory(recorded: Path) -> Path:
+    return recorded if recorded.is_dir() else recorded.parent

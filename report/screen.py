@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Final, TextIO
+from typing import IO, Final, TextIO
 
 from rich.console import Console
 
@@ -31,9 +31,15 @@ def open_closed_streams() -> None:
 
 
 def write_out(text: str) -> None:
-    """A result on stdout, at once.  Raises ``OSError``: a result that nobody got is none."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """A result on stdout, at once.  Raises ``OSError``: a result that could not be put is none.
+
+    A reader who has seen enough (``| head -1``) is no error, and does not change what was found.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        mute(sys.stdout)
 
 
 def write_line(line: str, stream: TextIO) -> None:
@@ -44,9 +50,21 @@ def write_line(line: str, stream: TextIO) -> None:
         mute(stream)
 
 
-def mute(stream: TextIO) -> None:
+def mute(stream: IO[str]) -> None:
     """Lead a stream to nowhere, with what it still holds: nobody reads it any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def settle() -> None:
+    """Write out what is still held; where nobody reads it any more, forget it.
+
+    Else the interpreter tries at its end, and complains, and has an exit status of its own.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            mute(stream)
 
 
 def stdout() -> Console:
@@ -59,9 +77,22 @@ def stderr() -> Console:
     return console(sys.stderr)
 
 
+class _Patient(Console):
+    """One that goes on when its reader goes away: rich would end the program, as if it were told.
+
+    What was found is found, and the exit status says so.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads: nothing more is written."""
+        self.quiet = True
+        mute(self.file)
+
+
 def console(file: TextIO) -> Console:
-    """A console on a stream that may be no terminal."""
-    return Console(file=file, width=None if file.isatty() else WIDTH)
+    """A console on a stream that may be no terminal; ``COLUMNS`` has its say wherever it goes."""
+    told = os.environ.get("COLUMNS", "").isdigit()
+    return _Patient(file=file, width=None if file.isatty() or told else WIDTH)
 
 
 def say(line: str) -> None:

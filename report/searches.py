@@ -6,6 +6,7 @@ that is to take a second would wait for it a tenth of that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from mmurace.explorer.sample.policies import ENGINES, STRATEGIES
 from mmurace.protocol.errors import EmulatorError, ReplayDivergence, UserError
 from mmurace.report import exploration as explored
 from mmurace.report import machine
-from mmurace.report.directory import new_run, point_latest
+from mmurace.report.directory import new_run, point_to
 from mmurace.report.interrupts import interrupts
 from mmurace.report.progress import Progress
 from mmurace.report.screen import say, stderr, stdout, write_out
+from mmurace.report.shortage import shortage
 from mmurace.scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -64,11 +66,8 @@ def search(
         found = exhaustive.search(spec, engine, limits, progress)
     outcome = None
     if found.violation is not None:
-        directory = new_run(spec.name, out)
-        outcome = exhaustive.record(spec, found.violation, directory)
-        machine.save_summary(outcome)
-        if out is None:
-            point_latest(directory)
+        violation = found.violation
+        outcome = _recorded(spec.name, out, lambda run: exhaustive.record(spec, violation, run))
     if as_json:
         result = exhausted.exhaustion_dict(spec, found, outcome)
         write_out(machine.as_json(result | told_dict(outcome, explanation)))
@@ -78,14 +77,28 @@ def search(
     return exhausted.exit_code(found)
 
 
-def record(found: exploration.Exploration, out: Path | None) -> Outcome:
-    """Put the schedule that an exploration found into a run's directory."""
-    directory = new_run(found.spec.name, out)
-    with interrupts(directory):
-        outcome = exploration.record(found, directory)
-        machine.save_summary(outcome)
+def record(found: exploration.Exploration, out: Path | None) -> Outcome | None:
+    """Put the schedule that an exploration found into a run's directory; None: it has no room."""
+    return _recorded(found.spec.name, out, lambda run: exploration.record(found, run))
+
+
+def _recorded(name: str, out: Path | None, write: Callable[[Path], Outcome]) -> Outcome | None:
+    """Record what was found.  If that cannot be (the disk is full), it is found all the same."""
+    try:
+        directory = new_run(name, out)
+        with interrupts(directory):
+            outcome = write(directory)
+    except OSError as error:
+        say(f"what was found cannot be recorded: {shortage(error)}")
+        return None
+    if outcome.status == "broken":
+        say(f"what was found cannot be recorded: {outcome.detail}")
+        return None
+    machine.save_summary(outcome)
     if out is None:
-        point_latest(directory)
+        point_to(directory)
+    for problem in outcome.unwritten:
+        say(f"what was found is not all recorded: {problem}")
     return outcome
 
 
@@ -99,6 +112,8 @@ def _story_of(outcome: Outcome | None, wanted: bool) -> Story | None:
         return explained(outcome.run_dir)
     except (UserError, EmulatorError, ReplayDivergence) as error:
         say(f"no explanation: {error}")
+    except OSError as error:  # no room for the schedule that was cut down
+        say(f"no explanation: {shortage(error) or error}")
     except KeyboardInterrupt:
         say("interrupted; no explanation")
     return None

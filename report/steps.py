@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from mmurace.explorer.explain.flushes import DONE, SENT
 from mmurace.explorer.explain.interleaving import Row
 from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.pte import describe, frame_of
@@ -56,6 +57,10 @@ _ACCESSES: Final = {
     "GuestApic": "guest",
 }  # fmt: skip
 _FUNCTIONS: Final = {
+    "TableWalk": "hardware walk of an upper entry",
+    "IotlbInvalidate": "IOTLB invalidation",
+    "SpteClear": "zap of the spte",
+    "AtsdLaunch": "ATSD",
     "PteGetAndClear": "ptep_get_and_clear",
     "PteSet": "set_pte_at",
     "PteCmpxchg": "cmpxchg of the PTE",
@@ -68,16 +73,55 @@ def _reply(values: Values, name: str, missing: int = 0) -> int:
     return found
 
 
+_LEVELS: Final = ("pte", "pmd", "pud", "p4d", "pgd")
+_UPPER: Final = {
+    "PteGetAndClear": "clear", "PteSet": "populate", "PteCmpxchg": "populate", "PteLoad": "read",
+    "PteWalk": "walk", "TableWalk": "walk",
+}  # fmt: skip
+"""What the kernel does with an upper entry: ``pmd_clear``, ``pmd_populate``."""
+
+
 def _change(function: str) -> Callable[[Values, Row], str]:
-    def wording(values: Values, _: Row) -> str:
+    def wording(values: Values, row: Row) -> str:
+        if values.get("level"):
+            return _upper_change(values, row)
         if "old" not in values or "new" not in values:
             return function
         change = f"{describe(values['old'])} -> {describe(values['new'])}"
-        if values.get("level"):
-            return f"{function} of the upper entry: {change}"
         return f"{function}{_place(values)}: {change}"
 
     return wording
+
+
+def _upper_change(values: Values, row: Row) -> str:
+    """``pmd_clear [0x10000, 0x18000): table in frame 0x2``."""
+    level = _LEVELS[values["level"]]
+    there = values.get("new") or values.get("old") or _reply(values, "pte")
+    table = f": table in frame {frame_of(there):#x}" if there else ": none"
+    return f"{level}_{_UPPER[row.kind]} [{_range(values)}){table}"
+
+
+def _read(function: str) -> Callable[[Values, Row], str]:
+    def wording(values: Values, row: Row) -> str:
+        if not values.get("level") and row.kind != "TableWalk":
+            return f"{function}{_place(values)}: {describe(_reply(values, 'pte'))}"
+        word = "hardware walk of the" if row.kind in ("PteWalk", "TableWalk") else "read the"
+        level, found = _LEVELS[values.get("level", 1)], _reply(values, "pte")
+        table = f"table in frame {frame_of(found):#x}" if found else "none"
+        span = f" [{_range(values)})" if "start" in values else ""
+        return f"{word} {level}{span}: {table}"
+
+    return wording
+
+
+def _scan(values: Values, _: Row) -> str:
+    """The next entry that is not none, or that there is none."""
+    found, level = _reply(values, "index", -1), _LEVELS[values.get("level", 0)]
+    if "start" not in values:
+        return f"next {level} that is not none"
+    each = (values["end"] - values["start"]) // (values["last"] - values["first"])
+    at = values["start"] + (found - values["first"]) * each
+    return f"read {level}s of [{_range(values)}): {'none' if found < 0 else f'one at {at:#x}'}"
 
 
 def _place(values: Values) -> str:
@@ -85,11 +129,48 @@ def _place(values: Values) -> str:
     return f"({values['mm']}:{values['address']:#x})" if values.get("elsewhere") else ""
 
 
-def _ptl(word: str) -> Callable[[Values, Row], str]:
-    def wording(values: Values, _: Row) -> str:
-        return f"{word} PTL{' of another table' if values.get('elsewhere') else ''}"
+# ---- locks -------------------------------------------------------------------------------------
+
+
+def _table_lock(values: Values) -> str:
+    if "start" not in values or "level" not in values:
+        return f"PTL of the table in frame {values['table']:#x}" if "table" in values else "PTL"
+    upper = f"{_LEVELS[values['level']]} " if values["level"] else ""
+    return f"{upper}PTL of [{_range(values)})"
+
+
+def _mmu_lock(_: Values, row: Row) -> str:
+    return f"mmu_lock of {row.target}"
+
+
+_LOCKS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
+    "Ptl": lambda values, _: _table_lock(values),
+    "Mmu": _mmu_lock,
+    "Mmap": lambda values, _: f"mmap_lock of {values['mm']}",
+    "AnonVma": lambda values, _: f"anon_vma lock of {values['mm']}",
+    "Immap": lambda values, _: f"i_mmap_rwsem of {values['file']}",
+    "Inode": lambda values, _: f"inode lock of {values['file']}",
+    "Folio": lambda values, _: f"folio lock of frame {values['frame']:#x}",
+    "Spa": lambda values, _: f"spa_lock of {values['link']}",
+    "Atsd": lambda values, _: f"atsd_lock of {values['link']}",
+}
+"""Lock -> its name, and what it locks."""
+
+
+def _lock(which: str) -> Callable[[Values, Row], str]:
+    def wording(values: Values, row: Row) -> str:
+        word = {"waits": "waits for", "got": "gets"}.get(values.get("state", ""), "lock")
+        shared = " for read" if values.get("write") is False else ""
+        return f"{word} {_LOCKS[which](values, row)}{shared}"
 
     return wording
+
+
+def _unlock(which: str) -> Callable[[Values, Row], str]:
+    return lambda values, row: f"unlock {_LOCKS[which](values, row)}"
+
+
+# ---- ranges ------------------------------------------------------------------------------------
 
 
 def limit(value: int) -> str:
@@ -99,10 +180,6 @@ def limit(value: int) -> str:
 
 def _range(values: Values) -> str:
     return f"{limit(values['start'])}, {limit(values['end'])}"
-
-
-def _entry(function: str) -> Callable[[Values, Row], str]:
-    return lambda values, _: f"{function}: {describe(_reply(values, 'pte'))}"
 
 
 def _says(text: str) -> Callable[[Values, Row], str]:
@@ -149,6 +226,27 @@ def _page_request(_: Values, row: Row) -> str:
 
 def _command(name: str) -> Callable[[Values, Row], str]:
     return lambda values, _: f"{name} [{_range(values)})"
+
+
+_INSTRUCTIONS: Final = {"FlushTlbIpi": "flush_tlb_func", "Tlbi": "tlbi", "Tlbie": "tlbie"}
+
+
+def _sent(values: Values, _: Row) -> str:
+    """``IPI to cpu1: flush_tlb_func [0x10000, 0x11000)``; a TLBI goes to everybody."""
+    name, covered = _INSTRUCTIONS[values["flush"]], f"[{_range(values)})"
+    if values["flush"] == "FlushTlbIpi":
+        return f"IPI to {', '.join(values['to'])}: {name} {covered}"
+    return f"{name} {covered} sent"
+
+
+def _done(values: Values, _: Row) -> str:
+    """A DSB is what waits for TLBIs; an IPI is waited for by its sender."""
+    name, covered = _INSTRUCTIONS[values["flush"]], f"[{_range(values)})"
+    to = ", ".join(values["to"])
+    if values["flush"] == "FlushTlbIpi":
+        return f"{to} acknowledged {name} {covered}"
+    barrier = {"Tlbi": "DSB: ", "Tlbie": "ptesync: "}[values["flush"]] if values["waited"] else ""
+    return f"{barrier}{name} {covered} complete on {to}"
 
 
 def _seq(values: Values, _: Row) -> str:
@@ -202,7 +300,7 @@ def _begin(values: Values, row: Row) -> str:
     if kind in _ACCESSES:
         verb = "store to" if values.get("write") else "load from"
         return f"{_ACCESSES[kind]} {verb} {values['start']:#x}"
-    where = f"({values['start']:#x})" if values.get("start") is not None else ""
+    where = f"({values['start']:#x})" if values.get("end", 0) > values.get("start", 0) else ""
     return f"{operation_text(kind)}{where}"
 
 
@@ -232,27 +330,36 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "PteGetAndClear": _change("ptep_get_and_clear"),
     "PteSet": _change("set_pte_at"),
     "PteCmpxchg": _change("cmpxchg"),
-    "PteLoad": _entry("ptep_get"),
-    "PteWalk": _entry("hardware walk"),
-    "PtlLock": _ptl("lock"),
-    "PtlUnlock": _ptl("unlock"),
-    "MmuLock": _says("lock mmu_lock"),
-    "MmuUnlock": _says("unlock mmu_lock"),
+    "PteLoad": _read("ptep_get"),
+    "PteWalk": _read("hardware walk"),
+    "TableWalk": _read("hardware walk"),
+    **{f"{which}Lock": _lock(which) for which in _LOCKS},
+    **{f"{which}Unlock": _unlock(which) for which in _LOCKS},
+    "PteScan": _scan,
+    SENT: _sent,
+    DONE: _done,
+    "OwnDsb": _says("DSB: waits for its own tlbi only"),
+    "Queued": lambda _, row: f"is asked for {operation_text(row.operation_kind)}",
     "InProgress": _in_progress,
     "SeqBump": _says("mmu_invalidate_seq++"),
     "SeqRead": _seq,
-    "SpteSet": lambda values, _: f"mmu_spte_set: {describe(values['pte'])}",
-    "SpteClear": _says("zap spte"),
-    "SpteLoad": _entry("walk of the shadow table"),
+    "SpteSet": lambda values, _: (
+        f"mmu_spte_set of gfn {values['gfn']:#x}: {describe(values['pte'])}"
+    ),
+    "SpteClear": lambda values, _: f"zap spte of gfn {values['gfn']:#x}",
+    "SpteLoad": lambda values, _: f"walk of the shadow table: {describe(_reply(values, 'pte'))}",
     "KvmRequest": _request,
-    "FlushTlbIpi": _says("flush_tlb_func"),
-    "Tlbi": _says("tlbi"),
+    "KvmVcpuRelease": _says("kvm_vcpu_release"),
+    "SurpriseDown": _says("pulled out: its ATC is gone"),
+    "FlushTlbIpi": _command("flush_tlb_func"),
+    "Tlbi": lambda values, _: f"tlbi [{_range(values)}) arrives",
+    "LoopCut": lambda values, _: f"its loop has {values['left']:,} more turns to come",
     "IotlbInvalidate": _command("IOTLB invalidation"),
     "AtsdLaunch": _command("ATSD"),
     "Tlbie": _command("tlbie"),
     "AtcInvalidate": _command("ATC invalidation command"),
     "InvalidateRequest": _command("ATC invalidation"),
-    "AtsTranslate": _entry("ATS translation request"),
+    "AtsTranslate": _read("ATS translation request"),
     "PriRequest": _page_request,
     "PageRequest": _page_request,
     "MemslotAdd": _memslot,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -15,12 +15,13 @@ from mmurace.explorer.run.latency import Latency
 from mmurace.explorer.run.outcome import OperationCount, Outcome
 from mmurace.oracle.verdict import How
 from mmurace.oracle.violation import Violation
-from mmurace.report import words
+from mmurace.report import windows, words
 from mmurace.report.catalogue import expected
 from mmurace.report.facts import kernel_text, ran_on
 from mmurace.report.screen import put
 from mmurace.report.trail import trail_of
 from mmurace.report.violation import violation_report
+from mmurace.scenarios.spec import Expectation
 
 WORDS: Final = {
     codes.HELD: "HELD",
@@ -33,9 +34,10 @@ WORDS: Final = {
 STYLES: Final = {"HELD": "bold green", "INCONCLUSIVE": "bold yellow", "INTERRUPTED": "bold yellow"}
 LABEL_WIDTH: Final = 12
 LINE_WIDTH: Final = 100
+LINE_WIDTH_MIN: Final = 40
 VIOLATION_LINES_MAX: Final = 12
-PASTED: Final = frozenset({"run", "repeat"})
-"""Lines that are to be copied, so they are never broken."""
+PASTED: Final = frozenset({"run", "repeat", "windows"})
+"""Lines that are to be copied, or have columns, so they are never broken."""
 FATES: Final = ("duplicated", "retransmitted", "dropped", "rejected", "undeliverable", "pending")
 
 Lines = Iterator[tuple[str, str]]
@@ -46,7 +48,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     """The headline, the summary, and the report of the violation that matters most."""
     word = WORDS.get(outcome.exit_code, "ENDED")
     put(console, headline(outcome), STYLES.get(word, "bold red"))
-    put(console, summary(outcome))
+    put(console, summary(outcome, max(min(console.width, LINE_WIDTH), LINE_WIDTH_MIN)))
     chosen = chosen_violation(outcome)
     if chosen is not None:
         trail = trail_of(chosen, outcome.run_dir)
@@ -81,17 +83,19 @@ def headline(outcome: Outcome) -> str:
 
 def _why(outcome: Outcome) -> str:
     if outcome.violations:
-        return _rules(outcome.violations)
+        return rules_text(outcome.violations, outcome.spec.expectation)
     if outcome.exit_code in (codes.BROKEN, codes.INTERRUPTED):
         return outcome.detail
-    reasons = outcome.verdict.reasons
+    reasons = outcome.verdict.reasons or (windows.never_entered(outcome.verdict.how),)
     more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     return reasons[0] + more if reasons else ""
 
 
-def _rules(violations: Iterable[Violation]) -> str:
-    """``S1 by iommu0 (2), O by iommu0``."""
-    counts = Counter(f"{v.rule} by {v.agent}" for v in violations)
+def rules_text(violations: Iterable[Violation], wanted: Expectation | None) -> str:
+    """``S1 by iommu0 (2), O by iommu0``: what was expected first, all else as it was found."""
+    meant = wanted.expected() if wanted is not None else None
+    found = sorted(violations, key=lambda v: meant is None or not meant.matches(v))
+    counts = Counter(f"{v.rule} by {v.agent}" for v in found)
     return words.listed(f"{who} ({n})" if n > 1 else who for who, n in counts.items())
 
 
@@ -109,23 +113,23 @@ def _how(outcome: Outcome) -> str:
 # ---- the summary -------------------------------------------------------------------------------
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: Outcome, width: int = LINE_WIDTH) -> str:
     """Everything below the headline, without the report of a violation."""
     lines: list[str] = []
     last = ""
     for label, text in _facts(outcome):
-        lines += _wrapped("" if label == last else label, label, words.plain(text))
+        lines += _wrapped("" if label == last else label, label, words.plain(text), width)
         last = label
     return "\n".join(lines)
 
 
-def _wrapped(shown: str, label: str, text: str) -> list[str]:
+def _wrapped(shown: str, label: str, text: str, width: int) -> list[str]:
     head = f"  {shown:<{LABEL_WIDTH}}"
     if label in PASTED:
         return [head + text]
     rest = " " * (len(head) + 2)
     return textwrap.wrap(
-        text, LINE_WIDTH, initial_indent=head, subsequent_indent=rest,
+        text, width, initial_indent=head, subsequent_indent=rest,
         break_on_hyphens=False, break_long_words=False,
     )  # fmt: skip
 
@@ -151,6 +155,8 @@ def _facts(outcome: Outcome) -> Lines:
 def _ending(outcome: Outcome) -> Lines:
     if outcome.status != "finished":
         yield "ended", f"{outcome.status}: {outcome.detail or 'no reason is known'}"
+    if outcome.record:
+        yield "record", outcome.record
     if outcome.stopped and outcome.status == "finished":
         yield "stopped", f"feeding ({outcome.stopped})"
     if outcome.ending.waiting:
@@ -204,7 +210,10 @@ def _window(how: How) -> Lines:
     for condition in how.missing:
         yield "window", f"NEVER MET {condition}"
     for condition in how.met:
-        yield "window", f"met {condition}"
+        if not condition.startswith(windows.ENTERED):  # these are in the table
+            yield "window", f"met {condition}"
+    if how.windows:
+        yield from (("windows", line) for line in windows.table_lines(how.windows))
 
 
 def _statistics(statistics: Mapping[str, Any]) -> Lines:
@@ -302,4 +311,14 @@ def _expectation(outcome: Outcome) -> Lines:
     wanted = outcome.spec.expectation
     if wanted is not None:
         seen = "as expected" if outcome.expected else "NOT as expected"
-        yield "expected", f"{expected(wanted)}: {seen}"
+        yield "expected", f"{expected(wanted)}: {seen}{earlier_text(wanted, outcome.violations)}"
+
+
+def earlier_text(wanted: Expectation, violations: Sequence[Violation]) -> str:
+    """Why another rule was broken before the one that was asked for; empty if none was."""
+    meant, first = wanted.expected(), next(iter(violations), None)
+    if meant is None or first is None or first.rule == meant.rule or not meant.rule:
+        return ""
+    if first.rule == "O":
+        return f"; O was broken first: an invalidation is overdue before {meant.rule} comes of it"
+    return f"; {first.rule} was broken first"

@@ -22,6 +22,7 @@ from mmurace.oracle.rules.o_s8_page_tables import PWC
 from mmurace.oracle.rules.table import chosen_rules
 from mmurace.oracle.sometimes import Condition, conditions_from, known_caches
 from mmurace.protocol.errors import UserError
+from mmurace.scenarios.conditions import Possible
 from mmurace.scenarios.operations import programs_from
 from mmurace.scenarios.spec import Expectation, RunSpec
 from mmurace.scenarios.switches import kernel_from
@@ -180,6 +181,7 @@ def load_race(path: Path, name: str = "") -> Race:
     world = world_from(table.world, kernels[0].kernel, f"{where}: world")
     programs = programs_from(table.program, world, f"{where}: program")
     _check_expectations(kernels, world, f"{where}: kernel")
+    of = [(case.name, case.kernel) for case in kernels]
     return Race(
         id=table.id,
         name=table.name,
@@ -191,7 +193,9 @@ def load_race(path: Path, name: str = "") -> Race:
         programs=programs,
         kernels=kernels,
         chaos=_chaos(table.chaos, world, programs, f"{where}: chaos"),
-        sometimes=_conditions(table.sometimes, world, f"{where}: sometimes"),
+        sometimes=_conditions(
+            table.sometimes, Possible(world, programs, of), f"{where}: sometimes"
+        ),
         where=where,
         scopes=_scopes(table.scope, world, kernels, f"{where}: scope"),
     )
@@ -209,7 +213,9 @@ def _scopes(
                 raise UserError(f"{place}.kernels", f"no kernel {name!r}", ", ".join(known))
         own = world_from(table.world, kernels[0].kernel, f"{place}.world") if table.world else world
         programs = programs_from(table.program, own, f"{place}.program")
-        conditions = _conditions(table.sometimes, own, f"{place}.sometimes")
+        of = [(c.name, c.kernel) for c in kernels if not table.kernels or c.name in table.kernels]
+        possible = Possible(own, programs, of)
+        conditions = _conditions(table.sometimes, possible, f"{place}.sometimes")
         scopes.append(Scope(tuple(table.kernels), own, programs, conditions, table.name))
     return tuple(scopes)
 
@@ -225,8 +231,9 @@ def _chaos(
     return config
 
 
-def _conditions(value: list[Table], world: World, where: str) -> tuple[Condition, ...]:
+def _conditions(value: list[Table], possible: Possible, where: str) -> tuple[Condition, ...]:
     """The conditions; one that no run could ever miss or meet is refused."""
+    world = possible.world
     conditions = conditions_from(value, where)
     for index, condition in enumerate(conditions):
         place = f"{where}[{index}]"
@@ -235,6 +242,7 @@ def _conditions(value: list[Table], world: World, where: str) -> tuple[Condition
         at_least = getattr(condition, "at_least", 1)
         if at_least < 1:
             raise UserError(f"{place}.at_least", f"is {at_least}", "1 or more")
+    possible.check(conditions, where)
     return conditions
 
 

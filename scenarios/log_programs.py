@@ -15,7 +15,7 @@ overlap.  Between the calls, pages that are live at that point are used:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -35,6 +35,14 @@ from mmurace.scenarios.log_space import Space
 from mmurace.scenarios.tables import TomlTable
 
 DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
+APIC_MOVED: Final = "MigratePages of the APIC page"
+COMPANY_MAX: Final = 16
+"""So many calls of each kind have everybody beside them."""
+COMPANY_ASKED: Final = 12
+"""A kind of call that had it so often has had somebody in its window."""
+ACCESSES_BESIDE: Final = 24
+"""Of each party, half as many of the device: so many that they are not over before the call comes
+to its flush."""
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
@@ -68,7 +76,12 @@ class LogPrograms:
         vms = world.parts_of(Vm)
         self.slots = vms[0].slots if vms else ()
         self.steps: dict[str, list[Step]] = {}
-        self.nodes: dict[str, str] = {}
+        self.nodes = {DAEMON: world.cpus[0]}
+        """Program -> its CPU."""
+        self.caller = DAEMON
+        """The program of the call at hand."""
+        self.company: dict[str, int] = {}
+        """Kind of operation -> how many had everybody beside them."""
         self.holds = 0
         """Invalidations before which the secondaries were made to hold a page."""
         self.finds = ""
@@ -235,6 +248,7 @@ class LogPrograms:
 
     def _hold(self, effect: Effect, start: int, end: int) -> list[str]:
         """Let the secondaries fill entries that the call will invalidate: what to wait for."""
+        self.caller = self._thread(effect.thread)
         line = effect.line
         if effect.process or not self._takes_away(effect, start, end):
             return []
@@ -243,10 +257,50 @@ class LogPrograms:
             return []
         self.holds += 1
         waits = [self._dma(page, line, "hold"), self._guest(page, line, "hold")]
-        if self._happens(line, "race", self.options.race):
+        whole = effect.kind in ("fork", "execve", "exit")
+        operation = None if whole else self._operation(effect, start, end)
+        if self._in_company(type(operation).__name__ if operation else effect.kind.title()):
+            waits = self._company(page, line, waits)
+        elif self._happens(line, "race", self.options.race):
             racer = (self._dma, self._guest)[self._draw(line, "racer") % 2]
             racer(page, line, "race")
         return waits
+
+    def _in_company(self, kind: str) -> bool:
+        """Whether a call of this kind is one of those beside which everybody stays."""
+        had = self.company.get(kind, 0)
+        if not self.options.race or had >= COMPANY_MAX:
+            return False
+        self.company[kind] = had + 1
+        return True
+
+    def _company(self, page: int, line: int, holds: list[str]) -> list[str]:
+        """All use the page again and again beside a call that comes after what this gives.
+
+        A processor holds it, too; the rest begins once everybody does, as the call.
+        """
+        holds = [*holds, self._beside(page, line, "hold", [])]
+        for number in range(ACCESSES_BESIDE):
+            what, after = f"beside{number}", [] if number else holds
+            self._beside(page, line, what, after)
+            self._guest(page, line, what, after)
+            if number % 2 == 0:
+                self._dma(page, line, what, after)
+        return holds
+
+    def _beside(self, page: int, line: int, what: str, after: list[str]) -> str:
+        write = self._writes(page, line, what)
+        self._note_use(page, write)
+        operation = ops.Touch(self.space.mm, page + 8 * (line % 64), write, line)
+        return self._emit(self._bystander(), operation, [*self._before(page, what), *after])
+
+    def _bystander(self) -> str:
+        """A thread that the log does not have, on another CPU than who makes the call."""
+        busy = self.nodes.get(self.caller, "")
+        node = next((cpu for cpu in reversed(self.world.cpus) if cpu != busy), busy)
+        name = f"beside-{node}"
+        self.nodes[name] = node
+        return name
 
     def _live_page(self, start: int, end: int, number: int) -> int | None:
         """A page of [start, end) that may be read; a used one where there is one."""
@@ -296,24 +350,25 @@ class LogPrograms:
         self._note_use(page, write)
 
     def _note_use(self, page: int, write: bool) -> None:
-        if write:
+        if write and self._slot(page) is not None:
             self.space.used.add(page)
 
-    def _dma(self, page: int, line: int, what: str) -> str:
+    def _dma(self, page: int, line: int, what: str, after: Iterable[str] = ()) -> str:
         write = self._writes(page, line, f"dma/{what}")
         access = AfuTouch if self.world.kernel.machine == "ppc" else Dma
         operation = access(self.space.mm, page + 8 * (line % 64), write, line)
         self._note_use(page, write)
-        return self._emit(DEVICE, operation, self._before(page, what))
+        return self._emit(DEVICE, operation, [*self._before(page, what), *after])
 
-    def _guest(self, page: int, line: int, what: str) -> str:
+    def _guest(self, page: int, line: int, what: str, after: Iterable[str] = ()) -> str:
         slot = self._slot(page)
         if slot is None:
-            return ""
+            return self._guest_apic(line, after)
         write = self._writes(page, line, f"guest/{what}")
         gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
         self._note_use(page, write)
-        return self._emit(GUEST, GuestTouch(gpa, write, line), self._before(page, what))
+        waits = [*self._before(page, what), *after]
+        return self._emit(GUEST, GuestTouch(gpa, write, line), waits)
 
     def _before(self, page: int, what: str) -> list[str]:
         """What an access of a secondary comes after.
@@ -335,15 +390,17 @@ class LogPrograms:
     def _apic_slot(self) -> Slot | None:
         return next((slot for slot in self.slots if slot.apic), None)
 
-    def _guest_apic(self, line: int) -> None:
+    def _guest_apic(self, line: int, after: Iterable[str] = ()) -> str:
         slot = self._apic_slot()
-        if slot is not None:
-            write = self._draw(line, "apic/write") % 2 == 0
-            after = self._last_calls(slot.hva, slot.hva + PAGE_SIZE)
-            self._emit(GUEST, GuestApic(slot.gfn << PAGE_SHIFT, write, line), after)
+        if slot is None:
+            return ""
+        write = self._draw(line, "apic/write") % 2 == 0
+        waits = [*self._last_calls(slot.hva, slot.hva + PAGE_SIZE), *after]
+        return self._emit(GUEST, GuestApic(slot.gfn << PAGE_SHIFT, write, line), waits)
 
     def _migrate(self, line: int) -> None:
         """A used page that device and guest hold, or one in four times the APIC page."""
+        self.caller = DAEMON
         slot = self._apic_slot()
         page = self.space.used.pick(self._draw(line, "migrate"))
         waits: list[str] = []
@@ -352,6 +409,9 @@ class LogPrograms:
         elif page is not None:
             self.holds += 1
             waits = [self._dma(page, line, "migrate"), self._guest(page, line, "migrate")]
+        apic = slot is not None and page == slot.hva
+        if page is not None and self._in_company(APIC_MOVED if apic else "MigratePages"):
+            waits = self._company(page, line, waits)
         if page is not None:
             waits += self._last_calls(page, page + PAGE_SIZE)
             if self._draw(line, "alone") % 2:
@@ -360,9 +420,18 @@ class LogPrograms:
 
     # -- done ----------------------------------------------------------------------------------
 
+    def kinds(self) -> frozenset[str]:
+        """The kinds of operations that there are."""
+        steps = (step for program in self.steps.values() for step in program)
+        return frozenset(type(step.operation).__name__ for step in steps)
+
+    def asked(self) -> frozenset[str]:
+        """Those that had everybody beside them often enough to ask that it was in their window."""
+        return frozenset(kind for kind, had in self.company.items() if had >= COMPANY_ASKED)
+
     def programs(self) -> tuple[Program, ...]:
         """All programs, in a fixed order."""
-        nodes = self.nodes | {DEVICE: DEVICE, GUEST: GUEST, DAEMON: self.world.cpus[-1]}
+        nodes = self.nodes | {DEVICE: DEVICE, GUEST: GUEST}
         return tuple(
             Program(name, nodes[name], tuple(steps)) for name, steps in sorted(self.steps.items())
         )

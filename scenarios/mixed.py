@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
 
 import msgspec
 
@@ -21,117 +20,28 @@ from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.kvm.part import Vm
 from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
 from mmurace.nodes.secondaries.ocxl.part import Link
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
-from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
-from mmurace.scenarios.tables import Table, TomlTable, convert
+from mmurace.scenarios import rounds
+from mmurace.scenarios.arena import (
+    FILE,
+    FRAMES,
+    GATHER_BATCH,
+    HEAP_BASE,
+    Arena,
+    Counts,
+    Mix,
+    MixedOptions,
+)
+from mmurace.scenarios.rounds import Meetings, Round
+from mmurace.scenarios.tables import Table, convert
 
-Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
-Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]
-
-FILE: Final = "data"
-GUEST_BASE: Final = 0x7F00_0000_0000
-"""Where the arena begins."""
-HEAP_BASE: Final = 0x5500_0000_0000
-FRAMES: Final = 256
-"""Frames of the pool: a few times the arena, so that a freed frame is reused at once."""
-
-
-class Mix(TomlTable, frozen=True):
-    """Relative weights of what a CPU program does next."""
-
-    touch: Weight = 25
-    munmap: Weight = 8
-    mprotect: Weight = 14
-    dontneed: Weight = 8
-    mmap: Weight = 4
-    """Map over what is mapped."""
-    brk: Weight = 6
-    migrate: Weight = 10
-    madvise_free: Weight = 0
-    mremap: Weight = 0
-    """Move a slot onto another.  Up to v6.5 a device may write to the old place too late (S2)."""
-    kswapd: Weight = 0
-    """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3), beside it
-    as beside ``migrate``."""
-    file: Weight = 0
-    """Map over what is mapped, a part of one file that all slots share, shared or private."""
-    writeback: Weight = 0
-    """Write that file back.  Up to v6.1 a store beside an unmap may be lost (S9)."""
-
-
-class Counts(TomlTable, frozen=True):
-    """How many nodes of each kind; devices and vCPUs are shared out evenly."""
-
-    cpus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2
-    iommus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
-    devices: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
-    """Behind all IOMMUs together; without any there is no IOMMU either."""
-    ats: bool = False
-    """Devices have translation caches of their own."""
-    vms: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
-    vcpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
-    """Of all VMs together; without any there is no VM either."""
-    links: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
-    """OpenCAPI links, on ppc only, which has no IOMMUs; 0: as many as ``devices`` there."""
-
-
-class MixedOptions(Counts, frozen=True):
-    """Nodes, sizes and mix of the workload."""
-
-    slots: Count = 6
-    pages: Count = 4
-    """Pages of a slot."""
-    heap: Count = 8
-    """Pages that the heap may grow to."""
-    mix: Mix = Mix()
-    operations: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Operations per program; 0: endless."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arena:
-    """Where things are."""
-
-    options: MixedOptions
-    mm: str = "mm0"
-
-    def slot(self, index: int) -> int:
-        """The address of a slot.  A gap follows each, so that neighbours share no VMA."""
-        return GUEST_BASE + index * (self.options.pages + 1) * PAGE_SIZE
-
-    @property
-    def end(self) -> int:
-        """The first address behind all slots."""
-        return self.slot(self.options.slots)
-
-    @property
-    def apic(self) -> int:
-        """The VMM's address of KVM's APIC-access page."""
-        return self.end + PAGE_SIZE
-
-    @property
-    def apic_gpa(self) -> int:
-        """The guest's address of it."""
-        return self.apic - GUEST_BASE
-
-    def memslots(self) -> tuple[Slot, ...]:
-        """The whole arena is guest memory."""
-        pages = (self.end - GUEST_BASE) >> PAGE_SHIFT
-        return (
-            Slot(0, pages, GUEST_BASE),
-            Slot(self.apic_gpa >> PAGE_SHIFT, 1, self.apic, True),
-        )
-
-    def somewhere(self, number: int) -> int:
-        """An address of a word in some slot, by a drawn number."""
-        options = self.options
-        page = self.slot(number % options.slots) + (number >> 8) % options.pages * PAGE_SIZE
-        return page + (number >> 16) % 8 * 8
+__all__ = ["Arena", "Counts", "Mix", "Mixed", "MixedOptions", "cpu_names"]
 
 
 @dataclass(slots=True)
@@ -151,6 +61,7 @@ class CpuSteps:
     arena: Arena
     number: int
     seed: int
+    meetings: Meetings
 
     def __iter__(self) -> Iterator[Step]:
         options = self.arena.options
@@ -158,13 +69,38 @@ class CpuSteps:
         yield from map(Step, self._prelude(state))
         index = 0
         while options.operations == 0 or index < options.operations:
-            yield Step(self._next(state, self._draw(index)))
+            number, position = divmod(index, rounds.PROCESSOR_LENGTH)
+            round_ = self.meetings.round(number)
+            operation = self._in_round(state, round_, position, self._draw(index))
+            yield self.meetings.step(f"cpu{self.number}", round_, position, operation)
             index += 1
+
+    def _in_round(
+        self, state: _CpuState, round_: Round, position: int, number: int
+    ) -> ops.Operation:
+        """What the round says; what it leaves open is drawn from the mix."""
+        if round_.actor != self.number:
+            if position == rounds.READY:
+                return self._next(state, number)
+            address, write = round_.beside(position, number)
+            return ops.Touch(self.arena.mm, address, write, number >> 40 & 0xFFFF)
+        act = round_.act(position)
+        if isinstance(act, ops.Brk):
+            state.heap = (act.address - HEAP_BASE) // PAGE_SIZE
+        if isinstance(act, ops.Mremap):
+            self._moved_to(state, act.new_address)
+        return act or self._next(state, number)
+
+    def _moved_to(self, state: _CpuState, address: int) -> None:
+        for slot in self._owned():
+            if self.arena.slot(slot) == address:
+                state.rights[slot] = "rw"
 
     def _draw(self, index: int) -> int:
         return draw(self.seed, f"mixed/cpu{self.number}/{index}")
 
     def _owned(self) -> list[int]:
+        """Its slots; the first is left alone between the rounds, which are about it."""
         options = self.arena.options
         return list(range(self.number, options.slots, options.cpus))
 
@@ -177,11 +113,12 @@ class CpuSteps:
             state.heap = 0
         for slot in self._owned():
             yield self._mmap(state, slot)
+        state.rights.pop(self.number, None)
 
     def _next(self, state: _CpuState, number: int) -> ops.Operation:
         """One operation, by a drawn number; it also takes its details from that number."""
         mix = self.arena.options.mix
-        owned = self._owned()
+        owned = self._owned()[1:]
         detail = number >> 16
         unmapped = [slot for slot in owned if slot not in state.rights]
         if unmapped and number & 3:
@@ -253,7 +190,7 @@ class CpuSteps:
 
     def _mremap(self, state: _CpuState, slot: int, detail: int) -> ops.Operation:
         """Onto another slot of this program, if it has any; what is mapped there goes."""
-        others = [other for other in self._owned() if other != slot] or [slot]
+        others = [other for other in self._owned()[1:] if other != slot] or [slot]
         to = others[detail % len(others)]
         state.rights[to] = state.rights.pop(slot)
         length = self.arena.options.pages * PAGE_SIZE
@@ -289,39 +226,40 @@ class SecondarySteps:
     name: str
     seed: int
     guest: bool
+    meetings: Meetings
 
     def __iter__(self) -> Iterator[Step]:
         index = 0
         operations = self.arena.options.operations
         while operations == 0 or index < operations:
             number = draw(self.seed, f"mixed/{self.name}/{index}")
-            yield Step(self._operation(number), self.after(index))
+            at, position = divmod(index, self.meetings.order.length[self.name])
+            round_ = self.meetings.round(at)
+            operation = self._operation(round_, position, number)
+            after = self.meetings.after(self.name, round_, position)
+            yield Step(operation, (*self.after(index), *after))
             index += 1
 
     def after(self, index: int) -> tuple[str, ...]:
         """What a step comes after: the first access waits until the slots are mapped."""
         if index:
             return ()
-        options = self.arena.options
-        programs = range(min(options.cpus, options.slots))
-        return tuple(f"cpu{number}/{self._prelude_end(number)}" for number in programs)
+        programs = range(self.meetings.actors)
+        return tuple(f"cpu{number}/{self.meetings.prelude(number) - 1}" for number in programs)
 
-    def _prelude_end(self, number: int) -> int:
-        """The index of the last operation of a CPU program's prelude."""
-        options = self.arena.options
-        first = (1 + bool(options.vcpus)) if number == 0 else 0
-        return first + len(range(number, options.slots, options.cpus)) - 1
-
-    def _operation(self, number: int) -> ops.Operation:
-        write, value = number % 3 > 0, (number >> 2) & 0xFFFF
-        address = self.arena.somewhere(number >> 20)
+    def _operation(self, round_: Round, position: int, number: int) -> ops.Operation:
+        address, write = round_.beside(position, number)
+        if position == rounds.READY:
+            address, write = self.arena.somewhere(number >> 20), number % 3 > 0
+        value = (number >> 2) & 0xFFFF
         if self.name.startswith("link"):
             return AfuTouch(self.arena.mm, address, write, value)
         if not self.guest:
             return Dma(self.arena.mm, address, write, value)
-        if (number >> 18) & 3 == 0:
+        apic = round_.page == self.arena.apic
+        if apic or (position == rounds.READY and (number >> 18) & 3 == 0):
             return GuestApic(self.arena.apic_gpa, write, value)
-        return GuestTouch(address - GUEST_BASE, write, value)
+        return GuestTouch(self.arena.gpa(address), write, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,21 +297,51 @@ class Mixed:
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
+            gather_batch=GATHER_BATCH,
             evict_one_in=50,
         )
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
         """One program per CPU, device and vCPU of the world."""
         arena = Arena(self.options, world.mms[0])
+        vcpus = [name for part in world.parts for name in part.processors()]
+        devices = [name for name in world.nodes() if name.startswith(("device", "link"))]
+        meetings = Meetings(arena, seed, self.acts(), tuple(vcpus), tuple(devices))
         cpus = [
-            Program(name, name, CpuSteps(arena, number, seed), frozenset())
+            Program(
+                name, name, CpuSteps(arena, number, seed, meetings), frozenset(), meetings.order
+            )
             for number, name in enumerate(world.cpus)
         ]
-        vcpus = {name for part in world.parts for name in part.processors()}
-        asked = [name for name in world.nodes() if name.startswith(("device", "vcpu", "link"))]
-        steps = [SecondarySteps(arena, name, seed, name in vcpus) for name in asked]
-        others = [Program(s.name, s.name, s, frozenset(s.after(0))) for s in steps]
-        return (*cpus, *others)
+        steps = [
+            SecondarySteps(arena, name, seed, name in vcpus, meetings)
+            for name in (*devices, *vcpus)
+        ]
+        return (
+            *cpus,
+            *(Program(s.name, s.name, s, frozenset(s.after(0)), meetings.order) for s in steps),
+        )
+
+    def acts(self) -> tuple[str, ...]:
+        """What is done in rounds, in turn; twice whose windows are the shortest."""
+        kinds, short = sorted(self.kinds()), []
+        if self.options.mix.touch:
+            short.append("Touch")
+        if self.options.vcpus and self.options.mix.migrate:
+            short += [rounds.APIC_MOVED] * 2
+        half = len(kinds) // 2
+        return (*kinds[:half], *short, *kinds[half:])
+
+    def kinds(self) -> frozenset[str]:
+        """The kinds of operations of its CPU programs."""
+        mix = self.options.mix
+        drawn = {
+            ops.Touch: mix.touch, ops.Munmap: mix.munmap, ops.Mprotect: mix.mprotect,
+            ops.MadviseDontneed: mix.dontneed, ops.Mmap: mix.mmap + mix.file, ops.Brk: mix.brk,
+            ops.MigratePages: mix.migrate, ops.MadviseFree: mix.madvise_free,
+            ops.Mremap: mix.mremap, ops.Kswapd: mix.kswapd, ops.Writeback: mix.writeback,
+        }  # fmt: skip
+        return frozenset(kind.__name__ for kind, weight in drawn.items() if weight)
 
     def to_table(self, directory: Path) -> Table:  # noqa: ARG002
         """The ``[workload]`` table."""

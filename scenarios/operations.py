@@ -21,6 +21,7 @@ from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.program import Operation, operation_kinds
+from mmurace.scenarios.ends import check_ends
 from mmurace.scenarios.tables import (
     Table,
     TomlTable,
@@ -112,7 +113,7 @@ def steps_from(value: Any, mm: str, where: str) -> list[Step]:
     name = table.get("op")
     if name is None:
         raise UserError(where, "missing key 'op'", f"one of {', '.join(operations())}")
-    if name not in operations():
+    if not isinstance(name, str) or name not in operations():
         raise UserError(
             deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(operations())}"
         )
@@ -160,6 +161,7 @@ def step_to(step: Step) -> Table:
 def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
     """``[[program]]`` tables as programs, checked against the world.  Raises ``UserError``."""
     programs = []
+    places: dict[str, str] = {}
     for index, table in enumerate(convert_each(value, ProgramTable, where)):
         place = f"{where}[{index}]"
         if table.node not in world.nodes():
@@ -175,9 +177,13 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
             here = f"{place}.steps[{number}]"
             found = steps_from(item, world.mms[0], here)
             _check_step(found[0], table.node, world, here)
+            first = len(steps)
             steps += found
+            for at in range(first, len(steps)):
+                places[f"{table.name or table.node}/{at}"] = here
         programs.append(Program(table.name or table.node, table.node, tuple(steps)))
     _check_order(programs, where)
+    check_ends(programs, world, places)
     return tuple(programs)
 
 

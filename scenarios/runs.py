@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmurace.broker.chaos import ChaosConfig
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.oracle.sometimes import workload_conditions
+from mmurace.oracle.sometimes import window_conditions, workload_conditions
 from mmurace.protocol.errors import UserError
 from mmurace.scenarios.log_programs import TouchOptions
 from mmurace.scenarios.mixed import Mixed, MixedOptions
@@ -62,6 +62,5 @@ def mixed_run(
     """A run of the mixed workload; endless unless bounded by options or ``operations_max``."""
     workload = Mixed(options or MixedOptions())
     world = workload.world(kernel)
-    return RunSpec(
-        "mixed", world, seed, workload, chaos, operations_max, sometimes=workload_conditions(world)
-    )
+    asked = (*workload_conditions(world), *window_conditions(workload.kinds(), world))
+    return RunSpec("mixed", world, seed, workload, chaos, operations_max, sometimes=asked)

@@ -16,11 +16,13 @@ import msgspec
 from mmurace.broker.chaos import ChaosConfig, parse_rules
 from mmurace.broker.programs import Program
 from mmurace.nodes import plugins
+from mmurace.nodes.files import sealed, write_whole
 from mmurace.nodes.secondary import Number
 from mmurace.nodes.world import World
 from mmurace.oracle.sometimes import Condition, conditions_from
 from mmurace.oracle.verdict import Expected
 from mmurace.protocol.errors import UserError
+from mmurace.scenarios import versions
 from mmurace.scenarios.switches import kernel_of, kernel_to
 from mmurace.scenarios.tables import (
     Table,
@@ -76,7 +78,7 @@ class RunSpec:
     sometimes: tuple[Condition, ...] = ()
     """What shows that the window was entered."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of what it ran on; informative."""
+    """Versions of what it ran on (``versions.current``); informative."""
 
     def programs(self) -> tuple[Program, ...]:
         """The programs to feed."""
@@ -105,9 +107,13 @@ class RunSpec:
         return toml_text({key: value for key, value in table.items() if value is not None})
 
     def save(self, directory: Path) -> RunSpec:
-        """Write ``run.toml`` and what it names; the spec that reads the copies."""
-        copied = replace(self, workload=self.workload.save_files(directory))
-        (directory / RUN_FILE).write_text(copied.to_toml(directory), encoding="utf-8")
+        """Write ``run.toml`` and what it names, each whole; the spec that reads the copies.
+
+        Raises ``OSError`` with the path (disk full).
+        """
+        workload = self.workload.save_files(directory)
+        copied = replace(self, workload=workload, versions=versions.current())
+        write_whole(directory / RUN_FILE, sealed(copied.to_toml(directory)).encode())
         return copied
 
     @classmethod

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
 from mmurace.broker.programs import Program
+from mmurace.nodes.files import read_file, write_whole
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.kvm.part import Slot, Vm
 from mmurace.nodes.secondaries.ocxl.part import Link
 from mmurace.nodes.world import World
-from mmurace.oracle.sometimes import Condition, workload_conditions
+from mmurace.oracle.sometimes import Condition, window_conditions, workload_conditions
+from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.scenarios.log_effects import Account, bounds, effects_of
 from mmurace.scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
@@ -26,12 +28,15 @@ FRAMES: Final = 4096
 """Frames of the pool: twice what the shipped logs keep in use at once, so that freed frames are
 reused and nothing is reclaimed."""
 SAVED_AS: Final = "workload.strace"
+LOG_EXPECTED: Final = "an strace log"
 
 
 class _LogTable(TomlTable, frozen=True):
     """``[workload]`` of kind ``strace``."""
 
     log: str
+    crc32: str = ""
+    """Of the log; empty: it may be another one by now."""
     options: TouchOptions = TouchOptions()
 
 
@@ -84,11 +89,15 @@ class StraceLog:
     def conditions(self, world: World, seed: int) -> tuple[Condition, ...]:
         """What a run of it must have done to count; less is asked of a log that has less.
 
+        Of calls that are rare in it no window is asked for, and of nobody's guest TLB or VMCS.
+
         A guest TLB loses its entries to every zap, so three in five of the ranges that the
         secondaries are made to hold is what can be asked.
         """
-        holds = self._build(world, seed).holds
-        return workload_conditions(world, min(100, holds * 3 // 5), min(10, holds // 8))
+        build = self._build(world, seed)
+        ranges, frames = min(100, build.holds * 3 // 5), min(10, build.holds // 8)
+        done = workload_conditions(world, ranges, frames)
+        return (*done, *window_conditions(build.kinds(), world, build.asked()))
 
     def _build(self, world: World, seed: int) -> LogPrograms:
         effects, account = effects_of(read_log(self.path))
@@ -104,17 +113,30 @@ class StraceLog:
         path = self.path.resolve()
         inside = path.is_relative_to(directory.resolve())
         log = path.relative_to(directory.resolve()) if inside else path
-        return {"log": str(log), "options": msgspec.to_builtins(self.options)}
+        check = {"crc32": checksum(path)} if inside and path.is_file() else {}
+        return {"log": str(log), **check, "options": msgspec.to_builtins(self.options)}
 
     @classmethod
     def from_table(cls, table: Table, where: str, directory: Path) -> StraceLog:
         """The workload of a ``[workload]`` table.  Raises ``UserError``."""
         checked = convert(table, _LogTable, where)
-        return cls(directory / checked.log, checked.options)
+        path = directory / checked.log
+        if checked.crc32 and checksum(path) != checked.crc32:
+            problem = f"does not fit its checksum, which is {checksum(path)}"
+            raise UserError(str(path), problem, f"{checked.crc32}, the log that was run")
+        return cls(path, checked.options)
 
     def save_files(self, directory: Path) -> StraceLog:
-        """Copy the log beside ``run.toml``; the workload that reads the copy."""
+        """Copy the log beside ``run.toml``; the workload that reads the copy.
+
+        Raises ``UserError`` if it cannot be read, ``OSError`` if the copy cannot be written.
+        """
         target = directory / SAVED_AS
         if not (target.exists() and target.samefile(self.path)):
-            shutil.copyfile(self.path, target)
+            write_whole(target, read_file(self.path, LOG_EXPECTED))
         return replace(self, path=target)
+
+
+def checksum(path: Path) -> str:
+    """The CRC-32 of a file.  Raises ``UserError`` if it cannot be read."""
+    return f"{crc32(read_file(path, LOG_EXPECTED)):08x}"

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
+from mmurace.nodes.files import read_sealed
 from mmurace.protocol.errors import UserError
 
 T = TypeVar("T")
@@ -39,13 +40,16 @@ class TomlTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def read_toml(path: Path, where: str = "") -> Table:
-    """The top table of a file.  Raises ``UserError`` if it cannot be read or is not TOML."""
+    """The top table of a file.
+
+    Raises ``UserError`` if it cannot be read, is not TOML or does not fit the seal that it has.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(where or str(path), f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(where or str(path), f"is not UTF-8 at byte {error.start}") from None
+        text = read_sealed(path)
+    except UserError as error:
+        if where and error.where == str(path):
+            raise UserError(where, error.problem) from None
+        raise
     return parse_toml(text, where or str(path))
 
 
@@ -123,7 +127,7 @@ def _choices(kind: Any, path: str) -> str:
 
 def _keys(kind: type[Any]) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [field.encode_name for field in msgspec.structs.fields(kind)]
+        return list(kind.__struct_encode_fields__)
     return []
 
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import zmq
 
+from mmurace.broker import router
 from mmurace.broker.follow import Follower
 from mmurace.broker.plan import Outcome, Plan
 from mmurace.broker.programs import Program
 from mmurace.broker.supervisor import Supervisor
+from mmurace.nodes import sockets
+from mmurace.protocol import wire
 from mmurace.protocol.trace import TraceStep
 from tests import toy
 
 RUN_SECONDS_MAX = 60.0
+SERVERS = ("multiprocess.resource_tracker", "multiprocess.forkserver")
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Every process that a test starts is gone at its end (the resource tracker stays)."""
+    """Every process that a test starts is gone at its end; those of ``multiprocess`` stay."""
     before = set(_children())
     yield
     assert set(_children()) <= before
@@ -31,7 +37,9 @@ def _children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if "resource_tracker" not in " ".join(child.cmdline()):
+            command = " ".join(child.cmdline())
+            forked_off = child.ppid() != os.getpid()  # they have their server's command line
+            if not any(name in command for name in SERVERS) or forked_off:
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
@@ -81,3 +89,35 @@ def balanced(outcome: Outcome) -> bool:
     c = dict(outcome.counts)
     came = c.pop("sent") + c.pop("duplicated") + c.pop("retransmitted")
     return came == sum(c.values())
+
+
+class Crowded(Supervisor):
+    """A run with strangers: sockets of the launcher's own process, which may connect."""
+
+    def __init__(self, run: Plan, strangers: int) -> None:
+        super().__init__(run)
+        self.context: zmq.Context[sockets.Socket] = zmq.Context()
+        self.strangers = [self.context.socket(zmq.DEALER) for _ in range(strangers)]
+
+    def _say_hello(self) -> None:
+        """All of them are connected before the run can begin: each was refused once."""
+        for number, stranger in enumerate(self.strangers):
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.setsockopt(zmq.SNDHWM, 0)
+            stranger.setsockopt(zmq.RCVTIMEO, int(RUN_SECONDS_MAX * 1000))
+            stranger.setsockopt(zmq.IDENTITY, f"cpu{number}".encode())  # nobody's, all the same
+            stranger.connect(router.endpoint(self.directory))
+            stranger.send(wire.control_frame("hello", "nobody", self.token))
+            assert wire.header(stranger.recv())[0] == "rejected"
+        super()._say_hello()
+
+    def __exit__(self, *why: Any) -> None:
+        self.context.destroy(linger=0)
+        super().__exit__(*why)
+
+
+def change_by_hand(path: Path, old: str, new: str) -> None:
+    """Change a sealed file once as a person is told to: the line with the checksum goes."""
+    text = path.read_text().partition("\n")[2]
+    assert old in text
+    path.write_text(text.replace(old, new, 1))

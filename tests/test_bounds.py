@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mmurace.broker.exchange import Exchange
-from mmurace.broker.programs import Feeder, Program, Step, awaited
+from mmurace.broker.programs import Feeder, Program, Step, awaited, rounds_of
 from mmurace.broker.recorder import FirstSteps, broker_records
 from mmurace.broker.schedules import RandomWalk
 from mmurace.broker.simulator import Simulator
@@ -73,9 +73,9 @@ def test_files_that_are_not_there_yet_have_no_bytes(tmp_path: Path) -> None:
 
 def test_ends_of_operations_are_forgotten() -> None:
     """Neither the broker nor the oracle grows with the number of operations."""
-    spec = mixed_run(preset("v6.6"), 1, operations_max=500)
+    spec = mixed_run(preset("v6.6"), 1, operations_max=2000)
     programs = spec.programs()
-    feeder, watch = Feeder(programs, 500), Watch(spec, programs)
+    feeder, watch = Feeder(programs, 2000), Watch(spec, programs)
     exchange = Exchange(feeder)
     kept: list[int] = []
 
@@ -86,8 +86,12 @@ def test_ends_of_operations_are_forgotten() -> None:
             kept.append(len(watch.oracle.order._kept))
 
     ending = Simulator(build_all(spec.world, 1), exchange, RandomWalk(1), observe).run()
-    assert (ending.complete, ending.finished) == (True, 500)
-    assert len(feeder._done) == len(awaited(programs) or ()) == 2
+    assert (ending.complete, ending.finished) == (True, 2000)
+    rounds = rounds_of(programs)
+    assert rounds is not None
+    of_rounds = {op for op in feeder._done if op in rounds}
+    assert len(of_rounds) <= rounds.kept * len(programs) == 16
+    assert set(feeder._done) - of_rounds == set(awaited(programs) or ()) == {"cpu0/4", "cpu1/2"}
     assert max(kept) < 40
     assert watch.oracle.violations == []
 

@@ -18,7 +18,7 @@ from mmurace.scenarios.runs import mixed_run, workload_run
 from mmurace.scenarios.world_file import SizeTable, load_world
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-OPERATIONS = 250
+OPERATIONS = 2500
 
 
 def examples(page: str) -> list[str]:

@@ -36,7 +36,7 @@ from mmurace.report.steps import text_of
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests import worlds
-from tests.runs import nothing_left_behind
+from tests.runs import change_by_hand, nothing_left_behind
 from tests.test_kill import MEET, NOISE, config, kill, world_of
 
 __all__ = ["nothing_left_behind"]
@@ -300,9 +300,7 @@ def test_a_file_without_deaths_is_read_by_older_programs() -> None:
 )
 def test_wrong_deaths_are_refused(death: str, told: str, tmp_path: Path) -> None:
     path = saved(needed(), tmp_path)
-    old = '{ node = "kvm0", after = "" }'
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, f"{{ {death} }}"))
+    change_by_hand(path, '{ node = "kvm0", after = "" }', f"{{ {death} }}")
     with pytest.raises(UserError) as error:
         load(path)
     assert told in str(error.value)
@@ -313,7 +311,7 @@ def test_wrong_deaths_are_refused(death: str, told: str, tmp_path: Path) -> None
 )
 def test_other_versions_are_refused(version: int, told: str, tmp_path: Path) -> None:
     path = saved(needed(), tmp_path)
-    path.write_text(path.read_text().replace("format = 2", f"format = {version}"))
+    change_by_hand(path, "format = 2", f"format = {version}")
     with pytest.raises(UserError) as error:
         load(path)
     assert f"format: {told}" in str(error.value)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from mmurace.explorer.exhaustive.reversible import Order
+from mmurace.explorer.explain.missed import owes_invalidation
 from mmurace.explorer.explain.why import Explanation, explain, other_values
 from mmurace.explorer.run.schedule_file import Loaded, load
 from mmurace.explorer.run.session import simulate
@@ -18,6 +19,7 @@ from mmurace.explorer.shrink.shortest import look_for_shorter
 from mmurace.explorer.shrink.smaller import with_world
 from mmurace.nodes.kernel.variant import Kernel, preset
 from mmurace.report import interleaving
+from mmurace.report.labels import Labels
 from mmurace.report.machine import as_json
 from mmurace.report.steps import text_of
 from mmurace.scenarios.catalogue import find, load_all
@@ -142,6 +144,21 @@ def test_a_search_that_hits_its_bound_claims_nothing() -> None:
     assert search.proof.runs <= 5
 
 
+def check_letters(explanation: Explanation, text: list[str]) -> None:
+    """Whatever is spoken of below the table is a row of it, by its letter."""
+    labels = Labels(explanation.rows)
+    spots = [spot for o in explanation.orderings for spot in (o.early, o.late)]
+    spots += [] if explanation.swap is None else [explanation.swap.first, explanation.swap.second]
+    end = text.index("", text.index("") + 1)
+    in_table = {line[1:3].strip() for line in text[:end] if line[:1] in (" ", ">")} - {""}
+    spots += explanation.missed.spots() if owes_invalidation(explanation.violation) else []
+    spots += [fate.after for fate in explanation.deaths if fate.after is not None]
+    for spot in spots:
+        said = labels.of(spot)
+        assert said.endswith(")"), f"{said} has no row"
+        assert said.rpartition("(")[2].rstrip(")") in in_table, said
+
+
 # ---- every race --------------------------------------------------------------------------------
 
 BAD = [
@@ -162,6 +179,9 @@ def test_every_explanation_fits_a_screen(
     found = minimize_quickly(load(tmp_path), FEW)
     explanation = explain(Loaded(found.case, found.target, found.played), passing_tries=2)
     text = interleaving.terminal(explanation).splitlines()
+    check_letters(explanation, text)
+    assert text[-1].endswith("."), "a sentence sums up"
+    assert any(line.startswith("In words: ") for line in text)
     assert len(text) <= interleaving.LINES_MAX <= 50
     assert max(map(len, text)) <= 100
     assert any(line.lstrip().startswith("---") for line in text), "there is a table"

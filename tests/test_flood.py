@@ -7,21 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import zmq
 
-from mmurace.broker import router
 from mmurace.broker.follow import compare_runs
 from mmurace.broker.plan import Outcome
 from mmurace.broker.programs import Program
 from mmurace.broker.recorder import read_record
 from mmurace.broker.schedules import Recorded
-from mmurace.broker.supervisor import Supervisor
-from mmurace.nodes import sockets
 from mmurace.protocol import codec, limits, wire
 from mmurace.protocol.errors import PeerError
 from mmurace.protocol.messages.memory import PteLoad
 from tests import toy
-from tests.runs import RUN_SECONDS_MAX, balanced, endless, finish, nothing_left_behind, toys
+from tests.runs import (
+    RUN_SECONDS_MAX,
+    Crowded,
+    balanced,
+    endless,
+    finish,
+    nothing_left_behind,
+    toys,
+)
 from tests.test_router import Impostor, impostor
 
 __all__ = ["impostor", "nothing_left_behind"]
@@ -65,11 +69,10 @@ def mutated(rng: random.Random, frame: bytes) -> bytes:
     return frame * 2 if way == 2 else frame
 
 
-def flood(supervisor: Supervisor, count: int) -> None:
+def flood(supervisor: Crowded, count: int) -> None:
     """Send it all from one connection, and wait until the router has looked at the last of it."""
     rng = random.Random(1)
-    context: zmq.Context[sockets.Socket] = zmq.Context()
-    client = sockets.dealer(context, router.endpoint(supervisor.directory))
+    client = supervisor.strangers[0]
     source = nonsense(rng, supervisor.token)
     answers = 1
     for number in range(count - LARGE - 1):
@@ -83,7 +86,6 @@ def flood(supervisor: Supervisor, count: int) -> None:
     client.send_multipart([wire.control_frame("hello", "the last", supervisor.token)])
     for _ in range(answers):  # in order, so the last one is about the last message
         assert wire.header(client.recv())[0] == "rejected"
-    context.destroy(linger=0)
 
 
 def is_hello(frames: list[bytes]) -> bool:
@@ -98,18 +100,19 @@ def is_hello(frames: list[bytes]) -> bool:
 @pytest.mark.processes
 def test_a_flood_of_nonsense_is_counted_and_changes_nothing(tmp_path: Path) -> None:
     run = endless(tmp_path / "a")
-    with Supervisor(run) as supervisor:
+    supervisor = Crowded(run, 1)
+    with supervisor:
         flood(supervisor, FLOOD)
         supervisor.stop_feeding("enough")
         outcome = supervisor.wait(RUN_SECONDS_MAX)
     assert outcome is not None
     assert outcome.ending.complete
     assert balanced(outcome)
-    assert sum(outcome.rejected.values()) == FLOOD
+    assert sum(outcome.rejected.values()) == FLOOD + 1  # and once while it began
     assert {
         "not msgpack", "header is not a list", "hello with a wrong token",
         "hello with a name already claimed", "hello from a node that does not exist",
-        "from somebody who has not said hello",
+        "from somebody who has not said hello", "too long for a hello",
     } <= set(outcome.rejected)  # fmt: skip
     _again(tmp_path, run.programs, outcome)
 

@@ -12,7 +12,7 @@ from mmurace.broker.programs import Feeder, Program, Step
 from mmurace.broker.schedules import RandomWalk
 from mmurace.broker.simulator import Simulator
 from mmurace.nodes.build import build_all
-from mmurace.nodes.kernel import memory, page_alloc, pgtable
+from mmurace.nodes.kernel import do_wp_page, page_alloc, pgtable
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.secondaries.kvm.part import Slot, Vm
@@ -236,8 +236,9 @@ def test_when_a_migration_flushes(release: str, deferred: bool) -> None:
     )  # fmt: skip
     kinds = names(delivered(world(release), steps, "cpu0/1"))
     flush, copy = kinds.index("FlushTlbIpi"), kinds.index("FrameCopy")
-    assert kinds.index("PteGetAndClear") < flush < copy
-    assert (kinds.index("PtlUnlock") < flush) == deferred
+    cleared = kinds.index("PteGetAndClear")
+    assert cleared < flush < copy
+    assert (kinds.index("PtlUnlock", cleared) < flush) == deferred
     assert ("TlbBatchedCmpxchg" in kinds) == deferred
 
 
@@ -283,7 +284,7 @@ def test_reuse_by_the_count_of_mappings_alone_is_found(monkeypatch: pytest.Monke
     async def mapped_once(cpu: Processor, folio: int) -> bool:
         return len((await cpu.mem(m.RmapWalk(folio))).places) == 1
 
-    monkeypatch.setattr(memory, "wp_can_reuse_anon_folio", mapped_once)
+    monkeypatch.setattr(do_wp_page, "wp_can_reuse_anon_folio", mapped_once)
     oracle, records, _ = run(world("v6.6"), stored_while_swapped_out(), 1, chaos(1, *BETWEEN))
     assert values(records) == [2, 2]
     assert [v.rule for v in oracle.violations] == ["S6"]

@@ -32,8 +32,9 @@ RACE = ("repro", "E08", "--kernel", "v6.2-end-only", "--on", "simulator", "--see
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs are put under a temporary directory."""
+    """Runs are put under a temporary directory; the terminal of whoever tests has no say."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     return tmp_path
 
 
@@ -82,7 +83,10 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--arch", "vax"), "--arch: unknown architecture 'vax' (expected one of x86, "),
     (("stress", "--set", "btm"), "--set: is 'btm' (expected SWITCH=VALUE of a switch)"),
     (("stress", "--set", "release=v5.7"), "--set: is 'release=v5.7' (expected SWITCH=VALUE"),
-    (("stress", "--set", "bmt=true"), "--set: unknown switch 'bmt' (expected one of "),
+    (
+        ("stress", "--set", "bmt=true"),
+        "--set: unknown switch 'bmt' (expected btm, kvm_retry, batch_mode, ...",
+    ),
     (("stress", "--set", "btm=yes"), "--set: btm: is str (expected bool)"),
     (("stress", "--set", "sva_decoder=x"), "--set: sva_decoder: invalid enum value 'x' (expected "),
     (("stress", "--set", "btm=true"), "--set: btm without broadcast_tlbi (expected "),
@@ -357,12 +361,16 @@ def test_a_schedule_that_does_not_fit_is_bad_input(
     assert run(*RACE, "--out", "one") == 1
     file = elsewhere / "cut.schedule.toml"
     assert run("minimize", "one", "--seconds", "0.1", "--out", str(file)) == 1
-    head, quotes, rest = file.read_text().partition("'''")
+    seal, _, text = file.read_text().partition("\n")
+    head, quotes, rest = text.partition("'''")
     file.write_text(f"{head}{quotes}\nnobody/0\n{quotes}{rest.partition(quotes)[2]}")
     for command in ("explain", "minimize"):
         assert run(command, str(file)) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith(f"launch.py: {file}: does not fit: diverged at delivery ")
+    file.write_text(f"{seal}\n{file.read_text()}")
+    assert run("explain", str(file)) == 2
+    assert ":1: does not fit its checksum" in capsys.readouterr().err
 
 
 def test_time_that_is_over_is_no_interruption(
@@ -459,7 +467,9 @@ def test_a_race_on_processes(elsewhere: Path) -> None:
 
 
 @pytest.mark.processes
-def test_ctrl_c_ends_everything_and_leaves_a_readable_run(elsewhere: Path) -> None:
+def test_ctrl_c_ends_everything_and_leaves_a_readable_run(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = program("stress", "--seconds", "60", "--out", "cut", cwd=elsewhere)
     try:
         wait_until_it_runs(process, elsewhere / "cut" / "memory.journal")
@@ -473,7 +483,9 @@ def test_ctrl_c_ends_everything_and_leaves_a_readable_run(elsewhere: Path) -> No
     assert out.startswith("INTERRUPTED: ")
     _, alive = psutil.wait_procs(started, timeout=2)
     assert not alive
+    capsys.readouterr()
     assert run("check", "cut") == 130
+    assert capsys.readouterr().out.startswith("INTERRUPTED: Ctrl-C; ")
 
 
 def wait_until_it_runs(process: subprocess.Popen[str], journal: Path) -> None:

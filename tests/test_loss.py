@@ -123,8 +123,7 @@ def test_one_fault_on_each_kind_changes_no_verdict(arch: str, fault: str) -> Non
 UNSEEN: Final = {
     "ReclaimThrottle": "reclaim waits for other reclaim only when the pool is empty",
     "SendSigkill": "the OOM killer comes when there is nothing to reclaim either",
-    "SwapCount": "a page must be mapped again while it is written to swap",
-    "SwapCacheDelete": "the same",
+    "SwapCacheDelete": "a page must be mapped again while it is written to swap",
     "TlbBatchedStore": "the marker is a flag up to v5.16 only; later kernels count",
 }
 """Requests that none of these worlds sends, and why."""

@@ -30,8 +30,10 @@ from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.secondaries.kvm.part import Vm
 from mmurace.protocol.errors import ReplayDivergence, UserError
 from mmurace.scenarios.catalogue import find
+from mmurace.scenarios.mixed import Mix, MixedOptions
 from mmurace.scenarios.runs import mixed_run
 from tests.minimal import EXAMPLES, minimized
+from tests.runs import change_by_hand
 
 
 @pytest.fixture(params=EXAMPLES, ids="-".join)
@@ -124,9 +126,7 @@ def test_a_schedule_that_no_longer_fits_says_where(small: Minimized, tmp_path: P
 )
 def test_wrong_files_are_refused(tmp_path: Path, old: str, new: str, where: str) -> None:
     path = saved(minimized(*EXAMPLES[0]), tmp_path)
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+    change_by_hand(path, old, new)
     with pytest.raises((UserError, ReplayDivergence)) as error:
         load(path)
     assert where in str(error.value) or isinstance(error.value, ReplayDivergence)
@@ -143,7 +143,8 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A long, lossy run of the mixed workload on a kernel that forgets the secondaries."""
     directory = tmp_path_factory.mktemp("stress")
     kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
-    spec = mixed_run(kernel, 5, operations_max=60).save(directory)
+    options = MixedOptions(mix=Mix(brk=0))  # the heap stays where it is, the arena can be moved
+    spec = mixed_run(kernel, 5, options, operations_max=120).save(directory)
     simulate(spec, directory)
     return load(directory)
 
@@ -177,7 +178,7 @@ def lossy(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """The same under loss and repetition."""
     directory = tmp_path_factory.mktemp("lossy")
     kernel = preset("v6.2", "x86", {"gather_calls_ir": False, "end_calls_ir": False})
-    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=40)
+    spec = mixed_run(kernel, 5, chaos=load_rules("lossy"), operations_max=60)
     simulate(spec.save(directory), directory)
     return load(directory)
 

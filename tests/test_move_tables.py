@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from mmurace.broker.programs import Program, Step
 from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.page_table import entries_below
 from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.kvm.messages import GuestTouch
 from mmurace.nodes.secondaries.kvm.part import Slot, Vm
 from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.messages import program as op
 from tests.test_direct_reclaim import run
@@ -150,3 +153,12 @@ def test_a_kernel_that_flushes_later_moves_no_tables() -> None:
 
 def test_independent_deliveries_commute() -> None:
     assert commuting_pairs(world("v6.6"), programs(3), 40) >= 20
+
+
+def test_a_table_that_was_overwritten_leads_nowhere_but_down() -> None:
+    """A store through a stale translation may leave an entry that leads back up."""
+    leaf = SimpleNamespace(level=0, words={3: ptes.make(7, ptes.PRESENT)})
+    top = SimpleNamespace(level=1, words={0: ptes.make(1, ptes.PRESENT)})
+    top.words[1] = ptes.make(0, ptes.PRESENT)  # itself
+    top.words[2] = ptes.make(9, ptes.PRESENT)  # beyond memory
+    assert list(entries_below([top, leaf], 0)) == [(1, 3)]

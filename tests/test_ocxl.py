@@ -334,7 +334,7 @@ def test_the_steps_left_out_are_told_apart() -> None:
 
 def mixed(release: str, seed: int, switches: Switches) -> Verdict:
     """The mixed workload beside a link and a guest."""
-    workload = Mixed(MixedOptions(operations=50))
+    workload = Mixed(MixedOptions(operations=600))
     of = workload.world(preset(release, "ppc", switches))
     assert not of.parts_of(Unit)
     conditions = workload_conditions(of, 3, 2)
@@ -356,7 +356,8 @@ def test_kernels_without_the_bugs_are_never_flagged(release: str, switches: Swit
 
 def test_the_flush_of_a_page_tells_no_link_on_v6_6() -> None:
     found = mixed("v6.6", 1, {"ocxl_decoder": "exact"}).violations
-    assert {(v.rule, v.agent, v.cache) for v in found} == {("O", "link0", "xsl")}
+    assert {(v.agent, v.cache) for v in found} == {("link0", "xsl")}
+    assert "O" in {v.rule for v in found}
 
 
 def linked(programs: tuple[Program, ...]) -> tuple[Program, ...]:

@@ -9,7 +9,7 @@ from mmurace.oracle.rules.l1_l3_progress import RETRIES_MAX
 from mmurace.oracle.violation import Violation
 from mmurace.protocol import records as r
 from mmurace.protocol.errors import EmulatorError
-from mmurace.protocol.limits import ORACLE_SWEEP_MIN
+from mmurace.protocol.limits import ORACLE_SWEEP_MIN, STALE_DENIALS_MAX
 from mmurace.protocol.trace import Ending, TraceStep
 from tests.oracle_story import PAGE, RO, WORLD, Story, broken, change, dropped, entry, play
 
@@ -109,6 +109,59 @@ def guest_refused(brackets: bool) -> Story:
 def test_a_guest_fault_may_be_refused_while_brackets_come_and_go() -> None:
     assert broken(guest_refused(brackets=True)) == []
     assert broken(guest_refused(brackets=False)) == [("L1", "vcpu0", "")]
+
+
+def owed(after: int, *, ends: str) -> Story:
+    """cpu0 takes a page away, which cpu1 maps anew; a device is refused before cpu0 has flushed.
+
+    It is refused ``after`` times more once cpu0 ``ends``: by its unlock, by its end, or not at all.
+    """
+    s = Story()
+    s.map("t/0", entry(3, RO))
+    s.begin("m/0", "cpu0", "MadviseDontneed")
+    s.call("m/0", "memory", change(entry(3, RO), 0))
+    s.map("t/1", entry(4))
+    s.begin("d/0", "dev0", "Dma")
+    s.go("d/0", "iommu0")
+    for at in range(2 * RETRIES_MAX + after):
+        if at == 2 * RETRIES_MAX and ends == "unlock":
+            s.go("m/0", "memory", kind="MmapUnlock")
+        elif at == 2 * RETRIES_MAX and ends == "end":
+            s.end("m/0", "cpu0", "MadviseDontneed")
+        s.call("d/0", "memory", r.PteRead("mm0", PAGE, entry(4)))
+        s.also(r.FaultRetry("mm0", PAGE, True, "page request"))
+    return s
+
+
+@pytest.mark.parametrize("ends", ["unlock", "end", ""])
+def test_a_refusal_counts_once_nobody_owes_the_flush(ends: str) -> None:
+    """Whoever took the entry away may yet flush what denies; after that nobody will."""
+    assert broken(owed(RETRIES_MAX, ends=ends)) == []
+    late = broken(owed(RETRIES_MAX + 1, ends=ends))
+    assert late == ([("L1", "iommu0", "")] if ends else [])
+
+
+def denied(ended: bool) -> Story:
+    """An IOTLB keeps an entry that is too weak for a page that went out and came in again."""
+    s = Story()
+    s.map("t/0", entry(3, RO))
+    s.dma("d/0", entry(3, RO), "f", write=False)
+    s.begin("k/0", "cpu0", "Kswapd")
+    s.call("k/0", "memory", change(entry(3, RO), 0))
+    if ended:
+        s.end("k/0", "cpu0", "Kswapd")
+    s.map("t/1", entry(3))
+    s.begin("d/1", "dev0", "Dma")
+    s.go("d/1", "iommu0")
+    for _ in range(STALE_DENIALS_MAX + 1):
+        s.call("d/1", "memory")
+        s.also(r.PermissionFault("iotlb", "f", True))
+    return s
+
+
+@pytest.mark.parametrize(("ended", "told"), [(False, 0), (True, 1)])
+def test_so_does_a_denial_by_a_stale_entry(ended: bool, told: int) -> None:
+    assert [rule for rule, _, _ in broken(denied(ended))].count("L6") == told
 
 
 # ---- L3 ------------------------------------------------------------------------------------------

@@ -15,16 +15,16 @@ import pytest
 from mmurace.broker.programs import Program, Step
 from mmurace.explorer.run.session import simulate
 from mmurace.nodes.kernel import (
-    do_swap_page,
-    gup,
     memory,
     migrate,
     mmu_notifier,
     mprotect,
     pgtable,
     rmap,
+    swap_state,
     tlb,
     tlbbatch,
+    vm_fault,
 )
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.secondaries.iommu_sva import driver as iommu_sva
@@ -59,6 +59,7 @@ from mmurace.protocol.messages.memory import (
     PtlUnlock,
     RmapAdd,
 )
+from mmurace.protocol.messages.swap import SwapCount
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.worlds import MM, page
@@ -110,7 +111,7 @@ def backs_out_with_less(patch: pytest.MonkeyPatch) -> None:
     """A migration that gives up puts the page back read-only, and has flushed nobody."""
     plant_in_migrate(patch)
     patch.setattr(migrate, "_KEPT", ptes.ACCESSED | ptes.DIRTY)
-    patch.setattr(migrate, "PageFreeze", lambda frame, expected: PageFreeze(frame, 99))
+    patch.setattr(migrate, "FolioMigrateMapping", lambda old, new: PageFreeze(old, 99))
 
 
 def reads_back_zeroes(patch: pytest.MonkeyPatch) -> None:
@@ -135,15 +136,12 @@ def writes_before_it_flushes(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_to_read_the_slot(patch: pytest.MonkeyPatch) -> None:
-    """``do_swap_page`` maps the new page as it is."""
+    """The swap cache gets the new page as it is."""
 
-    async def copy_in(cpu: Any, mm: str, vma: Any, where: Any, pte: int, cached: int) -> int:
-        fresh = (await cpu.mem(FrameAlloc("anon"))).frame
-        await do_swap_page._set(cpu, mm, vma, where, pte, fresh, False)
-        await gup.put_page(cpu, fresh)
-        return 0
+    def nothing_read(slot: int, frame: int) -> SwapCount:
+        return SwapCount(slot)
 
-    patch.setattr(do_swap_page, "_copy_in", copy_in)
+    patch.setattr(swap_state, "SwapRead", nothing_read)
 
 
 def keeps_what_it_was_told_to_drop(patch: pytest.MonkeyPatch) -> None:
@@ -173,11 +171,11 @@ def allocates_under_the_lock(patch: pytest.MonkeyPatch) -> None:
     async def do_anonymous_page(cpu: Any, fault: Any) -> int:
         await cpu.mem(PtlLock(fault.table))
         frame = (await cpu.mem(FrameAlloc("anon"))).frame
-        raced = await memory._load(cpu, fault) != ptes.NONE
+        raced = await vm_fault.load(cpu, fault) != ptes.NONE
         if not raced:
             await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
-            flags = memory.ANON_FLAGS | fault.write_flags
-            await memory._set(cpu, fault, ptes.make(frame, flags))
+            flags = vm_fault.ANON_FLAGS | fault.write_flags
+            await vm_fault.set_pte_at(cpu, fault, ptes.make(frame, flags))
         await cpu.mem(PtlUnlock(fault.table))
         if raced:
             await cpu.mem(PagePut(frame))

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
+from multiprocess import forkserver, resource_tracker
 
 from mmurace.broker import plan
 from mmurace.broker.follow import Follower, compare_runs
@@ -20,7 +21,7 @@ from mmurace.broker.recorder import broker_records, read_record, read_schedule
 from mmurace.broker.schedules import RandomWalk, Recorded
 from mmurace.broker.supervisor import Supervisor
 from mmurace.nodes.runtime import pack_world
-from mmurace.protocol import wire
+from mmurace.protocol import signals, wire
 from mmurace.protocol.errors import EmulatorError, UserError
 from mmurace.protocol.trace import Ending
 from tests import toy, worlds
@@ -141,12 +142,19 @@ def test_feeding_can_be_stopped_and_the_run_replays(tmp_path: Path) -> None:
     assert compare_runs(tmp_path / "a", tmp_path / "b") is None
 
 
-def test_nobody_else_can_reach_the_socket(tmp_path: Path) -> None:
-    with Supervisor(endless(tmp_path)) as supervisor:
-        directory = Path(supervisor.directory)
+class Looking(Supervisor):
+    """Looks at the socket before anybody may be told that all are there."""
+
+    def _say_hello(self) -> None:
+        directory = Path(self.directory)
         assert directory.stat().st_mode & 0o077 == 0
-        assert [path.name for path in directory.iterdir()] == ["router"]
-    assert not directory.exists()
+        super()._say_hello()
+
+
+def test_nobody_else_can_reach_the_socket(tmp_path: Path) -> None:
+    with Looking(endless(tmp_path)) as supervisor:
+        assert supervisor.directory
+        assert not Path(supervisor.directory).exists()
 
 
 def test_two_runs_side_by_side_do_not_meet(tmp_path: Path) -> None:
@@ -299,21 +307,20 @@ from pathlib import Path
 import psutil
 from mmurace.broker.supervisor import Supervisor
 from tests.runs import endless
-with Supervisor(endless(Path(sys.argv[1]), campaign=sys.argv[2] == "True")) as run:
+with Supervisor(endless(Path(sys.argv[1]))) as run:
     parents = {psutil.Process(pid).ppid() for pid in run.pids.values()} - {os.getpid()}
     print(run.directory, *run.pids.values(), *parents, flush=True)
     run.wait(60)
 """
-CAMPAIGN = pytest.mark.parametrize("campaign", [False, True])
 
 
-def _launch(directory: Path, campaign: bool) -> tuple[subprocess.Popen[str], Path, list[int]]:
+def _launch(directory: Path) -> tuple[subprocess.Popen[str], Path, list[int]]:
     """A launcher of its own, as a user would start it, in a process group of its own."""
     script = directory / "script.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parent.parent)
     launcher = subprocess.Popen(
-        [sys.executable, str(script), str(directory / "run"), str(campaign)],
+        [sys.executable, str(script), str(directory / "run")],
         text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root},
     )  # fmt: skip
@@ -338,9 +345,8 @@ def _gone(pids: list[int], seconds: float) -> bool:
     return True
 
 
-@CAMPAIGN
-def test_ctrl_c_ends_every_process_within_a_second(tmp_path: Path, campaign: bool) -> None:
-    launcher, sockets_at, pids = _launch(tmp_path, campaign)
+def test_ctrl_c_ends_every_process_within_a_second(tmp_path: Path) -> None:
+    launcher, sockets_at, pids = _launch(tmp_path)
     os.killpg(launcher.pid, signal.SIGINT)
     assert _gone(pids, 2.5)  # a second, and a busy machine
     _, errors = launcher.communicate(timeout=10)
@@ -351,14 +357,58 @@ def test_ctrl_c_ends_every_process_within_a_second(tmp_path: Path, campaign: boo
     assert outcome.status == plan.ABORTED
 
 
-@CAMPAIGN
-def test_children_of_a_killed_launcher_leave(tmp_path: Path, campaign: bool) -> None:
-    launcher, sockets_at, pids = _launch(tmp_path, campaign)
+def test_children_of_a_killed_launcher_leave(tmp_path: Path) -> None:
+    launcher, sockets_at, pids = _launch(tmp_path)
     launcher.kill()
     assert _gone(pids, 5.0)
     launcher.communicate(timeout=10)
     assert not sockets_at.exists()
     assert len(steps_of(toys(tmp_path / "run"))) > 0
+
+
+def test_a_killed_server_of_processes_leaves_none_behind(tmp_path: Path) -> None:
+    with Supervisor(endless(tmp_path)) as supervisor:
+        pids = list(supervisor.pids.values())
+        server = psutil.Process(pids[0]).ppid()
+        assert server != os.getpid()
+        os.kill(server, signal.SIGKILL)
+        outcome = supervisor.wait(RUN_SECONDS_MAX)
+    assert outcome is not None
+    assert not outcome.sound
+    assert _gone(pids, 0.0)
+
+
+def test_processes_import_what_the_launcher_does(tmp_path: Path) -> None:
+    """Not what lies in the directory that a user is in."""
+    for name in ("broker", "nodes", "protocol"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)\n")
+    launcher = Path(__file__).parent.parent / "launch.py"
+    command = [sys.executable, str(launcher), "repro", "E08", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, b"SystemExit" in done.stderr) == (1, False)
+
+
+def test_a_server_of_processes_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: object) -> None:
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", gone)
+    with (
+        pytest.raises(EmulatorError, match="cpu0 could not be started"),
+        Supervisor(endless(tmp_path)),
+    ):
+        pass
+
+
+def test_a_killed_tracker_is_no_news(tmp_path: Path) -> None:
+    finish(toys(tmp_path / "a"))
+    tracker = resource_tracker._resource_tracker._pid
+    os.kill(tracker, signal.SIGKILL)
+    psutil.Process(tracker).wait(timeout=10)
+    assert finish(toys(tmp_path / "b")).sound  # a warning would be an error
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & signals.ENDING
 
 
 def test_a_paused_node_is_waited_for(tmp_path: Path) -> None:

@@ -44,6 +44,6 @@ def test_verdicts_in_the_simulator(race: Race, case: KernelCase) -> None:
 def test_verdicts_on_processes(race: Race, case: KernelCase, tmp_path: Path) -> None:
     """Both brokers run the same nodes; here they have the pace that the machine gives them."""
     spec = race.run(case.name, seed=1).save(tmp_path)
-    outcome = run_on_processes(spec, tmp_path, campaign=True)
+    outcome = run_on_processes(spec, tmp_path)
     assert outcome.status == "finished", outcome.detail
     assert outcome.expected, outcome.verdict.reasons

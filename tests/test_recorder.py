@@ -152,15 +152,17 @@ def test_a_growing_journal_is_followed(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_a_length_that_cannot_be_right_ends_the_reading(tmp_path: Path) -> None:
+def test_a_length_that_cannot_be_right_is_named(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a.journal", "a")
     journal.write(b"one")
     journal.close()
+    size = (tmp_path / "a.journal").stat().st_size
     with (tmp_path / "a.journal").open("ab") as file:
         file.write(b"\xff" * 100)
     reader = JournalReader(tmp_path / "a.journal")
-    assert [reader.next(), reader.next()] == [b"one", None]
-    assert reader.damaged
+    assert reader.next() == b"one"
+    with pytest.raises(UserError, match=rf"a\.journal: record 2 at byte {size}: its length"):
+        reader.next()
     reader.close()
 
 

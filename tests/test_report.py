@@ -17,10 +17,9 @@ from mmurace.explorer.run.outcome import OperationCount, Outcome
 from mmurace.nodes.kernel.variant import preset
 from mmurace.oracle.verdict import How, Verdict
 from mmurace.oracle.violation import Event, Violation
-from mmurace.protocol.codec import message_kinds
 from mmurace.protocol.envelope import BROKER, Envelope
 from mmurace.protocol.errors import UserError
-from mmurace.protocol.messages.base import Ack
+from mmurace.protocol.messages.base import Ack, kinds
 from mmurace.protocol.messages.program import Operation
 from mmurace.protocol.trace import Ending
 from mmurace.report import catalogue, directory, functions, machine, terminal, words
@@ -252,7 +251,7 @@ def test_functions_are_of_messages_that_exist() -> None:
     assert set(functions.OPERATIONS) == operations
     assert set(functions.CHANGES) == operations
     named = {*functions.ACCESSES, *functions.DATA, *functions.ENTRY_CHANGES, *functions.AGENTS}
-    assert named <= set(message_kinds())
+    assert named <= set(kinds())
 
 
 @pytest.mark.parametrize(

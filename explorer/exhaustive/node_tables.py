@@ -129,7 +129,8 @@ UNTAGS: Final = 512
 JUDGED_BITS: Final = 10
 """So many classes there are."""
 _RIVALS: Final = (
-    (CLOSES, DUE), (REACHES, DECIDES), (REFUSED, LEAVES), (LOOKS, ENDS), (TAGGED, UNTAGS),
+    (CLOSES, DUE), (REACHES, DECIDES), (REFUSED, LEAVES), (REFUSED, ENDS), (LOOKS, ENDS),
+    (TAGGED, UNTAGS),
 )  # fmt: skip
 
 

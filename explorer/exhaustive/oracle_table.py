@@ -162,7 +162,7 @@ def _tables(tables: Tables, state: State) -> Frozen:
     """Upper entries that walkers keep, and loads of such entries that they may come to keep."""
     kept = [
         (name, k.agent, k.record.table, _same(k.generation, k.record.table, state),
-         "O" in k.reported)
+         "O" in k.reported, k.dropped)
         for name, k in tables.kept.items() if not k.closed
     ]  # fmt: skip
     reads = [
@@ -193,7 +193,7 @@ def _kept(world: World) -> _Kept:
         for one in secondaries()
         for part in one.parts(world)
         for cache in one.caches
-        if cache.name not in part.lacks() and not cache.upper
+        if cache.name in part.holders()
     ]
     walkers = any(cache.table == "shared" for cache in there)
     return _Kept(
@@ -237,7 +237,7 @@ def _page(page: Page, state: State, kept: _Kept) -> Frozen:
     ]
     return (
         page.mm, page.address, page.pte, _granting(page) if kept.denials else "",
-        frozenset(fills), frozenset(reads), tuple(map(_change, changes)),
+        frozenset(fills), frozenset(reads), tuple(_change(change, kept) for change in changes),
         page.changes[-1].id if page.changes else "",
     )  # fmt: skip
 
@@ -256,9 +256,10 @@ def _open(fill: Cached, kept: _Kept) -> bool:
 
 
 def _fill(fill: Cached, changes: list[Change], state: State) -> Frozen:
+    draining = fill.name in state.draining.get((fill.agent, fill.cache), ())
     return (
         fill.name, fill.cache, fill.agent, fill.pte, fill.usable, bool(fill.closed), fill.gone,
-        fill.uses, _current(fill.read.generation, fill.read.pte, state),
+        draining, fill.uses, _current(fill.read.generation, fill.read.pte, state),
         _newer(fill.read.n, changes), frozenset(fill.reported),
     )  # fmt: skip
 
@@ -273,11 +274,12 @@ def _alive(change: Change, kept: _Kept) -> bool:
     )
 
 
-def _change(change: Change) -> Frozen:
+def _change(change: Change, kept: _Kept) -> Frozen:
     deadlines = frozenset((d.rule, d.new, d.agents, d.event.what) for d in change.deadlines)
     op = "" if change.op.ended else change.op.id
+    unlocked = op and kept.denials and change.n < change.op.unlocked
     return (
-        change.id, change.old, change.new, op, change.deferred, deadlines,
+        change.id, change.old, change.new, op, unlocked, change.deferred, deadlines,
         frozenset(change.reported),
     )  # fmt: skip
 

@@ -120,10 +120,13 @@ def _early(events: Sequence[Placed], at: int) -> list[Placed]:
 
 
 def _closes(record: r.Record) -> bool:
-    """Whether some translation can no longer be used from here on."""
-    if isinstance(record, r.InvalidateDone):
-        return bool(record.fills)
-    return isinstance(record, r.Evict) or (isinstance(record, r.RequestPosted) and record.done)
+    """Whether some translation can no longer be used from here on.
+
+    An invalidation that dropped none may be the first to say so of what another one has dropped.
+    """
+    if isinstance(record, r.RequestPosted):
+        return record.done
+    return isinstance(record, (r.Evict, r.InvalidateDone))
 
 
 def _deadline(record: r.Record) -> bool:

@@ -7,7 +7,7 @@ one, one adjacent pair at a time; the cure by playing the same schedule on every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import msgspec
 from mmurace.explorer.exhaustive.reversible import Order
 from mmurace.explorer.explain.deaths import Fate, death_rows, fates
 from mmurace.explorer.explain.interleaving import Row, setup_of, timeline
+from mmurace.explorer.explain.missed import Missed, missed_by, owes_invalidation
 from mmurace.explorer.explain.places import Spot, spot_of
 from mmurace.explorer.run.schedule_file import Loaded
 from mmurace.explorer.shrink.attempts import completions
@@ -24,14 +25,10 @@ from mmurace.explorer.shrink.play import How, Moment, Played, play
 from mmurace.explorer.shrink.smaller import with_world
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.kernel.variant.switch import Value, fields
-from mmurace.nodes.secondary import Cache, caches
 from mmurace.oracle.violation import Violation
 from mmurace.protocol.errors import EmulatorError, UserError
-from mmurace.protocol.messages.processor import FlushTlbIpi, Tlbi
 
 PASSING_TRIES: Final = 200
-_TLB: Final = Cache("tlb", "shared", dropped_by=(FlushTlbIpi, Tlbi))
-"""What processors have, whoever else there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +60,6 @@ class Cure:
     usual: Any
     safe: bool
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """The invalidations that did come, around the window in which one was owed."""
-
-    kinds: tuple[str, ...]
-    before_fill: tuple[Spot, ...]
-    """Too early: the translation was cached after them."""
-    in_time: tuple[Spot, ...]
-    too_late: tuple[Spot, ...]
 
 
 @dataclass(slots=True)
@@ -119,13 +105,43 @@ def explain(
     swap = None if passing is None else _Path(case, target, failing, passing).search()
     tick("kernels")
     cures, contradictory = _cures(case, target)
-    rows = [*timeline(case, violation, failing.moments), *death_rows(case, failing)]
-    rows.sort(key=lambda row: row.n)
+    whole = play(case, How(target, stop=False, keep=True)).moments
+    last = failing.moments[-1].n if failing.moments else 0
+    missed = missed_by(case, violation, whole, last)
+    after = whole[len(failing.moments) :]
+    shown = {row.operation for row in timeline(case, violation, failing.moments)}
+    orderings = [o for o in orderings if _among(shown, o.early, o.late)]
+    swap = swap if swap is not None and _told(swap, shown, failing, missed) else None
+    deaths = fates(case, target, failing.moments)
+    named = _spoken_of(orderings, swap, missed if owes_invalidation(violation) else None)
+    named |= {fate.after.name for fate in deaths if fate.after is not None}
+    rows = timeline(case, violation, failing.moments, after, named)
+    rows = sorted([*rows, *death_rows(case, failing)], key=lambda row: row.n)
     return Explanation(
-        case, target, violation, rows, setup_of(case, rows), *failing.cost, orderings, len(races),
-        fates(case, target, failing.moments), swap, _missed(case, target, violation), cures,
-        contradictory,
+        case, target, violation, rows, setup_of(failing.moments, rows), *failing.cost, orderings,
+        len(races), deaths, swap, missed, cures, contradictory,
     )  # fmt: skip
+
+
+def _told(swap: Swap, shown: Collection[str], failing: Played, missed: Missed) -> bool:
+    """Whether a swap is about what is told: before the violation, or the flush that came late."""
+    known = {*failing.order, *(spot.name for spot in missed.spots())}
+    return _among(shown, swap.first, swap.second) and {swap.first.name, swap.second.name} <= known
+
+
+def _among(operations: Collection[str], *spots: Spot) -> bool:
+    """Whether these are steps of what is told; what only prepared the ground decides nothing."""
+    return all(spot.operation in operations for spot in spots)
+
+
+def _spoken_of(
+    orderings: Sequence[Ordering], swap: Swap | None, missed: Missed | None
+) -> frozenset[str]:
+    """Names of the deliveries of which an explanation speaks."""
+    spots = [spot for o in orderings for spot in (o.early, o.late)]
+    spots += [] if swap is None else [swap.first, swap.second]
+    spots += [] if missed is None else missed.spots()
+    return frozenset(spot.name for spot in spots)
 
 
 # ---- necessary orders --------------------------------------------------------------------------
@@ -254,31 +270,7 @@ def _bisect(passes: int, fails: int, failing: Callable[[int], bool]) -> int:
     return fails
 
 
-# ---- what was owed, and what cures it ----------------------------------------------------------
-
-
-def _missed(case: Case, target: Target, violation: Violation) -> Missed:
-    """The invalidations of the agent's cache by when they came."""
-    cache = caches().get(violation.cache, _TLB)
-    kinds = tuple(kind.__name__ for kind in cache.dropped_by)
-    whole = play(case, How(target, stop=False, keep=True))
-    filled = violation.filled.n if violation.filled else 0
-    changed = violation.changed.n if violation.changed else 0
-    due = violation.deadline.n if violation.deadline else 0
-    mine = [m for m in whole.moments if _invalidates(m, cache, violation)]
-    spots = [spot_of(moment, case) for moment in mine]
-    return Missed(
-        kinds,
-        tuple(s for s in spots if s.n < filled and s.operation_kind == target.operation),
-        tuple(s for s in spots if changed <= s.n <= due),
-        tuple(s for s in spots if s.n > due and due),
-    )
-
-
-def _invalidates(moment: Moment, cache: Cache, violation: Violation) -> bool:
-    body = moment.envelope.body
-    told = isinstance(body, cache.dropped_by) and cache.drops(body)
-    return told and moment.envelope.dst == violation.agent
+# ---- what cures it ------------------------------------------------------------------------------
 
 
 def _cures(case: Case, target: Target) -> tuple[list[Cure], int]:

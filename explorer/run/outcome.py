@@ -58,6 +58,10 @@ class Outcome:
     """Which bound ended the feeding; empty: none, or the run was not live."""
     latencies: dict[str, Latency] = field(default_factory=dict)
     """What an invalidation took, by cache."""
+    record: str = ""
+    """Where the record of a run that was cut short ends, or how it differs from what was run."""
+    unwritten: tuple[str, ...] = ()
+    """Files that could not be written: path and reason."""
 
     @property
     def violations(self) -> tuple[Violation, ...]:

@@ -15,7 +15,7 @@ from mmurace.broker.recorder import Recorder, read_record
 from mmurace.broker.schedules import Recorded
 from mmurace.explorer.run import session
 from mmurace.explorer.run.outcome import Outcome, Status
-from mmurace.explorer.run.schedule_file import read_case, recorded_choices
+from mmurace.explorer.run.schedule_file import read_case
 from mmurace.explorer.shrink.case import Case
 from mmurace.explorer.shrink.play import How, Player
 from mmurace.nodes.runtime import pack_world
@@ -23,6 +23,7 @@ from mmurace.oracle.state.trace import step_of
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.errors import ReplayDivergence
 from mmurace.protocol.trace import Ending
+from mmurace.scenarios import versions
 
 
 def replay_file(source: Path, on: Literal["processes", "simulator"], out: Path) -> Outcome:
@@ -33,7 +34,14 @@ def replay_file(source: Path, on: Literal["processes", "simulator"], out: Path) 
     ``UserError`` if ``source`` is not a schedule file.
     """
     case, _ = read_case(source)
-    case = replace(case, spec=case.spec.save(out))
+    recorded = case.spec.versions
+    outcome = _replay(replace(case, spec=case.spec.save(out)), on, out)
+    if outcome.status == "diverged":
+        outcome.detail += versions.difference(recorded)
+    return outcome
+
+
+def _replay(case: Case, on: Literal["processes", "simulator"], out: Path) -> Outcome:
     if on == "simulator":
         return simulate_case(case, out)
     with TemporaryDirectory() as directory:
@@ -65,9 +73,11 @@ def simulate_case(case: Case, out: Path) -> Outcome:
         ending = Ending(player.exchange.number, player.exchange.feeder.finished, False, ())
     counts = player.exchange.counts.as_dict() | {"pending": player.exchange.pending}
     result = plans.Outcome(how, ending, counts, detail=detail)
-    recorder.close(result)
+    unwritten = recorder.close(result)
     seconds = time.monotonic() - began
-    return session.conclude(case.spec, "simulator", watch, result, status, seconds, out)
+    outcome = session.conclude(case.spec, "simulator", watch, result, status, seconds, out)
+    outcome.unwritten = (unwritten,) if unwritten else ()
+    return outcome
 
 
 def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
@@ -82,7 +92,7 @@ def _on_processes(case: Case, recorded: Path, out: Path) -> Outcome:
         spec.programs(),
         chaos=record.chaos(spec.world),
         schedule=Recorded(record.deliveries),
-        choices=recorded_choices(recorded, spec.world),
+        choices=record.choices,
     )
     outcome = session.follow_plan(spec, plan)
     difference = compare_runs(recorded, out)

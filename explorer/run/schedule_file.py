@@ -8,8 +8,8 @@ not, replaying it says which delivery no longer fits.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,13 +32,12 @@ from mmurace.explorer.shrink.case import (
 from mmurace.explorer.shrink.deaths import Death, check_deaths, recorded
 from mmurace.explorer.shrink.play import How, Played, Player, as_played, attempt, play
 from mmurace.nodes.driver import draw
-from mmurace.nodes.journal import JournalReader, journal_path
-from mmurace.nodes.world import World
-from mmurace.protocol import wire
+from mmurace.nodes.files import not_opened, sealed, write_whole
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.errors import EmulatorError, ReplayDivergence, UserError
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.tables import Table, TomlTable, convert, parse_toml, read_toml, toml_text
+from mmurace.scenarios.versions import current
 
 FORMAT: Final = 1
 FORMAT_WITH_DEATHS: Final = 2
@@ -92,7 +91,7 @@ class Loaded:
 
 
 def schedule_text(case: Case, target: Target | None = None) -> str:
-    """The file of a case; ``target`` says which violation it is about."""
+    """The file of a case, sealed; ``target`` says which violation it is about."""
     faults = [
         {"message": name, "nth": nth, "kind": kind}
         for (name, nth), kind in sorted(case.faults.items())
@@ -106,19 +105,22 @@ def schedule_text(case: Case, target: Target | None = None) -> str:
         "choices": dict(sorted(case.choices.items())) or None,
         "fault": faults or None,
         "death": [{"node": d.node, "after": d.after} for d in case.deaths] or None,
-        "run": parse_toml(case.spec.to_toml(Path()), "run"),
+        "run": parse_toml(replace(case.spec, versions=current()).to_toml(Path()), "run"),
     }
     order = "\n".join(("", *case.order, ""))
     rest = toml_text({key: value for key, value in body.items() if value is not None})
-    return f"{HEAD}{about}{size}{_inline(head)}order = {_QUOTES}{order}{_QUOTES}\n\n{rest}"
+    return sealed(f"{HEAD}{about}{size}{_inline(head)}order = {_QUOTES}{order}{_QUOTES}\n\n{rest}")
 
 
 def write(path: Path, text: str) -> None:
-    """Write a schedule file.  Raises ``UserError``."""
+    """Write a schedule file, whole or not at all.
+
+    Raises ``UserError``; ``OSError`` with the path if the disk is full.
+    """
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
-        raise UserError(str(path), f"cannot be written: {error.strerror}", "a new file") from None
+        raise not_opened(path, error, "cannot be written", "a new file") from None
 
 
 def _inline(head: Table) -> str:
@@ -221,36 +223,27 @@ def _target(case: Case, played: Played, where: str, rule: str) -> Target:
     return target_of(violation, case.spec.world, case.kinds())
 
 
-def case_of_run(directory: Path) -> tuple[Case, Played]:
-    """A recorded run as a case, and its replay.  Raises ``UserError``, ``ReplayDivergence``."""
-    spec = RunSpec.load(directory)
-    record = read_record(directory)
+def case_of_run(source: Path) -> tuple[Case, Played]:
+    """A recorded run as a case, and its replay.
+
+    ``source`` is a run's directory, or the file ``schedule`` in one.  Raises ``UserError``,
+    ``ReplayDivergence``, and ``PeerError`` if its journals do not fit each other.
+    """
+    spec = RunSpec.load(source if source.is_dir() else source.parent)
+    record = read_record(source)
     case = Case(scripted(spec, record.operations))
-    player = _Exact(case, record, recorded_choices(directory, spec.world))
+    player = _Exact(case, record)
     played = player.run()
-    deaths = recorded(record.begun, record.killed, played.order, spec.world)
+    numbers = [n for n, _, _ in record.deliveries]
+    begun, killed = (
+        [(bisect_right(numbers, n), node) for n, node in deaths]
+        for deaths in (record.begun, record.killed)
+    )
+    deaths = recorded(begun, killed, played.order, spec.world)
     case = replace(
         case, order=played.order, choices=played.choices, faults=player.noted.kinds, deaths=deaths
     )
     return case, played
-
-
-def recorded_choices(directory: Path, world: World) -> dict[int, list[tuple[str, int, int]]]:
-    """The choices that the nodes' journals have, by delivery.  Raises ``UserError``."""
-    found = {}
-    for node in world.nodes():
-        path = journal_path(directory, node)
-        if not path.exists():
-            continue
-        reader = JournalReader(path)
-        try:
-            while (bytes_ := reader.next()) is not None:
-                record = wire.read_journal_record(bytes_)
-                if record.choices:
-                    found[record.n] = list(record.choices)
-        finally:
-            reader.close()
-    return found
 
 
 class _Noted:
@@ -277,17 +270,19 @@ class _Noted:
 class _Exact(Player):
     """Plays a record by the messages' own ids, with its choices."""
 
-    def __init__(
-        self, case: Case, record: Record, choices: Mapping[int, list[tuple[str, int, int]]]
-    ) -> None:
-        super().__init__(case, How(deliveries_max=len(record.deliveries) + 1))
+    def __init__(self, case: Case, record: Record) -> None:
+        last = record.deliveries[-1][0] if record.deliveries else 0
+        super().__init__(case, How(deliveries_max=last + 1))
         self.noted = _Noted(self.names, record.chaos(case.spec.world))
         self.exchange = Exchange(self.exchange.feeder, self.noted, recorded=True)
-        self._recorded, self._given = Recorded(record.deliveries), choices
+        self._recorded, self._given = Recorded(record.deliveries), record.choices
         self._at = (0, 0)
 
     def _pick(self, heads: list[Envelope]) -> int:
         return self._recorded.pick(heads)
+
+    def _number(self) -> int:
+        return self._recorded.number
 
     def _choose(self, path: str, nth: int, name: str, ways: int) -> int:
         number, count = self._at

@@ -9,8 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from mmurace.broker import plan as plans
 from mmurace.broker.chaos import ChaosRules
@@ -19,8 +22,8 @@ from mmurace.broker.exchange import Exchange
 from mmurace.broker.faults import Chaos
 from mmurace.broker.follow import Follower, compare_runs
 from mmurace.broker.plan import Plan
-from mmurace.broker.programs import Feeder, Program, awaited
-from mmurace.broker.recorder import Recorder, read_choices, read_record
+from mmurace.broker.programs import Feeder, Program, awaited, rounds_of
+from mmurace.broker.recorder import Record, Recorder, is_blank, read_record
 from mmurace.broker.schedules import RandomWalk, Recorded, Schedule
 from mmurace.broker.simulator import Simulator
 from mmurace.explorer.run.garbage_collector import collector_at_rest
@@ -37,8 +40,10 @@ from mmurace.protocol.envelope import BROKER, Envelope, Handled
 from mmurace.protocol.errors import PluginError, ReplayDivergence
 from mmurace.protocol.limits import LOW_WATER_EVERY
 from mmurace.protocol.records import InvalidateBegin, OpEnd
+from mmurace.protocol.signals import held
 from mmurace.protocol.trace import Ending, TraceStep
 from mmurace.protocol.wire import Choices
+from mmurace.scenarios import versions
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.strace import StraceLog
 
@@ -57,7 +62,9 @@ class Watch:
     def __init__(self, spec: RunSpec, programs: Sequence[Program] | None = None) -> None:
         """``programs``, if they are known, say which ends of operations can be forgotten."""
         self.oracle = Oracle(spec.world, spec.sometimes)
-        self.oracle.order.awaited = None if programs is None else awaited(programs)
+        if programs is not None:
+            order = self.oracle.order
+            order.awaited, order.rounds = awaited(programs), rounds_of(programs)
         self.operations: dict[str, OperationCount] = {}
         self.latencies = Latencies()
         self._forgotten = 0
@@ -115,7 +122,10 @@ def simulate(
     """
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     schedule = schedule or RandomWalk(spec.seed)
-    return _simulate(spec, spec.programs(), chaos, schedule, run_dir, deliveries_max, choices)
+    return _simulate(
+        spec, spec.programs(), chaos, schedule, run_dir, deliveries_max, choices,
+        spec.operations_max,
+    )  # fmt: skip
 
 
 def _simulate(
@@ -126,6 +136,7 @@ def _simulate(
     run_dir: Path | None,
     deliveries_max: int | None = None,
     choices: Mapping[int, Choices] | None = None,
+    operations_max: int | None = None,
 ) -> Outcome:
     began = time.monotonic()
     watch = Watch(spec, programs)
@@ -140,7 +151,7 @@ def _simulate(
 
     watched = chaos if recorder is None else recorder.watch(chaos)
     recorded = isinstance(schedule, Recorded)
-    exchange = Exchange(Feeder(programs, spec.operations_max), watched, recorded)
+    exchange = Exchange(Feeder(programs, operations_max), watched, recorded)
     drivers = build_all(spec.world, spec.seed)
     lost = watch.oracle.lost
     simulator = Simulator(drivers, exchange, schedule, observe, choices, lost)
@@ -157,6 +168,8 @@ def _simulate(
         if recorder is not None:
             recorder.close()
         raise
+    except OSError as error:
+        return _unrecorded(spec, watch, run_dir, error, began)
     quiescent = status == "finished" and not exchange.heads
     how = _how_it_ended(status, quiescent)
     if exchange.deaths is not None and exchange.deaths.ended_by:
@@ -168,9 +181,46 @@ def _simulate(
         chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
         detail=detail,
     )
-    if recorder is not None:
-        recorder.close(result)
-    return conclude(spec, "simulator", watch, result, status, time.monotonic() - began, run_dir)
+    result = _as_recorded(result, schedule)
+    unwritten = ""
+    try:
+        unwritten = "" if recorder is None else recorder.close(result)
+    except OSError as error:
+        return _unrecorded(spec, watch, run_dir, error, began)
+    seconds = time.monotonic() - began
+    outcome = conclude(spec, "simulator", watch, result, status, seconds, run_dir)
+    outcome.unwritten = (unwritten,) if unwritten else ()
+    return outcome
+
+
+def _unrecorded(
+    spec: RunSpec, watch: Watch, run_dir: Path | None, error: OSError, began: float
+) -> Outcome:
+    """A run whose record could not be written: what it says is what the record says.
+
+    Raises ``error`` if it is about something else.
+    """
+    if run_dir is None or error.filename is None:
+        raise error
+    problem = f"{error.filename}: {error.strerror}"
+    recorded = Watch(spec, spec.programs())
+    with closing(Follower(run_dir, spec.world.nodes())) as follower:
+        recorded.rest_of(follower)
+    lost = len(watch.oracle.violations) - len(recorded.oracle.violations)
+    more = f"; {lost} violations were seen that are not on file" if lost > 0 else ""
+    result = plans.Outcome(plans.UNRECORDED, _cut_short(recorded), {}, detail=problem + more)
+    seconds = time.monotonic() - began
+    outcome = conclude(spec, "simulator", recorded, result, "broken", seconds, run_dir)
+    outcome.unwritten, outcome.record = (problem,), follower.end_text()
+    return outcome
+
+
+def _as_recorded(result: plans.Outcome, schedule: Schedule) -> plans.Outcome:
+    """What was played to the end of a record that was cut short is not complete either."""
+    if not (isinstance(schedule, Recorded) and schedule.cut and result.sound):
+        return result
+    ending = replace(result.ending, complete=False)
+    return msgspec.structs.replace(result, status=plans.SCHEDULE_END, ending=ending)
 
 
 def _how_it_ended(status: Status, quiescent: bool) -> str:
@@ -189,13 +239,12 @@ def run_on_processes(
     progress: Progress | None = None,
     stop_on: str = "",
     journal_bytes: int | None = None,
-    campaign: bool = False,
 ) -> Outcome:
     """Run ``spec`` on real processes, with its files in ``run_dir`` (which must exist).
 
     After ``seconds``, once ``stop_on`` (a rule, or ``any``) was broken or once the journals have
     ``journal_bytes``, chaos is healed, nothing more is fed and what is in flight finishes.  Ctrl-C
-    ends every process within a second and gives what there is.  ``campaign``: it is one of many.
+    ends every process within a second and gives what there is.
     """
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec.chaos else None
     plan = Plan(
@@ -206,7 +255,6 @@ def run_on_processes(
         spec.programs(),
         spec.operations_max,
         chaos=chaos,
-        campaign=campaign,
     )
     return follow_plan(spec, plan, Bounds(seconds, stop_on, journal_bytes), progress)
 
@@ -216,16 +264,19 @@ def follow_plan(
 ) -> Outcome:
     """Start the plan's processes and read their journals until the end."""
     # Sockets and processes are a fifth of the time to start, and the simulator needs neither.
-    from mmurace.broker.supervisor import Supervisor
+    with held():  # Ctrl-C in the import of a C module can come out as any exception
+        from mmurace.broker.supervisor import Supervisor
 
     began = time.monotonic()
     live = _Live(spec, plan, bounds or Bounds(), progress)
+    unwritten = ""
     with closing(Follower(plan.directory, plan.nodes)) as follower:
         try:
             with at_fault():
                 with Supervisor(plan) as run:
-                    result = live.watch_until_end(run, follower)
+                    result = _as_recorded(live.watch_until_end(run, follower), plan.schedule)
                 live.watch.rest_of(follower)
+                unwritten = run.unwritten
         except KeyboardInterrupt:
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
@@ -234,6 +285,7 @@ def follow_plan(
         raise PluginError(blamed)
     outcome = conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
     outcome.stopped = live.stopped
+    outcome.unwritten = (unwritten,) if unwritten else ()
     return outcome
 
 
@@ -299,18 +351,24 @@ class _Live:
 def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Outcome:
     """Run a recorded run again, delivery by delivery, into ``out``; the traces must be equal.
 
-    If they are not, the status is ``diverged`` and ``detail`` names node, delivery and field.
-    Raises ``UserError`` if ``source`` is not a run.
+    ``source`` is a run's directory, or the file ``schedule`` in one, which is then followed to the
+    letter.  A run that was cut short is run again up to the last delivery that was handled
+    (``record`` of the outcome says so).  If the traces are not equal, the status is ``diverged``
+    and ``detail`` names node, delivery and field.  Raises ``UserError`` if ``source`` is not a run,
+    and ``PeerError`` if its journals do not fit each other.
     """
-    spec = RunSpec.load(source)
-    record = read_record(source)
+    directory = source if source.is_dir() else source.parent
+    spec = RunSpec.load(directory)
+    record = Record() if is_blank(directory) else read_record(source)
     programs = record.programs(spec.programs())
-    schedule = Recorded(record.deliveries)
-    choices = read_choices(source, spec.world.nodes())
+    schedule = Recorded(record.deliveries, record.cut)
+    operations_max = record.operations_max(spec.operations_max)
+    chaos = record.chaos(spec.world)
     spec.save(out)
     if on == "simulator":
-        chaos = record.chaos(spec.world)
-        outcome = _simulate(spec, programs, chaos, schedule, out, choices=choices)
+        outcome = _simulate(
+            spec, programs, chaos, schedule, out, None, record.choices, operations_max
+        )
     else:
         plan = Plan(
             out,
@@ -318,18 +376,29 @@ def replay(source: Path, on: Literal["processes", "simulator"], out: Path) -> Ou
             pack_world(spec.world),
             spec.seed,
             programs,
-            spec.operations_max,
-            chaos=record.chaos(spec.world),
+            operations_max,
+            chaos=chaos,
             schedule=schedule,
-            choices=choices,
+            choices=record.choices,
         )
         outcome = follow_plan(spec, plan)
-    difference = compare_runs(source, out)
-    if difference is not None and outcome.status == "finished":
+    outcome.record = record.end_text()
+    if record.changed:
+        outcome.record = f"is another schedule than {source}, from delivery {record.changed} on"
+    elif outcome.status == "finished":
+        _compare(outcome, directory, out, record.last if record.cut else None)
+    if outcome.status == "diverged":
+        outcome.detail += versions.difference(spec.versions)
+    return outcome
+
+
+def _compare(outcome: Outcome, source: Path, out: Path, last: int | None) -> None:
+    """The trace must be the recorded one, up to delivery ``last`` if it was cut short."""
+    difference = compare_runs(source, out, last)
+    if difference is not None:
         node, number, field = difference
         outcome.status = "diverged"
         outcome.detail = f"{node}, delivery {number}, field {field}: differs from the record"
-    return outcome
 
 
 def check(source: Path) -> Outcome:
@@ -348,7 +417,9 @@ def check(source: Path) -> Outcome:
         detail = "the record ends before the run did"
         result = plans.Outcome(plans.NODE_DIED, _cut_short(watch), {}, detail=detail)
     status = _status_of(result)
-    return conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
+    outcome = conclude(spec, "file", watch, result, status, time.monotonic() - began, source)
+    outcome.record = follower.end_text()
+    return outcome
 
 
 # ---- conclusions ---------------------------------------------------------------------------

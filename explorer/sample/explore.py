@@ -239,6 +239,22 @@ class Exploration:
         return sum(tally.expected for tally in self.tallies.values())
 
     @property
+    def as_expected(self) -> bool | None:
+        """Whether it came out as the scenario expects; None: it does not say, or too little ran.
+
+        Too little was a search that ended at another violation before it could come to the one
+        that is expected, or that broke nothing and never entered the window.
+        """
+        wanted = self.spec.expectation
+        if wanted is None:
+            return None
+        if wanted.expected() is None:
+            return False if self.violations else True if self.held else None
+        if self.expected:
+            return True
+        return False if self.held and not self.violations else None
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The Wilson interval of the probability of a violation in one schedule."""
         return wilson(self.violated, self.schedules)
@@ -338,6 +354,8 @@ def _search(found: Exploration, began: float, progress: Progress | None) -> None
 def record(found: Exploration, run_dir: Path) -> Outcome:
     """Run the finding again with its files in ``run_dir`` (which must exist), for ``replay``.
 
+    The status of the outcome is ``broken`` if they could not be written.
+
     Raises ``EmulatorError`` if it does not come out the same: the run is not deterministic.
     """
     finding = found.finding
@@ -345,6 +363,8 @@ def record(found: Exploration, run_dir: Path) -> Outcome:
         raise EmulatorError("there is no finding to record")
     spec = finding.spec.save(run_dir)
     outcome = simulate(spec, run_dir, finding.schedule, found.options.deliveries_max)
+    if outcome.status == "broken":
+        return outcome
     rules = found.options.rules
     again = [v.identity() for v in outcome.violations if rules is None or v.rule in rules]
     if again != [violation.identity() for violation in finding.violations]:

@@ -32,7 +32,7 @@ from mmurace.nodes.footprint import Footprint
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.violation import Violation
 from mmurace.protocol.envelope import Envelope, Handled, operation_of
-from mmurace.protocol.errors import EmulatorError, ReplayDivergence
+from mmurace.protocol.errors import EmulatorError, ReplayDivergence, UserError
 from mmurace.protocol.trace import Ending
 
 SPARE_DELIVERIES: int = 5_000
@@ -172,7 +172,7 @@ class Player:
     def step(self, index: int) -> tuple[Envelope, Handled]:
         """Deliver ``heads[index]`` and judge what that did."""
         exchange = self.exchange
-        envelope = exchange.take(index)
+        envelope = exchange.take(index, self._number())
         name = self.names.of(envelope)
         self.order.append(name)
         self.deaths.delivered(name)
@@ -187,6 +187,10 @@ class Player:
         if self._held and self.how.hold is not None and name == self.how.hold[1]:
             self._held = False
         return envelope, handled
+
+    def _number(self) -> int | None:
+        """The number of the delivery that was picked; None: the next one."""
+        return None
 
     def _deliver(self, driver: Driver, envelope: Envelope, name: str) -> Handled:
         if not self.how.keep:
@@ -312,7 +316,7 @@ def attempt(case: Case, how: How) -> Played | None:
     """Play a candidate; None if it is not a run at all or lacks the target."""
     try:
         played = play(case, how)
-    except EmulatorError:
+    except (EmulatorError, UserError):
         return None
     return played if played.found is not None else None
 

@@ -76,20 +76,25 @@ async def do_cow_fault(cpu: Processor, mm: str, vma: Vma, address: int, table: i
     if source >= 0:
         await cpu.mem(FrameCopy(source, frame))
         flags = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
-        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, flags))
+        result = await finish_fault(cpu, mm, address, table, ptes.make(frame, flags), True)
         await filemap.unlock_and_put(cpu, source)
     await gup.put_page(cpu, frame)
     return result
 
 
-async def finish_fault(cpu: Processor, mm: str, address: int, table: int, pte: int) -> int:
-    """``finish_fault``: map the page unless another thread has done it; the map takes a ref."""
+async def finish_fault(
+    cpu: Processor, mm: str, address: int, table: int, pte: int, anon: bool = False
+) -> int:  # fmt: skip
+    """``finish_fault``: map the page unless another thread has done it; the map takes a ref.
+
+    ``anon``: a new anonymous page (``folio_add_new_anon_rmap``).
+    """
     index = pgtable.pte_index(cpu, address)
     frame = ptes.frame_of(pte)
     await cpu.mem(PtlLock(table))
     if (await cpu.mem(PteLoad(table, index))).pte == ptes.NONE:
         await gup.get_page(cpu, frame)
-        await cpu.mem(RmapAdd(frame, mm, address))
+        await cpu.mem(RmapAdd(frame, mm, address, exclusive=anon))
         await cpu.mem(PteSet(table, index, pte))
     await cpu.mem(PtlUnlock(table))
     return 0

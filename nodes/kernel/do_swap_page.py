@@ -2,92 +2,86 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, page_alloc
+from mmurace.nodes.kernel import do_wp_page, gup, swap_state, swapfile, vm_fault
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.kernel.vm_fault import VmFault
 from mmurace.nodes.world import MEMORY
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.messages.memory import (
-    FolioLock,
-    FolioUnlock,
-    FrameAlloc,
-    FrameCopy,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
-    RmapAdd,
-    Vma,
-)
-from mmurace.protocol.messages.swap import (
-    SwapCacheDelete,
-    SwapCacheGet,
-    SwapCount,
-    SwapFree,
-    SwapRead,
-)
-from mmurace.protocol.records import Coverage
+from mmurace.protocol.messages.memory import FolioLock, FolioUnlock, PtlLock, PtlUnlock, RmapAdd
+from mmurace.protocol.messages.swap import FolioFreeSwap, FolioRefCount, PageSwapEntry, SwapFree
 
 
-async def do_swap_page(
-    cpu: Processor, mm: str, vma: Vma, address: int, place: tuple[int, int], pte: int
-) -> int:
+async def do_swap_page(cpu: Processor, fault: VmFault) -> int:
     """``do_swap_page``: 0 (retry the access) or -errno; under mmap_lock for read.
 
-    ``place`` is the leaf table and index.  A page that is still in the swap cache is mapped again
-    if no other entry leads to it; else the entry gets a copy.
+    The page is in the swap cache while it is mapped, with a reference of the cache, and whoever
+    else has an entry of its slot maps the same page; who stores gets a copy of it, unless it is
+    his alone.  The reference of the look-up becomes that of the mapping.
     """
-    slot = ptes.frame_of(pte)
-    cached = (await cpu.mem(SwapCacheGet(slot))).frame
-    if cached >= 0:
-        cpu.port.emit(Coverage("swap_cache_hit"))
-        await cpu.sleep(MEMORY, FolioLock(cached))
-        taken = await _set(cpu, mm, vma, (address, *place), pte, cached, True)
-        if not taken:
-            result = await _copy_in(cpu, mm, vma, (address, *place), pte, cached)
-        await cpu.mem(FolioUnlock(cached))
-        await gup.put_page(cpu, cached)
-        return 0 if taken else result
-    return await _copy_in(cpu, mm, vma, (address, *place), pte, -1)
-
-
-async def _copy_in(
-    cpu: Processor, mm: str, vma: Vma, where: tuple[int, int, int], pte: int, cached: int
-) -> int:
-    """A new page with the content of the slot, or of the page that the swap cache has of it."""
-    fresh = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"))
-    if fresh < 0:
-        return -ENOMEM
-    if cached >= 0:
-        await cpu.mem(FrameCopy(cached, fresh))
-    else:
-        await cpu.mem(SwapRead(ptes.frame_of(pte), fresh))
-    await _set(cpu, mm, vma, where, pte, fresh, False)
-    await gup.put_page(cpu, fresh)
+    slot = ptes.frame_of(fault.pte)
+    folio = await swap_state.swap_cache_get_folio(cpu, slot)
+    if folio < 0:
+        folio = await swap_state.swapin_readahead(cpu, fault.mm, slot)
+    if folio < 0:
+        return await _nothing_read(cpu, fault)
+    await cpu.sleep(MEMORY, FolioLock(folio))
+    if (await cpu.mem(PageSwapEntry(folio))).value != slot:
+        return await _out_page(cpu, folio)  # it left the swap cache, or is another one's by now
+    await cpu.mem(PtlLock(fault.table))
+    if await vm_fault.load(cpu, fault) != fault.pte:
+        await cpu.mem(PtlUnlock(fault.table))
+        return await _out_page(cpu, folio)
+    await _map(cpu, fault, folio, slot)
+    await cpu.mem(FolioUnlock(folio))
+    if fault.write and not fault.pte & ptes.WRITE:
+        return await do_wp_page.do_wp_page(cpu, fault)
+    await cpu.mem(PtlUnlock(fault.table))
     return 0
 
 
-async def _set(
-    cpu: Processor, mm: str, vma: Vma, where: tuple[int, int, int], pte: int, frame: int,
-    alone: bool,
-) -> bool:  # fmt: skip
-    """Map ``frame`` for reading; a write faults once more.  False: others lead to the slot.
+async def _nothing_read(cpu: Processor, fault: VmFault) -> int:
+    """No memory, or another thread was faster and the slot is gone."""
+    await cpu.mem(PtlLock(fault.table))
+    same = await vm_fault.load(cpu, fault) == fault.pte
+    await cpu.mem(PtlUnlock(fault.table))
+    return -ENOMEM if same else 0
 
-    Under the PTL nobody can copy the entry, so an entry that is ``alone`` stays so.  Nothing is
-    done if another thread was faster.
+
+async def _out_page(cpu: Processor, folio: int) -> int:
+    """``out_page``: the access is tried again."""
+    await cpu.mem(FolioUnlock(folio))
+    await gup.put_page(cpu, folio)
+    return 0
+
+
+async def _map(cpu: Processor, fault: VmFault, folio: int, slot: int) -> None:
+    """The middle of ``do_swap_page``, under both locks: ``fault.pte`` is the new entry then.
+
+    A read maps the page clean: until somebody stores, the slot has its content.  Up to v5.17 a
+    store asks ``reuse_swap_page``, before the entry counts as a mapping; from v5.18 (c145e0b47c77)
+    the number of references, once the entry leads to the slot no more.
     """
-    address, table, index = where
-    slot = ptes.frame_of(pte)
-    await cpu.mem(PtlLock(table))
-    same = (await cpu.mem(PteLoad(table, index))).pte == pte
-    shared = same and alone and (await cpu.mem(SwapCount(slot))).value > 1
-    if same and not shared:
-        await gup.get_page(cpu, frame)
-        await cpu.mem(RmapAdd(frame, mm, address))
-        rights = ptes.PRESENT if vma.read or vma.write else ptes.PROTNONE
-        await cpu.mem(PteSet(table, index, ptes.make(frame, rights | ptes.ACCESSED | ptes.DIRTY)))
+    how = cpu.world.kernel.mm.cow_reuse
+    if how in ("reuse_swap_page", "page_count"):
+        alone = fault.write and await swapfile.reuse_swap_page(cpu, folio)
         await cpu.mem(SwapFree(slot))
-        if alone:
-            await cpu.mem(SwapCacheDelete(slot))
-    await cpu.mem(PtlUnlock(table))
-    return not shared
+    else:
+        await cpu.mem(SwapFree(slot))
+        if await should_try_to_free_swap(cpu, fault, folio):
+            await cpu.mem(FolioFreeSwap(folio))
+        alone = how == "anon_exclusive" and bool(fault.pte & ptes.EXCLUSIVE)
+        alone = alone or (await cpu.mem(FolioRefCount(folio))).value == 1
+    await cpu.mem(RmapAdd(folio, fault.mm, fault.address, exclusive=alone))
+    rights = ptes.PRESENT if fault.vma.read or fault.vma.write else ptes.PROTNONE
+    flags = rights | ptes.ACCESSED | (fault.write_flags if alone else 0)
+    fault.pte = ptes.make(folio, flags)
+    await vm_fault.set_pte_at(cpu, fault, fault.pte)
+
+
+async def should_try_to_free_swap(cpu: Processor, fault: VmFault, folio: int) -> bool:
+    """``should_try_to_free_swap`` (v5.18): a store, and the references are the cache's and ours.
+
+    Swap is never full, and nothing is locked in memory.
+    """
+    return fault.write and (await cpu.mem(FolioRefCount(folio))).value == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+ENOENT: Final = 2
 EINTR: Final = 4
 EIO: Final = 5
 EAGAIN: Final = 11
@@ -11,4 +12,5 @@ ENOMEM: Final = 12
 EFAULT: Final = 14
 EBUSY: Final = 16
 EEXIST: Final = 17
+ENODEV: Final = 19
 EINVAL: Final = 22

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from mmurace.nodes.kernel import memory, pgtable
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EAGAIN, EINTR
+from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
+from mmurace.nodes.translation import table_index
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.limits import FAULT_RETRIES_MAX
-from mmurace.protocol.messages.memory import PageGet, PagePut, PteLoad
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
+from mmurace.protocol.messages.memory import PageGet, PagePut, PteLoad, PtlLock, PtlUnlock
 from mmurace.protocol.ranges import page_of
 from mmurace.protocol.records import FaultRetry
 
@@ -37,7 +38,7 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
     if the thread is to die, which is looked at before each attempt.
     """
     address = page_of(address)
-    for _ in range(FAULT_RETRIES_MAX):
+    for _ in range(FAULT_ATTEMPTS_MAX):
         got = await get_user_page_fast(cpu, mm, address, write)
         if got is not None:
             return got
@@ -57,7 +58,10 @@ async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool)
     load pte: frame f
                                         clear pte; flush; free f
     try_get_page(f)
-    load pte again                      [Required: it is no longer f, so put and give up]
+    load pte again                      [Required: it is the same, to the bit, or put and give up]
+
+    From v6.1 (70cbc3cc78a9) the upper entry must be the same, too: whoever takes a table away does
+    not change what is in it.
     """
     cpu.irq_disable()
     got = await _gup_pte(cpu, mm, address, write)
@@ -66,19 +70,21 @@ async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool)
 
 
 async def _gup_pte(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
-    table = await pgtable.find_leaf_table(cpu, mm, address)
-    if table < 0:
+    pmds = await pgtable.find_leaf_table(cpu, mm, address, down_to=1)
+    if pmds < 0:
         return None
-    index = pgtable.pte_index(cpu, address)
-    pte = (await cpu.mem(PteLoad(table, index))).pte
-    if not ptes.permits(pte, write):
+    above = PteLoad(pmds, table_index(cpu.world, 1, address))
+    pmd = (await cpu.mem(above)).pte
+    if not ptes.hw_present(pmd):
         return None
-    if not await _try_get(cpu, pte):
+    load = PteLoad(ptes.frame_of(pmd), pgtable.pte_index(cpu, address))
+    pte = (await cpu.mem(load)).pte
+    if not ptes.permits(pte, write) or not await _try_get(cpu, pte):
         return None
+    same = not cpu.world.kernel.mm.gup_fast_rechecks_pmd or (await cpu.mem(above)).pte == pmd
     walk = cpu.port.upcoming
-    again = (await cpu.mem(PteLoad(table, index))).pte
-    if ptes.frame_of(again) == ptes.frame_of(pte) and ptes.permits(again, write):
-        return Gup(again, walk)
+    if same and (await cpu.mem(load)).pte == pte:
+        return Gup(pte, walk)
     await put_page(cpu, ptes.frame_of(pte))
     return None
 
@@ -99,3 +105,23 @@ async def put_page(cpu: Processor, frame: int) -> None:
 async def get_page(cpu: Processor, frame: int) -> None:
     """``get_page``: the caller knows that the page has a reference."""
     await cpu.mem(PageGet(frame))
+
+
+async def follow_page(cpu: Processor, mm: str, address: int) -> int:
+    """``follow_page`` (``FOLL_GET | FOLL_DUMP``): the page that is mapped, with a reference.
+
+    Under mmap_lock, and the PTL for the look (``follow_page_pte``), whatever the rights.  -ENOENT:
+    nothing is mapped; -EFAULT: the zero page.
+    """
+    table = await pgtable.find_leaf_table(cpu, mm, address)
+    if table < 0:
+        return -ENOENT
+    await cpu.mem(PtlLock(table))
+    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    found = ptes.frame_of(pte) if ptes.pte_present(pte) else -ENOENT
+    if found >= 0 and pte & ptes.SPECIAL:
+        found = -EFAULT
+    if found >= 0:
+        await get_page(cpu, found)
+    await cpu.mem(PtlUnlock(table))
+    return found

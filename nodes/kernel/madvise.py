@@ -29,7 +29,7 @@ from mmurace.protocol.messages.swap import (
     FolioFreeSwap,
     FolioMarkLazyfree,
     FolioTrylock,
-    SwapFree,
+    FreeSwapAndCache,
 )
 from mmurace.protocol.ranges import page_align
 
@@ -113,7 +113,7 @@ async def _free_entry(
     """One entry: what is in swap goes at once, what is mapped when memory is short."""
     if ptes.is_swap(pte):
         await cpu.mem(PteGetAndClear(*place))
-        await cpu.mem(SwapFree(ptes.frame_of(pte)))
+        await cpu.mem(FreeSwapAndCache(ptes.frame_of(pte)))
         return
     if not ptes.pte_present(pte) or pte & ptes.SPECIAL:
         return

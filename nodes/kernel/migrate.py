@@ -4,31 +4,38 @@ from __future__ import annotations
 
 from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EAGAIN, EINVAL, ENOMEM
+from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
 from mmurace.nodes.world import MEMORY
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.filemap import FolioMapping
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
+    FolioAddWaiter,
     FolioLock,
     FolioUnlock,
+    FolioWait,
     FrameAlloc,
     FrameCopy,
     MmapLock,
     MmapUnlock,
-    PageFreeze,
+    PageGet,
     PteLoad,
     PteSet,
     PtlLock,
     PtlUnlock,
     RmapAdd,
     RmapRemove,
-    RmapWalk,
+    SetPageAnonExclusive,
     VmaFind,
+)
+from mmurace.protocol.messages.swap import (
+    FolioIsolateLru,
+    FolioMigrateMapping,
+    FolioPutbackLru,
+    FolioTrylock,
 )
 from mmurace.protocol.ranges import page_align
 from mmurace.protocol.records import Coverage
@@ -51,17 +58,35 @@ async def move_pages(cpu: Processor, mm: str, address: int, length: int) -> int:
 
 
 async def migrate_page(cpu: Processor, mm: str, address: int) -> int:
-    """Isolate the page at ``address`` and migrate it: 0, or -errno if it stays where it is."""
-    await cpu.sleep(MEMORY, MmapLock(mm, False))
-    page = await gup.get_user_page_fast(cpu, mm, address, False)
-    await cpu.mem(MmapUnlock(mm))
-    if page is None or page.pte & ptes.SPECIAL:
-        if page is not None:
-            await gup.put_page(cpu, page.frame)
-        return -EINVAL
-    result = await unmap_and_move(cpu, mm, page.frame)
-    await gup.put_page(cpu, page.frame)
+    """One page of ``do_pages_move``: 0, or -errno if it stays where it is.
+
+    Whoever reclaims passes it over meanwhile (``folio_isolate_lru``).
+    """
+    folio = await add_page_for_migration(cpu, mm, address)
+    if folio < 0:
+        return folio
+    result = await unmap_and_move(cpu, mm, folio)
+    if result:
+        await cpu.mem(FolioPutbackLru(folio))
+    await gup.put_page(cpu, folio)
     return result
+
+
+async def add_page_for_migration(cpu: Processor, mm: str, address: int) -> int:
+    """``add_page_for_migration``: the page at ``address``, off the LRU list, with one reference.
+
+    Under mmap_lock, so only in a VMA.  -EFAULT: no VMA, or the zero page; -ENOENT: nothing there;
+    -EBUSY: reclaim or another migration has it.
+    """
+    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    folio, isolated = -EFAULT, False
+    if (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas:
+        folio = await gup.follow_page(cpu, mm, address)
+    if folio >= 0:
+        isolated = (await cpu.mem(FolioIsolateLru(folio))).value
+        await gup.put_page(cpu, folio)  # the list's own is enough
+    await cpu.mem(MmapUnlock(mm))
+    return folio if isolated or folio < 0 else -EBUSY
 
 
 async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
@@ -74,46 +99,66 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     flush, here or one by one before    [Required: nobody writes the old frame from here on]
     copy old -> new
     map the new frame
+
+    Both pages are locked until every entry is back (``__unmap_and_move`` to v6.2, too):
+
+    cpu0 (migrate)                      cpu1 (write fault in the child)
+    lock the new page
+    entry of the parent: new page       entry of the child: migration
+                                        no: it waits
+    entry of the child: new page
+                                        the new page is mapped once in between   [Required: it
+                                        is not reused, for the parent leads to it as well]
+    unlock the new page, put it
     """
     new = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"), thisnode=True)
     if new < 0:
         return -ENOMEM
     await cpu.sleep(MEMORY, FolioLock(old))
+    await cpu.mem(FolioTrylock(new))  # whoever finds it in the swap cache waits for its content
+    file = (await cpu.mem(FolioMapping(old))).file
     ubc = TlbUbc(mm)
-    replaced = await try_to_migrate(cpu, ubc, old)
+    replaced = await try_to_migrate(cpu, ubc, old, file)
     await tlbbatch.try_to_unmap_flush(cpu, ubc)
-    moved = (await cpu.mem(PageFreeze(old, 1))).value and replaced
+    moved = replaced and (await cpu.mem(FolioMigrateMapping(old, new))).value
     if moved:
         await cpu.mem(FrameCopy(old, new, True))
     else:
         cpu.port.emit(Coverage("migrate_busy"))
-    await remove_migration_ptes(cpu, old, new if moved else old)
-    await cpu.mem(FolioUnlock(old))
+    await remove_migration_ptes(cpu, old, new if moved else old, file)
+    await cpu.mem(FolioUnlock(new))
     # The copy's own reference goes; each mapping of it took one.
     await gup.put_page(cpu, new)
+    await cpu.mem(FolioUnlock(old))
     return 0 if moved else -EAGAIN
 
 
-async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int) -> bool:
-    """``try_to_migrate``: a migration entry in place of every mapping, under the rmap lock.
+async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bool:
+    """``try_to_migrate``: a migration entry in place of every mapping; whether there was any.
 
-    Whether there was any.  The rmap goes on listing them, so that whoever moves or copies such
-    an entry (mremap, fork) leads ``remove_migration_ptes`` to it.
+    The rmap goes on listing them, so that whoever moves or copies such an entry (mremap, fork)
+    leads ``remove_migration_ptes`` to it.
     """
     replaced = False
-    mappings = (await cpu.mem(RmapWalk(old))).places
-    for mm, address in mappings:
-        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        replaced |= await try_to_migrate_one(cpu, ubc, (mm, address), old)
-        await cpu.mem(AnonVmaUnlock(mm))
+
+    async def visit(place: rmap.Place) -> rmap.Outcome:
+        nonlocal replaced
+        replaced |= await try_to_migrate_one(cpu, ubc, place, old)
+        return "met"
+
+    await rmap.rmap_walk(cpu, old, file, visit)
     return replaced
 
 
 async def try_to_migrate_one(
     cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
 ) -> bool:  # fmt: skip
-    """``try_to_migrate_one``: whether an entry was replaced; not if the mapping has gone."""
+    """``try_to_migrate_one``: whether an entry was replaced.
+
+    Not if the mapping has gone, nor if the page is exclusive and may be pinned: then it is back.
+    """
     mm, address = place
+    replaced = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
     await mmu_notifier.invalidate_range_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
@@ -123,47 +168,56 @@ async def try_to_migrate_one(
             entry = await rmap.clear_or_defer(cpu, ubc, place, table)
         else:
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-        migration = ptes.make(old, ptes.MIGRATION | (entry & _KEPT))
-        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), migration))
-        await gup.put_page(cpu, old)
+        exclusive = await rmap.anon_exclusive(cpu, old)
+        replaced = not exclusive or await rmap.try_share(cpu, old)
+        flags = ptes.MIGRATION | (entry & _KEPT) | (ptes.EXCLUSIVE if exclusive else 0)
+        now = ptes.make(old, flags) if replaced else entry
+        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), now))
+        if replaced:
+            await gup.put_page(cpu, old)
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
-    return found is not None
+    return replaced
 
 
-async def remove_migration_ptes(cpu: Processor, old: int, to: int) -> None:
+async def remove_migration_ptes(cpu: Processor, old: int, to: int, file: str) -> None:
     """``remove_migration_ptes``: map ``to`` wherever a migration entry of ``old`` is.
 
-    An entry that mremap moves meanwhile, or that fork copies, is met again behind: the kernel's
-    walk is over VMAs, and a copy comes after its original in it.
+    An entry that mremap moves meanwhile, or that fork copies, is met behind its original.
     """
-    found = True
-    while found:
-        found = False
-        for mm, address in (await cpu.mem(RmapWalk(old))).places:
-            await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-            found |= await remove_migration_pte(cpu, mm, address, old, to)
-            await cpu.mem(AnonVmaUnlock(mm))
+
+    async def visit(place: rmap.Place) -> rmap.Outcome:
+        return await remove_migration_pte(cpu, place, old, to)
+
+    await rmap.rmap_walk(cpu, old, file, visit)
 
 
-async def remove_migration_pte(cpu: Processor, mm: str, address: int, old: int, to: int) -> bool:
-    """``remove_migration_pte``: whether the walk must be done again: found, or gone elsewhere."""
+async def remove_migration_pte(
+    cpu: Processor, place: rmap.Place, old: int, to: int
+) -> rmap.Outcome:  # fmt: skip
+    """``remove_migration_pte``, with the PTL held for the look (``PVMW_SYNC``).
+
+    To v5.13 a table may be on its way, without the rmap locks, and then neither place has it.
+    """
+    mm, address = place
     table = await pgtable.find_leaf_table(cpu, mm, address)
     if table < 0:
-        return True
+        return "again"
     await cpu.mem(PtlLock(table))
     index = pgtable.pte_index(cpu, address)
     pte = (await cpu.mem(PteLoad(table, index))).pte
-    waits = ptes.is_migration(pte) and ptes.frame_of(pte) == old
-    if waits:
+    if ptes.is_migration(pte) and ptes.frame_of(pte) == old:
         await gup.get_page(cpu, to)
+        exclusive = bool(pte & ptes.EXCLUSIVE)
         if to != old:
             await cpu.mem(RmapRemove(old, mm, address))
-            await cpu.mem(RmapAdd(to, mm, address))
+            await cpu.mem(RmapAdd(to, mm, address, exclusive))
+        elif exclusive:
+            await cpu.mem(SetPageAnonExclusive(to))
         rights = await _page_prot(cpu, mm, address)
         await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
     await cpu.mem(PtlUnlock(table))
-    return waits or not ptes.pte_present(pte)
+    return "met"
 
 
 async def _page_prot(cpu: Processor, mm: str, address: int) -> int:
@@ -174,3 +228,49 @@ async def _page_prot(cpu: Processor, mm: str, address: int) -> int:
     vmas = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
     readable = not vmas or vmas[0].read or vmas[0].write
     return ptes.PRESENT if readable else ptes.PROTNONE
+
+
+async def migration_entry_wait(cpu: Processor, table: int, address: int) -> int:
+    """``migration_entry_wait``: sleep until the migrating folio is unlocked; then retry.
+
+    Under mmap_lock (for read, all releases), so whoever wants it for write waits as well.  The PTL
+    is held until the thread is in the queue:
+
+    cpu0 (fault)                        cpu1 (migrate)
+    PTL; pte: migration of f
+    in the queue of f                   waits for the PTL
+    unlock                              pte: the new page; unlock f: wakes cpu0
+                                        put f   [Required: nobody waits for f from here on, for
+                                        its frame may be locked by another owner]
+
+    To v5.16 a reference to the page does that, taken under the PTL, and migration of a page that
+    somebody waits for fails; to v4.20 until the thread wakes, from v5.0 (9a1ea439b16b) until it is
+    in the queue.  None from v5.17 on (ffa65753c431).
+    """
+    holds = cpu.world.kernel.mm.migration_wait_ref
+    await cpu.mem(PtlLock(table))
+    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    folio, waiter = ptes.frame_of(pte), ""
+    found = ptes.is_migration(pte)
+    if found and holds == "none":
+        waiter = (await cpu.mem(FolioAddWaiter(folio))).waiter
+    elif found:
+        found = (await cpu.mem(PageGet(folio))).value
+    await cpu.mem(PtlUnlock(table))
+    if found:
+        cpu.port.emit(Coverage("migration_entry_wait"))
+        await _wait_locked(cpu, folio, waiter)
+    return 0
+
+
+async def _wait_locked(cpu: Processor, folio: int, waiter: str) -> None:
+    """The sleep of ``migration_entry_wait``, with the reference of its release."""
+    holds = cpu.world.kernel.mm.migration_wait_ref
+    if holds != "none":
+        waiter = (await cpu.mem(FolioAddWaiter(folio))).waiter
+    if holds == "until_queued":
+        await gup.put_page(cpu, folio)
+    if waiter:
+        await cpu.sleep(MEMORY, FolioWait(folio, waiter))
+    if holds == "while_asleep":
+        await gup.put_page(cpu, folio)

@@ -95,8 +95,30 @@ async def _tlb_flush(cpu: Processor, gather: MmuGather) -> None:
         await tlb.flush_tlb_range(cpu, gather.mm, gather.start, gather.end)
 
 
+async def tlb_end_vma(cpu: Processor, gather: MmuGather) -> None:
+    """``tlb_end_vma``: arm64 flushes when it is done with a VMA; it frees what it queued later.
+
+    x86 and ppc (MMU_GATHER_MERGE_VMAS; before v5.19 an empty macro) leave it to the end of all.
+
+    cpu0 (munmap of two VMAs, to v4.18)                         device, through its IOTLB
+    first VMA: clear, queue frames
+    flush the CPUs; the gather's range is empty again
+    second VMA: clear; the batch is full
+    flush, ``invalidate_range`` of the second VMA's part; free  [Required: ``invalidate_range`` of
+                                                                the first one's, too]
+    """
+    how = cpu.world.kernel.arch.tlb_end_vma
+    if how == "nothing" or gather.fullmm:
+        return
+    if how == "flush":
+        await tlb_flush_mmu_tlbonly(cpu, gather)
+    elif gather.end:
+        await _tlb_flush(cpu, gather)
+        gather.reset()
+
+
 async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
-    """``tlb_flush_mmu``: flush, then free what was queued.
+    """``tlb_flush_mmu``: flush, then free what was queued (``free_pages_and_swap_cache``).
 
     cpu0 (zap)                          device, through its IOTLB
     clear pte; queue frame
@@ -106,7 +128,7 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
     await tlb_flush_mmu_tlbonly(cpu, gather)
     pages, gather.pages = gather.pages, []
     for frame in pages:
-        await cpu.mem(PagePut(frame))
+        await cpu.mem(PagePut(frame, swap_cache=True))
     tables, gather.tables = gather.tables, []
     if tables:
         await tlb.tlb_remove_table_sync(cpu)

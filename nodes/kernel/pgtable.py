@@ -13,6 +13,7 @@ from mmurace.protocol.messages.book3s64 import CoprosAdd
 from mmurace.protocol.messages.memory import (
     FrameAlloc,
     PagePut,
+    PteCmpxchg,
     PteGetAndClear,
     PteLoad,
     PteScan,
@@ -24,6 +25,7 @@ from mmurace.protocol.messages.memory import (
 from mmurace.protocol.records import Coverage
 
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
+_ACCESS_FLAGS = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
 Visit = Callable[[int, int, int, int], Awaitable[None]]
 """(leaf table, first index, last index, address of the first) of a part of a range."""
 
@@ -147,41 +149,75 @@ async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: 
 
 
 async def ptep_set_access_flags(
-    cpu: Processor, mm: str, address: int, table: int, old: int, new: int
+    cpu: Processor, mm: str, address: int, table: int, entry: int, dirty: bool
 ) -> bool:
-    """``ptep_set_access_flags``, under the PTL: more rights or bits; whether it changed.
+    """``ptep_set_access_flags``, under the PTL: more rights or bits; whether ``entry`` is new.
 
-    arm64 flushes the page when it changed (and with it, from v6.6, the secondaries); x86
-    leaves the weaker entry to be dropped by the fault that it causes; so does ppc without
-    coprocessors.
+    ``dirty`` for a store.
+
+    cpu0 (fault of a load)              any walker
+    load pte: clean
+                                        store: sets dirty in the entry
+    set accessed                        [Required: dirty stays, so nothing is stored that was
+                                        made from what was loaded]
+
+    x86 (arch/x86/mm/pgtable.c, all releases) stores only for a store, with both bits set, and lets
+    the processor set accessed when it tries again; it leaves the weaker entry to be dropped by the
+    fault that it causes.  arm64 (arch/arm64/mm/fault.c, v4.7, 66dbd6e61a52) merges the bits with
+    cmpxchg, and flushes the page for a store (and with it, from v6.6, the secondaries), up to v5.9
+    for a load as well (6a1bdb173184).
     """
-    changed = old != new
-    if changed and cpu.world.kernel.arch.tlbie_scope != "all":
-        await _radix_set_access_flags(cpu, mm, address, table, old, new)
-    elif changed:
-        await cpu.mem(PteSet(table, pte_index(cpu, address), new))
-        if not old & ptes.WRITE and new & ptes.WRITE:
-            cpu.port.emit(Coverage("write_upgrade"))
+    index, kernel = pte_index(cpu, address), cpu.world.kernel
+    now = (await cpu.mem(PteLoad(table, index))).pte
+    if now == entry:
+        return False
+    if not now & ptes.WRITE and entry & ptes.WRITE:
+        cpu.port.emit(Coverage("write_upgrade"))
+    if kernel.arch.tlbie_scope != "all":
+        await _radix_set_access_flags(cpu, mm, address, table, now, entry)
+        return True
+    if kernel.machine == "arm64":
+        await _merge(cpu, table, index, now, entry)
+    elif dirty:
+        await cpu.mem(PteSet(table, index, entry))
+    if dirty or kernel.arch.spurious_fault_flushes:
         await _flush_upgrade(cpu, mm, address)
-    return changed
+    return True
+
+
+async def _merge(cpu: Processor, table: int, index: int, now: int, entry: int) -> None:
+    """Add rights and bits with cmpxchg; a walker changes the entry at most twice meanwhile."""
+    bits = entry & _ACCESS_FLAGS
+    found = -1
+    while found != now:
+        now = found if found >= 0 else now
+        found = (await cpu.mem(PteCmpxchg(table, index, now, now | bits))).pte
 
 
 async def _radix_set_access_flags(
-    cpu: Processor, mm: str, address: int, table: int, old: int, new: int
+    cpu: Processor, mm: str, address: int, table: int, now: int, entry: int
 ) -> None:
     """``radix__ptep_set_access_flags`` (arch/powerpc/mm/book3s64/radix_pgtable.c).
 
-    The nest MMU of POWER9 must not meet an entry that gains rights while it holds the old one, so
-    with a coprocessor the entry is invalid while it is flushed.  From v6.0 on POWER9 only.
+    Bits are added by an atomic update (``__radix_pte_update``).  The nest MMU of POWER9 must not
+    meet an entry that gains rights while it holds the old one, so with a coprocessor the entry is
+    invalid while it is flushed.  From v6.0 on POWER9 only.
     """
     index = pte_index(cpu, address)
-    if not old & ptes.WRITE and new & ptes.WRITE:
-        cpu.port.emit(Coverage("write_upgrade"))
-        if cpu.world.kernel.arch.upgrade_needs_flush and (await cpu.mem(CoprosAdd(mm, 0))).value:
-            found = (await cpu.mem(PteGetAndClear(table, index))).pte
-            await tlb.flush_tlb_page(cpu, mm, address)
-            new |= found & (ptes.ACCESSED | ptes.DIRTY)
-    await cpu.mem(PteSet(table, index, new))
+    upgrade = not now & ptes.WRITE and entry & ptes.WRITE
+    if upgrade and cpu.world.kernel.arch.upgrade_needs_flush and (await _copros(cpu, mm)):
+        found = (await cpu.mem(PteGetAndClear(table, index))).pte
+        await tlb.flush_tlb_page(cpu, mm, address)
+        await cpu.mem(
+            PteSet(table, index, found | entry & (ptes.ACCESSED | ptes.DIRTY | ptes.WRITE))
+        )
+    else:
+        await _merge(cpu, table, index, now, entry)
+
+
+async def _copros(cpu: Processor, mm: str) -> bool:
+    """``mm->context.copros``."""
+    return (await cpu.mem(CoprosAdd(mm, 0))).value > 0
 
 
 async def _flush_upgrade(cpu: Processor, mm: str, address: int) -> None:

@@ -5,6 +5,9 @@ The rmap of anonymous pages is kept per frame; that of files is the list of thei
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
 from mmurace.nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
@@ -23,12 +26,14 @@ from mmurace.protocol.messages.filemap import (
 from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
+    PageAnonExclusive,
     PteGetAndClear,
     PteLoad,
     PteSet,
     PtlLock,
     PtlUnlock,
     RmapRemove,
+    RmapTryShare,
     RmapWalk,
 )
 from mmurace.protocol.messages.swap import (
@@ -37,8 +42,15 @@ from mmurace.protocol.messages.swap import (
     FolioRefCount,
     FolioSetSwapbacked,
     SwapDuplicate,
+    SwapFree,
 )
 from mmurace.protocol.records import Coverage, PageDiscarded
+
+Place = tuple[str, int]
+"""(mm, address) of a mapping."""
+Outcome = Literal["met", "again", "stop"]
+"""Of a visit: done with the place; the place is on its way (to v5.13); the walk is over."""
+Visit = Callable[[Place], Awaitable[Outcome]]
 
 
 async def folio_mapped(cpu: Processor, folio: int) -> bool:
@@ -64,20 +76,68 @@ async def page_vma_mapped_walk(
     return None
 
 
+# ---- rmap_walk -------------------------------------------------------------------------------
+
+
+async def rmap_walk(cpu: Processor, folio: int, file: str, visit: Visit) -> None:
+    """``rmap_walk``: every place where a page may be mapped, each once; ``file`` if it is of one.
+
+    The kernel meets VMAs, in the order of their offsets, and of two with the same offset the older
+    first; an entry that has left a VMA is met in the VMA that it went to, which is behind
+    (``copy_vma``; ``need_rmap_locks`` says where it is not).  Here it meets places, as long as
+    there is one that it has not met.  Under the rmap lock, which keeps each VMA in its list:
+
+    cpu0 (rmap walk)                    cpu1 (mremap A to B)
+    lock                                B is in the list, behind A
+    place A: none                       took the entry out of A, puts it in at B, under both PTLs
+    place B: the entry
+    unlock                              [Required: A stays until then, or something else may
+                                        have been mapped there, and B was never looked at]
+                                        ``unlink_anon_vmas``, ``unlink_file_vma`` of A
+    """
+    met = set[Place]()
+    while left := await _unmet(cpu, folio, met):
+        mm = left[0][0]
+        await cpu.sleep(MEMORY, ImmapLock(file, False) if file else AnonVmaLock(mm, False))
+        on = await _walk_locked(cpu, folio, "" if file else mm, met, visit)
+        await cpu.mem(ImmapUnlock(file) if file else AnonVmaUnlock(mm))
+        if not on:
+            return
+
+
+async def _walk_locked(
+    cpu: Processor, folio: int, mm: str, met: set[Place], visit: Visit
+) -> bool:  # fmt: skip
+    """All places of one mm, or of all (empty): whether the walk goes on."""
+    while True:
+        here = [place for place in await _unmet(cpu, folio, met) if mm in ("", place[0])]
+        if not here:
+            return True
+        outcome = await visit(here[0])
+        if outcome == "stop":
+            return False
+        if outcome == "met":
+            met.add(here[0])
+
+
+async def _unmet(cpu: Processor, folio: int, met: set[Place]) -> list[Place]:
+    places = (await cpu.mem(RmapWalk(folio))).places
+    return [place for place in places if place not in met]
+
+
 # ---- try_to_unmap ----------------------------------------------------------------------------
 
 
 async def try_to_unmap(cpu: Processor, ubc: TlbUbc, folio: int, slot: int) -> None:
     """``try_to_unmap`` of an anonymous page: a swap entry in place of every mapping.
 
-    Each under the rmap lock of its mm.  It stops at a mapping that must stay.
+    It stops at a mapping that must stay.
     """
-    for mm, address in (await cpu.mem(RmapWalk(folio))).places:
-        await cpu.sleep(MEMORY, AnonVmaLock(mm, False))
-        on = await try_to_unmap_one(cpu, ubc, (mm, address), folio, slot)
-        await cpu.mem(AnonVmaUnlock(mm))
-        if not on:
-            return
+
+    async def visit(place: Place) -> Outcome:
+        return "met" if await try_to_unmap_one(cpu, ubc, place, folio, slot) else "stop"
+
+    await rmap_walk(cpu, folio, "", visit)
 
 
 async def try_to_unmap_file(
@@ -111,7 +171,8 @@ async def try_to_unmap_one(
 
     Of anonymous pages up to v6.5 with ``invalidate_range`` under the PTL, and at the end; of a
     locked page of a file, of which no other can take the place before the end, only there.
-    False: a page of ``MADV_FREE`` (whose slot is -1) is in use again and stays.
+    False, and the entry is back: a page of ``MADV_FREE`` (whose slot is -1) is in use again, or an
+    exclusive page is pinned.
     """
     mm, address = place
     on = True
@@ -124,18 +185,54 @@ async def try_to_unmap_one(
         if slot is None:
             await _set_dirty(cpu, folio, old)
         elif slot >= 0:
-            await cpu.mem(SwapDuplicate(slot))
-            await cpu.mem(PteSet(table, index, ptes.make(slot, ptes.SWAP)))
+            on = await _swap_entry(cpu, folio, slot, (table, index))
         else:
             on = await _may_discard(cpu, place, folio, old)
         if on:
             await _unmapped(cpu, place, folio, slot is not None)
         else:
             await cpu.mem(PteSet(table, index, old))
-            await cpu.mem(FolioSetSwapbacked(folio))
         await cpu.mem(PtlUnlock(table))
     await mmu_notifier.invalidate_range_end(cpu, range_)
     return on
+
+
+async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, int]) -> bool:
+    """A swap entry where the mapping was; False: the page may be pinned and must stay.
+
+    cpu0 (reclaim)                      cpu1 (pin_user_pages_fast)
+    clear pte
+                                        reference; is pte the same?
+    pinned? else not exclusive any more [Required: in this order, so that either the pin is seen
+                                        or the cleared entry is]
+    """
+    await cpu.mem(SwapDuplicate(slot))
+    exclusive = await anon_exclusive(cpu, folio)
+    if exclusive and not await try_share(cpu, folio):
+        await cpu.mem(SwapFree(slot))
+        return False
+    flags = ptes.SWAP | (ptes.EXCLUSIVE if exclusive else 0)
+    await cpu.mem(PteSet(*place, ptes.make(slot, flags)))
+    return True
+
+
+async def anon_exclusive(cpu: Processor, folio: int) -> bool:
+    """``PageAnonExclusive`` (v5.19, 6c287605fd56)."""
+    if cpu.world.kernel.mm.cow_reuse != "anon_exclusive":
+        return False
+    return (await cpu.mem(PageAnonExclusive(folio))).value
+
+
+async def try_share(cpu: Processor, folio: int) -> bool:
+    """``page_try_share_anon_rmap`` (``folio_try_share_anon_rmap_pte``, v6.8), entry cleared.
+
+    From v6.1 (088b8aa537c2) no flush is needed before it; v5.19 and v6.0, of which there is no
+    preset, do not defer the flush of an exclusive page.
+    """
+    shared = (await cpu.mem(RmapTryShare(folio))).value
+    if not shared:
+        cpu.port.emit(Coverage("anon_exclusive_pinned"))
+    return shared
 
 
 async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
@@ -173,6 +270,7 @@ async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: 
     mapped = len((await cpu.mem(RmapWalk(folio))).places)
     if references != 1 + mapped or (await cpu.mem(FolioFlags(folio))).dirty:
         cpu.port.emit(Coverage("lazyfree_kept"))
+        await cpu.mem(FolioSetSwapbacked(folio))
         return False
     cpu.port.emit(Coverage("lazyfree_discarded"))
     cpu.port.emit(PageDiscarded(folio, *place))

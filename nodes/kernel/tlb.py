@@ -13,6 +13,18 @@ from mmurace.nodes.secondary import Part
 from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.messages.memory import CpumaskLoad
 from mmurace.protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
+from mmurace.protocol.ranges import page_align, page_of
+
+
+def above_ceiling(cpu: Processor, start: int, end: int) -> bool:
+    """Whether so large a range is flushed as the whole mm.
+
+    x86 ``get_flush_tlb_info`` (``flush_tlb_mm_range`` before v6.15) asks whether it has more pages
+    than ``tlb_single_page_flush_ceiling``; arm64 ``__flush_tlb_range`` whether it has MAX_TLBI_OPS
+    (MAX_DVM_OPS from v6.7) or, on processors with range operations, MAX_TLBI_RANGE_PAGES of them,
+    or, to v4.19, is larger than MAX_TLB_RANGE.
+    """
+    return page_align(end) - page_of(start) > cpu.world.kernel.arch.flush_ceiling * PAGE_SIZE
 
 
 async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
@@ -20,8 +32,19 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
 
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
+
+    Above the ceiling arm64 calls ``flush_tlb_mm``, and x86 goes on with 0 and TLB_FLUSH_ALL, which
+    is what the secondaries are told, too (6bbd42e2df8f, v6.6); from v6.15 they are told the range
+    that was asked for (4a02ed8e1cc3).
     """
     kernel = cpu.world.kernel
+    if above_ceiling(cpu, start, end):
+        if kernel.arch.ceiling_told == "all":
+            await flush_tlb_mm(cpu, mm)
+        else:
+            await _flush_cpus(cpu, mm, 0, ULONG_MAX)
+            await _flush_secondaries(cpu, mm, start, end)
+        return
     if kernel.arch.broadcast_tlbi and kernel.arch.arm64_range_start == "advanced":
         await _flush_cpus(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, end, end)
@@ -121,19 +144,30 @@ def _hears(part: Part, mm: str, kernel: Kernel) -> bool:
 
 
 async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) -> None:
-    """``flush_tlb_fix_spurious_fault``: this processor only, and no secondary.
+    """``flush_tlb_fix_spurious_fault``: nothing on x86.
 
-    Nothing on x86, nor on arm64 while an upgrade is broadcast (to cb1fa2e99955).
+    On arm64 ``flush_tlb_page`` to v5.9; nothing from v5.10 (6a1bdb173184), as upgrades are
+    broadcast; where they are not (cb1fa2e99955), this processor only, and no secondary.
     """
-    if cpu.world.kernel.arch.upgrade_tlbi_scope == "local":
+    if cpu.world.kernel.arch.spurious_fault_flushes:
+        await flush_tlb_page(cpu, mm, address)
+    elif cpu.world.kernel.arch.upgrade_tlbi_scope == "local":
         await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
 
 
 async def tlb_remove_table_sync(cpu: Processor) -> None:
-    """``tlb_remove_table_sync_one``: no lockless walk of any processor is in progress any more.
+    """A grace period of RCU, or ``tlb_remove_table_sync_one``: no lockless walk is in progress.
 
-    x86 needs none: its flush IPI already waits for walks with interrupts off.
+    vcpu0 (fast GUP, interrupts off)    cpu0 (munmap)
+    load pmd: table t
+                                        clear pmd; flush
+    load pte in t                       [Required: t is still a table]
+                                        free t
+
+    Both wait for every processor that has its interrupts off.  Where tables are freed as pages are
+    (the bare x86 of v4.19 to v6.14) the IPIs of the flush have waited for each processor that may
+    walk this mm: only threads of the mm do, so it is in ``mm_cpumask``.
     """
-    if cpu.world.kernel.arch.broadcast_tlbi:
+    if cpu.world.kernel.arch.rcu_table_free:
         others = [name for name in cpu.world.processors() if name != cpu.name]
         await cpu.port.gather((name, SyncIpi()) for name in others)

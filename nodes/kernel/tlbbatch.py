@@ -15,7 +15,9 @@ others must not conclude from an empty entry that nothing is cached.
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import mmu_notifier, tlb
+from typing import Final
+
+from mmurace.nodes.kernel import mmu_notifier, pgtable, tlb
 from mmurace.nodes.kernel.context import Processor
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
@@ -24,8 +26,12 @@ from mmurace.protocol.messages.processor import FlushTlbIpi
 from mmurace.protocol.messages.swap import TlbBatchedCmpxchg, TlbBatchedLoad, TlbBatchedStore
 from mmurace.protocol.records import Coverage, FlushDeferred
 
-PENDING_MASK = 0xFFFF
-FLUSHED_SHIFT = 16
+PENDING_MASK: Final = 0x7FFF
+"""``TLB_FLUSH_BATCH_PENDING_MASK``: bits 0 to 14."""
+FLUSHED_SHIFT: Final = 16
+"""``TLB_FLUSH_BATCH_FLUSHED_SHIFT``: bits 16 to 30."""
+PENDING_LARGE: Final = PENDING_MASK // 2
+"""``TLB_FLUSH_BATCH_PENDING_LARGE``."""
 
 
 class TlbUbc:
@@ -62,17 +68,22 @@ async def set_tlb_ubc_flush_pending(
     looks for the entry first.  Here every writable entry counts, or a store beside an unfinished
     MADV_FREE, which has cleaned the entry and not flushed it, would be lost in swap; nobody is
     promised anything for such a store.
+
+    An entry that no TLB can hold is not noted (4d4b6d66db63, v6.4), as ``ptep_clear_flush`` does
+    not flush for it.
     """
+    kernel = cpu.world.kernel
+    if kernel.mm.batch_skips_inaccessible and not await pgtable.pte_accessible(cpu, mm, pte):
+        return
     await arch_tlbbatch_add_pending(cpu, ubc, mm, address)
     if mm not in ubc.mms:
         ubc.mms.append(mm)
     ubc.writable |= bool(pte & (ptes.WRITE | ptes.DIRTY))
     cpu.port.emit(Coverage("flush_deferred"))
     cpu.port.emit(FlushDeferred(mm, address, cpu.port.operation))
-    marker = cpu.world.kernel.mm.batched_marker
-    if marker == "bool":
+    if kernel.mm.batched_marker == "bool":
         await cpu.mem(TlbBatchedStore(mm, 1))
-    elif marker == "generation":
+    elif kernel.mm.batched_marker == "generation":
         await _count_pending(cpu, mm)
 
 
@@ -80,15 +91,19 @@ async def _count_pending(cpu: Processor, mm: str) -> None:
     """``atomic_inc(&mm->tlb_flush_batched)``: one more pending (5ee2fa2f0636, v5.17)."""
     old = (await cpu.mem(TlbBatchedLoad(mm))).value
     while True:
-        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, _next(old)))).value
+        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, one_more_pending(old)))).value
         if found == old:
             return
         old = found
 
 
-def _next(batch: int) -> int:
-    pending = (batch + 1) & PENDING_MASK
-    return batch & ~PENDING_MASK | pending
+def one_more_pending(batch: int) -> int:
+    """One more pending; if there are many, one, of which none is flushed.
+
+    So the count of those pending never comes round to that of those flushed, which would say that
+    nothing is pending.
+    """
+    return 1 if batch & PENDING_MASK > PENDING_LARGE else batch + 1
 
 
 async def arch_tlbbatch_add_pending(cpu: Processor, ubc: TlbUbc, mm: str, address: int) -> None:

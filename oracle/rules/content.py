@@ -35,7 +35,7 @@ class MemoryRules:
         self.dirty.changed(op, page, old, new, event)
         self.files.changed(op, page, old, new, event)
         self.successors.changed(op, page, old, new, event)
-        self.discards.changed(op, page)
+        self.discards.changed(op, page, old, new)
         self.private.changed(op, page, old, new, event)
         if not old:
             self.discards.published(page)

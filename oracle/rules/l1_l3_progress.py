@@ -62,7 +62,7 @@ class FaultProgress:
         """What the retry depends on, or None if it may rightly be refused."""
         page = self.state.pages.get(place) if place is not None else None
         memory = row[self.index["memory"]]
-        if page is None or not page.left_alone(memory):
+        if page is None or not page.left_alone(memory) or page.flush_owed(memory):
             return None
         kept = page.pte_at(memory)
         if kept is None or not permits(kept[1], write):

@@ -38,7 +38,8 @@ class StaleDenials:
         justified = now is None or not permits(now[1], record.write)
         if justified or now is None or frame_of(now[1]) != fill.frame:
             return
-        if not fill.read.page.left_alone(memory):
+        page = fill.read.page
+        if not page.left_alone(memory) or page.flush_owed(memory):
             return
         count = self.count[fill.name] = self.count.get(fill.name, 0) + 1
         if count == STALE_DENIALS_MAX + 1:

@@ -22,7 +22,7 @@ from mmurace.protocol import pte as ptes
 
 REVOKING = frozenset({
     "Munmap", "Mprotect", "Brk", "MadviseDontneed", "MadviseFree", "Mmap", "Mremap", "Truncate",
-    "Fork", "Execve", "Exit",
+    "Fork", "ClearRefs", "Execve", "Exit",
 })  # fmt: skip
 """Operations that promise revocation by their return."""
 

@@ -13,14 +13,17 @@ A walker may keep upper entries.  One that leads to a table must be gone when th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
+from mmurace.nodes.world import World
 from mmurace.oracle.state.live import Read, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.pte import frame_of, hw_present
-from mmurace.protocol.records import TableCached, TableRead, TableUse
+from mmurace.protocol.ranges import overlaps
+from mmurace.protocol.records import InvalidateDone, TableCached, TableRead, TableUse
 
 PWC = "pwc"
 
@@ -28,13 +31,25 @@ PWC = "pwc"
 class KeptTable:
     """A cached upper entry, and which generation of the table it was read for."""
 
-    __slots__ = ("agent", "closed", "event", "generation", "index", "read", "record", "reported")
+    __slots__ = (
+        "agent",
+        "closed",
+        "dropped",
+        "event",
+        "generation",
+        "index",
+        "read",
+        "record",
+        "reported",
+    )
 
     def __init__(
         self, record: TableCached, event: Event, index: int, read: Event, generation: int
     ) -> None:
         self.record, self.event, self.agent, self.index = record, event, event.node, index
         self.read, self.generation = read, generation
+        self.dropped = False
+        """An invalidation has dropped it; walks through it may be on their way."""
         self.closed = 0
         self.reported: set[str] = set()
 
@@ -55,8 +70,8 @@ def walked_before(state: State, mm: str, address: int, read: Read) -> Read | Non
 class Tables:
     """What walkers keep of the upper levels, and the tables that it leads to."""
 
-    def __init__(self, state: State, found: list[Violation]) -> None:
-        self.state, self.found = state, found
+    def __init__(self, world: World, state: State, found: list[Violation]) -> None:
+        self.world, self.state, self.found = world, state, found
         self.uses: dict[str, KeptTable] = {}
         """Loads on their way: message id -> the kept entry that they go through."""
         self.kept: dict[str, KeptTable] = {}
@@ -101,6 +116,27 @@ class Tables:
         kept = self.kept.get(fill)
         if kept is not None and not kept.closed:
             kept.closed = n
+
+    def drop(self, fills: Iterable[str]) -> None:
+        """An invalidation has dropped these."""
+        for name in fills:
+            kept = self.kept.get(name)
+            if kept is not None:
+                kept.dropped = True
+
+    def drained(self, record: InvalidateDone, agent: str, n: int) -> None:
+        """An invalidation is acknowledged: no walk uses a table of its range, whoever dropped it.
+
+        That is one that maps any page of the range.
+        """
+        if record.cache == PWC:
+            for name, kept in self.kept.items():
+                if kept.dropped and kept.agent == agent and self._maps(kept.record, record):
+                    self.closed(name, n)
+
+    def _maps(self, table: TableCached, done: InvalidateDone) -> bool:
+        end = table.address + (1 << self.world.shift(table.level + 1))
+        return table.tag == done.tag and overlaps(table.address, end, done.start, done.end)
 
     def freed(self, frame: int, event: Event, row: Row) -> None:
         """A frame was freed; ``row`` knows which closings came before."""

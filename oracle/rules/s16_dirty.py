@@ -23,9 +23,8 @@ from mmurace.protocol.pte import (
     DIRTY,
     describe,
     frame_of,
-    is_migration,
     is_swap,
-    pte_present,
+    names_page,
     takes_away,
 )
 
@@ -52,12 +51,16 @@ class DirtyBits:
         self.found = found
         self._taken: dict[int, list[_Taken]] = {}
         """Frame -> entries of it taken out, oldest first: dirty ones, and others after them."""
+        self._moving: set[tuple[Op, int]] = set()
+        """Swap slots whose entries operations have taken out, and may put in elsewhere."""
         self._copies: dict[int, tuple[Op, int]] = {}
         """Copy -> the operation that made it, and the original."""
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """A leaf entry changed."""
-        was, is_now = _names_page(old), _names_page(new)
+        was, is_now = names_page(old), names_page(new)
+        if is_swap(old):
+            self._moving.add((op, frame_of(old)))
         if was and is_now and frame_of(old) in (frame_of(new), self._original(op, new)):
             self._rewritten(op, page, old, new, event)
             return
@@ -65,7 +68,7 @@ class DirtyBits:
             self._taken.setdefault(frame_of(old), []).append(_Taken(op, page, old, event))
         if is_now and self._taken:
             self._put(op, page, new, event)
-        elif is_swap(new) and self._taken:
+        elif is_swap(new) and self._taken and (op, frame_of(new)) not in self._moving:
             self._swapped(op, page, frame_of(new))
 
     def _original(self, op: Op, entry: int) -> int:
@@ -94,6 +97,10 @@ class DirtyBits:
                 self._report(op, page, taken.old, new, event, "it was put back clean")
 
     def _swapped(self, op: Op, page: Page, slot: int) -> None:
+        """The operation puts a swap entry in place of what it took out.
+
+        Not so if the entry was somewhere before: a move to a place that it has unmapped first.
+        """
         for kept in self._taken.values():
             for taken in kept:
                 if taken.op is op and taken.page is page:
@@ -131,6 +138,8 @@ class DirtyBits:
 
     def ended(self, op: Op) -> None:
         """The operation is over."""
+        if self._moving:
+            self._moving = {moving for moving in self._moving if moving[0] is not op}
         if self._copies:
             self._copies = {f: copy for f, copy in self._copies.items() if copy[0] is not op}
         if self._taken:
@@ -146,8 +155,3 @@ class DirtyBits:
                 detail=f"{why}: {describe(old)} -> {describe(new)}",
             )
         )  # fmt: skip
-
-
-def _names_page(entry: int) -> bool:
-    """Whether it is an entry of a page in memory, mapped or migrating."""
-    return pte_present(entry) or is_migration(entry)

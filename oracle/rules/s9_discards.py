@@ -7,7 +7,8 @@
                                                                 decides to discard (d)
                                         [Required: s is seen to have made it dirty, so no d]
 
-A store that the return does not happen before may be given up with the rest.
+A store that the return does not happen before may be given up with the rest.  What was given up is
+a page and not its address: it goes along when it is moved, and is no more once it was unmapped.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from mmurace.oracle.state.live import Cached, Op, Page, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.limits import ORACLE_LAZYFREE_KEPT
-from mmurace.protocol.pte import describe
+from mmurace.protocol.pte import describe, frame_of, names_page
 from mmurace.protocol.ranges import covers, page_align, page_of
 from mmurace.protocol.records import PageDiscarded
 
 MADVISE_FREE = "MadviseFree"
+MOVING = frozenset({
+    "Munmap", "Mremap", "MadviseDontneed", "Mmap", "Brk", "Exit", "Execve", "Truncate",
+})  # fmt: skip
+"""Operations after which another page may be mapped where the one was that was given up."""
 
 
 class _Given:
@@ -42,9 +47,13 @@ class Discards:
         self._given: dict[Page, _Given] = {}
         self._discarded: dict[Page, Event] = {}
         """Pages that reclaim took, until something else is mapped there."""
+        self._moving: dict[tuple[Op, int], _Given] = {}
+        """Frame that an operation has taken out of its entry, and may put in elsewhere."""
 
     def ended(self, op: Op, n: int) -> None:
         """An operation returned."""
+        if self._moving:
+            self._moving = {at: given for at, given in self._moving.items() if at[0] is not op}
         if op.kind != MADVISE_FREE:
             return
         start, end = page_of(op.start), op.start + page_align(op.end - op.start)
@@ -56,10 +65,20 @@ class Discards:
             while len(kept) > ORACLE_LAZYFREE_KEPT:
                 del kept[next(iter(kept))]
 
-    def changed(self, op: Op, page: Page) -> None:
-        """Another thread gives up what is there by now, whatever has been stored."""
+    def changed(self, op: Op, page: Page, old: int, new: int) -> None:
+        """Another thread gives up what is there by now, whatever has been stored, or moves it."""
         if op.kind == MADVISE_FREE and self._given:
             self._given.pop(page, None)
+        elif op.kind in MOVING and (self._given or self._moving):
+            self._moved(op, page, old, new)
+
+    def _moved(self, op: Op, page: Page, old: int, new: int) -> None:
+        given = self._given.pop(page, None)
+        if given is not None and names_page(old) and not new:
+            self._moving[op, frame_of(old)] = given
+        given = self._moving.pop((op, frame_of(new)), None) if names_page(new) else None
+        if given is not None:
+            self._given[page] = given
 
     def stored(self, fill: Cached, event: Event, row: Row) -> None:
         """A store reached memory through a translation."""

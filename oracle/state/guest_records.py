@@ -8,10 +8,11 @@ from mmurace.oracle.rules.l4_completion import Completion
 from mmurace.oracle.rules.o_s4_deadlines import Obligations
 from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
 from mmurace.oracle.rules.s10_brackets import Brackets
-from mmurace.oracle.state.live import Op, State
+from mmurace.oracle.state.live import Cached, Op, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.state.statistics import Statistics
 from mmurace.oracle.violation import Event
+from mmurace.oracle.windows import Windows
 from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
 
@@ -27,6 +28,7 @@ class GuestRecords:
     safety: Safety
     brackets: Brackets
     completion: Completion
+    windows: Windows | None
     _memory: int
     _shadow: Mapping[str, frozenset[str]]
     _told_of: Mapping[str, frozenset[str]]
@@ -38,9 +40,17 @@ class GuestRecords:
     def _event(self, what: str) -> Event:
         raise NotImplementedError
 
+    def _in_use(self) -> list[Cached]:
+        """What the VMCS of the vCPU at hand is used with."""
+        held = self.state.latched.get(self._node, ())
+        return [fill for fill in held if fill.usable and not fill.closed]
+
     def _request_posted(self, record: r.RequestPosted) -> None:
         self.completion.request(record, self._event("request posted"))
         if record.done and record.request == APIC_PAGE_RELOAD:
+            op = self.state.ops.get(self._op_id)
+            if self.windows is not None and op is not None:
+                self.windows.reload(self._in_use(), op, self._node, self._row)
             for fill in self.state.latched.get(self._node, ()):
                 self.state.close(fill, self._n, gone=False)
 
@@ -54,6 +64,10 @@ class GuestRecords:
             if installed:
                 self.obligations.installed(fill)
             self.safety.in_guest(fill, self._event("VM entry"), self._row)
+
+    def _guest_exit(self, _: r.GuestExit) -> None:
+        if self.windows is not None:
+            self.windows.left_guest(self._in_use(), self._n)
 
     def _invalidation(self, record: r.Invalidation) -> None:
         event = self._event("range_end done")

@@ -13,13 +13,15 @@ Memory is bounded by what is live.  What is kept beyond that, and for how long:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mmurace.oracle.state.kinds import kinds
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event
 from mmurace.protocol.limits import ORACLE_PAGE_HISTORY, ORACLE_SWEEP_MIN
 from mmurace.protocol.pte import SPECIAL, frame_of, hw_present, takes_away
+from mmurace.protocol.ranges import covers
+from mmurace.protocol.records import Fill, InvalidateDone
 
 
 class Op:
@@ -88,6 +90,27 @@ class Page:
         n, op = self.granted
         return n <= memory and n < op.unlocked <= memory
 
+    def flush_owed(self, memory: int) -> bool:
+        """Whether somebody has taken the entry away and may not have flushed yet, as far as known.
+
+        Until then what is cached of it may deny what the page table permits by now:
+
+        cpu0 (zap, reclaim)             device (no refetch)         cpu1
+        clears the entry                holds it, RO
+                                                                    maps the page anew, RW
+                                        fault, fault, ...
+        flush                           [Required: not before this that the page is granted]
+
+        Who holds mmap_lock flushes before it is released, others before they are done.
+        """
+        for change in self.changes:
+            op = change.op
+            if change.n <= memory and not op.ended:
+                unlocked = change.n < op.unlocked
+                if not unlocked or op.unlocked > memory:
+                    return True
+        return False
+
 
 class Read:
     """A load of a leaf entry that may become a translation."""
@@ -106,12 +129,14 @@ class Cached:
     """A cached translation: one fill."""
 
     __slots__ = (
-        "agent", "cache", "closed", "gone", "id", "index", "n", "name", "pte", "read", "reported",
-        "retired", "usable", "uses",
+        "address", "agent", "cache", "closed", "gone", "id", "index", "n", "name", "pte", "read",
+        "reported", "retired", "tag", "usable", "uses",
     )  # fmt: skip
 
-    def __init__(self, name: str, cache: str, agent: str, index: int, read: Read, pte: int) -> None:
-        self.name, self.cache, self.agent, self.index = name, cache, agent, index
+    def __init__(self, record: Fill, agent: str, index: int, read: Read, pte: int) -> None:
+        self.name, self.cache, self.agent, self.index = record.fill, record.cache, agent, index
+        self.tag, self.address = record.tag, record.address
+        """What the agent knows it by; the page's mm and address may be called otherwise."""
         self.read, self.pte = read, pte
         self.n, self.id = 0, ""
         self.usable = True
@@ -193,6 +218,8 @@ class State:
         self.ops: dict[str, Op] = {}
         self.reads: dict[str, Read] = {}
         self.fills: dict[str, Cached] = {}
+        self.draining: dict[tuple[str, str], dict[str, Cached]] = {}
+        """(agent, cache) -> what invalidations have dropped and none has acknowledged, by name."""
         self.latched: dict[str, list[Cached]] = {}
         """Values that count as usable once their agent begins to use them, until replaced."""
         self.kinds = kinds()
@@ -275,9 +302,24 @@ class State:
             fill.closed = n
         if gone and not fill.gone:
             fill.gone, fill.retired = True, self.serial
+            self.draining.get((fill.agent, fill.cache), {}).pop(fill.name, None)
             self._keep(fill.read.page)
             if fill.cache in self.kinds.latched:
                 self.latched[fill.agent].remove(fill)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """An invalidation has dropped these; accesses through them may be on their way."""
+        for name in names:
+            fill = self.fills.get(name)
+            if fill is not None:
+                self.draining.setdefault((fill.agent, fill.cache), {})[name] = fill
+
+    def drained(self, record: InvalidateDone, agent: str, n: int) -> None:
+        """An invalidation is acknowledged: nothing of its range is in use, whoever dropped it."""
+        dropped = self.draining.get((agent, record.cache), {})
+        for fill in list(dropped.values()):
+            if fill.tag == record.tag and covers(record.start, record.end, fill.address):
+                self.close(fill, n, gone=True)
 
     def held(self, page: Page) -> Iterator[Cached]:
         """Translations of the page that can be used."""

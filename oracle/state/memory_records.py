@@ -16,6 +16,7 @@ from mmurace.oracle.state.live import Change, Op, Page, Read, State, usable_read
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.state.statistics import Statistics
 from mmurace.oracle.violation import Event
+from mmurace.oracle.windows import Windows
 from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 
@@ -34,6 +35,7 @@ class MemoryRecords:
     identity: Identity
     memory_rules: MemoryRules
     sometimes: Sometimes
+    windows: Windows | None
     _n: int
     _id: str
     _row: Row
@@ -73,6 +75,8 @@ class MemoryRecords:
         stats.change_held(self.state, change)
         if ptes.hw_present(change.new):
             self._published(change, change.new)
+        if self.windows is not None:
+            self.windows.taken_away(change)
         if self.sometimes.open:
             self.sometimes.change(change, self._row)
             self.sometimes.mark(change.op, "pte_change", self._row)
@@ -154,6 +158,8 @@ class MemoryRecords:
         if op is not None and fill is not None:
             fill.uses -= 1
             stats.bump(self.statistics.accesses, fill.cache)
+            if self.windows is not None:
+                self.windows.accessed(fill, op, self._n)
             self.safety.accessed(fill, record, event, self._row)
             if self.coherence.pages:
                 self.coherence.accessed(fill, record, self._op_id, event)

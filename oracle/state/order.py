@@ -7,8 +7,10 @@ one comparison.  Delivery numbers are one linear extension of this order and say
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
+from mmurace.broker.programs import Rounds
 from mmurace.protocol.errors import EmulatorError
 
 Row = tuple[int, ...]
@@ -27,10 +29,14 @@ class Order:
         """The row of each node's last delivery."""
         self.awaited: frozenset[str] | None = None
         """Operations whose ends others may come after; None: those of all."""
+        self.rounds: Rounds | None = None
+        """More of these, of which only the last of each program are named."""
         self._rows: dict[int, Row] = {}
         self._kept: dict[int, Row] = {}
         self._last: dict[str, int] = {}
         """Program -> the end of its last operation, which the next one comes after."""
+        self._recent: dict[str, deque[int]] = {}
+        """Program -> its last ends that others may come after in rounds."""
         self._over: list[int] = []
         """Ends that no operation to come names, but a repetition that is on its way may."""
 
@@ -68,8 +74,15 @@ class Order:
         before = self._last.pop(program, None)
         if before is not None:
             self._over.append(before)
-        if operation not in self.awaited:
+        if operation in self.awaited:
+            return
+        if self.rounds is None or operation not in self.rounds:
             self._last[program] = n
+            return
+        recent = self._recent.setdefault(program, deque())
+        recent.append(n)
+        if len(recent) > self.rounds.kept:
+            self._over.append(recent.popleft())
 
     def forget_before(self, n: int) -> None:
         """Promise that no delivery to come has a cause below ``n``, but for ends of operations."""

@@ -26,16 +26,18 @@ class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """Byte of the file at ``start`` (``vm_pgoff``)."""
     shared: bool = False
     """``VM_SHARED``: stores reach the file."""
+    anon_vma: bool = False
+    """Anonymous memory was mapped in it, since it was made or in what it was copied from."""
 
     def part(self, start: int, end: int) -> Vma:
         """The part [start, end) of it, with what it maps there."""
         offset = self.offset + start - self.start if self.file else 0
-        return Vma(start, end, self.read, self.write, self.file, offset, self.shared)
+        return msgspec.structs.replace(self, start=start, end=end, offset=offset)
 
     def at(self, address: int) -> Vma:
         """The same memory, mapped at ``address`` instead."""
         end = address + self.end - self.start
-        return Vma(address, end, self.read, self.write, self.file, self.offset, self.shared)
+        return msgspec.structs.replace(self, start=address, end=end)
 
     def continues(self, before: Vma) -> bool:
         """Whether this and the VMA ``before`` can be one (``can_vma_merge_after``)."""
@@ -98,6 +100,12 @@ class VmaRange(Message, frozen=True):
     vmas: tuple[Vma, ...]
     floor: int
     ceiling: int
+
+
+class Waiter(Message, frozen=True):
+    """An entry of a wait queue, by the request that put it there; empty: nothing to wait for."""
+
+    waiter: str
 
 
 class Subscribers(Message, frozen=True):
@@ -255,10 +263,18 @@ class FolioUnlock(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
 
 
-class FolioWait(Request[Ack], frozen=True):
-    """``folio_wait_locked``: answered once the folio is not locked; takes nothing."""
+class FolioAddWaiter(Request[Waiter], frozen=True):
+    """``folio_wait_table`` gets a waiter for the lock, if it is taken; sleeps not yet."""
 
     frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+
+
+class FolioWait(Request[Ack], frozen=True):
+    """``io_schedule``: answered once the waiter was woken by an unlock; sleeps, takes nothing."""
+
+    frame: int
+    waiter: str
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
 
 
@@ -307,6 +323,9 @@ class PagePut(Request[Ack], frozen=True):
     """``put_page``: one reference less; the frame is free at none."""
 
     frame: int
+    swap_cache: bool = False
+    """``free_page_and_swap_cache``: before that out of the swap cache if nobody maps the page, has
+    locked it or has an entry of its slot (``free_swap_cache``)."""
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
     ACCESS: ClassVar[str] = "drop"
 
@@ -331,12 +350,49 @@ class FrameCopy(Request[Ack], frozen=True):
 
 
 class RmapAdd(Request[Ack], frozen=True):
-    """``page_add_anon_rmap``: the frame is mapped at (mm, address)."""
+    """``folio_add_anon_rmap_pte``: the frame is mapped at (mm, address)."""
+
+    frame: int
+    mm: str
+    address: int
+    exclusive: bool = False
+    """``RMAP_EXCLUSIVE``, and ``folio_add_new_anon_rmap``: it is ``PageAnonExclusive`` from now."""
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+
+
+class RmapTryDup(Request[Flag], frozen=True):
+    """``folio_try_dup_anon_rmap_pte`` (v5.19), under both PTLs of a fork: mapped once more, and
+    nobody's alone (not ``PageAnonExclusive``); or refused, as it is so and may be pinned.
+    """
 
     frame: int
     mm: str
     address: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
+
+
+class RmapTryShare(Request[Flag], frozen=True):
+    """``folio_try_share_anon_rmap_pte`` (v5.19), when the entry is cleared: not
+    ``PageAnonExclusive`` any more; or refused, as it is so and may be pinned.
+    """
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+
+
+class PageAnonExclusive(Request[Flag], frozen=True):
+    """``PageAnonExclusive`` (v5.19): no other process has any entry that leads to the page."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
+
+
+class SetPageAnonExclusive(Request[Ack], frozen=True):
+    """``SetPageAnonExclusive``, under the PTL."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
 
 
 class RmapRemove(Request[Ack], frozen=True):

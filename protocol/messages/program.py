@@ -63,6 +63,12 @@ class Fork(Operation, frozen=True):
     child: str
 
 
+class ClearRefs(Operation, frozen=True):
+    """4 is written to ``/proc/PID/clear_refs``: from now on stores make pages soft-dirty again."""
+
+    mm: str
+
+
 class Execve(Operation, frozen=True):
     """``execve`` in the process of ``mm``: nothing is mapped in it afterwards."""
 

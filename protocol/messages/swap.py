@@ -26,6 +26,20 @@ class IsolateLru(Request[Folios], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
 
 
+class FolioIsolateLru(Request[Flag], frozen=True):
+    """``folio_isolate_lru``: take one page off the list, with a reference; not if it is off."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
+class FolioPutbackLru(Request[Ack], frozen=True):
+    """``folio_putback_lru`` of a page that ``FolioIsolateLru`` took; the reference stays."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("lru",)
+
+
 class ReclaimThrottle(Request[Flag], frozen=True):
     """``reclaim_throttle(VMSCAN_THROTTLE_ISOLATED)``: answered when an isolated page is freed
     or put back; at once, with False, if none is.
@@ -108,7 +122,10 @@ class FolioSetSwapbacked(Request[Ack], frozen=True):
 
 
 class FolioFreeSwap(Request[Flag], frozen=True):
-    """``folio_free_swap``, under the folio lock: out of the swap cache if no entry leads there."""
+    """``folio_free_swap``, under the folio lock: out of the swap cache if no entry leads there.
+
+    The page is dirty then: nothing else has its content.  Whether it is in no swap cache now.
+    """
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("swap",)
@@ -132,7 +149,8 @@ class FolioTrylock(Request[Flag], frozen=True):
 class AddToSwap(Request[Count], frozen=True):
     """``add_to_swap``: a slot for the page, which is in the swap cache from now on.
 
-    -1 for a page that is not ``swapbacked``: it is discarded and not written.
+    The slot that it has if it is there already (``folio_test_swapcache``).  -1 for a page that is
+    not ``swapbacked``: it is discarded and not written.
     """
 
     frame: int
@@ -147,10 +165,29 @@ class SwapDuplicate(Request[Ack], frozen=True):
 
 
 class SwapFree(Request[Ack], frozen=True):
-    """``free_swap_and_cache``: one entry less; with the last one the slot goes."""
+    """``swap_free``: one entry less; a page in the swap cache keeps the slot."""
 
     slot: int
     OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class FreeSwapAndCache(Request[Ack], frozen=True):
+    """``free_swap_and_cache``: one entry less; with the last one the page leaves the swap cache
+    (``__try_to_reclaim_swap``), unless it is mapped or somebody has locked it.
+    """
+
+    slot: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class FolioMigrateMapping(Request[Flag], frozen=True):
+    """``folio_migrate_mapping`` of an anonymous page: whether nobody but the caller and the swap
+    cache has a reference; then the new page is in the swap cache instead.
+    """
+
+    old: int
+    new: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "old")
 
 
 class SwapCount(Request[Count], frozen=True):
@@ -166,6 +203,24 @@ class SwapCacheGet(Request[FrameNumber], frozen=True):
 
     slot: int
     OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class SwapCacheAdd(Request[FrameNumber], frozen=True):
+    """``swapcache_prepare`` and ``add_to_swap_cache``: the page that is there then; another may
+    have been faster.  If it is this one, it is locked from here on; -1: no entry leads to the slot.
+    """
+
+    slot: int
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("swap", "slot")
+
+
+class PageSwapEntry(Request[Count], frozen=True):
+    """``page_swap_entry``: the slot whose page in the swap cache this is; 0: none."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    ACCESS: ClassVar[str] = "read"
 
 
 class SwapCacheDelete(Request[Ack], frozen=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import msgspec
 
 from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
 
@@ -137,6 +139,64 @@ class Arch(Switches, frozen=True):
         unreleased("current", "a patch of July 2023, in linux-next only"),
     )
     """Whose subscribers that is: those of the mm that was unmapped, or of whoever reclaims."""
+    flush_ceiling: Annotated[int, msgspec.Meta(ge=1)] = switch(
+        "arch/*/include/asm/tlbflush.h",
+        "flush_tlb_range",
+        since(33, on="x86 ppc"),
+        since(1024, on="arm64"),
+        since(511, "v5.7", on="arm64"),
+        unreleased(2097151, "v5.9, on arm64 processors with range operations"),
+    )
+    """The largest range, in pages, that is flushed as a range; a larger one is a flush of the mm.
+    ``tlb_single_page_flush_ceiling`` (x86: 33); ``MAX_TLB_RANGE`` (arm64, v4.15: 1024),
+    ``MAX_TLBI_OPS - 1`` (PTRS_PER_PTE - 1, by v5.7), ``MAX_TLBI_RANGE_PAGES - 1`` (2**21 - 1,
+    v5.9, on processors with range operations; the presets' have none)."""
+    ceiling_told: Literal["all", "range"] = switch(
+        "arch/*/include/asm/tlbflush.h",
+        "flush_tlb_range",
+        since("all"),
+        since("range", "v6.6", on="ppc"),
+        unreleased("range", "x86 from v6.15, 4a02ed8e1cc3"),
+    )
+    """What the secondaries are told of such a flush: (0, ULONG_MAX), as the CPUs (v6.6), or the
+    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6)."""
+    spurious_fault_flushes: bool = switch(
+        "arch/arm64/include/asm/pgtable.h",
+        "flush_tlb_fix_spurious_fault",
+        since(True, on="arm64"),
+        since(False, "v5.10", "6a1bdb173184", on="arm64"),
+        since(False, on="x86 ppc"),
+    )
+    """arm64: ``flush_tlb_fix_spurious_fault`` is ``flush_tlb_page``, and ``ptep_set_access_flags``
+    flushes for a load as well (to v5.9; 6a1bdb173184)."""
+    rcu_table_free: bool = switch(
+        "mm/mmu_gather.c",
+        "tlb_remove_table",
+        since(True, on="arm64 ppc"),
+        since(True, on="x86"),
+        since(False, "v4.19", "48a8b97cfd80", on="x86"),
+    )
+    """A page table is freed when no lockless walk is in progress on any processor
+    (``CONFIG_MMU_GATHER_RCU_TABLE_FREE``: arm64, ppc; x86 to v4.18, and from v6.15 on,
+    a17c9da9264d), or with the pages of its gather: on the bare x86 of v4.19 to v6.14 the IPIs of
+    the flush wait for such walks (48a8b97cfd80)."""
+    tlb_end_vma: Literal["nothing", "flush_cpus", "flush"] = switch(
+        "arch/*/include/asm/tlb.h",
+        "tlb_end_vma",
+        since("nothing", on="x86 ppc"),
+        since("flush_cpus", on="arm64"),
+        since("flush", "v4.19", "fd1102f0aade", on="arm64"),
+    )
+    """What a gather does when it is done with a VMA: nothing (x86, ppc); it flushes the CPUs, and
+    its range is empty again (arm64, to v4.18); or it calls ``invalidate_range`` as well
+    (fd1102f0aade, v4.19)."""
+    pte_needs_flush: bool = switch(
+        "arch/x86/include/asm/tlbflush.h",
+        "pte_needs_flush",
+        since(False),
+        since(True, "v5.19", on="x86"),
+    )
+    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""
@@ -158,3 +218,5 @@ class Arch(Switches, frozen=True):
             yield f"tlbie_scope = {self.tlbie_scope} without broadcast_tlbi", "all"
         if self.batch_mode != "none" and self.tlbie_scope != "all":
             yield f"batch_mode = {self.batch_mode} contradicts tlbie_scope", "none"
+        if self.spurious_fault_flushes and not self.upgrade_needs_flush:
+            yield "spurious_fault_flushes without upgrade_needs_flush", "false: only arm64 did"

@@ -171,6 +171,79 @@ class Mm(Switches, frozen=True):
     )
     """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
     releases), or at once."""
+    migration_wait_ref: Literal["while_asleep", "until_queued", "none"] = switch(
+        "mm/migrate.c",
+        "migration_entry_wait",
+        since("while_asleep"),
+        since("until_queued", "v5.0", "9a1ea439b16b"),
+        since("none", "v5.17", "ffa65753c431"),
+    )
+    """Until when ``migration_entry_wait`` has a reference to the page: while it sleeps (to v4.20),
+    or until it is in the queue (9a1ea439b16b, v5.0); it takes none (ffa65753c431, v5.17)."""
+    batch_skips_inaccessible: bool = switch(
+        "mm/rmap.c",
+        "try_to_unmap_one",
+        since(False),
+        since(True, "v6.4", "4d4b6d66db63"),
+    )
+    """A batch does not note an entry for which ``ptep_clear_flush`` would not flush
+    (4d4b6d66db63, v6.4)."""
+    cow_reuse: Literal["reuse_swap_page", "page_count", "free_swap", "anon_exclusive"] = switch(
+        "mm/memory.c",
+        "do_wp_page",
+        since("reuse_swap_page"),
+        since("page_count", "v5.9", "09854ba94c6a"),
+        since("free_swap", "v5.18", "53a05ad9f21d"),
+        since("anon_exclusive", "v5.19", "6c287605fd56"),
+    )
+    """When ``do_wp_page`` and ``do_swap_page`` let a process write to an anonymous page instead of
+    copying it: no other entry maps it or has its swap slot (to v5.8); nobody else has a reference,
+    the swap cache included (09854ba94c6a, v5.9; only ``do_wp_page``); the same, the swap cache
+    excluded if no entry has the slot (53a05ad9f21d, c145e0b47c77, v5.18); or it is
+    ``PageAnonExclusive``, without the folio lock, else the same (6c287605fd56, v5.19)."""
+    cow_frees_swap_cache: bool = switch(
+        "mm/memory.c",
+        "wp_page_copy",
+        since(False),
+        since(True, "v5.14", "f4c4a3f48480"),
+    )
+    """``wp_page_copy`` takes the old page out of the swap cache if nobody has it any more
+    (f4c4a3f48480, v5.14)."""
+    gup_fast_rechecks_pmd: bool = switch(
+        "mm/gup.c",
+        "gup_pte_range",
+        since(False),
+        since(True, "v6.1", "70cbc3cc78a9"),
+    )
+    """``gup_pte_range`` looks at the upper entry again, too, when it has a reference
+    (70cbc3cc78a9, v6.1)."""
+    change_protection_bracket: Literal["pmd", "pud"] = switch(
+        "mm/mprotect.c",
+        "change_pmd_range",
+        since("pmd"),
+        unreleased("pud", "v6.12, which is newer than what is known here"),
+    )
+    """Which present entry opens its bracket: one of a table of leaf tables, or one of the table
+    above it (v6.12)."""
+    change_protection_upgrades: Literal["dirty_shared", "dirty_exclusive", "exclusive"] = switch(
+        "mm/mprotect.c",
+        "change_pte_range",
+        since("dirty_shared"),
+        since("dirty_exclusive", "v6.0", "64fe24a3e05e"),
+        since("exclusive", "v6.2", "7ea7e333842e"),
+    )
+    """Which entries ``mprotect`` makes writable itself: dirty ones of shared mappings; also dirty
+    exclusive anonymous ones (64fe24a3e05e, v6.0); or these though clean (7ea7e333842e, v6.2)."""
+    clear_refs_flush: Literal["fullmm_gather", "nested_gather", "flush_tlb_mm"] = switch(
+        "fs/proc/task_mmu.c",
+        "clear_refs_write",
+        since("fullmm_gather"),
+        since("nested_gather", "v5.6", "0758cd830494"),
+        since("flush_tlb_mm", "v5.12"),
+    )
+    """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
+    flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` ("mm: proc:
+    Invalidate TLB after clearing soft-dirty page state", v5.12)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What the arch hook of v6.6 excludes, and what a table that is moved needs."""

@@ -178,7 +178,11 @@ class Field:
     @property
     def values(self) -> tuple[Value, ...]:
         """Everything that it can be."""
-        return get_args(self.hint) if get_origin(self.hint) is Literal else (False, True)
+        if get_origin(self.hint) is Literal:
+            return get_args(self.hint)
+        if self.hint is bool:
+            return False, True
+        return tuple(dict.fromkeys(origin.value for origin in self.switch.history))
 
 
 @cache

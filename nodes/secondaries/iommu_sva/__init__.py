@@ -27,16 +27,18 @@ def node_class(unit: Unit, name: str) -> type[Node]:
 SVA = Secondary(
     name="sva",
     key="units",
-    named_by=("unit",),
+    named_by=("unit", "device"),
+    idle=frozenset({"DeviceRemove"}),
+    points={"upper_entry_kept": frozenset()},
     place=0,
     part=Unit,
     node_class=node_class,
     caches=(
         Cache(
             "iotlb", "shared", filled_by="IOMMU page walk",
-            dropped_by=(IotlbInvalidate, Tlbi),
+            dropped_by=(IotlbInvalidate,), heard=(Tlbi,),
         ),
-        Cache(PWC, "shared", upper=True, dropped_by=(IotlbInvalidate, Tlbi)),
+        Cache(PWC, "shared", upper=True, dropped_by=(IotlbInvalidate,), heard=(Tlbi,)),
         Cache(
             "atc", "shared", source="iotlb", filled_by="ATS translation request",
             dropped_by=(InvalidateRequest,),

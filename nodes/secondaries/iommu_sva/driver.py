@@ -19,6 +19,7 @@ from mmurace.nodes.secondaries.iommu_sva.messages import (
     DeviceRemove,
     IotlbInvalidate,
     PageRequest,
+    SurpriseDown,
 )
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
@@ -103,14 +104,16 @@ def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
 async def iommu_release_device(cpu: Processor, operation: DeviceRemove) -> int:
     """``iommu_release_device`` (drivers/iommu/iommu.c), ``arm_smmu_release_device``: 0.
 
-    The device is gone already (surprise removal), so it is not told.  ATC invalidations that are
-    under way complete by a time-out, those to come leave it out.
+    The device is gone first (surprise removal), and its ATC with it; the hotplug worker comes
+    after that (``pciehp_ist``, ``pciehp_unconfigure_device``).  ATC invalidations that are under
+    way complete by a time-out, those to come leave it out.
 
     cpu0 (invalidate)                   unit                    cpu1 (hotplug worker)
     ATC command                         passes it on
                                         no answer ever          detach
     sync                                times out               [Required: not an endless wait]
     """
+    await cpu.port.gather([(operation.device, SurpriseDown())])
     await cpu.port.call(operation.unit, DetachDevice(operation.device))
     return 0
 

@@ -27,7 +27,10 @@ class DmaAccess(Request[DmaDone], frozen=True):
 
 
 class Translation(Message, frozen=True):
-    """A translation completion: the entry (0: page request needed) and the name of its fill."""
+    """A translation completion: the entry (0: page request needed) and the name of its fill.
+
+    With 0 the fill is the one that denied the access; empty: no entry is kept.
+    """
 
     pte: int
     fill: str
@@ -93,6 +96,13 @@ class InvalidateRequest(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("atc", "pasid")
 
 
+class SurpriseDown(Request[Ack], frozen=True):
+    """The device is pulled out (PCIe: *Surprise Down* of its link).
+
+    Answered once nothing that it has sent is on its way.
+    """
+
+
 # ---- operations, and what a processor answers ------------------------------------------------
 
 
@@ -106,7 +116,7 @@ class Dma(Operation, frozen=True):
 
 
 class DeviceRemove(Operation, frozen=True):
-    """The hotplug worker takes a device away that no longer answers (``pciehp_ist``)."""
+    """A device is pulled out, and the hotplug worker takes it off its unit (``pciehp_ist``)."""
 
     unit: str
     device: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 import msgspec
@@ -36,9 +36,9 @@ class Unit(Part, frozen=True):
         """What is bound."""
         return self.mms
 
-    def lacks(self) -> frozenset[str]:
-        """Without ATS its devices have none."""
-        return frozenset() if self.ats else frozenset({"atc"})
+    def holders(self) -> Mapping[str, tuple[str, ...]]:
+        """The unit; with ATS its devices too."""
+        return {"iotlb": (self.name,)} | ({"atc": self.devices} if self.ats else {})
 
     def told(self, kernel: Kernel) -> bool:
         """Unless it takes part in broadcasts."""

@@ -10,11 +10,16 @@ from mmurace.nodes.pwc import PWC, PagingStructureCache
 from mmurace.nodes.secondaries.iommu_sva import messages as i
 from mmurace.nodes.secondaries.iommu_sva.driver import unit_named
 from mmurace.nodes.secondaries.iommu_sva.messages import InvalidateRequest, PageRequest
-from mmurace.nodes.translation import Entry, TranslationCache, data_access, walk_page_table
+from mmurace.nodes.translation import (
+    Attempts,
+    Entry,
+    TranslationCache,
+    data_access,
+    walk_page_table,
+)
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.limits import FAULT_RETRIES_MAX
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.messages.memory import Flag, Word
 from mmurace.protocol.messages.processor import (
@@ -52,13 +57,20 @@ class Iommu(Node):
         return Ack()
 
     async def _invalidate(self, pasid: str, start: int, end: int, leaf: bool) -> None:
-        """Translations, and unless it is for leaves only the tables that lead to them."""
+        """Translations, and unless it is for leaves only the tables that lead to them.
+
+        device, by another address          cpu (munmap)
+        walk: goes through the kept entry
+                                            flush of a page that the same table maps
+                                            [Required: no acknowledgement yet]
+        reads the leaf                      acknowledgement; the table may be freed
+        """
         if self.pwc is None or leaf:
             await self.iotlb.invalidate(pasid, start, end)
             return
         fills = self.pwc.drop(pasid, start, end)
         self.port.emit(InvalidateBegin(PWC, pasid, start, end, fills))
-        await self.iotlb.invalidate(pasid, start, end)
+        await self.iotlb.invalidate(pasid, start, end, self.pwc.mapped(start, end))
         self.port.emit(InvalidateDone(PWC, pasid, start, end, fills))
 
     async def ats_translate(self, message: i.AtsTranslate, _: Envelope) -> i.Translation:
@@ -66,7 +78,9 @@ class Iommu(Node):
         entry = None
         if message.pasid in self.unit.mms:
             entry = await self._translate(message.pasid, message.address, message.write)
-        return i.Translation(0, "") if entry is None else i.Translation(entry.pte, entry.fill)
+        if entry is None:
+            return i.Translation(0, self.iotlb.denied_by(message.pasid, message.address))
+        return i.Translation(entry.pte, entry.fill)
 
     async def pri_request(self, message: i.PriRequest, _: Envelope) -> Flag:
         """A page request of a device goes to the workqueue."""
@@ -100,8 +114,9 @@ class Iommu(Node):
         """Translate and do a device's access; a fault becomes a page request."""
         if message.pasid not in self.unit.mms:
             return i.DmaDone(False, 0)
-        for attempt in range(FAULT_RETRIES_MAX):
-            if attempt > 1:
+        attempts = Attempts()
+        while True:
+            if attempts.refusals > 1:
                 self.port.emit(
                     FaultRetry(
                         message.pasid,
@@ -116,9 +131,11 @@ class Iommu(Node):
                 value = reply.value if isinstance(reply, Word) else 0
                 return i.DmaDone(True, value)
             request = PageRequest(message.pasid, message.address, message.write)
+            denied_by = self.iotlb.denied_by(message.pasid, message.address)
             if not (await self.port.call(self.unit.iopf_cpu, request)).value:
                 return i.DmaDone(False, 0)
-        return i.DmaDone(False, 0)
+            if not attempts.refused(denied_by):
+                return i.DmaDone(False, 0)
 
     async def _try(self, message: i.DmaAccess) -> Message | None:
         """One attempt; None is a fault."""

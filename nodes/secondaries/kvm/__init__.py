@@ -16,6 +16,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     KvmRequest,
     Sigkill,
     SpteClear,
+    TlbiVmid,
 )
 from mmurace.nodes.secondaries.kvm.part import Vm
 from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
@@ -49,18 +50,25 @@ KVM = Secondary(
     name="kvm",
     key="vms",
     named_by=("vm",),
+    idle=frozenset({"KvmAddMemslot", "Sigkill", "KvmDestroyVm"}),
     place=1,
     part=Vm,
     node_class=node_class,
     caches=(
-        Cache("spte", "shadow", filled_by="kvm_mmu_page_fault", dropped_by=(SpteClear,)),
         Cache(
-            "gtlb", "shadow", source="spte", by_guest_address=True, dropped_by=(KvmRequest,),
-            drops=lambda message: message.request == KVM_REQ_TLB_FLUSH,
+            "spte", "shadow", refused="mmu_invalidate_retry", filled_by="kvm_mmu_page_fault",
+            dropped_by=(SpteClear,),
+        ),
+        Cache(
+            "gtlb", "shadow", source="spte", by_guest_address=True,
+            dropped_by=(KvmRequest, TlbiVmid),
+            drops=lambda message: getattr(message, "request", KVM_REQ_TLB_FLUSH)
+            == KVM_REQ_TLB_FLUSH,
             filled_by="hardware walk of the shadow table",
         ),
         Cache(
             "vmcs", "shadow", by_guest_address=True, latched=True, read_only=True,
+            refused="apic reload",
             dropped_by=(KvmRequest,), filled_by="kvm_vcpu_reload_apic_access_page",
             drops=lambda message: message.request == KVM_REQ_APIC_PAGE_RELOAD,
         ),

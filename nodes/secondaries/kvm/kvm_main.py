@@ -15,6 +15,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     KvmAddMemslot,
     KvmDestroyVm,
     KvmRequest,
+    KvmVcpuRelease,
     Memslot,
     MemslotAdd,
     MemslotsLoad,
@@ -24,6 +25,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     SeqBump,
     SpteClear,
     SpteScan,
+    TlbiVmid,
 )
 from mmurace.nodes.secondaries.kvm.part import Vm
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
@@ -63,8 +65,27 @@ async def kvm_make_all_cpus_request(cpu: Processor, vm: str, request: str) -> No
 
 
 async def kvm_flush_remote_tlbs(cpu: Processor, vm: str) -> None:
-    """``kvm_flush_remote_tlbs``."""
-    await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_TLB_FLUSH)
+    """``kvm_flush_remote_tlbs``; on arm64 ``__kvm_tlb_flush_vmid`` (all releases)."""
+    if KvmSwitches.of(cpu.world.kernel).kvm_tlb_flush == "request_and_kick":
+        await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_TLB_FLUSH)
+    else:
+        await kvm_tlb_flush_vmid(cpu, vm)
+
+
+async def kvm_tlb_flush_vmid(cpu: Processor, vm: str) -> None:
+    """arm64 ``kvm_tlb_flush_vmid_ipa``, ``kvm_tlb_flush_vmid_range``: broadcast, and DSB.
+
+    Of the second stage the address or the range goes, then everything of both stages together
+    (``vmalle1is``): that is all that a vCPU caches here.  Nobody leaves the guest for it.
+
+    cpu0 (invalidate)                   vcpu0 (in the guest)
+    clear the entry
+    TLBI                                drops its translations; its accesses are answered
+    DSB                                 [Required: before the DSB is over]
+    unlock; free the page               runs on
+    """
+    vcpus = vm_named(cpu.world, vm).vcpus
+    await cpu.port.gather((vcpu, TlbiVmid(vm)) for vcpu in vcpus)
 
 
 def _overlap(slot: Memslot, start: int, end: int) -> tuple[int, int]:
@@ -104,12 +125,16 @@ async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslo
 
 
 async def kvm_destroy_vm(cpu: Processor, operation: KvmDestroyVm) -> int:
-    """``kvm_destroy_vm``: 0.  All its vCPUs are dead; the mm lives on, with other users.
+    """``kvm_put_kvm`` and ``kvm_destroy_vm``: 0.  The mm lives on, with other users.
+
+    ``kvm_vm_ioctl_create_vcpu`` takes a reference for the file of each vCPU (``kvm_get_kvm``), and
+    ``kvm_vcpu_release`` drops it, so all of them are closed (virt/kvm/kvm_main.c, all releases).
 
     An invalidation that found the VM on the list and did not find it any more at its end leaves
     ``mmu_invalidate_in_progress`` raised, and nobody is left to mind.
     """
     vm = vm_named(cpu.world, operation.vm)
+    await cpu.port.gather((vcpu, KvmVcpuRelease()) for vcpu in vm.vcpus)
     await mmu_notifier.mmu_notifier_unregister(cpu, "kvm", vm.name, vm.mm)
     return 0
 
@@ -158,10 +183,13 @@ async def kvm_mmu_notifier_invalidate_range_start(
 
 
 async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int, end: int) -> bool:
-    """``kvm_unmap_gfn_range``, under mmu_lock: zap a slot's part; whether to flush.
+    """``kvm_unmap_gfn_range``, under mmu_lock: zap a slot's part; whether the caller must flush.
 
-    From v6.5 it also asks for the APIC-access page to be loaded again.
+    From v6.5 it also asks for the APIC-access page to be loaded again.  On arm64 nothing is left to
+    the caller: ``unmap_stage2_ptes`` (to v5.9) and ``stage2_put_pte`` flush each entry when it is
+    cleared; from v6.6 ``kvm_pgtable_stage2_unmap`` flushes the range at its end (7657ea920c54).
     """
+    how = KvmSwitches.of(cpu.world.kernel).kvm_tlb_flush
     first, last = _overlap(slot, start, end)
     zapped = False
     while True:
@@ -170,9 +198,13 @@ async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int
             break
         await cpu.port.call(vm, SpteClear(gfn))
         zapped, first = True, gfn + 1
+        if how == "vmid_each":
+            await kvm_tlb_flush_vmid(cpu, vm)
+    if how == "vmid_range":
+        await kvm_tlb_flush_vmid(cpu, vm)
     if slot.apic and KvmSwitches.of(cpu.world.kernel).apic_gen == 3:
         await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
-    return zapped
+    return zapped and how == "request_and_kick"
 
 
 async def kvm_mmu_notifier_invalidate_range(

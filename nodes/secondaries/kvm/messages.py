@@ -189,7 +189,10 @@ class Sigkill(Operation, frozen=True):
 
 
 class KvmDestroyVm(Operation, frozen=True):
-    """The last reference to a VM is dropped (``kvm_put_kvm``), so it is destroyed."""
+    """The last reference to a VM is dropped (``kvm_put_kvm``), so it is destroyed.
+
+    Each of its vCPUs holds one: it comes after all that they do, or after their ``SIGKILL``.
+    """
 
     vm: str
 
@@ -203,3 +206,19 @@ class KvmRequest(Request[Ack], frozen=True):
     request: str
     wait: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+
+
+class KvmVcpuRelease(Request[Ack], frozen=True):
+    """``kvm_vcpu_release``: the file of a vCPU is closed, which drops its reference to the VM."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+
+
+class TlbiVmid(Request[Ack], frozen=True):
+    """Broadcast maintenance of one guest (arm64 ``tlbi ipas2e1is`` and ``vmalle1is``).
+
+    What its vCPUs have cached for the VMID is gone, whether they are in guest mode or not.
+    """
+
+    vm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("gtlb", "vm")

@@ -96,6 +96,8 @@ async def kvm_set_pfn_dirty(cpu: Processor, frame: int) -> None:
 async def _lock_and_read(cpu: Processor, vm: str) -> Seq:
     """Take mmu_lock and read the counters that the decision to retry rests on.
 
+    ``kvm_tdp_mmu_page_fault`` and arm64 ``user_mem_abort`` take it for read.
+
     cpu0 (invalidate)                   vcpu0 (page fault)
                                         mmu_lock; read seq and count; install
     mmu_lock                            [Required: all three under one hold of the lock]
@@ -103,5 +105,5 @@ async def _lock_and_read(cpu: Processor, vm: str) -> Seq:
     kernel = cpu.world.kernel
     early = KvmSwitches.of(kernel).kvm_retry_check == "before_mmu_lock"
     now = await cpu.port.call(vm, SeqRead()) if early else None
-    await cpu.port.call(vm, MmuLock(not KvmSwitches.of(kernel).kvm_retry_hva))
+    await cpu.port.call(vm, MmuLock(KvmSwitches.of(kernel).kvm_fault_lock == "exclusive"))
     return now or await cpu.port.call(vm, SeqRead())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import msgspec
@@ -48,6 +48,11 @@ class Vm(Part, frozen=True):
         """The memslots."""
         for slot in self.slots:
             yield self.mm, slot.gfn << PAGE_SHIFT, slot.hva, slot.pages * PAGE_SIZE
+
+    def holders(self) -> Mapping[str, tuple[str, ...]]:
+        """The shadow MMU, and the vCPUs; of the APIC page only where there is one."""
+        held = {"spte": (self.name,), "gtlb": self.vcpus}
+        return held | ({"vmcs": self.vcpus} if any(slot.apic for slot in self.slots) else {})
 
     def moved(self, down: int) -> Part:
         """The same with its memslots so much lower."""

@@ -105,6 +105,28 @@ class KvmSwitches(Switches, frozen=True):
         since(True, "v5.15", "52ac8b358b0c"),
     )
     """A new set of memslots waits until no notifier bracket is open (v5.15)."""
+    kvm_fault_lock: Literal["exclusive", "shared"] = switch(
+        "arch/x86/kvm/mmu/mmu.c",
+        "direct_page_fault",
+        since("exclusive"),
+        since("shared", "v5.15", "71ba3f3189c7", on="x86"),
+        since("shared", "v6.2", "1577cb5823ce", on="arm64"),
+    )
+    """How a page fault takes mmu_lock: alone, or for read, beside others (x86 with the TDP MMU on,
+    71ba3f3189c7, v5.15; arm64, 1577cb5823ce, v6.2)."""
+    kvm_tlb_flush: Literal["request_and_kick", "vmid_each", "vmid_range"] = switch(
+        "virt/kvm/kvm_main.c",
+        "kvm_flush_remote_tlbs",
+        since("request_and_kick", on="x86 ppc"),
+        since("vmid_each", on="arm64"),
+        unreleased(
+            "vmid_range", "7657ea920c54, v6.6, on processors with range operations and S2FWB"
+        ),
+    )
+    """How KVM flushes what it has zapped: each vCPU is asked to, and leaves the guest for it (x86);
+    or by broadcasts for the VMID, which interrupt nobody (arm64): one for each entry, or one for
+    the range, whether it had entries or not (7657ea920c54, v6.6, on processors with range
+    operations and S2FWB; the presets' have none)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """The hook that a reload needs, and the count that a range belongs to."""

@@ -19,15 +19,18 @@ from mmurace.nodes.secondaries.kvm.messages import (
     GuestApic,
     GuestTouch,
     KvmRequest,
+    KvmVcpuRelease,
     Sigkill,
     SpteLoad,
+    TlbiVmid,
 )
 from mmurace.nodes.secondaries.kvm.part import Vm
-from mmurace.nodes.translation import Entry, TranslationCache, data_access
+from mmurace.nodes.translation import Attempts, Entry, TranslationCache, data_access
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.limits import FAULT_RETRIES_MAX, PAGE_SHIFT, ULONG_MAX
+from mmurace.protocol.envelope import Envelope, operation_of
+from mmurace.protocol.errors import UserError
+from mmurace.protocol.limits import PAGE_SHIFT, ULONG_MAX
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.records import (
@@ -57,6 +60,8 @@ class Vcpu(Processor):
         self.in_guest_mode = False
         self.in_flight = 0
         """Operations that its thread has begun, or is to begin."""
+        self.released = False
+        """Its file is closed: it holds no reference to the VM any more."""
         self.vmcs_apic_access: tuple[int, str] = (-1, "")
         """APIC_ACCESS_ADDR: the frame (-1: none yet) and the name of its fill."""
 
@@ -65,6 +70,8 @@ class Vcpu(Processor):
         return {
             **super().handlers(),
             KvmRequest: self.kvm_request,
+            KvmVcpuRelease: self.kvm_vcpu_release,
+            TlbiVmid: self.tlbi_vmid,
             GuestTouch: self.guest_access,
             GuestApic: self.guest_access,
             Sigkill: self.sigkill,
@@ -95,6 +102,11 @@ class Vcpu(Processor):
         self.port.emit(RequestPosted(message.request, True))
         return Ack()
 
+    async def tlbi_vmid(self, message: TlbiVmid, _: Envelope) -> Ack:
+        """The guest goes on: the hardware drops its translations and finishes its accesses."""
+        await self.gtlb.invalidate(message.vm, 0, ULONG_MAX)
+        return Ack()
+
     async def _service_requests(self) -> None:
         """The head of ``vcpu_enter_guest``: until none is pending."""
         while self.requests:
@@ -113,10 +125,29 @@ class Vcpu(Processor):
         self.vmcs_apic_access = (ptes.frame_of(pte), fill)
         self.port.emit(Fill("vmcs", self.vm, self.apic_gpa, pte, fill, walk))
 
+    def kvm_vcpu_release(self, _message: KvmVcpuRelease, envelope: Envelope) -> Ack:
+        """``kvm_vcpu_release``: nothing enters the guest any more, so the VMCS is of no use.
+
+        Raises ``UserError`` if a thread is in KVM_RUN: it has the file open, so this cannot be.
+        """
+        if self.in_flight:
+            raise _in_use(operation_of(envelope.id), self.vm, self.name)
+        self.released = True
+        _, fill = self.vmcs_apic_access
+        if fill:
+            self.port.emit(Evict("vmcs", fill))
+        self.vmcs_apic_access = (-1, "")
+        return Ack()
+
     # -- running ---------------------------------------------------------------------------
 
     async def guest_access(self, operation: GuestTouch | GuestApic, _: Envelope) -> op.OpDone:
-        """One guest access, from its begin to its end record; -EINTR once it is to die."""
+        """One guest access, from its begin to its end record; -EINTR once it is to die.
+
+        Raises ``UserError`` if the VM was destroyed before.
+        """
+        if self.released and not self.fatal_signal_pending:
+            raise _in_use(self.port.operation, self.vm, self.name)
         self.in_flight += 1
         await self.enter()
         kind = type(operation).__name__
@@ -155,9 +186,11 @@ class Vcpu(Processor):
     async def kvm_vcpu_run(self, gpa: int, write: bool, value: int) -> int:
         """``vcpu_run`` until the access is done: 0, or -errno.
 
-        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).
+        Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).  A fault that
+        is to be retried (``RET_PF_RETRY``) enters the guest again, however often (``vcpu_run``).
         """
-        for _ in range(FAULT_RETRIES_MAX):
+        attempts = Attempts()
+        while True:
             await self._service_requests()
             if self.fatal_signal_pending:
                 return -EINTR
@@ -166,7 +199,8 @@ class Vcpu(Processor):
             result = await kvm_mmu.kvm_mmu_page_fault(self, self.vm, gpa, write)
             if result < 0:
                 return result
-        return -EAGAIN
+            if not attempts.refused():
+                return -EAGAIN
 
     async def vcpu_enter_guest(self, gpa: int, write: bool, value: int) -> bool:
         """VM entry with no request pending, the access, VM exit; False: an EPT violation."""
@@ -203,3 +237,11 @@ class Vcpu(Processor):
             self.port.emit(ApicTrapped(trapped, frame))
         if not trapped:
             await data_access(self.gtlb, entry, gpa, write, value)
+
+
+def _in_use(operation: str, vm: str, vcpu: str) -> UserError:
+    return UserError(
+        operation,
+        f"{vm} is destroyed, and {vcpu} is in KVM_RUN then or later",
+        "destroyed after all that its vCPUs do: each of them holds a reference",
+    )

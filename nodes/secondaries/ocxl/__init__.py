@@ -35,13 +35,14 @@ OCXL = Secondary(
     name="ocxl",
     key="links",
     named_by=("link",),
+    points={"pasid_reused": frozenset(), "pid_reused": frozenset()},
     place=2,
     part=Link,
     node_class=node_class,
     caches=(
         Cache(
             "xsl", "shared", tags_reused=True, filled_by="page walk of the link",
-            dropped_by=(AtsdLaunch, Tlbie),
+            dropped_by=(AtsdLaunch,), heard=(Tlbie,),
         ),
     ),
     tags=tags,

@@ -15,11 +15,17 @@ from mmurace.nodes.node import Node
 from mmurace.nodes.secondaries.ocxl import messages as o
 from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
 from mmurace.nodes.secondaries.ocxl.part import Link
-from mmurace.nodes.translation import Entry, TranslationCache, Walk, data_access, table_index
+from mmurace.nodes.translation import (
+    Attempts,
+    Entry,
+    TranslationCache,
+    Walk,
+    data_access,
+    table_index,
+)
 from mmurace.nodes.world import MEMORY, World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.limits import FAULT_RETRIES_MAX
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.messages.book3s64 import ProcessTableLoad, Tlbie, pid_tag
@@ -105,17 +111,20 @@ class Ocxl(Node):
     async def _access(self, operation: AfuTouch, pasid: int) -> int:
         """Translate and access; a fault is raised to the driver, and tried again after it."""
         mm, address, write = operation.mm, operation.address, operation.write
-        for attempt in range(FAULT_RETRIES_MAX):
-            if attempt > 1:
+        attempts = Attempts()
+        while True:
+            if attempts.refusals > 1:
                 self.port.emit(FaultRetry(mm, address, write, "xsl fault", self.port.operation))
             pid = await self._process_element(pasid)
             entry = await self._translate(pid, address, write) if pid else None
             if entry is not None:
                 await data_access(self.xsl, entry, address, write, operation.value)
                 return 0
+            denied_by = self.xsl.denied_by(pid_tag(pid), address) if pid else ""
             if not await self._fault(pasid, address, write):
                 return -EFAULT
-        return -EFAULT
+            if not attempts.refused(denied_by):
+                return -EFAULT
 
     async def _fault(self, pasid: int, address: int, write: bool) -> bool:
         """Interrupt the driver; the next one waits for its answer (``ack_irq``)."""

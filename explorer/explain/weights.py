@@ -1,0 +1,224 @@
+"""How much messages and records matter to a violation: what its table shows first, and last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from mmurace.explorer.explain.subject import Subject
+from mmurace.explorer.shrink.play import Moment
+from mmurace.nodes.secondaries.iommu_sva.messages import (
+    AtcInvalidate,
+    AtsTranslate,
+    DmaAccess,
+    InvalidateRequest,
+    IotlbInvalidate,
+    PageRequest,
+    PriRequest,
+)
+from mmurace.nodes.secondaries.kvm.messages import (
+    InProgress,
+    KvmRequest,
+    MemslotAdd,
+    MmuLock,
+    MmuUnlock,
+    SeqBump,
+    SeqRead,
+    SpteClear,
+    SpteLoad,
+    SpteSet,
+)
+from mmurace.nodes.secondaries.ocxl.messages import (
+    AtsdLaunch,
+    SpaClearCache,
+    TerminatePasid,
+)
+from mmurace.nodes.world import World
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.limits import PAGE_SHIFT
+from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.book3s64 import Tlbie
+from mmurace.protocol.messages.memory import (
+    FrameCopy,
+    PteLoad,
+    PteScan,
+    PteWalk,
+    PtlLock,
+    PtlUnlock,
+    TlbFlushPending,
+)
+from mmurace.protocol.messages.processor import (
+    FlushTlbIpi,
+    Tlbi,
+)
+from mmurace.protocol.messages.swap import (
+    SwapWrite,
+    TlbBatchedCmpxchg,
+    TlbBatchedLoad,
+    TlbBatchedStore,
+)
+
+DECISIVE: Final = 0
+"""An event that the violation names."""
+ESSENTIAL: Final = 1
+"""One that its explanation names, or without which the others make no sense."""
+HELPFUL: Final = 2
+MINOR: Final = 3
+DETAIL: Final = 4
+NEVER: Final = 9
+
+
+class Weights:
+    """How much what happened matters to one subject."""
+
+    def __init__(self, subject: Subject, world: World, moments: Sequence[Moment] = ()) -> None:
+        self.subject, self.world = subject, world
+        self.beside = {
+            record.op
+            for moment in moments
+            for record in moment.handled.records
+            if isinstance(record, r.OpBegin)
+            and subject.concerns(record.tag, record.start, record.end)
+        }
+        """Operations on the page, whether the violation names them or not."""
+
+    def message(self, moment: Moment, operation: str) -> int:
+        """A message, by what it is and what memory says of it."""
+        subject = self.subject
+        body, dst = moment.envelope.body, moment.envelope.dst
+        mine = operation in subject.operations
+        weight = min((self._memory(record) for record in moment.handled.records), default=NEVER)
+        if weight != NEVER:
+            changes = any(self._changes(record) for record in moment.handled.records)
+            return weight if mine or changes else min(weight + 1, DETAIL)
+        if isinstance(body, (TlbFlushPending, TlbBatchedLoad, TlbBatchedStore, TlbBatchedCmpxchg)):
+            return HELPFUL if body.mm == subject.mm else NEVER
+        if not mine:
+            context = dst in subject.parties and isinstance(body, (InProgress, SeqBump, MemslotAdd))
+            return ESSENTIAL if context else self._flush(body)
+        if dst in subject.parties:
+            return self._agent(body)
+        return self._mine(body)
+
+    def _mine(self, body: Message | bytes) -> int:
+        """A message to memory, or to another processor, for an operation of the violation."""
+        subject = self.subject
+        if isinstance(body, (PtlLock, PtlUnlock)):
+            return MINOR if body.table in subject.tables else NEVER
+        if isinstance(body, PteScan):
+            here = body.table in subject.tables and body.first <= self._index() < body.last
+            return MINOR if here else NEVER
+        if isinstance(body, (PteLoad, PteWalk)):  # an entry that is none has no record
+            return DETAIL if self._is_entry(body.table, body.index) else NEVER
+        if isinstance(body, FrameCopy):
+            return HELPFUL if {body.source, body.target} & subject.frames else NEVER
+        if isinstance(body, SwapWrite):
+            return HELPFUL if body.frame in subject.frames else NEVER
+        return DETAIL if isinstance(body, PageRequest) else self._flush(body)
+
+    def _is_entry(self, table: int, index: int) -> bool:
+        return table in self.subject.tables and index == self._index()
+
+    def _index(self) -> int:
+        """Of the page's entry in a leaf table."""
+        return (self.subject.address >> PAGE_SHIFT) % self.world.entries
+
+    def _flush(self, body: Message | bytes) -> int:
+        """A flush that arrives at a processor."""
+        if not isinstance(body, (FlushTlbIpi, Tlbi)):
+            return NEVER
+        return DETAIL if self.subject.concerns(body.mm, body.start, body.end) else NEVER
+
+    def _memory(self, record: r.Record) -> int:
+        """A record of memory."""
+        subject = self.subject
+        if isinstance(record, r.PteChange):
+            return NEVER if _same_access(record) else self._change(record)
+        if isinstance(record, r.PteRead):
+            here = (record.mm, record.address) == (subject.mm, subject.address)
+            return DETAIL if here else NEVER
+        if isinstance(record, (r.FrameFreed, r.FrameAllocated, r.Access)):
+            return ESSENTIAL if record.frame in subject.frames else NEVER
+        return NEVER
+
+    def _changes(self, record: r.Record) -> bool:
+        """Whether the page's own entry changes, or one above it."""
+        if not isinstance(record, r.PteChange) or _same_access(record):
+            return False
+        end = record.address + (1 << self.world.shift(record.level))
+        return self.subject.concerns(record.mm, record.address, end)
+
+    def _change(self, record: r.PteChange) -> int:
+        """The page's own entry, and those above it; where else its frame goes."""
+        subject = self.subject
+        if self._changes(record):
+            return ESSENTIAL
+        maps = ptes.hw_present(record.new) and ptes.frame_of(record.new) in subject.frames
+        return HELPFUL if maps else NEVER
+
+    def _agent(self, body: Message | bytes) -> int:
+        """A message to the agent, or to what it is a part of."""
+        subject = self.subject
+        if isinstance(body, (KvmRequest, InProgress, SeqBump, MemslotAdd)):
+            return ESSENTIAL
+        if isinstance(body, (IotlbInvalidate, AtcInvalidate, InvalidateRequest, DmaAccess)):
+            return ESSENTIAL
+        if isinstance(body, (AtsdLaunch, Tlbie, SpaClearCache, TerminatePasid)):
+            return ESSENTIAL
+        if isinstance(body, (AtsTranslate, PriRequest)):
+            return HELPFUL
+        if isinstance(body, (SpteSet, SpteClear)):
+            return ESSENTIAL if body.gfn in subject.gfns else NEVER
+        if isinstance(body, SeqRead):
+            return HELPFUL
+        if isinstance(body, (MmuLock, MmuUnlock)):
+            return MINOR
+        if isinstance(body, (FlushTlbIpi, Tlbi)):
+            return ESSENTIAL if subject.cache in ("tlb", "iotlb", "atc", "pwc") else DETAIL
+        return DETAIL if isinstance(body, SpteLoad) else NEVER
+
+    def record(self, record: r.Record, node: str, operation: str) -> int:
+        """A record of anyone but memory."""
+        subject = self.subject
+        mine = operation in subject.operations
+        agent = node == subject.agent
+        if isinstance(record, (r.OpBegin, r.OpEnd)):
+            return HELPFUL if mine else MINOR if operation in self.beside else NEVER
+        if isinstance(record, r.NotifierCall):
+            return self._notifier(record, mine)
+        if isinstance(record, r.LoopCut):
+            return ESSENTIAL if record.subscriber in subject.parties else NEVER
+        if isinstance(record, (r.Fill, r.WalkDiscarded, r.GuestEnter, r.PermissionFault)):
+            return ESSENTIAL if agent and mine else NEVER
+        if isinstance(record, r.TableCached):
+            return ESSENTIAL if agent and record.table in subject.frames else NEVER
+        if isinstance(record, (r.FaultRetry, r.Evict)):
+            return DETAIL if agent and mine else NEVER
+        if isinstance(record, (r.InvalidateBegin, r.InvalidateDone)):
+            return HELPFUL if agent and record.fills else NEVER
+        if isinstance(record, (r.GuestExit, r.ApicTrapped)):
+            return DETAIL if agent and mine else NEVER
+        return NEVER
+
+    def _notifier(self, record: r.NotifierCall, mine: bool) -> int:
+        """A callback of the agent, whoever makes it, if it could have been about the page."""
+        subject = self.subject
+        if record.subscriber not in subject.parties:
+            return NEVER
+        if mine:
+            return ESSENTIAL if record.phase == "begin" else DETAIL
+        covers = subject.concerns(record.mm, record.start, record.end)
+        return HELPFUL if covers and record.phase == "begin" else NEVER
+
+    def flush(self, mm: str, start: int, end: int, operation: str) -> int:
+        """A flush that a processor sends to others, or has waited for."""
+        if mm and not self.subject.concerns(mm, start, end):
+            return NEVER
+        return MINOR if operation in self.subject.operations else DETAIL
+
+
+def _same_access(record: r.PteChange) -> bool:
+    """Only accessed and dirty changed."""
+    quiet = ptes.ACCESSED | ptes.DIRTY
+    return record.old & ~quiet == record.new & ~quiet

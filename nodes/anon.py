@@ -1,0 +1,63 @@
+"""Whose an anonymous page is: ``PageAnonExclusive``, and who maps it, in the ``memory`` node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmurace.nodes.driver import Handler
+from mmurace.nodes.swap import Swap
+from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages.base import Ack, Message
+
+
+class Anon(Swap):
+    """The part of the ``memory`` node that answers about anonymous pages."""
+
+    def anon_handlers(self) -> Mapping[type[Message], Handler]:
+        """By message."""
+        return {
+            m.RmapAdd: self.rmap_add, m.RmapTryDup: self.rmap_try_dup,
+            m.RmapTryShare: self.rmap_try_share,
+            m.PageAnonExclusive: self.page_anon_exclusive,
+            m.SetPageAnonExclusive: self.set_page_anon_exclusive,
+        }  # fmt: skip
+
+    def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
+        """Note a mapping of a frame."""
+        self._mapped(message.frame, message.mm, message.address)
+        if message.exclusive:
+            self.port.touch(("page", message.frame))
+            self.frame(message.frame).anon_exclusive = True
+        return Ack()
+
+    def _mapped(self, number: int, mm: str, address: int) -> None:
+        self.frame(number).rmap.append((mm, address))
+
+    def rmap_try_dup(self, message: m.RmapTryDup, _: Envelope) -> m.Flag:
+        """A mapping in another process, unless only a copy will do."""
+        shared = self._share(message.frame)
+        if shared:
+            self._mapped(message.frame, message.mm, message.address)
+        return m.Flag(shared)
+
+    def rmap_try_share(self, message: m.RmapTryShare, _: Envelope) -> m.Flag:
+        """A swap or migration entry, which a fork copies as it is, is about to lead to it."""
+        return m.Flag(self._share(message.frame))
+
+    def _share(self, number: int) -> bool:
+        folio = self.frame(number)
+        self.port.touch(("page", number))
+        if folio.anon_exclusive and folio.pins:
+            return False
+        folio.anon_exclusive = False
+        return True
+
+    def page_anon_exclusive(self, message: m.PageAnonExclusive, _: Envelope) -> m.Flag:
+        """Whether it is."""
+        return m.Flag(self.frame(message.frame).anon_exclusive)
+
+    def set_page_anon_exclusive(self, message: m.SetPageAnonExclusive, _: Envelope) -> Ack:
+        """From now on."""
+        self.frame(message.frame).anon_exclusive = True
+        return Ack()

@@ -1,0 +1,244 @@
+"""mm/memory.c ``do_wp_page``: a store to a page that is mapped and must not be written yet."""
+
+from __future__ import annotations
+
+from mmurace.nodes.kernel import (
+    do_fault,
+    gup,
+    mmu_notifier,
+    page_alloc,
+    pgtable,
+    swapfile,
+    vm_fault,
+)
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.vm_fault import VmFault
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.messages.memory import (
+    FolioLock,
+    FolioUnlock,
+    FrameAlloc,
+    FrameCopy,
+    PageAnon,
+    PageAnonExclusive,
+    PageGet,
+    PagePut,
+    PtlLock,
+    PtlUnlock,
+    RmapAdd,
+    RmapRemove,
+    SetPageAnonExclusive,
+)
+from mmurace.protocol.messages.swap import (
+    FolioFreeSwap,
+    FolioRefCount,
+    FolioTrylock,
+    PageSwapEntry,
+)
+
+
+async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
+    """``do_wp_page``: write to the page of the file, reuse a page that is ours alone, or copy.
+
+    The PTL is held, and the entry is ``fault.pte`` but for what walkers may set; released here.
+    """
+    folio, counted = ptes.frame_of(fault.pte), not fault.pte & ptes.SPECIAL
+    anon = counted and (not fault.vma.file or (await cpu.mem(PageAnon(folio))).value)
+    if anon:
+        reuse = await _may_reuse(cpu, fault, folio)
+        if reuse is None:
+            await cpu.mem(PtlUnlock(fault.table))
+            return 0
+        if reuse:
+            await wp_page_reuse(cpu, fault)
+            await cpu.mem(PtlUnlock(fault.table))
+            await notify_upgrade(cpu, fault)
+            return 0
+    if counted:
+        await cpu.mem(PageGet(folio))
+    await cpu.mem(PtlUnlock(fault.table))
+    shared = counted and not anon and fault.vma.shared
+    return await (wp_page_shared if shared else wp_page_copy)(cpu, fault)
+
+
+# ---- is it ours alone? -----------------------------------------------------------------------
+
+
+async def _may_reuse(cpu: Processor, fault: VmFault, folio: int) -> bool | None:
+    """Whether an anonymous page is this process's alone; None: its entry has changed meanwhile.
+
+    cpu0 (write fault)                  cpu1                        cpu2 (the other process)
+    finds the page shared: will copy
+    copies it                                                       unmaps it
+                                        mapped once: reuse, store
+                                        (swapped out, read in: the entry is what it was)
+    finds its entry as it was           [Required: cpu0 has a reference, which from
+    maps the copy: the store is lost    v5.9 on forbids the reuse]
+
+    Who counts as another user depends on the release (``Kernel.cow_reuse``).
+    """
+    how = cpu.world.kernel.mm.cow_reuse
+    if how == "reuse_swap_page":
+        return await _reuse_swap_page(cpu, fault, folio)
+    if how == "anon_exclusive" and (await cpu.mem(PageAnonExclusive(folio))).value:
+        return True
+    if how == "page_count":
+        return await _mapped_and_referenced_once(cpu, folio)
+    reuse = await wp_can_reuse_anon_folio(cpu, folio)
+    if reuse and how == "anon_exclusive":
+        await cpu.mem(SetPageAnonExclusive(folio))
+    return reuse
+
+
+async def _reuse_swap_page(cpu: Processor, fault: VmFault, folio: int) -> bool | None:
+    """``do_wp_page`` to v5.8: with the page locked, if need be after a wait without the PTL."""
+    if not (await cpu.mem(FolioTrylock(folio))).value:
+        await cpu.mem(PageGet(folio))
+        await cpu.mem(PtlUnlock(fault.table))
+        await cpu.sleep(MEMORY, FolioLock(folio))
+        await cpu.mem(PtlLock(fault.table))
+        same = await vm_fault.load(cpu, fault) == fault.pte
+        if not same:
+            await cpu.mem(FolioUnlock(folio))
+        await gup.put_page(cpu, folio)
+        if not same:
+            return None
+    reuse = await swapfile.reuse_swap_page(cpu, folio)
+    await cpu.mem(FolioUnlock(folio))
+    return reuse
+
+
+async def _mapped_and_referenced_once(cpu: Processor, folio: int) -> bool:
+    """``do_wp_page`` from v5.9 to v5.17 (09854ba94c6a): any reference more leads to a copy.
+
+    That of the swap cache, too.
+    """
+    if (await cpu.mem(FolioRefCount(folio))).value != 1:
+        return False
+    if not (await cpu.mem(FolioTrylock(folio))).value:
+        return False
+    alone = await swapfile.page_mapcount(cpu, folio) == 1
+    alone = alone and (await cpu.mem(FolioRefCount(folio))).value == 1
+    await cpu.mem(FolioUnlock(folio))
+    return alone
+
+
+async def wp_can_reuse_anon_folio(cpu: Processor, folio: int) -> bool:
+    """``wp_can_reuse_anon_folio`` (v6.7; the same in ``do_wp_page`` from v5.18, 53a05ad9f21d).
+
+    The reference of the swap cache goes, if it can; no other may be there.  ``lru_add_drain`` is
+    left out: there are no per-CPU lists.
+
+    cpu0 (reclaim)                      cpu1 (write fault in the other process)
+    folio lock
+    swap entry in place of one mapping
+                                        mapped once      [Required: not reused, or what is stored
+    write it to swap                    goes to swap, where the first process reads it]
+    """
+    references = (await cpu.mem(FolioRefCount(folio))).value
+    if references > 1 and references > 1 + await _in_swap_cache(cpu, folio):
+        return False
+    if not (await cpu.mem(FolioTrylock(folio))).value:
+        return False
+    if await _in_swap_cache(cpu, folio):
+        await cpu.mem(FolioFreeSwap(folio))
+    alone = (await cpu.mem(FolioRefCount(folio))).value == 1
+    await cpu.mem(FolioUnlock(folio))
+    return alone
+
+
+async def _in_swap_cache(cpu: Processor, folio: int) -> bool:
+    """``folio_test_swapcache``."""
+    return (await cpu.mem(PageSwapEntry(folio))).value > 0
+
+
+# ---- write -----------------------------------------------------------------------------------
+
+
+async def wp_page_shared(cpu: Processor, fault: VmFault) -> int:
+    """``wp_page_shared`` with ``finish_mkwrite_fault``: the caller took a reference.
+
+    cpu0 (write fault)                  cpu1 (writeback)
+    folio lock; page: dirty             waits for it
+    PTL; pte: writable, dirty           [Required: not clean between the two]
+    unlock                              pte: read-only, clean; writes the page
+    """
+    frame = ptes.frame_of(fault.pte)
+    changed = False
+    locked = await do_fault.do_page_mkwrite(cpu, fault.vma.file, frame)
+    if locked:
+        await cpu.mem(PtlLock(fault.table))
+        changed = await vm_fault.load(cpu, fault) == fault.pte
+        if changed:
+            await wp_page_reuse(cpu, fault)
+        await cpu.mem(PtlUnlock(fault.table))
+        await cpu.mem(FolioUnlock(frame))
+    await gup.put_page(cpu, frame)
+    if changed:
+        await notify_upgrade(cpu, fault)
+    return 0
+
+
+async def wp_page_reuse(cpu: Processor, fault: VmFault) -> None:
+    """``wp_page_reuse``: the same frame, now writable; under the PTL."""
+    new = fault.pte | ptes.ACCESSED | fault.write_flags
+    await pgtable.ptep_set_access_flags(cpu, fault.mm, fault.address, fault.table, new, True)
+
+
+async def notify_upgrade(cpu: Processor, fault: VmFault) -> None:
+    """A bracket back to back once the PTL is dropped (proposed in May 2023, never merged).
+
+    It does not surround the change, so nothing may be concluded from being inside it; a
+    shared-table secondary is flushed by the ``invalidate_range`` of its end.
+    """
+    if not cpu.world.kernel.mm.upgrade_notify.startswith("generic_after_ptl"):
+        return
+    range_ = MmuNotifierRange(
+        fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_UPGRADE
+    )
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+
+
+async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
+    """``wp_page_copy``: a new frame in place of a shared one (the caller took a reference).
+
+    cpu0 (COW)                          device, through its IOTLB
+    clear pte; flush CPUs and secondaries
+                                        [Required: no old translation from here on]
+    publish the new frame               reads the new frame, never the old one after it
+    """
+    source = ptes.frame_of(fault.pte)
+    counted = not fault.pte & ptes.SPECIAL
+    frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
+    if frame < 0:
+        await gup.put_page(cpu, source)
+        return -ENOMEM
+    if counted:
+        await cpu.mem(FrameCopy(source, frame))
+    range_ = MmuNotifierRange(
+        fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.CLEAR
+    )
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await cpu.mem(PtlLock(fault.table))
+    raced = await vm_fault.load(cpu, fault) != fault.pte
+    if not raced:
+        await pgtable.ptep_clear_flush_notify(cpu, fault.mm, fault.address, fault.table)
+        await cpu.mem(RmapAdd(frame, fault.mm, fault.address, exclusive=True))
+        await vm_fault.set_pte_at(
+            cpu, fault, ptes.make(frame, vm_fault.ANON_FLAGS | fault.write_flags)
+        )
+        if counted:  # only now: who finds the page mapped once may write to it
+            await cpu.mem(RmapRemove(source, fault.mm, fault.address))
+    await cpu.mem(PtlUnlock(fault.table))
+    await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.mm.cow_range_only_end)
+    await gup.put_page(cpu, frame if raced else source)
+    if counted:
+        idle = not raced and cpu.world.kernel.mm.cow_frees_swap_cache
+        await cpu.mem(PagePut(source, swap_cache=idle))
+    return 0

@@ -1,0 +1,94 @@
+"""fs/proc/task_mmu.c: ``/proc/PID/clear_refs``."""
+
+from __future__ import annotations
+
+from mmurace.nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.world import MEMORY
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.messages.memory import (
+    MmapDowngrade,
+    MmapLock,
+    MmapUnlock,
+    PteGetAndClear,
+    PteScan,
+    PteSet,
+    PtlLock,
+    PtlUnlock,
+    TlbFlushPending,
+    VmaFind,
+)
+
+
+async def clear_refs_write(cpu: Processor, mm: str) -> int:
+    """``clear_refs_write`` of CLEAR_REFS_SOFT_DIRTY: every page read-only, so that stores are seen.
+
+    The bracket is [0, -1UL) in all releases: before v6.6 this is who tells ``invalidate_range`` of
+    everything, from ``invalidate_range_end``.  The CPUs are flushed behind it.
+
+    cpu0 (clear_refs)                   cpu1
+                                        (TLB holds the page, writable and dirty)
+    pte: read-only, not soft-dirty
+    flush                               [Required: the copy is gone before this returns, or a store
+    return                              through it is in nobody's report]
+    """
+    gathers = cpu.world.kernel.mm.clear_refs_flush != "flush_tlb_mm"
+    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    if gathers:
+        await _with_gather(cpu, mm)
+    else:
+        await cpu.mem(TlbFlushPending(mm, 1))
+        await _clear_soft_dirty_range(cpu, mm)
+        await tlb.flush_tlb_mm(cpu, mm)
+        await cpu.mem(TlbFlushPending(mm, -1))
+    await cpu.mem(MmapUnlock(mm))
+    return 0
+
+
+async def _with_gather(cpu: Processor, mm: str) -> None:
+    """To v5.10: mmap_lock held for read, and a gather of everything.
+
+    To v5.5 that is a ``fullmm`` gather, which flushes at its end.  From v5.6 (0758cd830494) a
+    gather that has cleared nothing flushes nothing, unless another is in flight.
+    """
+    gather = await mmu_gather.tlb_gather_mmu(cpu, mm, 0, ULONG_MAX)
+    await cpu.mem(MmapDowngrade(mm))
+    await _clear_soft_dirty_range(cpu, mm)
+    if cpu.world.kernel.mm.clear_refs_flush == "fullmm_gather":
+        gather.fullmm = True
+        gather.reset()
+    await mmu_gather.tlb_finish_mmu(cpu, gather)
+
+
+async def _clear_soft_dirty_range(cpu: Processor, mm: str) -> None:
+    """The bracket, and ``clear_refs_pte_range`` for what is mapped in it.
+
+    arm64 has no CONFIG_MEM_SOFT_DIRTY: its ``clear_soft_dirty`` is empty.
+    """
+    range_ = MmuNotifierRange(mm, 0, ULONG_MAX, MmuNotifierEvent.SOFT_DIRTY)
+    await mmu_notifier.invalidate_range_start(cpu, range_)
+
+    async def visit(table: int, first: int, last: int, _address: int) -> None:
+        await _clear_refs_pte_range(cpu, table, first, last)
+
+    if cpu.world.kernel.machine != "arm64":
+        for vma in (await cpu.mem(VmaFind(mm, 0, cpu.world.address_end()))).vmas:
+            await pgtable.walk_page_range(cpu, mm, vma.start, vma.end, visit)
+    await mmu_notifier.invalidate_range_end(cpu, range_)
+
+
+async def _clear_refs_pte_range(cpu: Processor, table: int, first: int, last: int) -> None:
+    """``clear_refs_pte_range``: ``clear_soft_dirty`` of each entry, under the PTL."""
+    await cpu.mem(PtlLock(table))
+    while first < last:
+        found = await cpu.mem(PteScan(table, first, last))
+        if found.index < 0:
+            break
+        first = found.index + 1
+        if ptes.pte_present(found.pte):
+            old = (await cpu.mem(PteGetAndClear(table, found.index))).pte
+            await cpu.mem(PteSet(table, found.index, old & ~ptes.WRITE))
+    await cpu.mem(PtlUnlock(table))

@@ -1,0 +1,251 @@
+"""Whose invalidation windows an adversary was inside, by operation and kind of cache.
+
+The window of an operation on a page is where a copy can go stale: from the moment at which the
+holder begins to lose its entry, or the entry of the page table is taken away, whichever comes
+first, until the holder has lost it.  A shadow MMU loses its entries first, everybody else last:
+
+    invalidate_range_start     window of a shadow MMU (spte, gtlb, and vmcs where it hears of it)
+      zap                        opens
+    entry taken away             decides       opens: window of who walks the table itself
+    flush of the CPUs, IOTLBs, ATCs, links                                    closes
+
+Somebody else was inside if, between these, it
+
+- accessed the page through its old entry, or ran a guest with it (all but shadow entries: nobody
+  accesses through these),
+- installed, or threw away, what a load from before had seen,
+- or, where the old entry is gone before the page table's, loaded that once more, and installed it
+  or was refused.
+
+"Between" is happens-before: after the opening, or not known there to be over.  On a right kernel
+whoever took the entry away waits for all of this, so it does not depend on the linearisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from mmurace.nodes.secondary import Part, caches, of
+from mmurace.nodes.world import World
+from mmurace.oracle.state.kinds import kinds
+from mmurace.oracle.state.live import Cached, Change, Op, Page, State
+from mmurace.oracle.state.order import Row
+from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.limits import ORACLE_ACCESSES_KEPT
+from mmurace.protocol.records import FaultRetry
+
+Cell = tuple[str, str]
+"""(kind of operation, kind of cache)."""
+
+TAKES_AWAY: Final = frozenset({
+    "Mmap", "Mremap", "Fork", "Execve", "Exit", "Truncate", "Writeback", "Munmap", "Brk",
+    "Mprotect", "MadviseDontneed", "MadviseFree", "Kswapd", "MigratePages", "Touch",
+})  # fmt: skip
+"""Operations that are there to take entries away, and ``Touch`` as it copies on write.
+
+Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
+_MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
+"""Operations that workloads use on the APIC page."""
+
+
+def of_guests() -> frozenset[str]:
+    """What a guest holds of what a shadow MMU holds."""
+    return kinds().by_guest_address
+
+
+def cells_of(kinds: Iterable[str], world: World) -> tuple[Cell, ...]:
+    """The cells that operations of these ``kinds`` can meet in ``world``, in a fixed order."""
+    taking = sorted(TAKES_AWAY.intersection(kinds))
+    return tuple((kind, cache) for kind in taking for cache in _caches(world, kind))
+
+
+def _caches(world: World, kind: str) -> Iterable[str]:
+    if len(world.cpus) > 1:  # the one that runs the operation runs no user code meanwhile
+        yield "tlb"
+    latched = kinds().latched
+    for name in caches():
+        asked = (part for part in world.parts if part.holders().get(name) and _is_asked(part))
+        if any(asked) and (name not in latched or kind in _MOVES_ANY_PAGE):
+            yield name
+
+
+def _is_asked(part: Part) -> bool:
+    """Whether some node of it can be asked for an access."""
+    return any(nodes(part) for nodes in of(part).accesses.values())
+
+
+class _Zap:
+    """A shadow MMU lost what it held of a page; the entry is still there."""
+
+    __slots__ = ("by", "inside", "row")
+
+    def __init__(self, row: Row, by: frozenset[str]) -> None:
+        self.row, self.by = row, by
+        self.inside = False
+        """Whether a guest was seen to use it since."""
+
+
+_Zaps = dict[tuple[Page, str], _Zap]
+"""By page and cache (``spte`` or ``vmcs``)."""
+
+
+class Windows:
+    """Counts operations that had somebody inside, by cell."""
+
+    def __init__(self, cells: Iterable[Cell], world: World, state: State, memory: int) -> None:
+        self.entered: dict[Cell, int] = dict.fromkeys(cells, 0)
+        """Operations of this kind in whose window somebody with such a cache was."""
+        self.state, self.memory, self.kinds = state, memory, kinds()
+        self.reasons = {one.refused: one.name for one in caches().values() if one.refused}
+        """Why a fault must be repeated -> for which cache it was."""
+        self.from_ = {one.source: one.name for one in caches().values() if one.source}
+        """Cache -> the one that is filled from its entries."""
+        self.shadow: Mapping[str, frozenset[str]] = {
+            part.name: frozenset(part.nodes()) - {part.name} or frozenset({part.name})
+            for part in world.parts
+        }
+        self.inside: dict[str, set[str]] = {}
+        """Operation in flight -> caches that were counted for it."""
+        self.zapped: dict[str, _Zaps] = {}
+        """Operation in flight -> what it has made shadow MMUs lose."""
+        self.refused: dict[str, str] = {}
+        """Operation in flight -> the cache for which a vCPU was refused what it had loaded."""
+        self.loads: dict[str, list[tuple[Op, str, set[str]]]] = {}
+        """Operation in flight -> in whose windows it has loaded the entry, and for which cache."""
+        self._accessed: dict[str, int] = {}
+        """Guest TLB or VMCS entry -> the delivery of the last access through it; the newest."""
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Kind of operation -> cache -> in how many windows somebody was; 0: never."""
+        found: dict[str, dict[str, int]] = {}
+        for (kind, cache), count in self.entered.items():
+            found.setdefault(kind, {})[cache] = count
+        return found
+
+    def _enter(self, op: Op, cache: str) -> None:
+        self._count(op, cache, self.inside.setdefault(op.id, set()))
+
+    def _count(self, op: Op, cache: str, counted: set[str]) -> None:
+        """``counted``: the caches that were counted for this operation so far."""
+        if cache not in counted and (op.kind, cache) in self.entered:
+            counted.add(cache)
+            self.entered[op.kind, cache] += 1
+
+    # -- what happens -------------------------------------------------------------------------
+
+    def accessed(self, fill: Cached, op: Op, n: int) -> None:
+        """Memory answers an access of ``op`` through ``fill``."""
+        if fill.cache in self.kinds.by_guest_address:
+            self._last_access(fill.name, n)
+        if fill.read.page.changes:
+            for change in _since(fill.read.page, fill.read.n):
+                self._beside(change, fill.cache, op)
+
+    def _last_access(self, name: str, n: int) -> None:
+        self._accessed.pop(name, None)
+        self._accessed[name] = n
+        if len(self._accessed) > ORACLE_ACCESSES_KEPT:
+            del self._accessed[next(iter(self._accessed))]
+
+    def filled(self, fill: Cached, op: Op | None) -> None:
+        """``op`` installs what a load from before the page's changes had seen."""
+        for change in _since(fill.read.page, fill.read.n):
+            self._beside(change, fill.cache, op)
+
+    def walk_discarded(self, cache: str, address: int, op: Op | None, row: Row) -> None:
+        """``op`` throws away what it has loaded."""
+        for read in op.reads if op is not None else ():
+            if read.page.address == address:
+                for change in _since(read.page, read.n):
+                    if change.n <= row[self.memory]:
+                        self._beside(change, cache, op)
+
+    def _beside(self, change: Change, cache: str, op: Op | None) -> None:
+        if not change.op.ended and change.op is not op:
+            self._enter(change.op, cache)
+
+    def left_guest(self, vmcs: Iterable[Cached], n: int) -> None:
+        """A vCPU leaves the guest, where the processor used these."""
+        for fill in vmcs:
+            self._last_access(fill.name, n)
+            for change in fill.read.page.changes:
+                if change.row[fill.index] < n:
+                    self._beside(change, fill.cache, None)
+
+    # -- shadow MMUs ----------------------------------------------------------------------------
+
+    def zap(self, fills: Iterable[str], op: Op, node: str, row: Row) -> None:
+        """``op`` makes the shadow table at ``node`` lose these entries."""
+        for name in fills:
+            fill = self.state.fills.get(name)
+            if fill is not None:
+                self._opens(op, fill.read.page, fill.cache, _Zap(row, self.shadow[node]))
+
+    def reload(self, vmcs: Iterable[Cached], op: Op, node: str, row: Row) -> None:
+        """``op`` makes a vCPU forget the APIC page."""
+        for fill in vmcs:
+            self._opens(op, fill.read.page, fill.cache, _Zap(row, frozenset((node,))))
+
+    def _opens(self, op: Op, page: Page, cache: str, zap: _Zap) -> None:
+        self.zapped.setdefault(op.id, {}).setdefault((page, cache), zap)
+
+    def kicked(self, fills: Iterable[str], op_id: str) -> None:
+        """An operation has made a vCPU lose these guest translations."""
+        zaps = self.zapped.get(op_id)
+        if not zaps:
+            return
+        for name in fills:
+            fill = self.state.fills.get(name)
+            zap = self._zap_of(fill, zaps) if fill is not None else None
+            if zap is not None and self._accessed.get(name, 0) > zap.row[self.memory]:
+                zap.inside = True
+
+    def _zap_of(self, fill: Cached, zaps: _Zaps) -> _Zap | None:
+        """The zap of what a guest translation was filled from."""
+        source = caches()[fill.cache].source if fill.cache in self.kinds.derived else ""
+        return zaps.get((fill.read.page, source))
+
+    def retried(self, record: FaultRetry, op_id: str) -> None:
+        """A vCPU may not install what it has loaded."""
+        cache = self.reasons.get(record.why)
+        if cache is None:
+            return
+        self.refused[op_id] = cache
+        for changer, wanted, counted in self.loads.pop(op_id, ()):
+            if wanted == cache:
+                self._count(changer, cache, counted)
+
+    def taken_away(self, change: Change) -> None:
+        """An entry is taken away: the decisive step."""
+        for fill in change.page.fills:
+            known = change.row[fill.index]
+            last = self._accessed.get(fill.name, 0) if fill.cache in self.kinds.latched else fill.n
+            if last > known and fill.read.n < change.n:
+                self._enter(change.op, fill.cache)
+        zaps = self.zapped.get(change.op.id)
+        for cache in (*self.kinds.zapped, *self.kinds.latched) if zaps else ():
+            zap = zaps.get((change.page, cache)) if zaps else None
+            if zap is not None:
+                self._after_zap(change, cache, zap)
+
+    def _after_zap(self, change: Change, cache: str, zap: _Zap) -> None:
+        if zap.inside and cache in self.from_:
+            self._enter(change.op, self.from_[cache])
+        for read in change.page.reads:
+            op = self.state.ops.get(operation_of(read.id))
+            if op is None or op.node not in zap.by or read.n <= zap.row[self.memory]:
+                continue
+            if self.refused.get(op.id) == cache:
+                self._enter(change.op, cache)
+            else:
+                counted = self.inside.setdefault(change.op.id, set())
+                self.loads.setdefault(op.id, []).append((change.op, cache, counted))
+
+
+def _since(page: Page, n: int) -> Iterator[Change]:
+    """The changes of a page that came after delivery ``n`` of memory, newest first."""
+    for change in reversed(page.changes):
+        if change.n < n:
+            return
+        yield change

@@ -1,0 +1,130 @@
+"""The arena of the ``mixed`` workload: its options, and where things are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import msgspec
+
+from mmurace.nodes.secondaries.kvm.part import Slot
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.scenarios.tables import TomlTable
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+FILE: Final = "data"
+GUEST_BASE: Final = 0x7F00_0000_0000
+"""Where the arena begins."""
+HEAP_BASE: Final = 0x5500_0000_0000
+FRAMES: Final = 256
+"""Frames of the pool: a few times the arena, so that a freed frame is reused at once."""
+
+GATHER_BATCH: Final = 2
+"""Pages of a gather: fewer than a slot has, so that frames are freed in the middle of a range."""
+
+
+class Mix(TomlTable, frozen=True):
+    """Relative weights of what a CPU program does next."""
+
+    touch: Weight = 25
+    munmap: Weight = 8
+    mprotect: Weight = 14
+    dontneed: Weight = 8
+    mmap: Weight = 4
+    """Map over what is mapped."""
+    brk: Weight = 6
+    migrate: Weight = 10
+    madvise_free: Weight = 0
+    mremap: Weight = 0
+    """Move a slot onto another.  Up to v6.5 a device may write to the old place too late (S2)."""
+    kswapd: Weight = 0
+    """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3), beside it
+    as beside ``migrate``."""
+    file: Weight = 0
+    """Map over what is mapped, a part of one file that all slots share, shared or private."""
+    writeback: Weight = 0
+    """Write that file back.  Up to v6.1 a store beside an unmap may be lost (S9)."""
+
+
+class Counts(TomlTable, frozen=True):
+    """How many nodes of each kind; devices and vCPUs are shared out evenly."""
+
+    cpus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2
+    iommus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    devices: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
+    """Behind all IOMMUs together; without any there is no IOMMU either."""
+    ats: bool = False
+    """Devices have translation caches of their own."""
+    vms: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    vcpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
+    """Of all VMs together; without any there is no VM either."""
+    links: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    """OpenCAPI links, on ppc only, which has no IOMMUs; 0: as many as ``devices`` there."""
+
+
+class MixedOptions(Counts, frozen=True):
+    """Nodes, sizes and mix of the workload."""
+
+    slots: Count = 6
+    pages: Count = 4
+    """Pages of a slot."""
+    heap: Count = 8
+    """Pages that the heap may grow to."""
+    mix: Mix = Mix()
+    operations: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Operations per program; 0: endless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where things are."""
+
+    options: MixedOptions
+    mm: str = "mm0"
+
+    def slot(self, index: int) -> int:
+        """The address of a slot.  A gap follows each, so that neighbours share no VMA."""
+        return GUEST_BASE + index * (self.options.pages + 1) * PAGE_SIZE
+
+    @property
+    def end(self) -> int:
+        """The first address behind all slots."""
+        return self.slot(self.options.slots)
+
+    @property
+    def apic(self) -> int:
+        """The VMM's address of KVM's APIC-access page."""
+        return self.end + PAGE_SIZE
+
+    @property
+    def apic_gpa(self) -> int:
+        """The guest's address of it."""
+        return self.apic - GUEST_BASE
+
+    def memslots(self) -> tuple[Slot, ...]:
+        """The whole arena is guest memory, and so is the heap, behind the APIC page."""
+        pages = (self.end - GUEST_BASE) >> PAGE_SHIFT
+        apic = self.apic_gpa >> PAGE_SHIFT
+        return (
+            Slot(0, pages, GUEST_BASE),
+            Slot(apic, 1, self.apic, True),
+            Slot(apic + 1, self.options.heap, HEAP_BASE),
+        )
+
+    def gpa(self, address: int) -> int:
+        """The guest's address of a byte of the arena or of the heap."""
+        if address < GUEST_BASE:
+            return self.apic_gpa + PAGE_SIZE + address - HEAP_BASE
+        return address - GUEST_BASE
+
+    def span(self, slot: int) -> tuple[int, int]:
+        """(address, length) of a slot."""
+        return self.slot(slot), self.options.pages * PAGE_SIZE
+
+    def somewhere(self, number: int) -> int:
+        """An address of a word in some slot, by a drawn number."""
+        options = self.options
+        page = self.slot(number % options.slots) + (number >> 8) % options.pages * PAGE_SIZE
+        return page + (number >> 16) % 8 * 8
