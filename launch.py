@@ -179,15 +179,18 @@ def show(race: str, as_json: bool) -> int:
     return codes.HELD
 
 
-def repro(race: str, kernel: str, on: On, seed: str | None, out: Path | None, as_json: bool) -> int:
+def repro(
+    race: str, kernel: str, patch: str, on: On, seed: str | None, out: Path | None, as_json: bool
+) -> int:
     """Provoke one race of the catalogue with its recipe."""
-    spec = catalogue.find(race).run(kernel, seed_from(seed))
+    spec = catalogue.find(race).run(kernel, seed_from(seed)).patched(patch)
     return perform(spec, on, out, as_json)
 
 
 def explore(
     race: str,
     kernel: str,
+    patch: str,
     strategy: str,
     exhaust: bool,
     scope: str,
@@ -208,10 +211,10 @@ def explore(
     known = catalogue.find(race)
     engine = searches.engine_from(strategy, exhaust, keep_going, recipe, scope)
     if engine:
-        spec = known.run_in_scope(kernel, seed_from(seed), scope)
+        spec = known.run_in_scope(kernel, seed_from(seed), scope).patched(patch)
         return searches.search(spec, engine, schedules, seconds, out, as_json, explanation)
     strategy = strategy or "portfolio"
-    spec = known.run(kernel, seed_from(seed))
+    spec = known.run(kernel, seed_from(seed)).patched(patch)
     spec = spec if recipe else replace(spec, chaos=None)
     options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")
     say(f"exploring {spec.name} with {strategy}, seed {spec.seed:#x}")
@@ -225,6 +228,13 @@ def explore(
         explored.print_exploration(stdout(), found)
         searches.tell(outcome, explanation)
     return found.exit_code
+
+
+def matrix(seed: str | None, **given: Any) -> int:
+    """Run every race on every kernel: beside what is expected, or stock beside patched."""
+    from mmurace.report.matrix import matrix as run_all
+
+    return run_all(seed=seed_from(seed), **given)
 
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
@@ -300,7 +310,7 @@ def check(source: Path, as_json: bool) -> int:
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "stress": stress, "list": list_races, "show": show, "kernels": kernels, "repro": repro,
     "explore": explore, "replay": replay, "minimize": minimize, "explain": explain,
-    "check": check,
+    "check": check, "matrix": matrix,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 

@@ -229,6 +229,26 @@ def author_of_function(function: Any) -> str:
     return next((f"{name}.py" for name in _LOADED if module == _PREFIX + name), "")
 
 
+def check_patch(patch: str) -> None:
+    """Raise ``UserError`` for a patch that no plug-in has declared; empty is none."""
+    if patch and patch not in _PATCHES:
+        known = ", ".join(_PATCHES) or "--plugin with a file that declares one"
+        raise UserError("--patch", f"no patch {patch!r}", known)
+
+
+_REACHED: Final[set[str]] = set()
+
+
+def reached() -> frozenset[str]:
+    """Patches of which a function ran, as stock or replaced, since ``forget_reached``."""
+    return frozenset(_REACHED)
+
+
+def forget_reached() -> None:
+    """Nothing ran yet."""
+    _REACHED.clear()
+
+
 def author_of_patch(patch: str) -> str:
     """The plug-in that declares a patch: ``x.py``; empty: none."""
     return next(iter(_PATCHES.get(patch, {}).values()), "")
@@ -291,6 +311,7 @@ def _chooser(stock: Any, new: Any, patch: str) -> Any:
 
     @functools.wraps(stock)
     async def chosen(cpu: Any, *given: Any, **named: Any) -> Any:
+        _REACHED.add(patch)
         if patch in cpu.world.kernel.patches:
             return await new(cpu, *given, **named)
         return await stock(cpu, *given, **named)
