@@ -6,6 +6,7 @@ found twice with no delivery handled in between, loops (or sleeps).
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from types import FrameType
@@ -48,6 +49,7 @@ def watch(file: str) -> None:
     if len(_WATCHDOG.files) == 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGALRM, _WATCHDOG.look)
         signal.setitimer(signal.ITIMER_REAL, PLUGIN_STEP_SECONDS, PLUGIN_STEP_SECONDS)
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # the handler goes before that
 
 
 def moved_on() -> None:

@@ -18,6 +18,7 @@ from tests.runs import nothing_left_behind as nothing_left_behind
 
 ROOT = Path(__file__).resolve().parents[1]
 NIC = ROOT / "tests" / "data" / "plugins" / "nic.py"
+DATA = NIC.parent
 RACE = NIC.with_suffix(".toml")
 RUN_SECONDS = 120.0
 SIMULATED = ("repro", str(RACE), "--on", "simulator", "--seed", "1")

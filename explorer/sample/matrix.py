@@ -54,10 +54,13 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Without a patch: it is as expected; with one: the patch changes nothing."""
+        """Without a patch: it is as expected; with one: it breaks nothing else than before.
+
+        What a bad kernel no longer breaks may be by chance of its schedules.
+        """
         if self.patched is None:
             return self.stock.as_expected
-        return not self.turned and set(self.stock.breaches) == set(self.patched.breaches)
+        return not self.turned and set(self.patched.breaches) <= set(self.stock.breaches)
 
     @property
     def turned(self) -> bool:
