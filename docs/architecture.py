@@ -70,11 +70,17 @@ def drawn(edges: Edges) -> Iterator[tuple[str, str]]:
     Of rooms that use one another the first stands for all, seen from outside.
     """
     reach = {room: _reachable(room, edges) for room in edges}
+
+    def stands_for(one: str, room: str, other: str) -> bool:
+        """The arrow from ``room`` to ``other`` follows from the one to, or from, ``one``."""
+        if room in reach[one]:
+            return one < room and other in edges[one]
+        return other in reach[one] and (one not in reach[other] or one < other)
+
     for room, others in edges.items():
         for other in sorted(others):
-            inside = room in reach[other]
-            by = (one for one in others if one != other and other in reach[one])
-            if inside or not any(one not in reach[other] or one < other for one in by):
+            by = (one for one in reach[room] - {room, other} if one in others or room in reach[one])
+            if room in reach[other] or not any(stands_for(one, room, other) for one in by):
                 yield room, other
 
 
