@@ -230,11 +230,13 @@ def explore(
     return found.exit_code
 
 
-def matrix(seed: str | None, **given: Any) -> int:
+def matrix(
+    races: list[str], patch: str, schedules: int | None, jobs: int, seed: str | None, as_json: bool
+) -> int:
     """Run every race on every kernel: beside what is expected, or stock beside patched."""
     from mmurace.report.matrix import matrix as run_all
 
-    return run_all(seed=seed_from(seed), **given)
+    return run_all(races, patch, schedules, jobs, seed_from(seed), as_json)
 
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:

@@ -89,13 +89,14 @@ def _path_of(given: str) -> Path:
 
 
 def _import(name: str, path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, path)
+    file = path.resolve()
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     before = set(kinds())
-    watch(str(path))
+    watch(str(file))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit, PluginLoops) as error:
@@ -115,7 +116,7 @@ def _check_messages(module: ModuleType, path: Path, before: set[str]) -> None:
 
 def _where(error: BaseException, path: Path) -> tuple[str, str]:
     """(file and line, what went wrong) of an error while a plug-in was imported."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    if isinstance(error, SyntaxError) and error.filename == str(path.resolve()):
         return f"{path}:{error.lineno}", f"is not Python: {error.msg}"
     line = _line_in(error.__traceback__, path)
     ours = isinstance(error, (EmulatorError, UserError))
@@ -124,7 +125,8 @@ def _where(error: BaseException, path: Path) -> tuple[str, str]:
 
 
 def _line_in(found: TracebackType | None, path: Path) -> int:
-    lines = [f.lineno for f in traceback.extract_tb(found) if Path(f.filename) == path]
+    file = str(path.resolve())
+    lines = [f.lineno for f in traceback.extract_tb(found) if f.filename == file]
     return lines[-1] or 0 if lines else 0
 
 

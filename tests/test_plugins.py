@@ -185,6 +185,21 @@ def test_what_is_wrong_at_import_is_told_by_line(case: str, tmp_path: Path) -> N
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (IMPORT, IMPORT + "1 / 0\n"),
+        (IMPORT, IMPORT + "while 1: pass\n"),
+        ("\nclass Nic(", "\nclass"),
+    ],
+)
+def test_a_file_beside_one_is_named_as_it_was_given(old: str, new: str, tmp_path: Path) -> None:
+    edited(tmp_path, old, new)
+    told = run(tmp_path, *SIMULATED, plugin=Path("nic.py"))
+    assert told.status == 2
+    assert re.match(r"\S+: nic\.py:\d+: ", told.err)
+
+
 def test_two_plugins_of_one_name_are_told_apart(tmp_path: Path) -> None:
     other = edited(tmp_path, '"nics", Nic', '"nicks", Nic')
     told = run(tmp_path, *SIMULATED, "--plugin", str(NIC), plugin=other)
@@ -261,6 +276,13 @@ def test_a_message_that_nobody_handles_is_no_verdict(
     told = run(tmp_path, *engine, plugin=path)
     assert (told.status, told.out) == (4, "")
     assert "plug-in nic.py: Foo from nic0 to cpu0: cpu0 does not handle Foo" in told.err
+
+
+def test_a_loop_of_a_file_beside_one_is_found(tmp_path: Path) -> None:
+    edited(tmp_path, LOOKUP, "while True: pass")
+    told = run(tmp_path, *SIMULATED, plugin=Path("nic.py"))
+    assert told.status == 4
+    assert "(access): does not come back within 5 s" in told.err
 
 
 def test_an_exploration_ends_with_it_too(tmp_path: Path) -> None:
