@@ -264,7 +264,7 @@ def replaces(file: str, function: str, patch: str = "") -> Callable[[Any], Any]:
     if it is left out.  The function gets the same arguments; the stock one is its ``.stock``.
     Raises ``EmulatorError`` if the emulator has no such function, or it takes something else.
     """
-    module = _module_of(file)
+    module = _module_of(file, function)
     stock = getattr(module, function, None)
     if not inspect.iscoroutinefunction(stock) or stock.__module__ != module.__name__:
         known = ", ".join(_functions_of(module))
@@ -331,17 +331,25 @@ def _put_everywhere(stock: Any, instead: Any) -> None:
                     setattr(module, key, instead)
 
 
-def _module_of(file: str) -> ModuleType:
-    """The module that stands for a file of the kernel: its docstring begins with the path."""
+def _module_of(file: str, function: str) -> ModuleType:
+    """The module that stands for a file of the kernel: its docstring begins with the path.
+
+    Of several that share a file, the one that has the function.
+    """
     root = variant.__name__.removesuffix(".variant")
-    known: dict[str, ModuleType] = {}
+    known: dict[str, list[ModuleType]] = {}
     for name, module in list(sys.modules.items()):
         if name.startswith(root.removesuffix(".kernel")):
             for path in _paths_of(module):
-                known.setdefault(path, module)
+                known.setdefault(path, []).append(module)
     if file not in known:
         raise EmulatorError(f"no file {file!r} is modelled; there are {', '.join(sorted(known))}")
-    return known[file]
+    own = (m for m in known[file] if _defines(m, function))
+    return next(own, known[file][0])
+
+
+def _defines(module: ModuleType, function: str) -> bool:
+    return getattr(vars(module).get(function), "__module__", "") == module.__name__
 
 
 def _paths_of(module: ModuleType) -> list[str]:

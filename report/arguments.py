@@ -175,7 +175,7 @@ def _stress(commands: Commands) -> None:
     add("--workload", default="mixed", metavar="mixed|FILE.strace",
         help="what runs; FILE is an strace log")  # fmt: skip
     add("--kernel", default="", metavar="RELEASE",
-        help=f"a release from {OLDEST} to {NEWEST}; else v6.6")  # fmt: skip
+        help=f"a release from {OLDEST} to {NEWEST}; else v6.6.5")  # fmt: skip
     add("--arch", default="", help="x86, arm64 or ppc; else x86")
     add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
         help="differ in a switch")  # fmt: skip

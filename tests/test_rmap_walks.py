@@ -22,6 +22,7 @@ from mmurace.explorer.sample.strategies import Paces, Pos, Stall
 from mmurace.nodes.build import build_all
 from mmurace.nodes.kernel import rmap
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import anon_vma_lock_read, anon_vma_unlock_read
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.memory import Memory
 from mmurace.nodes.page_table import entries_below
@@ -197,9 +198,9 @@ def places_are_looked_up_before_the_lock(patch: pytest.MonkeyPatch) -> None:
 
     async def rmap_walk(cpu: Processor, folio: int, file: str, visit: rmap.Visit) -> None:
         for place in (await cpu.mem(m.RmapWalk(folio))).places:
-            await cpu.sleep(MEMORY, m.AnonVmaLock(place[0], False))
+            await anon_vma_lock_read(cpu, place[0])
             await visit(place)
-            await cpu.mem(m.AnonVmaUnlock(place[0]))
+            await anon_vma_unlock_read(cpu, place[0])
 
     patch.setattr(rmap, "rmap_walk", rmap_walk)
 

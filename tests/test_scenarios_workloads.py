@@ -31,7 +31,7 @@ from mmurace.scenarios.strace_log import parse_log
 from tests.test_scenarios import DATA, records_of, verdict_of
 
 LOGS = ("numpy", "node", "bash", "gcc", "redis")
-KERNEL = preset("v6.6")
+KERNEL = preset("v6.6.5")
 
 
 def account_of(text: str) -> Account:
@@ -372,7 +372,7 @@ def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
 
 @pytest.mark.parametrize(
     ("release", "arch", "mremap"),
-    [("v6.6", "x86", 8), ("v6.6", "arm64", 8), ("v6.2", "x86", 0), ("v5.8", "x86", 0)],
+    [("v6.6.5", "x86", 8), ("v6.6.5", "arm64", 8), ("v6.2", "x86", 0), ("v5.11", "x86", 0)],
 )
 def test_mixed_with_all_of_it_in_a_small_pool_holds(release: str, arch: str, mremap: int) -> None:
     mix = Mix(madvise_free=12, mremap=mremap, kswapd=0 if arch == "arm64" else 2, file=12)

@@ -1,7 +1,8 @@
-"""The SVA drivers' notifier callback and I/O page faults.
+"""drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c, drivers/iommu/intel/svm.c,
+drivers/iommu/iommu-sva.c and drivers/iommu/iommu.c: shared virtual addressing.
 
-drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c, drivers/iommu/intel/svm.c: a bound mm's page
-table is walked by the unit itself, so all that the driver does is to queue invalidations.
+A bound mm's page table is walked by the unit itself, so all that a driver does is to queue
+invalidations, and to serve I/O page faults.
 """
 
 from __future__ import annotations
@@ -94,11 +95,16 @@ async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: i
 
 
 def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
-    """One op: a v6.6 kernel refuses a subscriber that has this one and start or end as well."""
-    name = (
-        "arch_invalidate_secondary_tlbs" if kernel.arch.arch_secondary_flush else "invalidate_range"
-    )
-    return {name: invalidate_secondary_tlbs}
+    """One op: a v6.6 kernel refuses a subscriber that has this one and start or end as well.
+
+    And, to v4.12, ``intel_invalidate_page`` or ``mn_invalidate_page``: the same for one page.
+    """
+    if kernel.arch.arch_secondary_flush:
+        return {"arch_invalidate_secondary_tlbs": invalidate_secondary_tlbs}
+    ops = {"invalidate_range": invalidate_secondary_tlbs}
+    if kernel.mm.rmap_notifies != "range":
+        ops["invalidate_page"] = invalidate_secondary_tlbs
+    return ops
 
 
 async def iommu_release_device(cpu: Processor, operation: DeviceRemove) -> int:

@@ -1,4 +1,4 @@
-"""drivers/misc/ocxl/context.c and link.c: a process attaches to a link, faults there, and leaves.
+"""drivers/misc/ocxl/context.c, drivers/misc/ocxl/link.c: a process attaches, faults, leaves.
 
 What tags a translation may belong to another process next, so the order in which it is taken back
 is what keeps the two apart:
