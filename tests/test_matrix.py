@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from mmurace.explorer.sample import matrix
-from mmurace.protocol.errors import UserError
+from mmurace.protocol.errors import (
+    EmulatorError,
+    PeerError,
+    PeerLost,
+    PluginError,
+    ReplayDivergence,
+    TimedOut,
+    UserError,
+)
 from mmurace.report.matrix import matrix_dict, summary
 from tests.test_plugins import DATA, run
 
@@ -96,6 +105,26 @@ def test_a_patched_kernel_runs_and_replays(on: str, tmp_path: Path) -> None:
     assert "v6.2 x86 with shorter-bracket" in told.out
     assert run(tmp_path, "replay", "patched", plugin=PATCH).status == 1
     assert run(tmp_path, "replay", "patched").status == 2
+
+
+ERRORS = (
+    UserError("a.toml: x", "is 1", "2"), PeerLost("kvm0"), TimedOut("a hello", 2.0),
+    ReplayDivergence("cpu0", 7, "kind", "differs"), PluginError("plug-in x.py: no"),
+    EmulatorError("a fault"), PeerError("malformed"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_comes_whole_out_of_a_job(error: Exception) -> None:
+    """One that does not would leave whoever waits for the job waiting."""
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_race_that_goes_away_while_jobs_run_ends_them(tmp_path: Path) -> None:
+    task = matrix.Task(str(tmp_path / "gone.toml"), "v6.2", "", 1, 1)
+    with pytest.raises(UserError, match="gone.toml"):
+        list(matrix.rows([task], jobs=2))
 
 
 def test_a_plugin_that_breaks_in_a_job_is_named(tmp_path: Path) -> None:
