@@ -21,6 +21,7 @@ from mmurace.oracle.rules.table import Rule, add_rule
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol import pte, records
 from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.program import Operation, OpDone
 from mmurace.protocol.messages.shadow import DeviceAccess, GetUserPage, UserPage
@@ -36,6 +37,7 @@ __all__ = [
     "Handlers",
     "Kernel",
     "Message",
+    "MmuNotifierEvent",
     "Node",
     "OpDone",
     "Operation",
