@@ -49,17 +49,23 @@ class Cache:
     source: str = ""
     """The cache from whose entries it is filled, if not from page-table entries."""
     by_guest_address: bool = False
-    """Its addresses are guest-physical ones."""
+    """Its addresses are the secondary's own (guest-physical ones), not those of an mm."""
     tags_reused: bool = False
     """Its tags are numbers that are given out again, not names."""
     latched: bool = False
     """A value of it counts as usable once its holder begins to use it, not when it is written."""
+    dropped_on: str = ""
+    """The request (``RequestPosted``) that makes its holder drop a latched value."""
     read_only: bool = False
     """It says where a page is, and gives no right to store."""
     refused: str = ""
     """The reason (of a ``FaultRetry``) for which an install is refused."""
     filled_by: str = ""
     """The kernel function, or what hardware does, by which an entry gets in; for reports."""
+    held_in: str = ""
+    """Where its holder has an entry, for reports: ``a shadow entry``; empty: in its ``name``."""
+    shows: str = ""
+    """What a new entry is called there, a template over ``frame``; empty: as any entry."""
     upper: bool = False
     """It holds upper entries of page tables, not translations."""
     dropped_by: tuple[type[Message], ...] = ()

@@ -230,8 +230,8 @@ def _statistics(statistics: Mapping[str, Any]) -> Lines:
     single = {
         "frames_reused": "cached frames freed and used again",
         "walks_discarded": "walks discarded",
-        "apic_trapped": "APIC accesses trapped",
-        "apic_untrapped": "APIC accesses NOT trapped",
+        "accesses_trapped": "accesses trapped",
+        "accesses_not_trapped": "accesses NOT trapped",
         "out_of_memory": "allocations that found no free frame",
         "oom_kills": "processes killed by the OOM killer",
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from mmurace.explorer.explain.interleaving import Row
-from mmurace.explorer.explain.weights import DECISIVE, HELPFUL
 from mmurace.protocol.codec import message_kinds
+from mmurace.protocol.told import DECISIVE, HELPFUL
 from mmurace.report.condense import condensed
 from mmurace.report.steps import function_text, text_of
 

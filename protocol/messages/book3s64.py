@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.told import ESSENTIAL, Told
 
 
 def pid_tag(pid: int) -> str:
@@ -94,3 +95,4 @@ class Tlbie(Request[Ack], frozen=True):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("xsl", "pid")
+    TOLD: ClassVar[Told] = Told(weight=ESSENTIAL, row="receiver")

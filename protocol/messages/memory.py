@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
 
 
@@ -210,12 +211,18 @@ class FrameWrite(Request[Ack], frozen=True):
 
 # ---- locks ---------------------------------------------------------------------------------
 
+_PTL = Lock("PtlLock", "PTL", spins=True)
+_MMAP_LOCK = Lock("MmapLock", "mmap_lock of {mm}")
+_FOLIO_LOCK = Lock("FolioLock", "folio lock of frame {frame:#x}")
+_ANON_VMA = Lock("AnonVmaLock", "anon_vma lock of {mm}")
+
 
 class PtlLock(Request[Ack], frozen=True):
     """``pte_offset_map_lock``: the spinlock of one page-table page; granted in order."""
 
     table: int
     OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
+    TAKES: ClassVar[Lock | None] = _PTL
 
 
 class PtlUnlock(Request[Ack], frozen=True):
@@ -223,6 +230,7 @@ class PtlUnlock(Request[Ack], frozen=True):
 
     table: int
     OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
+    GIVES_BACK: ClassVar[Lock | None] = _PTL
 
 
 class MmapLock(Request[Ack], frozen=True):
@@ -232,6 +240,7 @@ class MmapLock(Request[Ack], frozen=True):
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
     ACCESS: ClassVar[str] = "add"
+    TAKES: ClassVar[Lock | None] = _MMAP_LOCK
 
 
 class MmapUnlock(Request[Ack], frozen=True):
@@ -240,6 +249,7 @@ class MmapUnlock(Request[Ack], frozen=True):
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
     ACCESS: ClassVar[str] = "add"
+    GIVES_BACK: ClassVar[Lock | None] = _MMAP_LOCK
 
 
 class MmapDowngrade(Request[Ack], frozen=True):
@@ -254,6 +264,7 @@ class FolioLock(Request[Ack], frozen=True):
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+    TAKES: ClassVar[Lock | None] = _FOLIO_LOCK
 
 
 class FolioUnlock(Request[Ack], frozen=True):
@@ -261,6 +272,7 @@ class FolioUnlock(Request[Ack], frozen=True):
 
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+    GIVES_BACK: ClassVar[Lock | None] = _FOLIO_LOCK
 
 
 class FolioAddWaiter(Request[Waiter], frozen=True):
@@ -276,6 +288,8 @@ class FolioWait(Request[Ack], frozen=True):
     frame: int
     waiter: str
     OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
+    MAY_SLEEP: ClassVar[bool] = True
+    MAY_COME_LATER: ClassVar[bool] = True
 
 
 class AnonVmaLock(Request[Ack], frozen=True):
@@ -285,6 +299,7 @@ class AnonVmaLock(Request[Ack], frozen=True):
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
     ACCESS: ClassVar[str] = "add"
+    TAKES: ClassVar[Lock | None] = _ANON_VMA
 
 
 class AnonVmaUnlock(Request[Ack], frozen=True):
@@ -293,6 +308,7 @@ class AnonVmaUnlock(Request[Ack], frozen=True):
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
     ACCESS: ClassVar[str] = "add"
+    GIVES_BACK: ClassVar[Lock | None] = _ANON_VMA
 
 
 # ---- frames --------------------------------------------------------------------------------
@@ -309,6 +325,7 @@ class FrameAlloc(Request[FrameNumber], frozen=True):
     level: int = 0
     """For a table: 0 holds leaf entries."""
     OBJECT: ClassVar[tuple[str, ...]] = ("allocator",)
+    MAY_SLEEP: ClassVar[bool] = True
 
 
 class PageGet(Request[Flag], frozen=True):

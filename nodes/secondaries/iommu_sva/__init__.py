@@ -35,12 +35,16 @@ SVA = Secondary(
     node_class=node_class,
     caches=(
         Cache(
-            "iotlb", "shared", filled_by="IOMMU page walk",
+            "iotlb", "shared", filled_by="IOMMU page walk", held_in="its IOTLB",
             dropped_by=(IotlbInvalidate,), heard=(Tlbi,),
         ),
-        Cache(PWC, "shared", upper=True, dropped_by=(IotlbInvalidate,), heard=(Tlbi,)),
+        Cache(
+            PWC, "shared", upper=True, held_in="its paging-structure cache",
+            dropped_by=(IotlbInvalidate,), heard=(Tlbi,),
+        ),
         Cache(
             "atc", "shared", source="iotlb", filled_by="ATS translation request",
+            held_in="its ATC",
             dropped_by=(InvalidateRequest,),
         ),
     ),

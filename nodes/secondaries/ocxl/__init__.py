@@ -42,6 +42,7 @@ OCXL = Secondary(
     caches=(
         Cache(
             "xsl", "shared", tags_reused=True, filled_by="page walk of the link",
+            held_in="its translation cache",
             dropped_by=(AtsdLaunch,), heard=(Tlbie,),
         ),
     ),
