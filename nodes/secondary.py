@@ -147,6 +147,18 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How one of its nodes dies; None: nothing goes on without it."""
         return None
 
+    def ended_by(self, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether an operation destroys it, so that nothing may use it then or later."""
+        return False
+
+    def needed_by(self, node: str, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether an operation of a node holds a reference to it."""
+        return False
+
+    def let_go_by(self, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether the node that was asked for an operation needs it no more afterwards."""
+        return False
+
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """The same with a node less that no program uses; None: without it."""
         if not any(name in used for name in self.nodes()):

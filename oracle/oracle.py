@@ -113,13 +113,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self._told_of = {
             part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
         }
-        self._bracketed = frozenset(
-            part.name
-            for one in secondaries()
-            if not one.own_bracket and any(cache.table == "shadow" for cache in one.caches)
-            for part in one.parts(world)
-        )
-        """Shadow MMUs of which the core's calls say when they may install again."""
+        self._bracketed = _bracketed_by_the_core(world)
         self._n, self._id, self._node, self._at = 0, "", "", 0
         self._row: Row = ()
         self._op_id = ""
@@ -446,6 +440,16 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)
+
+
+def _bracketed_by_the_core(world: World) -> frozenset[str]:
+    """Shadow MMUs of which the core's calls say when they may install again."""
+    shadows = (
+        one
+        for one in secondaries()
+        if not one.own_bracket and any(cache.table == "shadow" for cache in one.caches)
+    )
+    return frozenset(part.name for one in shadows for part in one.parts(world))
 
 
 _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {

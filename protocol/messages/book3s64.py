@@ -94,5 +94,5 @@ class Tlbie(Request[Ack], frozen=True):
     pid: int
     start: int
     end: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("xsl", "pid")
+    OBJECT: ClassVar[tuple[str, ...]] = ("pid_tlb", "pid")
     TOLD: ClassVar[Told] = Told(weight=ESSENTIAL, row="receiver")

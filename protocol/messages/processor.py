@@ -1,4 +1,4 @@
-"""What a processor (a ``cpu`` node, or the CPU that a ``vcpu`` thread runs on) answers."""
+"""What a processor (a ``cpu`` node, or the CPU under a thread that runs a guest) answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations: what programs ask of processors, devices and vCPUs, one message each.
+"""Operations: what programs ask of nodes, one message each.
 
 The broker feeds a program's next operation when the last one is done; the id of the message is
 ``program/index``.

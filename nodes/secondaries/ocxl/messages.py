@@ -136,7 +136,7 @@ class AtsdLaunch(Request[Ack], frozen=True):
     pid: int
     start: int
     end: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("xsl", "pid")
+    OBJECT: ClassVar[tuple[str, ...]] = ("pid_tlb", "pid")
     TOLD: ClassVar[Told] = Told(
         function="pnv_ocxl_tlb_invalidate",
         called="ATSD",
