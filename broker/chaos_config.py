@@ -186,10 +186,10 @@ def _rule(table: Any, where: str) -> Rule:
     return rule
 
 
-def _known_keys(table: Any, struct: type, where: str, dot: str) -> None:
+def _known_keys(table: Any, struct: type[msgspec.Struct], where: str, dot: str) -> None:
     if not isinstance(table, Mapping):
         raise UserError(where.rstrip(": ."), f"is {table!r}", "a table")
-    known = [field.name for field in msgspec.structs.fields(struct)]
+    known = struct.__struct_fields__
     for key in table:
         if key not in known:
             raise UserError(f"{where}{dot}{key}", "unknown key", suggest(str(key), known))
@@ -285,9 +285,9 @@ def _check_when(when: When, where: str) -> None:
 
 
 def _check_match(match: Match, where: str) -> None:
-    for field in msgspec.structs.fields(Match):
-        if getattr(match, field.name) == ():
-            raise UserError(f"{where}.{field.name}", "an empty list matches nothing", "a name")
+    for name in Match.__struct_fields__:
+        if getattr(match, name) == ():
+            raise UserError(f"{where}.{name}", "an empty list matches nothing", "a name")
     if match.kind is not None:
         _check_kinds(match.kind, message_kinds(), f"{where}.kind")
     if match.op is not None:

@@ -37,16 +37,17 @@ from mmurace.broker.schedules import Recorded
 from mmurace.nodes import sockets
 from mmurace.nodes.disk import install
 from mmurace.nodes.runtime import EXIT_BROKEN, FAREWELL_SECONDS, prepare_child, what_broke
-from mmurace.protocol import codec, limits, wire
+from mmurace.protocol import limits, wire
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope
 from mmurace.protocol.errors import PeerError
+from mmurace.protocol.messages.base import kinds
 
 
 @cache
 def known_kinds() -> frozenset[str]:
     """Kinds that a node may send."""
-    kinds = codec.message_kinds()
-    return frozenset(kinds) | {kind + REPLY_MARK for kind in kinds}
+    names = kinds()
+    return frozenset(names) | {kind + REPLY_MARK for kind in names}
 
 
 UNENDING = 1 << 62

@@ -18,14 +18,17 @@ import msgspec
 import reference
 from structs import field_notes, plain
 
+from mmurace.nodes import build
 from mmurace.protocol import messages, records
 from mmurace.protocol.envelope import REPLY_MARK
 from mmurace.protocol.messages import base
 
+assert build  # with it everything that declares messages is imported
 ROOT = Path(__file__).resolve().parents[1]
 
 HEAD = """\
-<!-- Made by docs/generate.py from protocol/messages and protocol/records.py.  Do not edit. -->
+<!-- Made by docs/generate.py from protocol/messages, nodes/secondaries/*/messages.py and
+protocol/records.py.  Do not edit. -->
 
 # Messages and records
 
@@ -51,14 +54,17 @@ def page() -> str:
 
 
 def modules() -> list[types.ModuleType]:
-    """The modules of messages, the shared one first."""
+    """The modules of messages: the shared one, the core's, the secondaries'."""
     found = [m for _, m in sorted(vars(messages).items()) if inspect.ismodule(m) and m is not base]
-    return [base, *found]
+    declared = {module.__name__: module for module in found}
+    own = {sys.modules[cls.__module__].__name__ for cls in base.kinds().values()} - set(declared)
+    own.discard(base.__name__)
+    return [base, *found, *(sys.modules[name] for name in sorted(own))]
 
 
 def module_title(module: types.ModuleType) -> str:
-    """``memory`` for ``protocol.messages.memory``."""
-    name = module.__name__.rpartition(".")[2]
+    """``memory`` for ``protocol.messages.memory``, ``kvm`` for a secondary's ``kvm.messages``."""
+    name = module.__name__.removesuffix(".messages").rpartition(".")[2]
     return "Shared by all" if module is base else f"Messages: {name}"
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import get_args
 
 import msgspec
 from structs import field_notes, plain
 
-from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.kernel.variant.switch import fields_of, owners
 from mmurace.oracle.sometimes import Condition, Mark, known_caches
+from mmurace.report.kernels import shown
 from mmurace.scenarios.operations import operation_keys
 from mmurace.scenarios.operations import operations as known_operations
 
 HEAD = """\
-<!-- Made by docs/generate.py from nodes/kernel/variant.py, protocol/messages/program.py and
+<!-- Made by docs/generate.py from nodes/kernel/variant/, the secondaries and
 oracle/sometimes.py.  Do not edit. -->
 
 # What a scenario can say
@@ -32,9 +33,10 @@ SWITCHES = """\
 
 What a kernel does, each on its own.  A release and an architecture are a preset of them; `set` in a
 `[[kernel]]` and `--set` change single ones.  Values that contradict each other are refused.
+`launch.py kernels` prints with which release each value came, `kernels v6.2 v6.6` the commits.
 
-| switch | values | |
-|---|---|---|"""
+| switch | values | | where |
+|---|---|---|---|"""
 OPERATION_HEAD = """\
 ## Operations
 
@@ -66,19 +68,13 @@ def page() -> str:
 
 def switches() -> Iterator[str]:
     """A row for each."""
-    notes, hints = field_notes(Kernel), get_type_hints(Kernel)
-    for name in Kernel.__struct_fields__:
-        if name not in ("release", "arch"):
-            yield f"| `{name}` | {values(hints[name])} | {notes.get(name, '')} |"
-
-
-def values(hint: Any) -> str:
-    """What a switch can be."""
-    if hint is bool:
-        return "`false`, `true`"
-    if get_origin(hint) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(hint))
-    return f"`{getattr(hint, '__name__', hint)}`"
+    for owner in owners():
+        notes = field_notes(owner)
+        for field in fields_of(owner):
+            place = f"{field.switch.function} ({field.switch.file})"
+            where = "hardware" if field.switch.hardware else place
+            known = ", ".join(f"`{shown(value)}`" for value in field.values)
+            yield f"| `{field.name}` | {known} | {notes.get(field.name, '')} | {where} |"
 
 
 def operations() -> Iterator[str]:

@@ -9,7 +9,6 @@ wrong in it is its author's fault, and is told by file and line: ``UserError`` w
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import inspect
 import signal
@@ -75,7 +74,9 @@ def _load(given: str) -> Plugin:
 def _path_of(given: str) -> Path:
     if given.endswith(".py"):
         return Path(given)
-    points = importlib.metadata.entry_points(group=GROUP)
+    from importlib.metadata import entry_points  # slow, and needed by few
+
+    points = entry_points(group=GROUP)
     for point in points.select(name=given):
         spec = importlib.util.find_spec(point.module)
         if spec is not None and spec.origin is not None:

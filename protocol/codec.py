@@ -19,7 +19,6 @@ from mmurace.protocol.messages import Message, kinds
 
 T = TypeVar("T")
 
-_MESSAGE_KINDS: dict[str, type[Message]] = {}
 RECORD_KINDS = {cls.__name__: cls for cls in records.Record.__subclasses__()}
 
 
@@ -46,13 +45,6 @@ def convert(value: Any, kind: type[T]) -> T:
         raise PeerError(str(error)) from None
 
 
-def message_kinds() -> Mapping[str, type[Message]]:
-    """Every kind of message: looked up once, when all that declare some have been imported."""
-    if not _MESSAGE_KINDS:
-        _MESSAGE_KINDS.update(kinds())
-    return _MESSAGE_KINDS
-
-
 def encode_message(message: Message) -> bytes:
     """A message as bytes."""
     return pack(message)
@@ -60,7 +52,7 @@ def encode_message(message: Message) -> bytes:
 
 def decode_message(data: bytes) -> Message:
     """Bytes as a message of any kind.  Raises ``PeerError``."""
-    return _by_tag(unpack(data), message_kinds())
+    return _by_tag(unpack(data), kinds())
 
 
 def record_from(value: Any) -> records.Record:

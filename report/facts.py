@@ -7,11 +7,16 @@ from typing import Any
 from mmurace.explorer.run.outcome import Outcome
 from mmurace.nodes.kernel.variant import Kernel, usual
 from mmurace.nodes.kernel.variant.preset import differences
+from mmurace.protocol.errors import UserError
 
 
 def switches_set(kernel: Kernel) -> dict[str, Any]:
     """The switches that differ from the preset of the kernel's release and architecture."""
-    return {field.name: here for field, here, _ in differences(kernel, usual(kernel))}
+    try:
+        near = usual(kernel)
+    except UserError:  # a release that nobody knows
+        return dict(kernel.switches())
+    return {field.name: here for field, here, _ in differences(kernel, near)}
 
 
 def kernel_text(kernel: Kernel) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from mmurace.nodes.secondary import caches
-from mmurace.protocol.codec import message_kinds
 from mmurace.protocol.envelope import REPLY_MARK
-from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.base import Message, kinds
 from mmurace.protocol.messages.program import Operation
 
 ACCESSES: Final = {
@@ -93,7 +92,7 @@ DATA: Final = {"FrameRead": "load", "FrameWrite": "store"}
 
 def kind_of(name: str) -> type[Message] | None:
     """The class of a message; None if no message is called so."""
-    return message_kinds().get(name)
+    return kinds().get(name)
 
 
 def operation_of_kind(name: str) -> type[Operation]:

@@ -67,6 +67,8 @@ POINTS: Final[dict[str, frozenset[str]]] = {
          "write_upgrade"),
         frozenset(),
     ),
+    "anon_exclusive_pinned": frozenset({"MigratePages", "Kswapd"}),
+    "fork_copied_pinned": frozenset({"Fork"}),
     "folio_mkclean": frozenset({"Writeback"}),
     "lazyfree_discarded": frozenset({"MadviseFree"}),
     "lazyfree_kept": frozenset({"MadviseFree"}),

@@ -127,7 +127,7 @@ def _choices(kind: Any, path: str) -> str:
 
 def _keys(kind: type[Any]) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [field.encode_name for field in msgspec.structs.fields(kind)]
+        return list(kind.__struct_encode_fields__)
     return []
 
 

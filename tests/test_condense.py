@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mmurace.explorer.explain.interleaving import Row
-from mmurace.protocol.codec import message_kinds
+from mmurace.protocol.messages.base import kinds
 from mmurace.protocol.told import DECISIVE, HELPFUL
 from mmurace.report.condense import condensed
 from mmurace.report.steps import function_text, text_of
@@ -68,7 +68,7 @@ def test_a_callback_in_which_nothing_happened_does_not_return() -> None:
 
 
 def test_every_message_has_a_name_of_the_kernel_or_of_the_hardware() -> None:
-    for kind in message_kinds():
+    for kind in kinds():
         named = function_text(kind, "Munmap")
         assert named
         assert named == named.strip()

@@ -13,7 +13,7 @@ from mmurace.nodes.kernel.variant import Kernel, preset
 from mmurace.oracle.sometimes import conditions_from
 from mmurace.protocol.errors import UserError
 from mmurace.scenarios.catalogue import load_race
-from mmurace.scenarios.conditions import POINTS, Possible
+from mmurace.scenarios.conditions import Possible, points
 from mmurace.scenarios.operations import programs_from
 from mmurace.scenarios.worlds import world_from
 from tests.test_cases import CASES, case
@@ -165,8 +165,11 @@ def test_every_point_that_nodes_emit_is_known() -> None:
                 for part in ast.walk(call.args[0]):
                     if isinstance(part, ast.Constant):
                         emitted.add(part.value)
-    assert emitted <= set(POINTS)
-    assert set(POINTS) - emitted == {"pasid_reused", "pid_reused"}  # named where they are passed on
+    assert emitted <= set(points())
+    assert set(points()) - emitted == {
+        "pasid_reused",
+        "pid_reused",
+    }
 
 
 # ---- the case ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from mmurace.broker.recorder import (
 from mmurace.broker.schedules import Arrival, RandomWalk, Recorded, Schedule
 from mmurace.broker.simulator import Simulator
 from mmurace.nodes.journal import Journal, JournalReader, journal_path
-from mmurace.nodes.world import World
+from mmurace.nodes.runtime import read_world
 from mmurace.protocol import codec, wire
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.errors import PeerError, UserError
@@ -80,7 +80,7 @@ def simulate(
     if replay is not None:
         record = read_record(replay)
         exchange = Exchange(Feeder(record.programs(programs)), record.faults, recorded=True)
-    world = codec.convert(codec.unpack(toy.world()), World)
+    world = read_world(toy.world())
     drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
     ending = Simulator(drivers, exchange, schedule, recorder.observe).run()
     recorder.close(Outcome(QUIESCENT, ending, exchange.counts.as_dict()))
@@ -95,7 +95,7 @@ def pipelined(directory: Path, seed: int, rules: ChaosRules, schedule: Schedule)
     recorded = isinstance(schedule, Recorded)
     exchange = Exchange(Feeder(toy.programs(12, each=2)), recorder.watch(rules), recorded)
     in_flight: InFlight = {name: deque() for name in toy.NODES}
-    world = codec.convert(codec.unpack(toy.world()), World)
+    world = read_world(toy.world())
     drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
     handled: dict[str, deque[Handled]] = {name: deque() for name in toy.NODES}
     dispatch, chance = dispatcher(schedule, exchange, in_flight, 1 << 62), random.Random(seed)
@@ -231,7 +231,7 @@ def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
 def test_the_follower_gives_what_the_simulator_did(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, toy.NODES)
     seen: list[tuple[int, str, str, int]] = []
-    world = codec.convert(codec.unpack(toy.world()), World)
+    world = read_world(toy.world())
     follower = Follower(tmp_path, toy.NODES)
     steps = []
 
@@ -324,7 +324,7 @@ def test_a_bad_schedule_is_refused_with_its_line(
 def test_a_run_whose_process_is_gone_lacks_its_last_deliveries_only(tmp_path: Path) -> None:
     """Nobody closes the files, as after kill -9."""
     recorder = Recorder(tmp_path, toy.NODES)
-    world = codec.convert(codec.unpack(toy.world()), World)
+    world = read_world(toy.world())
     drivers = {name: toy.build(name, world, 1) for name in toy.NODES}
     exchange = Exchange(Feeder(toy.programs(10_000)))
     made = 5 * JOURNAL_FLUSH_EVERY - 1

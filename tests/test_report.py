@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from mmurace.broker.chaos import parse_rules
@@ -17,10 +18,9 @@ from mmurace.explorer.run.outcome import OperationCount, Outcome
 from mmurace.nodes.kernel.variant import preset
 from mmurace.oracle.verdict import How, Verdict
 from mmurace.oracle.violation import Event, Violation
-from mmurace.protocol.codec import message_kinds
 from mmurace.protocol.envelope import BROKER, Envelope
 from mmurace.protocol.errors import UserError
-from mmurace.protocol.messages.base import Ack
+from mmurace.protocol.messages.base import Ack, kinds
 from mmurace.protocol.messages.program import operation_kinds
 from mmurace.protocol.trace import Ending
 from mmurace.report import catalogue, directory, functions, machine, terminal, words
@@ -104,7 +104,7 @@ def test_the_summary_of_a_run_that_held() -> None:
         "  secondaries operations that invalidated what was cached: iotlb 120, spte 3",
         "              cached frames freed and used again 12",
         "  run         runs/one",
-        "  repeat      python launch.py replay runs/one",
+        f"  repeat      {words.command('replay', 'runs/one')}",
     ]
 
 
@@ -183,7 +183,7 @@ def test_nothing_that_a_terminal_acts_on_is_printed() -> None:
 def test_the_command_is_never_broken() -> None:
     long = Path("/tmp") / ("x" * 200) / "with space"
     text = printed(an_outcome(run_dir=long))
-    assert f"python launch.py replay '{long}'\n" in text
+    assert f"{words.command('replay', long)}\n" in text
 
 
 # ---- the report of a violation -----------------------------------------------------------------
@@ -244,12 +244,12 @@ def test_a_deadlock_has_no_translation() -> None:
 
 def test_a_run_with_violations_ends_with_the_command_that_repeats_it() -> None:
     lines = printed(an_outcome(VIOLATION)).splitlines()
-    assert lines[-2:] == ["reproduce: python launch.py replay runs/one", RULER]
+    assert lines[-2:] == [f"reproduce: {words.command('replay', 'runs/one')}", RULER]
 
 
 def test_functions_are_of_messages_that_exist() -> None:
     named = {*functions.ACCESSES, *functions.DATA, *functions.ENTRY_CHANGES}
-    assert named <= set(message_kinds())
+    assert named <= set(kinds())
 
 
 def test_an_operation_says_which_functions_it_stands_for() -> None:
@@ -285,7 +285,7 @@ def test_json_is_one_object_with_everything() -> None:
     assert value["kernel"]["set"] == {"gather_calls_ir": False}
     assert value["operations"]["Touch"] == {"done": 40, "errors": {"14": 3}}
     assert value["violations"][0]["racing"][1]["n"] == 131
-    assert value["repeat"] == "python launch.py replay runs/one"
+    assert value["repeat"] == words.command("replay", "runs/one")
 
 
 # ---- the catalogue -----------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_a_race_is_shown_with_all_that_it_is() -> None:
     heads = ("Kernels:", "The window was entered if:", "Programs:", "Recipe", "Sources:", "Run it:")
     assert all(head in page for head in heads)
     assert race.story.splitlines()[0] in page
-    assert "python launch.py repro E08 --kernel v6.6" in page
+    assert words.command("repro", "E08", "--kernel", "v6.6") in page
 
 
 def test_a_race_is_json() -> None:
@@ -337,10 +337,9 @@ def test_a_race_is_json() -> None:
 def test_a_kernel_of_no_known_release_is_told_in_full() -> None:
     kernel = preset("v6.6")
     assert kernel_text(kernel) == "v6.6 x86"
-    own = type(kernel)(
-        **{f: getattr(kernel, f) for f in kernel.__struct_fields__} | {"release": "me"}
-    )
-    assert kernel_text(own).startswith("me x86 (release=me")
+    own = structs.replace(kernel, release="me")
+    assert kernel_text(own).startswith("me x86 (")
+    assert "end_calls_ir=false" in kernel_text(own)
 
 
 def test_words() -> None:

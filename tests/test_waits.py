@@ -17,8 +17,8 @@ from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.world import MEMORY, World
 from mmurace.oracle.oracle import Oracle
-from mmurace.protocol.codec import message_kinds
 from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import kinds
 from mmurace.protocol.messages.memory import MmapLock, MmapUnlock
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
@@ -69,7 +69,7 @@ def test_some_request_waits_in_some_scope() -> None:
         for seed in range(WALKS):
             met |= {request.kind for _, request, _ in pairs(model, seed)}
     assert {"PtlLock"} <= met
-    assert all(only_waits(message_kinds()[kind]) for kind in met)
+    assert all(only_waits(kinds()[kind]) for kind in met)
 
 
 @pytest.mark.parametrize("switches", [{}, {"gather_calls_ir": False}])

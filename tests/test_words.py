@@ -21,6 +21,7 @@ from mmurace.report.screen import WIDTH, console
 from mmurace.scenarios import versions
 from mmurace.scenarios.catalogue import find
 from mmurace.scenarios.spec import Expectation, RunSpec
+from tests.runs import change_by_hand
 
 ROOT = Path(__file__).parent.parent
 RACE = ("repro", "E08", "--kernel", "v6.2-end-only", "--on", "simulator", "--seed", "0x1f")
@@ -162,7 +163,7 @@ def test_a_run_says_by_which_code_it_was_made(elsewhere: Path) -> None:
 def test_a_replay_by_other_code_says_so(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved(elsewhere / "one")
     file = run / "run.toml"
-    file.write_text(file.read_text().replace(versions.current()["code"], "0123456789ab"))
+    change_by_hand(file, versions.current()["code"], "0123456789ab")
     monkeypatch.setattr(session, "compare_runs", lambda *_: ("cpu0", 7, "records"))
     (elsewhere / "two").mkdir()
     outcome = session.replay(run, "simulator", elsewhere / "two")

@@ -136,7 +136,7 @@ def test_a_log_brings_its_own_programs(tmp_path: Path, text: str) -> None:
         ("schema = 1\n[kernel]\nrelease = 'v9'\n", "world.toml: kernel.release: unknown kernel"),
         (
             "schema = 1\n[kernel]\narch = 'vax'\n",
-            "world.toml: kernel.machine: unknown architecture",
+            "world.toml: kernel.arch: unknown architecture",
         ),
         ("schema = 1\n[kernel.set]\nbmt = true\n", "world.toml: kernel.set: unknown switch 'bmt'"),
         ("schema = 1\n[kernel.set]\nbtm = true\n", "world.toml: kernel.set: btm without broad"),

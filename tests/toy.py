@@ -16,9 +16,9 @@ from mmurace.broker.programs import Program, Step
 from mmurace.nodes.driver import Driver, Handler
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.node import Node
+from mmurace.nodes.runtime import pack_world
 from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.world import World
-from mmurace.protocol import codec
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.messages.base import Message
 from mmurace.protocol.messages.memory import PteLoad, PteValue, PtlLock
@@ -37,7 +37,7 @@ RAISE, HANG, DIE = 1, 2, 3
 
 def world(nodes: tuple[str, ...] = NODES) -> bytes:
     """A world whose CPUs are the toy nodes, packed."""
-    return codec.pack(World(kernel=preset("v6.6"), cpus=nodes))
+    return pack_world(World(kernel=preset("v6.6"), cpus=nodes))
 
 
 def build(name: str, of: World, seed: int) -> Driver:

@@ -22,9 +22,8 @@ from mmurace.explorer.shrink.case import Case, operation_in
 from mmurace.explorer.shrink.play import Moment
 from mmurace.oracle.violation import Violation
 from mmurace.protocol import records as r
-from mmurace.protocol.codec import message_kinds
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
-from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.base import Message, kinds
 from mmurace.protocol.messages.memory import PteScan, TlbFlushPending
 from mmurace.protocol.messages.program import Operation
 from mmurace.protocol.messages.swap import TlbBatchedLoad
@@ -281,7 +280,7 @@ _NOTHING: Final = Told()
 
 def _told(kind: str) -> Told:
     """What a message says of itself; of a record, nothing."""
-    message = message_kinds().get(kind)
+    message = kinds().get(kind)
     return message.TOLD if message is not None else _NOTHING
 
 

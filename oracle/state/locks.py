@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from mmurace.protocol.codec import message_kinds
 from mmurace.protocol.envelope import REPLY_MARK
+from mmurace.protocol.messages.base import kinds
 
 
 class LockKinds(NamedTuple):
@@ -20,13 +20,17 @@ class LockKinds(NamedTuple):
     """Requests that may sleep: for a lock, for memory, for a grace period."""
 
 
-@cache
 def lock_kinds() -> LockKinds:
-    """Those of all messages; looked up once, when all that declare some have been imported."""
+    """Those of all messages that there are by now."""
+    return _lock_kinds(len(kinds()))
+
+
+@cache
+def _lock_kinds(_known: int) -> LockKinds:
     moved: dict[str, tuple[str, bool]] = {}
     spins: set[str] = set()
     sleeps: set[str] = set()
-    for kind, message in message_kinds().items():
+    for kind, message in kinds().items():
         taken, given = message.TAKES, message.GIVES_BACK
         if taken is not None:
             moved[kind + REPLY_MARK] = taken.name, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
@@ -50,12 +50,18 @@ class Message(
     OF_MM: ClassVar[str] = "mm"
     """The field, if there is one, that says whose translations it is about."""
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        _KINDS.clear()
+
     def object_key(self) -> ObjectKey:
         """The declared object of this very message."""
         key = _KEYS.get(type(self)) or _KEYS.setdefault(type(self), _key_maker(self.OBJECT))
         return key(self)
 
 
+_KINDS: dict[str, type[Message]] = {}
+"""What ``kinds`` has found; empty after another class has been declared."""
 _KEYS: dict[type[Message], Callable[[Message], ObjectKey]] = {}
 """How the key of a class is made; explorations ask for it at every delivery."""
 
@@ -97,13 +103,13 @@ class PeerGone(Message, frozen=True):
     """
 
 
-def kinds() -> dict[str, type[Message]]:
+def kinds() -> Mapping[str, type[Message]]:
     """Every message class that there is by now, by its kind (the class name)."""
-    found: dict[str, type[Message]] = {}
-    todo: list[Any] = [Message]
-    while todo:
-        cls = todo.pop()
-        for child in cls.__subclasses__():
-            found[child.__name__] = child
-            todo.append(child)
-    return found
+    if not _KINDS:
+        todo: list[Any] = [Message]
+        while todo:
+            cls = todo.pop()
+            for child in cls.__subclasses__():
+                _KINDS[child.__name__] = child
+                todo.append(child)
+    return _KINDS
