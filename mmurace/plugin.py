@@ -21,9 +21,11 @@ from mmurace.oracle.rules.table import Rule, add_rule
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol import pte, records
 from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.program import Operation, OpDone
 from mmurace.protocol.messages.shadow import DeviceAccess, GetUserPage, UserPage
+from mmurace.protocol.told import Told, over_range, says
 
 __all__ = [
     "Ack",
@@ -35,6 +37,7 @@ __all__ = [
     "GetUserPage",
     "Handlers",
     "Kernel",
+    "Lock",
     "Message",
     "Node",
     "OpDone",
@@ -49,6 +52,7 @@ __all__ = [
     "ShadowPart",
     "Switches",
     "Task",
+    "Told",
     "TranslationCache",
     "UserPage",
     "Violation",
@@ -60,12 +64,14 @@ __all__ = [
     "gup",
     "memory",
     "mmu_notifier",
+    "over_range",
     "preset",
     "pte",
     "records",
     "register",
     "register_shadow",
     "replaces",
+    "says",
     "since",
     "switch",
     "unreleased",

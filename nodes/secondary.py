@@ -210,8 +210,8 @@ class Secondary:
         default_factory=dict
     )
     """Operations of its own nodes: (row) -> the nodes that can be asked for them."""
-    named_by: tuple[str, ...] = ()
-    """Fields of operations that name one of its rows."""
+    named_by: Mapping[str, Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
+    """Fields of operations that name it, or a node of it: (row) -> the names that fit."""
     machines: tuple[str, ...] = ("x86", "arm64", "ppc")
     """Architectures that have it."""
     place: int = 10

@@ -72,6 +72,15 @@ def test_some_request_waits_in_some_scope() -> None:
     assert all(only_waits(kinds()[kind]) for kind in met)
 
 
+def test_each_lock_is_taken_by_the_request_of_its_name_and_given_back_by_one() -> None:
+    messages = kinds().values()
+    taken = {kind.TAKES: kind.__name__ for kind in messages if kind.TAKES is not None}
+    given = [kind.GIVES_BACK for kind in messages if kind.GIVES_BACK is not None]
+    assert len(taken) >= 9
+    assert {lock: lock.name for lock in taken} == taken
+    assert sorted(given, key=lambda lock: lock.name) == sorted(taken, key=lambda lock: lock.name)
+
+
 @pytest.mark.parametrize("switches", [{}, {"gather_calls_ir": False}])
 def test_nothing_is_lost(switches: dict[str, object]) -> None:
     spec = unmapped_under_dma(**switches)

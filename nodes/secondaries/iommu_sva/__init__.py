@@ -27,7 +27,7 @@ def node_class(unit: Unit, name: str) -> type[Node]:
 SVA = Secondary(
     name="sva",
     key="units",
-    named_by=("unit", "device"),
+    named_by={"unit": lambda unit: (unit.name,), "device": lambda unit: unit.devices},
     idle=frozenset({"DeviceRemove"}),
     points={"upper_entry_kept": frozenset()},
     place=0,

@@ -49,7 +49,7 @@ def passes_over(kernel: Kernel, event: MmuNotifierEvent) -> bool:
 KVM = Secondary(
     name="kvm",
     key="vms",
-    named_by=("vm",),
+    named_by={"vm": lambda vm: (vm.name,)},
     idle=frozenset({"KvmAddMemslot", "Sigkill", "KvmDestroyVm"}),
     place=1,
     part=Vm,
