@@ -35,6 +35,7 @@ coverage: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/python docs/architecture.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no python3 of at least 3.11 with venv found; name one with PYTHON=" >&2; exit 2; }

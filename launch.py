@@ -45,6 +45,7 @@ from mmurace.report.arguments import PROGRAM, Form, On, parse
 from mmurace.report.directory import new_run, point_to, replay_name, saved_record
 from mmurace.report.interrupts import Interrupted, interruptible, interrupts
 from mmurace.report.progress import Progress
+from mmurace.report.schedules import other_plugins
 from mmurace.report.screen import (
     open_closed_streams,
     say,
@@ -178,15 +179,18 @@ def show(race: str, as_json: bool) -> int:
     return codes.HELD
 
 
-def repro(race: str, kernel: str, on: On, seed: str | None, out: Path | None, as_json: bool) -> int:
+def repro(
+    race: str, kernel: str, patch: str, on: On, seed: str | None, out: Path | None, as_json: bool
+) -> int:
     """Provoke one race of the catalogue with its recipe."""
-    spec = catalogue.find(race).run(kernel, seed_from(seed))
+    spec = catalogue.find(race).run(kernel, seed_from(seed)).patched(patch)
     return perform(spec, on, out, as_json)
 
 
 def explore(
     race: str,
     kernel: str,
+    patch: str,
     strategy: str,
     exhaust: bool,
     scope: str,
@@ -207,10 +211,10 @@ def explore(
     known = catalogue.find(race)
     engine = searches.engine_from(strategy, exhaust, keep_going, recipe, scope)
     if engine:
-        spec = known.run_in_scope(kernel, seed_from(seed), scope)
+        spec = known.run_in_scope(kernel, seed_from(seed), scope).patched(patch)
         return searches.search(spec, engine, schedules, seconds, out, as_json, explanation)
     strategy = strategy or "portfolio"
-    spec = known.run(kernel, seed_from(seed))
+    spec = known.run(kernel, seed_from(seed)).patched(patch)
     spec = spec if recipe else replace(spec, chaos=None)
     options = exploration.Options(strategy, schedules, seconds, "" if keep_going else "any")
     say(f"exploring {spec.name} with {strategy}, seed {spec.seed:#x}")
@@ -224,6 +228,15 @@ def explore(
         explored.print_exploration(stdout(), found)
         searches.tell(outcome, explanation)
     return found.exit_code
+
+
+def matrix(
+    races: list[str], patch: str, schedules: int | None, jobs: int, seed: str | None, as_json: bool
+) -> int:
+    """Run every race on every kernel: beside what is expected, or stock beside patched."""
+    from mmurace.report.matrix import matrix as run_all
+
+    return run_all(races, patch, schedules, jobs, seed_from(seed), as_json)
 
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
@@ -299,7 +312,7 @@ def check(source: Path, as_json: bool) -> int:
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "stress": stress, "list": list_races, "show": show, "kernels": kernels, "repro": repro,
     "explore": explore, "replay": replay, "minimize": minimize, "explain": explain,
-    "check": check,
+    "check": check, "matrix": matrix,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 
@@ -407,6 +420,8 @@ def damage_of(
     recorded: Path, *, kinds: tuple[type[Exception], ...] = (PeerError,)
 ) -> Iterator[None]:
     """What does not parse or fit in what was saved is the input's fault.  Raises ``UserError``."""
+    for name in other_plugins(recorded):
+        say(f"{recorded} was made with another {name}")
     try:
         yield
     except ReplayDivergence as error:
@@ -451,10 +466,12 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(str(error), codes.USAGE, given)
     except (Interrupted, KeyboardInterrupt) as error:
         return complain(f"interrupted{error}", codes.INTERRUPTED, given)
-    except Exception as error:
+    except (Exception, plugins.PluginLoops) as error:
         if "--debug" in given:
             traceback.print_exc()
-        problem = plugins.blame(error) or shortage(error) or f"{type(error).__name__}: {error}"
+        if blamed := plugins.said_of(error):
+            return complain(blamed, codes.BROKEN if plugins.ran(error) else codes.USAGE, given)
+        problem = shortage(error) or f"{type(error).__name__}: {error}"
         return complain(problem, codes.BROKEN, given)
 
 

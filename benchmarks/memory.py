@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     chaos = load_rules(given.chaos) if given.chaos else None
-    spec = mixed_run(preset("v6.6", given.arch), given.seed, chaos=chaos)
+    spec = mixed_run(preset("v6.6.5", given.arch), given.seed, chaos=chaos)
     sizes = Sizes()
     with TemporaryDirectory() as out:
         outcome = run_on_processes(spec, Path(out), given.seconds, sizes.sample)

@@ -2,7 +2,7 @@
 
     python benchmarks/simulator.py [--operations N] [--profile]
 
-The load is the default ``mixed`` workload on v6.6 under the random walk.  The same run is timed
+The load is the default ``mixed`` workload on v6.6.5 under the random walk.  The same run is timed
 with and without the oracle, alternating, so that the shares are ratios within one run.
 """
 
@@ -31,7 +31,7 @@ ROUNDS = 5
 def run(operations: int, with_oracle: bool, seed: int = 1) -> tuple[int, float]:
     """One run: (deliveries, seconds)."""
     mixed = Mixed()
-    world = mixed.world(preset("v6.6"))
+    world = mixed.world(preset("v6.6.5"))
     exchange = Exchange(Feeder(mixed.programs(world, seed), operations))
     oracle = Oracle(world)
 

@@ -21,6 +21,7 @@ from mmurace.oracle.rules.table import Rule, add_rule
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol import pte, records
 from mmurace.protocol.envelope import Envelope
+from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.program import Operation, OpDone
@@ -39,6 +40,7 @@ __all__ = [
     "Kernel",
     "Lock",
     "Message",
+    "MmuNotifierEvent",
     "Node",
     "OpDone",
     "Operation",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mmurace.nodes import secondary
+from mmurace.nodes import plugins, secondary
 from mmurace.nodes.book3s64 import Book3s64Memory
 from mmurace.nodes.cpu import Cpu
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.memory import Memory
 from mmurace.nodes.node import Node
+from mmurace.nodes.plugin_driver import PluginDriver
 from mmurace.nodes.world import MEMORY, World
 
 
@@ -34,10 +35,11 @@ def memory_class(world: World) -> type[Memory]:
 
 
 def build(name: str, world: World, seed: int) -> Driver:
-    """The driver of one node, ready for its first delivery."""
-    driver = Driver(name, seed)
-    node = node_class(name, world)(name, world, driver.port)
-    driver.handlers = node.handlers()
+    """The driver of one node, ready for its first delivery.  Raises ``PluginError``."""
+    driver = PluginDriver(name, seed, world) if plugins.loaded() else Driver(name, seed)
+    with plugins.at_fault():
+        node = node_class(name, world)(name, world, driver.port)
+        driver.handlers = node.handlers()
     driver.node = node
     return driver
 

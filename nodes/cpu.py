@@ -222,9 +222,11 @@ def _wanted(o: op.Mmap) -> Vma:
 
 SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Mmap: lambda c, o: mmap.mmap_region(c, o.mm, _wanted(o)),
-    op.Munmap: lambda c, o: mmap.do_munmap(c, o.mm, o.address, o.length),
+    op.Munmap: lambda c, o: mmap.vm_munmap(c, o.mm, o.address, o.length),
     op.Brk: lambda c, o: mmap.do_brk(c, o.mm, o.address),
-    op.Mprotect: lambda c, o: mprotect.do_mprotect(c, o.mm, o.address, o.length, o.read, o.write),
+    op.Mprotect: lambda c, o: mprotect.do_mprotect_pkey(
+        c, o.mm, o.address, o.length, o.read, o.write
+    ),
     op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
     op.MadviseFree: lambda c, o: madvise.madvise_free(c, o.mm, o.address, o.length),
     op.Mremap: lambda c, o: mremap.do_mremap(

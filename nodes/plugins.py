@@ -8,28 +8,31 @@ wrong in it is its author's fault, and is told by file and line: ``UserError`` w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import inspect
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Final
 
 import msgspec
 
 from mmurace.nodes.kernel import variant
-from mmurace.protocol.errors import EmulatorError, UserError
-from mmurace.protocol.limits import PLUGIN_IMPORT_SECONDS
+from mmurace.nodes.plugin_watchdog import PluginLoops as PluginLoops
+from mmurace.nodes.plugin_watchdog import watch
+from mmurace.protocol.errors import EmulatorError, PluginError, UserError
+from mmurace.protocol.messages.base import Message, kinds
 
 GROUP: Final = "mmurace.plugins"
 """Entry points of installed packages by which ``--plugin NAME`` finds a module."""
 _PREFIX: Final = "mmurace_plugin_"
+_BLAMED: Final = "plug-in "
+"""How a sentence about a plug-in begins; by that one from another process is known."""
 
 
 class Plugin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,34 +89,50 @@ def _path_of(given: str) -> Path:
 
 
 def _import(name: str, path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, path)
+    file = path.resolve()
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before = set(kinds())
+    watch(str(file))
     try:
-        with time_limit(PLUGIN_IMPORT_SECONDS, "its import"):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit, PluginLoops) as error:
         del sys.modules[name]
         raise UserError(*_where(error, path)) from None
+    _check_messages(module, path, before)
+
+
+def _check_messages(module: ModuleType, path: Path, before: set[str]) -> None:
+    """Messages have names of their own: a name is all that the wire has.  Raises ``UserError``."""
+    for name, value in vars(module).items():
+        own = isinstance(value, type) and value.__module__ == module.__name__
+        if own and issubclass(value, Message) and name in before:
+            place = f"{path}:{inspect.getsourcelines(value)[1]}"
+            raise UserError(place, f"there is a message {name!r} already", "another name")
 
 
 def _where(error: BaseException, path: Path) -> tuple[str, str]:
     """(file and line, what went wrong) of an error while a plug-in was imported."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    if isinstance(error, SyntaxError) and error.filename == str(path.resolve()):
         return f"{path}:{error.lineno}", f"is not Python: {error.msg}"
     line = _line_in(error.__traceback__, path)
-    what = str(error) if isinstance(error, (EmulatorError, UserError)) else _said(error)
+    ours = isinstance(error, (EmulatorError, UserError))
+    what = str(error) if ours else _said(error)
     return (f"{path}:{line}" if line else str(path)), what
 
 
 def _line_in(found: TracebackType | None, path: Path) -> int:
-    lines = [f.lineno for f in traceback.extract_tb(found) if Path(f.filename) == path]
+    file = str(path.resolve())
+    lines = [f.lineno for f in traceback.extract_tb(found) if f.filename == file]
     return lines[-1] or 0 if lines else 0
 
 
 def _said(error: BaseException) -> str:
+    if isinstance(error, PluginLoops):
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -153,38 +172,88 @@ def blame(error: BaseException) -> str:
         path = str(Path(frame.filename).resolve())
         if path in files:
             name = Path(path).name
-            return f"plug-in {name}:{frame.lineno} ({frame.name}): {_said(error)}"
+            return f"{_BLAMED}{name}:{frame.lineno} ({frame.name}): {_said(error)}"
     return ""
 
 
+def said_of(error: BaseException) -> str:
+    """The same, or what a ``PluginError`` says."""
+    return str(error) if isinstance(error, PluginError) else blame(error)
+
+
+def ran(error: BaseException) -> bool:
+    """Whether something ran already when a plug-in went wrong."""
+    return isinstance(error, PluginError)
+
+
 @contextmanager
-def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raise ``TimeoutError`` in the main thread after so long; elsewhere nothing is limited."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"{what} took longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def at_fault() -> Iterator[None]:
+    """While something runs: what goes wrong in a plug-in's code becomes a ``PluginError``."""
     try:
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    except PluginError:
+        raise
+    except (Exception, PluginLoops) as error:
+        if blamed := blame(error):
+            raise PluginError(blamed) from error
+        raise
+
+
+def named_in(text: str) -> str:
+    """What a process said of a plug-in before it broke; empty: nothing."""
+    lines = (line.partition(_BLAMED)[1:] for line in text.splitlines())
+    return next(("".join(line).partition("; ")[0] for line in lines if line[0]), "")
+
+
+def author_of(thing: object) -> str:
+    """The plug-in that a class, or an object's class, comes from: ``nic.py``; empty: none."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    modules = {_PREFIX + name: Path(plugin.path).name for name, plugin in _LOADED.items()}
+    return next(
+        (modules[base.__module__] for base in kind.__mro__ if base.__module__ in modules), ""
+    )
 
 
 # ---- functions in the place of others ----------------------------------------------------------
 
-_PATCHES: Final[dict[str, str]] = {}
-"""Names of patches that kernels can have -> the functions that each replaces, for people."""
+_PATCHES: Final[dict[str, dict[str, str]]] = {}
+"""Patches that kernels can have -> the functions that each replaces -> their plug-ins."""
 
 
 def patches() -> dict[str, str]:
-    """Patches that plug-ins have declared."""
-    return dict(_PATCHES)
+    """Patches that plug-ins have declared: name -> the functions that it replaces, for people."""
+    return {patch: ", ".join(functions) for patch, functions in _PATCHES.items()}
+
+
+def author_of_function(function: Any) -> str:
+    """The plug-in that a function is from; empty: none."""
+    module = getattr(function, "__module__", "")
+    return next((f"{name}.py" for name in _LOADED if module == _PREFIX + name), "")
+
+
+def check_patch(patch: str) -> None:
+    """Raise ``UserError`` for a patch that no plug-in has declared; empty is none."""
+    if patch and patch not in _PATCHES:
+        known = ", ".join(_PATCHES) or "--plugin with a file that declares one"
+        raise UserError("--patch", f"no patch {patch!r}", known)
+
+
+_REACHED: Final[set[str]] = set()
+
+
+def reached() -> frozenset[str]:
+    """Patches of which a function ran, as stock or replaced, since ``forget_reached``."""
+    return frozenset(_REACHED)
+
+
+def forget_reached() -> None:
+    """Nothing ran yet."""
+    _REACHED.clear()
+
+
+def author_of_patch(patch: str) -> str:
+    """The plug-in that declares a patch: ``x.py``; empty: none."""
+    return next(iter(_PATCHES.get(patch, {}).values()), "")
 
 
 def replaces(file: str, function: str, patch: str = "") -> Callable[[Any], Any]:
@@ -193,16 +262,22 @@ def replaces(file: str, function: str, patch: str = "") -> Callable[[Any], Any]:
     ``file`` and ``function`` are the kernel's names: ``@replaces("mm/mprotect.c",
     "change_pte_range")``.  ``patch`` is what a kernel names in ``patches``; the plug-in's own name
     if it is left out.  The function gets the same arguments; the stock one is its ``.stock``.
-    Raises ``EmulatorError`` if the emulator has no such function.
+    Raises ``EmulatorError`` if the emulator has no such function, or it takes something else.
     """
-    module = _module_of(file)
+    module = _module_of(file, function)
     stock = getattr(module, function, None)
     if not inspect.iscoroutinefunction(stock) or stock.__module__ != module.__name__:
-        raise EmulatorError(f"no function {function!r} of {file} is modelled in {module.__name__}")
+        known = ", ".join(_functions_of(module))
+        raise EmulatorError(f"no function {function!r} of {file} is modelled; there are {known}")
 
     def put(new: Any) -> Any:
         name = patch or new.__module__.removeprefix(_PREFIX)
-        _PATCHES[name] = ", ".join(filter(None, (_PATCHES.get(name), f"{function} ({file})")))
+        place = f"{function} ({file})"
+        if place in _PATCHES.get(name, ()):
+            raise EmulatorError(f"the patch {name!r} replaces {place} twice")
+        _check_signature(new, stock, place)
+        author = new.__module__.removeprefix(_PREFIX) + ".py"
+        _PATCHES.setdefault(name, {})[place] = author
         new.stock = stock
         _put_everywhere(stock, _chooser(stock, new, name))
         return new
@@ -210,15 +285,39 @@ def replaces(file: str, function: str, patch: str = "") -> Callable[[Any], Any]:
     return put
 
 
+def _functions_of(module: ModuleType) -> list[str]:
+    """Kernel functions that a module has."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.iscoroutinefunction(value) and value.__module__ == module.__name__
+        if not name.startswith("_")
+    ]
+
+
+def _check_signature(new: Any, stock: Any, place: str) -> None:
+    """Whether it can be called in the place of the stock one.  Raises ``EmulatorError``."""
+    if not inspect.iscoroutinefunction(new):
+        raise EmulatorError(f"what replaces {place} has to be an async function")
+    wanted = inspect.signature(stock)
+    given = [None] * len(wanted.parameters)
+    try:
+        inspect.signature(new).bind(*given)
+    except TypeError as error:
+        names = ", ".join(wanted.parameters)
+        raise EmulatorError(f"{place} takes ({names}): {error}") from None
+
+
 def _chooser(stock: Any, new: Any, patch: str) -> Any:
     """The function that runs the one or the other, as the kernel at hand says."""
 
-    def chosen(cpu: Any, *given: Any, **named: Any) -> Any:
-        return (new if patch in cpu.world.kernel.patches else stock)(cpu, *given, **named)
+    @functools.wraps(stock)
+    async def chosen(cpu: Any, *given: Any, **named: Any) -> Any:
+        _REACHED.add(patch)
+        if patch in cpu.world.kernel.patches:
+            return await new(cpu, *given, **named)
+        return await stock(cpu, *given, **named)
 
-    chosen.__name__, chosen.__doc__, chosen.__module__ = (
-        stock.__name__, stock.__doc__, stock.__module__,
-    )  # fmt: skip
     return chosen
 
 
@@ -232,17 +331,25 @@ def _put_everywhere(stock: Any, instead: Any) -> None:
                     setattr(module, key, instead)
 
 
-def _module_of(file: str) -> ModuleType:
-    """The module that stands for a file of the kernel: its docstring begins with the path."""
+def _module_of(file: str, function: str) -> ModuleType:
+    """The module that stands for a file of the kernel: its docstring begins with the path.
+
+    Of several that share a file, the one that has the function.
+    """
     root = variant.__name__.removesuffix(".variant")
-    known: dict[str, ModuleType] = {}
+    known: dict[str, list[ModuleType]] = {}
     for name, module in list(sys.modules.items()):
         if name.startswith(root.removesuffix(".kernel")):
             for path in _paths_of(module):
-                known.setdefault(path, module)
+                known.setdefault(path, []).append(module)
     if file not in known:
         raise EmulatorError(f"no file {file!r} is modelled; there are {', '.join(sorted(known))}")
-    return known[file]
+    own = (m for m in known[file] if _defines(m, function))
+    return next(own, known[file][0])
+
+
+def _defines(module: ModuleType, function: str) -> bool:
+    return getattr(vars(module).get(function), "__module__", "") == module.__name__
 
 
 def _paths_of(module: ModuleType) -> list[str]:

@@ -69,7 +69,7 @@ def main(
         book.close()
     except Exception as error:
         broke = True
-        _report(socket, plugins.blame(error) or what_broke(error))
+        _report(socket, plugins.said_of(error) or what_broke(error))
     sockets.close(context, FAREWELL_SECONDS)
     if broke:
         sys.exit(EXIT_BROKEN)

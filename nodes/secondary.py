@@ -233,7 +233,7 @@ def register(secondary: Secondary) -> Secondary:
     for what, taken in (
         (f"secondary {secondary.name!r}", secondary.name in _SECONDARIES),
         (f"key {secondary.key!r}", secondary.key in keys),
-        (f"cache {twice[:1]}", bool(twice)),
+        (f"cache {next(iter(twice), '')!r}", bool(twice)),
     ):
         if taken:
             raise EmulatorError(f"{what} is registered twice")

@@ -130,6 +130,8 @@ def register_shadow(
     for said in ("CACHE", "ACCESS"):
         if not hasattr(node, said):
             raise EmulatorError(f"{node.__name__} does not say its {said}")
+    if node.access is ShadowNode.access:
+        raise EmulatorError(f"{node.__name__} does not say what an access does (async def access)")
     cache = Cache(node.CACHE, "shadow", filled_by=node.FAULT, dropped_by=(InvalidateRangeStart,))
     return register(
         Secondary(

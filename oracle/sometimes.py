@@ -30,8 +30,8 @@ Mark = Literal[
     "op_end",
 ]  # fmt: skip
 """A step of an operation: its begin, ``invalidate_range_start`` called, an entry taken away, a
-secondary flushed (``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a frame freed or
-copied, ``invalidate_range_end`` called, its end."""
+secondary flushed (``invalidate_page``, ``invalidate_range``, ``arch_invalidate_secondary_tlbs``), a
+frame freed or copied, ``invalidate_range_end`` called, its end."""
 
 
 def known_caches() -> tuple[str, ...]:
@@ -46,6 +46,7 @@ def known_operations() -> tuple[str, ...]:
 
 CALLBACK_MARKS: dict[str, Mark] = {
     "invalidate_range_start": "range_start",
+    "invalidate_page": "flush",
     "invalidate_range": "flush",
     "arch_invalidate_secondary_tlbs": "flush",
     "invalidate_range_end": "range_end",

@@ -6,6 +6,8 @@ error that a peer process causes is a ``PeerError``; whatever is left is ours.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EmulatorError(Exception):
     """Our own fault: the verdict of the run is void (exit status 4)."""
@@ -23,6 +25,17 @@ class UserError(Exception):
         tail = f" (expected {expected})" if expected else ""
         super().__init__(f"{where}: {problem}{tail}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It comes whole out of another process."""
+        return type(self), (self.where, self.problem, self.expected)
+
+
+class PluginError(Exception):
+    """A plug-in went wrong while something ran (exit status 4): there is no verdict.
+
+    The text names it, and its line if one is known.
+    """
+
 
 class PeerError(Exception):
     """Another process sent something that breaks the protocol; it is rejected and counted."""
@@ -38,6 +51,10 @@ class PeerLost(Exception):  # noqa: N818 - what happened, not whose fault
         self.node = node
         super().__init__(f"{node} is dead")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It comes whole out of another process."""
+        return type(self), (self.node,)
+
 
 class ReplayDivergence(Exception):  # noqa: N818 - the word users know
     """A recorded schedule no longer fits: which node, which delivery and which field."""
@@ -46,6 +63,10 @@ class ReplayDivergence(Exception):  # noqa: N818 - the word users know
         self.node, self.delivery, self.field, self.detail = node, delivery, field, detail
         super().__init__(f"diverged at delivery {delivery} on {node}, field {field}: {detail}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It comes whole out of another process."""
+        return type(self), (self.node, self.delivery, self.field, self.detail)
+
 
 class TimedOut(Exception):  # noqa: N818 - reads as what happened
     """A bounded wait ran out; it names what it waited for."""
@@ -53,3 +74,7 @@ class TimedOut(Exception):  # noqa: N818 - reads as what happened
     def __init__(self, what: str, seconds: float) -> None:
         self.what, self.seconds = what, seconds
         super().__init__(f"waited {seconds:g} s for {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It comes whole out of another process."""
+        return type(self), (self.what, self.seconds)

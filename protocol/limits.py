@@ -59,11 +59,12 @@ NODES_MAX: Final = 64
 READY_SECONDS_MAX: Final = 60.0
 """From spawning the processes until the last one said hello (spawn imports take about 1 s)."""
 
-PLUGIN_IMPORT_SECONDS: Final = 10.0
-"""How long a plug-in may take to be imported; an endless loop in it ends then."""
+PLUGIN_STEP_SECONDS: Final = 5.0
+"""How long one call of a plug-in (its import, a handler, a rule) may take: then it loops."""
 
-PLUGIN_STEP_SECONDS: Final = 10.0
-"""How long nothing may be delivered in a simulated run with plug-ins: one of them loops then."""
+PLUGIN_SENDS_MAX: Final = 4096
+"""Requests that a plug-in may send for one that it handles: a retry that never ends does not stop.
+A callback needs a few for each page of its range, an access a few for each retry."""
 
 STOP_SECONDS_MAX: Final = 10.0
 """From the order to stop until every process has gone; then they are killed."""

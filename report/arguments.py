@@ -150,6 +150,10 @@ def _kernel(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def _patch(parser: Parser) -> None:
+    parser.add_argument("--patch", default="", metavar="NAME", help="a plug-in's, on that kernel")
+
+
 def _on(parser: Parser, default: On) -> None:
     parser.add_argument(
         "--on", type=of(On), default=default, metavar="|".join(On),
@@ -171,7 +175,7 @@ def _stress(commands: Commands) -> None:
     add("--workload", default="mixed", metavar="mixed|FILE.strace",
         help="what runs; FILE is an strace log")  # fmt: skip
     add("--kernel", default="", metavar="RELEASE",
-        help=f"a release from {OLDEST} to {NEWEST}; else v6.6")  # fmt: skip
+        help=f"a release from {OLDEST} to {NEWEST}; else v6.6.5")  # fmt: skip
     add("--arch", default="", help="x86, arm64 or ppc; else x86")
     add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
         help="differ in a switch")  # fmt: skip
@@ -192,6 +196,7 @@ def _repro(commands: Commands) -> None:
     parser = commands.add("repro", "Provoke one race of the catalogue with its recipe.")
     _race(parser)
     _kernel(parser)
+    _patch(parser)
     _on(parser, On.processes)
     _seed(parser)
     _out(parser)
@@ -207,6 +212,7 @@ def _explore(commands: Commands) -> None:
     add = (parser := commands.add("explore", "Run many schedules of one race.")).add_argument
     _race(parser)
     _kernel(parser)
+    _patch(parser)
     add("--strategy", default="", metavar="NAME",
         help=f"one of {', '.join(STRATEGIES)}; else portfolio")  # fmt: skip
     add("--exhaustive", dest="exhaust", action="store_true",
@@ -222,6 +228,16 @@ def _explore(commands: Commands) -> None:
         help="say why what was found fails, or do not")  # fmt: skip
     _seed(parser)
     _out(parser)
+
+
+def _matrix(commands: Commands) -> None:
+    what = "Run every race on every kernel: beside what is expected, or stock beside patched."
+    add = (parser := commands.add("matrix", what)).add_argument
+    add("--race", dest="races", action="append", default=[], metavar="ID", help="this one, ...")
+    add("--patch", default="", metavar="NAME", help="a plug-in's; shows only what it changes")
+    add("--schedules", type=count, help="run so many of each without its recipe")
+    add("--jobs", type=count, default=1, help="in so many processes")
+    _seed(parser)
 
 
 def _of_what_was_saved(commands: Commands) -> None:
@@ -257,6 +273,7 @@ def parser_of_all() -> Parser:
     _kernels(commands)
     _repro(commands)
     _explore(commands)
+    _matrix(commands)
     _of_what_was_saved(commands)
     return commands.parser
 

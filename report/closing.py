@@ -114,7 +114,8 @@ def deadline_text(explanation: Explanation) -> str:
         kind = explanation.case.kinds().get(operation_of(due.id), "")
         return f"{due.node}'s {operation_text(kind)} had returned" if kind else "it had returned"
     said = PASSIVE.sub(r"\1 was \2", due.what)
-    return said.replace("range_end", "invalidate_range_end").replace("new entry", "the new entry")
+    said = re.sub(r"(?<!invalidate_)range_end", "invalidate_range_end", said)
+    return said.replace("new entry", "the new entry")
 
 
 PASSIVE: Final = re.compile(r"^((?:frame |new )?\S+) (freed|done|written|copied|published)")

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from mmurace.explorer.run.schedule_file import SUFFIX, is_schedule_file
+from mmurace.nodes.plugins import Plugin, others
 from mmurace.protocol.errors import UserError
 from mmurace.report.directory import saved_schedule
+from mmurace.scenarios.spec import RUN_FILE
+from mmurace.scenarios.tables import read_toml
 
 MINIMIZED: Final = f"min{SUFFIX}"
 """The file that a minimised schedule goes to: in the run's directory, or beside the schedule."""
@@ -49,3 +54,20 @@ def _check_file(file: Path, where: str) -> None:
         raise UserError(where, f"{file} {problem}", "a new file")
     if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
         raise UserError(where, f"{file} cannot be written", "a directory that can, or --out")
+
+
+def other_plugins(source: Path) -> list[str]:
+    """Files of plug-ins with which a run or schedule was made, and whose text is another now."""
+    try:
+        recorded = run_or_schedule(source)
+        schedule = is_schedule_file(recorded)
+        table = read_toml(recorded if schedule else _directory(recorded) / RUN_FILE)
+        run = table["run"] if schedule else table
+        wanted = msgspec.convert(run.get("plugin", []), list[Plugin])
+    except (UserError, msgspec.ValidationError, LookupError, AttributeError):
+        return []  # whoever reads it for good says what is wrong
+    return [f"{name}.py" for name in others(wanted)]
+
+
+def _directory(recorded: Path) -> Path:
+    return recorded if recorded.is_dir() else recorded.parent

@@ -9,7 +9,7 @@ from typing import Final
 WHERE_UNKNOWN: Final = "a file of the run, or the output"
 
 
-def shortage(error: Exception) -> str:
+def shortage(error: BaseException) -> str:
     """What an ``OSError`` or a ``MemoryError`` was about; empty for any other error."""
     if isinstance(error, MemoryError):
         return f"out of memory{_limit(resource.RLIMIT_AS, 'bytes of address space, ulimit -v')}"

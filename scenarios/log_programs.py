@@ -36,13 +36,12 @@ from mmurace.scenarios.tables import TomlTable
 
 DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
 APIC_MOVED: Final = "MigratePages of the APIC page"
-COMPANY_MAX: Final = 16
+COMPANY_MAX: Final = 24
 """So many calls of each kind have everybody beside them."""
-COMPANY_ASKED: Final = 12
+COMPANY_ASKED: Final = 20
 """A kind of call that had it so often has had somebody in its window."""
 ACCESSES_BESIDE: Final = 24
-"""Of each party, half as many of the device: so many that they are not over before the call comes
-to its flush."""
+"""Of each party: so many that they are not over before the call comes to its flush."""
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
@@ -284,8 +283,7 @@ class LogPrograms:
             what, after = f"beside{number}", [] if number else holds
             self._beside(page, line, what, after)
             self._guest(page, line, what, after)
-            if number % 2 == 0:
-                self._dma(page, line, what, after)
+            self._dma(page, line, what, after)
         return holds
 
     def _beside(self, page: int, line: int, what: str, after: list[str]) -> str:

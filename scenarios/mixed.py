@@ -323,12 +323,12 @@ class Mixed:
         )
 
     def acts(self) -> tuple[str, ...]:
-        """What is done in rounds, in turn; twice whose windows are the shortest."""
+        """What is done in rounds, in turn; more often whose windows are the shortest."""
         kinds, short = sorted(self.kinds()), []
         if self.options.mix.touch:
-            short.append("Touch")
+            short += ["Touch"] * 2
         if self.options.vcpus and self.options.mix.migrate:
-            short += [rounds.APIC_MOVED] * 2
+            short += [rounds.APIC_MOVED] * 3
         half = len(kinds) // 2
         return (*kinds[:half], *short, *kinds[half:])
 

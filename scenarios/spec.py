@@ -88,6 +88,19 @@ class RunSpec:
         """The same run under another seed."""
         return replace(self, seed=seed)
 
+    def patched(self, patch: str) -> RunSpec:
+        """The same run on the kernel with a plug-in's patch, of which nobody says what to expect.
+
+        Empty: the same run.  Raises ``UserError`` if no plug-in has declared it.
+        """
+        if not patch:
+            return self
+        plugins.check_patch(patch)
+        old = self.world.kernel
+        kernel = msgspec.structs.replace(old, patches=(*old.patches, patch))
+        world = msgspec.structs.replace(self.world, kernel=kernel)
+        return replace(self, name=f"{self.name}-{patch}", world=world, expectation=None)
+
     def to_toml(self, directory: Path) -> str:
         """The text of ``run.toml``; files are named relative to ``directory``."""
         world = {"kernel": kernel_to(self.world.kernel)} | world_to(self.world)

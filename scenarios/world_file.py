@@ -5,7 +5,7 @@
     schema = 1
 
     [kernel]                     # what --kernel, --arch and --set say; those win
-    release = "v6.6"
+    release = "v6.6.5"
     arch = "arm64"
     set = { btm = true }
 
@@ -41,9 +41,10 @@ from mmurace.scenarios.tables import Table, TomlTable, convert, read_toml
 from mmurace.scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
 
 SCHEMA: Final = 1
-RELEASE: Final = "v6.6"
+RELEASE: Final = "v6.6.5"
 ARCH: Final = "x86"
-"""The kernel where neither the file nor the command line names one."""
+"""The kernel where neither the file nor the command line names one: the first v6.6 on which the
+drivers of all machines flush what they are told."""
 
 Switches = dict[str, object]
 
@@ -90,7 +91,7 @@ class WorldFile:
     def kernel_of(
         self, release: str = "", arch: str = "", switches: Switches | None = None
     ) -> Kernel:
-        """The kernel: what is given here, else what the file says, else v6.6 on x86.
+        """The kernel: what is given here, else what the file says, else v6.6.5 on x86.
 
         Raises ``UserError`` that names the option.
         """

@@ -13,7 +13,7 @@ from mmurace.nodes.secondaries.kvm.messages import GuestTouch
 from mmurace.nodes.secondaries.kvm.part import Slot, Vm
 from mmurace.nodes.world import World
 from mmurace.protocol.messages import program as op
-from tests.worlds import page
+from tests.worlds import WHOLE_RANGES, page
 
 MM, CHILD, OTHER = "mm0", "mm1", "mm2"
 FILE: Final = "data"
@@ -23,12 +23,12 @@ SLOTS: Final = 4
 DSB: Final = {"batched_pending_flush": "flush_tlb_mm"}
 _EARLY: Final = {"mremap_sec_flush": "beside_cpu_flush"}
 KERNELS: Final[tuple[tuple[str, str, dict[str, object]], ...]] = (
-    ("v4.15", "x86", {"mremap_cpu_flush": "under_both_ptl", **_EARLY}),
-    ("v5.8", "x86", {**_EARLY}),
+    ("v4.15", "x86", {"mremap_cpu_flush": "under_both_ptl", **_EARLY, **WHOLE_RANGES}),
+    ("v5.8", "x86", {**_EARLY, **WHOLE_RANGES}),
     ("v6.2", "x86", {**_EARLY}),
     ("v6.2", "arm64", {"refetch_on_perm_fault": True, **_EARLY}),
-    ("v6.6", "x86", {}),
-    ("v6.6", "arm64", {**DSB}),
+    ("v6.6.5", "x86", {}),
+    ("v6.6.5", "arm64", {**DSB}),
 )
 """Releases, cured of what their moves, their batches and their IOMMUs are known for."""
 

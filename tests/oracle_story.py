@@ -29,7 +29,7 @@ RW = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
 RO = ptes.PRESENT | ptes.ACCESSED
 
 WORLD = World(
-    kernel=preset("v6.6"),
+    kernel=preset("v6.6.5"),
     parts=(
         Unit("iommu0", ("dev0",), ("mm0",), "cpu1"),
         Vm("kvm0", ("vcpu0", "vcpu1"), "mm0", (Slot(0, 8, PAGE),)),

@@ -28,7 +28,7 @@ def page(number: int) -> int:
 def part_world(arch: str) -> World:
     """Two CPUs, a device with a translation cache, a VM, a walker that keeps upper entries."""
     return World(
-        kernel=preset("v6.6", arch),
+        kernel=preset("v6.6.5", arch),
         parts=(
             Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True, pwc=True),
             Vm("kvm0", ("vcpu0",), MM, (Slot(0, 2, 0),)),

@@ -23,7 +23,7 @@ from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.messages.memory import PteLoad, PteSet, PteValue
 from mmurace.protocol.messages.program import OpDone, Touch
 
-WORLD = World(kernel=preset("v6.6"))
+WORLD = World(kernel=preset("v6.6.5"))
 Accesses = Sequence[tuple[str, int]]
 """``("r", word)``, ``("w", word)``, ``("c", ways)`` for a choice, ``("g", word)`` for a gather."""
 

@@ -17,7 +17,9 @@ OPERATIONS = 400
 
 
 @pytest.mark.parametrize("chaos", ["calm", "late-acks"])
-@pytest.mark.parametrize(("release", "arch"), [("v6.6", "x86"), ("v6.6", "arm64"), ("v6.2", "x86")])
+@pytest.mark.parametrize(
+    ("release", "arch"), [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v6.2", "x86")]
+)
 def test_a_correct_kernel_is_not_flagged(release: str, arch: str, chaos: str) -> None:
     rules = load_rules(chaos)
     run = mixed_run(preset(release, arch), seed=11, chaos=rules, operations_max=OPERATIONS)

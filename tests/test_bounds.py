@@ -38,7 +38,7 @@ def test_a_run_ends_in_order_when_its_journals_are_full(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
-    spec = mixed_run(preset("v6.6"), 3).save(first)
+    spec = mixed_run(preset("v6.6.5"), 3).save(first)
     outcome = session.run_on_processes(spec, first, seconds=40.0, journal_bytes=400_000)
     assert (outcome.status, outcome.stopped) == ("finished", "journals of 400,000 bytes")
     assert outcome.ending.complete
@@ -73,7 +73,7 @@ def test_files_that_are_not_there_yet_have_no_bytes(tmp_path: Path) -> None:
 
 def test_ends_of_operations_are_forgotten() -> None:
     """Neither the broker nor the oracle grows with the number of operations."""
-    spec = mixed_run(preset("v6.6"), 1, operations_max=2000)
+    spec = mixed_run(preset("v6.6.5"), 1, operations_max=2000)
     programs = spec.programs()
     feeder, watch = Feeder(programs, 2000), Watch(spec, programs)
     exchange = Exchange(feeder)

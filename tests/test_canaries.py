@@ -147,7 +147,7 @@ def reader_without_lock(patch: pytest.MonkeyPatch) -> None:
         await cpu.port.call(vm, InProgress(-1, start, end))
         await cpu.port.call(vm, SeqBump())
 
-    patch.setattr(kvm_main, "_invalidate_end", invalidate_end)
+    patch.setattr(kvm_main, "kvm_mmu_invalidate_end", invalidate_end)
     patch.setattr(kvm_mmu, "kvm_mmu_page_fault", page_fault(sample_first=True, lock=False))
 
 
@@ -193,7 +193,7 @@ def two_threads() -> RunSpec:
             tuple(Step(op.Touch("mm0", 0, True, 3 + at), setup) for at in range(3)),
         ),
     )
-    world = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"))
+    world = World(kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"))
     return RunSpec("two-threads", world, SEED, Script(programs))
 
 
@@ -211,7 +211,7 @@ def vanishing_apic_page() -> RunSpec:
     vcpus = ("vcpu0", "vcpu1")
     slots = (Slot(0, 1, 0), Slot(8, 1, apic, True))
     world = World(
-        kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), parts=(Vm("kvm0", vcpus, "mm0", slots),)
+        kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"), parts=(Vm("kvm0", vcpus, "mm0", slots),)
     )
     programs = (Program("cpu0", "cpu0", host), *(Program(v, v, guest) for v in vcpus))
     return RunSpec("vanishing-apic-page", world, SEED, Script(programs))

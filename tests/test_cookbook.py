@@ -40,7 +40,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_hits_and_a_good_kernel_survives_it(name: str) -> None:
     chaos = parse_rules(recipes()[name], "docs/chaos.md")
-    outcome = simulate(mixed_run(preset("v6.6"), 5, chaos=chaos, operations_max=OPERATIONS))
+    outcome = simulate(mixed_run(preset("v6.6.5"), 5, chaos=chaos, operations_max=OPERATIONS))
     assert not outcome.violations
     assert outcome.ending.complete
     assert all(row["hits"] for row in outcome.chaos["rules"]), outcome.chaos

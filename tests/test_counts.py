@@ -22,7 +22,7 @@ from mmurace.protocol.messages.memory import FrameAlloc, FrameRead, PageGet, Pag
 from mmurace.protocol.messages.program import OpDone, Touch
 from mmurace.protocol.records import FrameFreed
 
-WORLD: Final = World(kernel=preset("v6.6"), levels=1, frames=3)
+WORLD: Final = World(kernel=preset("v6.6.5"), levels=1, frames=3)
 FRAME: Final = 2
 """The only frame that is free at first."""
 GONE: Final = FrameFreed(FRAME)

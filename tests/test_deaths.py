@@ -196,7 +196,7 @@ def two_devices(seed: int) -> RunSpec:
     """Both use what a processor drops again and again; one of them is pulled out."""
     mm, page = worlds.MM, worlds.page
     unit = Unit("iommu0", ("device0", "device1"), (mm,), "cpu1", ats=True)
-    world = World(kernel=preset("v6.6"), parts=(unit,), gather_batch=2)
+    world = World(kernel=preset("v6.6.5"), parts=(unit,), gather_batch=2)
     cpu0: list[op.Operation] = [op.Mmap(mm, 0, page(4), True, True)]
     cpu0 += [op.Touch(mm, page(i), True, 1) for i in range(4)]
     cpu0 += [op.MadviseDontneed(mm, page(i % 4), page(1)) for i in range(16)]

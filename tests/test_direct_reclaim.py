@@ -25,7 +25,7 @@ from mmurace.protocol.trace import Ending
 from tests.mm_programs import several_programs, several_world
 from tests.test_independence import commuting_pairs
 from tests.test_loss import run_with
-from tests.worlds import page, small_programs, small_world
+from tests.worlds import WHOLE_RANGES, page, small_programs, small_world
 
 DSB = {"batched_pending_flush": "flush_tlb_mm"}
 
@@ -57,8 +57,9 @@ def with_frames(here: World, frames: int) -> World:
 
 @pytest.mark.parametrize(
     ("release", "arch", "switches"),
-    [("v4.15", "x86", {"apic_gen": 2}), ("v5.8", "x86", {}), ("v6.2", "x86", {}),
-     ("v6.2", "arm64", {}), ("v6.6", "x86", {}), ("v6.6", "arm64", DSB)],
+    [("v4.15", "x86", {"apic_reload": "invalidate_range", **WHOLE_RANGES}),
+     ("v5.8", "x86", WHOLE_RANGES),
+     ("v6.2", "x86", {}), ("v6.2", "arm64", {}), ("v6.6.5", "x86", {}), ("v6.6.5", "arm64", DSB)],
 )  # fmt: skip
 def test_a_small_pool_breaks_no_kernel(
     release: str, arch: str, switches: dict[str, object]
@@ -77,8 +78,8 @@ def test_a_small_pool_breaks_no_kernel(
 def test_moves_forks_and_files_in_a_small_pool(arch: str) -> None:
     reclaimed, kinds = 0, Counter[str]()
     for seed in range(4):
-        here = with_frames(several_world("v6.6", arch), 20)
-        kernel = preset("v6.6", arch, {"batched_pending_flush": "flush_tlb_mm"})
+        here = with_frames(several_world("v6.6.5", arch), 20)
+        kernel = preset("v6.6.5", arch, {"batched_pending_flush": "flush_tlb_mm"})
         here = msgspec.structs.replace(here, kernel=kernel)
         oracle, ending, sent, _ = run(here, several_programs(seed, 40), seed)
         assert ending.complete, ending.waiting
@@ -94,7 +95,7 @@ def test_content_survives_a_pool_that_is_too_small_for_it() -> None:
     steps: list[op.Operation] = [op.Mmap("mm0", 0, page(12), True, True)]
     steps += [op.Touch("mm0", page(n), True, 100 + n) for n in pages]
     steps += [op.Touch("mm0", page(n), False) for n in pages]
-    here = World(kernel=preset("v6.6"), cpus=("cpu0",), frames=10)
+    here = World(kernel=preset("v6.6.5"), cpus=("cpu0",), frames=10)
     oracle, ending, _, read = run(here, (Program("cpu0", "cpu0", [Step(o) for o in steps]),), 1)
     assert ending.complete
     assert not oracle.violations
@@ -109,7 +110,7 @@ def test_content_survives_a_pool_that_is_too_small_for_it() -> None:
 def killing() -> tuple[World, tuple[Program, ...]]:
     """Page tables take all frames of the pool; then come two threads of it, and another process."""
     here = World(
-        kernel=preset("v6.6"),
+        kernel=preset("v6.6.5"),
         cpus=("cpu0", "cpu1"),
         mms=("mm0", "mm1"),
         parts=(Unit("iommu0", ("device0",), ("mm0",), "cpu1"),),
@@ -195,7 +196,7 @@ def test_what_a_fault_has_reclaimed_others_find_unflushed() -> None:
     for seed in range(5):
         found = {}
         for marker in ("none", "generation"):
-            kernel = preset("v6.6", "x86", {"batched_marker": marker})
+            kernel = preset("v6.6.5", "x86", {"batched_marker": marker})
             here = World(kernel=kernel, mms=("mm0", "mm1"), frames=9)
             chaos = ChaosRules(parse_rules({"schema": 1, "rule": rules}, "test"), seed)
             oracle, ending, _, _ = run(here, left_to_others(), seed, chaos)
@@ -211,7 +212,7 @@ def test_what_a_fault_has_reclaimed_others_find_unflushed() -> None:
 
 def crowded(_: str, seed: int) -> tuple[World, tuple[Program, ...]]:
     """Many processors that reclaim from each other."""
-    return with_frames(several_world("v6.6", "x86"), 20), several_programs(seed, 30)
+    return with_frames(several_world("v6.6.5", "x86"), 20), several_programs(seed, 30)
 
 
 def killed(_: str, __: int) -> tuple[World, tuple[Program, ...]]:

@@ -14,7 +14,13 @@ from mmurace.protocol.errors import ReplayDivergence
 from mmurace.protocol.messages.memory import PtlLock, PtlUnlock
 from tests.worlds import run_small, small_world
 
-KERNELS = [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.7", "x86"), ("v5.8", "x86"), ("v6.2", "x86")]
+KERNELS = [
+    ("v6.6.5", "x86"),
+    ("v6.6.5", "arm64"),
+    ("v5.7", "x86"),
+    ("v5.8", "x86"),
+    ("v6.2", "x86"),
+]
 
 
 def flat(handled: Handled) -> bytes:

@@ -16,7 +16,6 @@ from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.secondaries.kvm.messages import GuestTouch
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages import swap as s
 from mmurace.protocol.messages.base import Ack
@@ -104,7 +103,7 @@ def test_what_was_stored_is_read_again(
 def alone(*steps: tuple[str, op.Operation], **switches: object) -> list[Record]:
     """The records of these steps on v6.6, one after the other, which break no rule."""
     oracle, records, complete = run(
-        file_world("v6.6", "x86", switches), one_after_the_other(*steps)
+        file_world("v6.6.5", "x86", switches), one_after_the_other(*steps)
     )
     assert complete
     assert not oracle.violations, [v.text() for v in oracle.violations]
@@ -142,7 +141,7 @@ def test_whoever_finds_no_frame_reclaims_those_of_files() -> None:
     steps: list[op.Operation] = [op.Mmap(MM, 0, page(12), True, True, FILE, 0, True)]
     steps += [op.Touch(MM, page(n), True, 100 + n) for n in pages]
     steps += [op.Touch(MM, page(n), False) for n in pages]
-    here = file_world("v6.6", "x86", {}, frames=12)
+    here = file_world("v6.6.5", "x86", {}, frames=12)
     oracle, records, complete = run(here, (Program("cpu0", "cpu0", [Step(o) for o in steps]),))
     assert complete
     assert not oracle.violations
@@ -257,14 +256,14 @@ def cleaned_without_a_flush(patch: pytest.MonkeyPatch) -> None:
     """``folio_mkclean`` leaves copies of the entries where they are."""
 
     async def clean(cpu: Processor, mm: str, address: int, folio: int) -> bool:
-        table = await pgtable.find_leaf_table(cpu, mm, address)
-        index = pgtable.pte_index(cpu, address)
-        await cpu.mem(m.PtlLock(table))
-        old = (await cpu.mem(m.PteLoad(table, index))).pte
+        table = await pgtable.pte_offset_map_lock(cpu, mm, address)
+        if table < 0:
+            return False
+        old = await pgtable.ptep_get(cpu, table, address)
         ours = ptes.pte_present(old) and ptes.frame_of(old) == folio
         if ours:
-            await cpu.mem(m.PteSet(table, index, old & ~(ptes.WRITE | ptes.DIRTY)))
-        await cpu.mem(m.PtlUnlock(table))
+            await pgtable.set_pte_at(cpu, table, address, old & ~(ptes.WRITE | ptes.DIRTY))
+        await pgtable.pte_unmap_unlock(cpu, table)
         return ours
 
     patch.setattr(rmap, "page_mkclean_one", clean)
@@ -284,7 +283,7 @@ def test_what_is_forgotten_is_found(
     mistake(monkeypatch)
     found: set[str] = set()
     for seed in range(120):
-        here = file_world("v6.6", "x86", {})
+        here = file_world("v6.6.5", "x86", {})
         found |= {v.rule for v in run(here, written(seed), seed)[0].violations}
         if rules <= found:
             break
@@ -323,7 +322,7 @@ LATE_FLUSH: tuple[dict[str, object], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("release", ["v5.8", "v6.2", "v6.6"])
+@pytest.mark.parametrize("release", ["v5.8", "v6.2", "v6.6.5"])
 def test_the_rmap_forgets_a_dirty_page_when_it_is_flushed(release: str) -> None:
     """5df397dec7c4 (v6.2): before, it was written and clean while somebody stored to it."""
     for seed in range(5):
@@ -340,7 +339,7 @@ def test_a_guest_must_hear_of_a_page_that_becomes_clean(passes_over: str) -> Non
     guest = GuestTouch(0, True, 9)
     steps = (*BEGIN, ("vcpu0", GuestTouch(0, True, 8)), ("cpu3", op.Writeback(FILE)),
              ("vcpu0", guest), KSWAPD, READ)  # fmt: skip
-    here = file_world("v6.6", "x86", {"shadow_passes_over": passes_over})
+    here = file_world("v6.6.5", "x86", {"shadow_passes_over": passes_over})
     oracle, records, complete = run(here, one_after_the_other(*steps))
     assert complete
     rules = {v.rule for v in oracle.violations if v.agent in ("kvm0", "vcpu0")}
@@ -363,7 +362,7 @@ def test_a_page_that_somebody_holds_stays(write: bool) -> None:
     guest = Program("vcpu0", "vcpu0", [Step(GuestTouch(0, write, 8), ("cpu0/1",))])
     daemon = Program("daemon", "cpu3", [Step(op.Kswapd(4), ("cpu0/1",))])
     for seed in range(5):
-        here = file_world("v6.6", "x86", {})
+        here = file_world("v6.6.5", "x86", {})
         programs = (*begin, guest, daemon)
         oracle, records, complete = run(here, programs, seed, chaos(seed, *HELD))
         assert complete
@@ -376,4 +375,4 @@ def test_a_page_that_somebody_holds_stays(write: bool) -> None:
 
 
 def test_independent_deliveries_commute() -> None:
-    assert commuting_pairs(file_world("v6.6", "x86", {}, 20), written(1), 40) >= 20
+    assert commuting_pairs(file_world("v6.6.5", "x86", {}, 20), written(1), 40) >= 20

@@ -201,7 +201,7 @@ def test_the_simulator_replays_it(tmp_path: Path) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
     run.mkdir()
     again.mkdir()
-    spec = mixed_run(preset("v6.6"), 9, chaos=rules(), operations_max=150).save(run)
+    spec = mixed_run(preset("v6.6.5"), 9, chaos=rules(), operations_max=150).save(run)
     outcome = session.simulate(spec, run)
     check(outcome, run)
     pause = next(row for row in outcome.chaos["rules"] if row["name"] == "pause")
@@ -217,7 +217,7 @@ def test_processes_do_it_and_the_simulator_replays_it(tmp_path: Path) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
     run.mkdir()
     again.mkdir()
-    spec = mixed_run(preset("v6.6"), 9, chaos=rules(), operations_max=100).save(run)
+    spec = mixed_run(preset("v6.6.5"), 9, chaos=rules(), operations_max=100).save(run)
     outcome = session.run_on_processes(spec, run)
     check(outcome, run)
     assert balanced_counts(outcome)

@@ -33,7 +33,7 @@ MM, CHILD = "mm0", "mm1"
 
 def world(release: str, arch: str = "x86", **switches: object) -> World:
     """Three CPUs and two processes."""
-    if (release, arch) == ("v6.6", "arm64"):
+    if (release, arch) == ("v6.6.5", "arm64"):
         switches = {"batched_pending_flush": "flush_tlb_mm", **switches}
     here = preset(release, arch, switches)
     return World(kernel=here, cpus=("cpu0", "cpu1", "cpu2"), mms=(MM, CHILD), gather_batch=2)
@@ -83,7 +83,7 @@ def test_a_full_batch_is_flushed_before_its_lock_is_released() -> None:
         *(("cpu1", op.Touch(MM, page(n), True, n)) for n in range(4)),
         ("cpu0", op.MadviseDontneed(MM, 0, page(4))),
     )
-    kinds = names(delivered(world("v6.6"), steps, "cpu0/1"))
+    kinds = names(delivered(world("v6.6.5"), steps, "cpu0/1"))
     locked = False
     for kind in kinds:
         locked = kind == "PtlLock" or (locked and kind != "PtlUnlock")
@@ -114,7 +114,7 @@ def test_a_move_that_is_undone_holds_the_rmap_locks(monkeypatch: pytest.MonkeyPa
         ("cpu0", op.Touch(MM, page(7), True, 1)), ("cpu0", op.Touch(MM, page(8), True, 2)),
         ("cpu0", op.Mremap(MM, page(6), page(4), page(22), page(4))),
     )  # fmt: skip
-    kinds = names(delivered(world("v6.6"), steps, "cpu0/3"))
+    kinds = names(delivered(world("v6.6.5"), steps, "cpu0/3"))
     moved = [at for at, kind in enumerate(kinds) if kind == "RmapMove"]
     assert len(moved) == 2
     locked = [kinds[:at].count("AnonVmaLock") > kinds[:at].count("AnonVmaUnlock") for at in moved]
@@ -196,8 +196,8 @@ TAKERS: dict[str, op.Operation] = {
     "SwapWrite": op.Kswapd(2),
 }
 KERNELS = [
-    ("v4.15", "x86"), ("v5.8", "x86"), ("v6.2", "x86"), ("v6.6", "x86"), ("v5.8", "arm64"),
-    ("v6.2", "arm64"), ("v6.6", "arm64"), ("v6.2", "ppc"), ("v6.6", "ppc"),
+    ("v4.15", "x86"), ("v5.8", "x86"), ("v6.2", "x86"), ("v6.6.5", "x86"), ("v5.8", "arm64"),
+    ("v6.2", "arm64"), ("v6.6.5", "arm64"), ("v6.2", "ppc"), ("v6.6.5", "ppc"),
 ]  # fmt: skip
 
 
@@ -268,7 +268,7 @@ BETWEEN: tuple[dict[str, object], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("release", ["v4.15", "v5.8", "v6.2", "v6.6"])
+@pytest.mark.parametrize("release", ["v4.15", "v5.8", "v6.2", "v6.6.5"])
 def test_a_page_that_is_swapped_out_is_not_reused(release: str) -> None:
     """``reuse_swap_page`` counts swap entries, and needs the lock that reclaim has."""
     for seed in range(3):
@@ -285,7 +285,7 @@ def test_reuse_by_the_count_of_mappings_alone_is_found(monkeypatch: pytest.Monke
         return len((await cpu.mem(m.RmapWalk(folio))).places) == 1
 
     monkeypatch.setattr(do_wp_page, "wp_can_reuse_anon_folio", mapped_once)
-    oracle, records, _ = run(world("v6.6"), stored_while_swapped_out(), 1, chaos(1, *BETWEEN))
+    oracle, records, _ = run(world("v6.6.5"), stored_while_swapped_out(), 1, chaos(1, *BETWEEN))
     assert values(records) == [2, 2]
     assert [v.rule for v in oracle.violations] == ["S6"]
 
@@ -296,7 +296,7 @@ def test_the_copy_is_published_before_the_rmap_forgets_the_original() -> None:
         ("cpu0", op.Mmap(MM, 0, page(1), True, True)), ("cpu0", op.Touch(MM, 0, True, 1)),
         ("cpu0", op.Fork(MM, CHILD)), ("cpu0", op.Touch(MM, 0, True, 2)),
     )  # fmt: skip
-    kinds = names(delivered(world("v6.6"), steps, "cpu0/3"))
+    kinds = names(delivered(world("v6.6.5"), steps, "cpu0/3"))
     assert kinds.index("PteSet") < kinds.index("RmapRemove")
 
 
@@ -307,7 +307,7 @@ def first_store(shared: bool) -> list[str]:
     """What is delivered for the store that maps the first page of a file."""
     mapping = op.Mmap(MM, 0, page(1), True, True, FILE, 0, shared)
     steps: Steps = (("cpu0", mapping), ("cpu0", op.Touch(MM, 0, True, 1)))
-    return names(delivered(world("v6.6"), steps, "cpu0/1"))
+    return names(delivered(world("v6.6.5"), steps, "cpu0/1"))
 
 
 def test_a_store_to_a_shared_file_unlocks_the_page_before_it_may_be_written() -> None:

@@ -41,7 +41,7 @@ from tests.runs import nothing_left_behind
 __all__ = ["nothing_left_behind"]
 
 MORTAL = ("device0", "vcpu0", "kvm0")
-KERNELS = (("v6.6", "x86"), ("v6.6", "arm64"), ("v6.2", "x86"))
+KERNELS = (("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v6.2", "x86"))
 LENGTH = 1500
 """About so many deliveries has a run of the small programs."""
 NOISE: list[dict[str, Any]] = [
@@ -69,7 +69,9 @@ def config(*rules: dict[str, Any]) -> ChaosConfig:
     return parse_rules({"schema": 1, "rule": list(rules)}, "chaos.toml")
 
 
-def world_of(release: str = "v6.6", arch: str = "x86", ats: bool = True, **switches: Any) -> World:
+def world_of(
+    release: str = "v6.6.5", arch: str = "x86", ats: bool = True, **switches: Any
+) -> World:
     """The small world; with ``ats`` its device has a cache of its own."""
     world = worlds.small_world(release, arch, **switches)
     unit = world.parts_of(Unit)[0]
@@ -238,10 +240,10 @@ MEET = (
 def test_a_vm_is_not_gone_while_it_is_called(arch: str) -> None:
     """What ``synchronize_srcu`` is for: where nobody waits for it, rule S13 says so."""
     for seed in range(3):
-        run = Run(world_of("v6.6", arch), seed, *MEET)
+        run = Run(world_of("v6.6.5", arch), seed, *MEET)
         run.check()
         assert [reply for _, reply in run.deliveries if type(reply.body) is PeerGone]
-        broken = Run(world_of("v6.6", arch, unregister_waits=False), seed, *MEET)
+        broken = Run(world_of("v6.6.5", arch, unregister_waits=False), seed, *MEET)
         assert broken.ending.complete
         assert {(v.rule, v.agent) for v in broken.oracle.violations} == {("S13", "kvm0")}
 

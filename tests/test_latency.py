@@ -40,7 +40,7 @@ def test_ranks_are_of_deliveries_from_request_to_completion() -> None:
 def test_late_invalidations_show_in_the_summary() -> None:
     late = {"name": "late", "fault": "delay", "match": {"kind": "IotlbInvalidate"},
             "after": {"min": 40, "max": 40}}  # fmt: skip
-    spec = mixed_run(preset("v6.6"), 3, operations_max=300)
+    spec = mixed_run(preset("v6.6.5"), 3, operations_max=300)
     chaos = parse_rules({"schema": 1, "rule": [late]}, "test")
     plain, slow = simulate(spec), simulate(replace(spec, chaos=chaos))
     assert set(plain.latencies) >= {"tlb", "iotlb", "spte", "gtlb"}

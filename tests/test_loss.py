@@ -39,7 +39,7 @@ def small(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
 
 def several(arch: str, seed: int) -> tuple[World, tuple[Program, ...]]:
     """Several mms: fork, exec, exit, mremap, files, page requests."""
-    return several_world("v6.6", arch), several_programs(seed, 40)
+    return several_world("v6.6.5", arch), several_programs(seed, 40)
 
 
 def parts(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
@@ -50,7 +50,7 @@ def parts(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
 def files(arch: str, seed: int) -> tuple[World, tuple[Program, ...]]:
     """Several mms that share a file, which is written back, reclaimed and truncated."""
     daemons = (op.Kswapd(3), op.Writeback(FILE))
-    return file_world("v6.6", arch, {}), file_programs(seed, 20, daemons, (1, 2, 4))
+    return file_world("v6.6.5", arch, {}), file_programs(seed, 20, daemons, (1, 2, 4))
 
 
 def registers(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:

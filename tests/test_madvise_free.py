@@ -22,13 +22,13 @@ from mmurace.protocol.messages import program as op
 from mmurace.protocol.records import Access, PageDiscarded, Record
 from tests.test_independence import commuting_pairs
 from tests.test_loss import kinds_seen, run_with
-from tests.worlds import page
+from tests.worlds import WHOLE_RANGES, page
 
 MM = "mm0"
 GUEST = 0x5000
 
 
-def world(release: str = "v6.6", arch: str = "x86", **switches: object) -> World:
+def world(release: str = "v6.6.5", arch: str = "x86", **switches: object) -> World:
     """Two CPUs and one for kswapd, a device, a guest, a child."""
     return World(
         kernel=preset(release, arch, switches),
@@ -101,7 +101,9 @@ STORES: dict[str, tuple[tuple[str, op.Operation], ...]] = {
 
 
 @pytest.mark.parametrize("stores", STORES)
-@pytest.mark.parametrize(("release", "arch"), [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.8", "x86")])
+@pytest.mark.parametrize(
+    ("release", "arch"), [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.8", "x86")]
+)
 def test_what_was_stored_since_stays_and_else_the_page_goes(
     release: str, arch: str, stores: str
 ) -> None:
@@ -180,12 +182,12 @@ def _free_and_store(thread: int) -> list[op.Operation]:
 
 
 KERNELS = [
-    ("v4.15", "x86", {"apic_gen": 2}),
-    ("v5.8", "x86", {}),
+    ("v4.15", "x86", {"apic_reload": "invalidate_range", **WHOLE_RANGES}),
+    ("v5.8", "x86", WHOLE_RANGES),
     ("v6.2", "x86", {}),
     ("v6.2", "arm64", {}),
-    ("v6.6", "x86", {}),
-    ("v6.6", "arm64", {"batched_pending_flush": "flush_tlb_mm"}),
+    ("v6.6.5", "x86", {}),
+    ("v6.6.5", "arm64", {"batched_pending_flush": "flush_tlb_mm"}),
 ]
 
 
@@ -220,7 +222,7 @@ def test_the_second_of_two_must_flush_what_the_first_has_cleaned() -> None:
     ]  # fmt: skip
     for seed in range(5):
         chaos = ChaosRules(parse_rules({"schema": 1, "rule": rules}, "test"), seed)
-        here = world("v6.6", "x86", nested_encoding="own_range_only")
+        here = world("v6.6.5", "x86", nested_encoding="own_range_only")
         found = {(v.rule, v.agent) for v in run(here, programs, seed, chaos)[0].violations}
         assert ("O", "cpu1") in found
         chaos = ChaosRules(parse_rules({"schema": 1, "rule": rules}, "test"), seed)
@@ -240,7 +242,7 @@ NEW = {
 @pytest.mark.parametrize("fault", ["drop", "duplicate", "delay"])
 def test_one_fault_on_each_new_kind_changes_no_verdict(fault: str) -> None:
     def make(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
-        return world("v6.6", arch), again()
+        return world("v6.6.5", arch), again()
 
     kinds = NEW | {f"{kind}~" for kind in NEW - {"MadviseFree"}}
     assert kinds <= kinds_seen(make, "x86")

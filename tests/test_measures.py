@@ -32,7 +32,7 @@ def test_an_added_right_zaps_no_shadow_entry(kernel: str, zapped: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "whole"), [("v6.6", True), ("v6.6-at-flush", True), ("v6.6-arm64", False)]
+    ("kernel", "whole"), [("v6.6.5", True), ("v6.6.5-at-flush", True), ("v6.6-arm64", False)]
 )
 def test_a_batch_of_x86_tells_of_the_whole_mm(kernel: str, whole: bool) -> None:
     measured = statistics("E10", kernel)

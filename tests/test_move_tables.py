@@ -82,7 +82,7 @@ def programs(seed: int, unit: bool = True) -> tuple[Program, ...]:
 
 @pytest.mark.parametrize(
     ("release", "arch", "unit"),
-    [("v6.6", "x86", True), ("v6.6", "arm64", True), ("v6.2", "x86", False),
+    [("v6.6.5", "x86", True), ("v6.6.5", "arm64", True), ("v6.2", "x86", False),
      ("v6.2", "arm64", False)],
 )  # fmt: skip
 def test_moves_beside_everything_else(release: str, arch: str, unit: bool) -> None:
@@ -99,7 +99,7 @@ def test_moves_beside_everything_else(release: str, arch: str, unit: bool) -> No
 
 
 def one_move(
-    length: int, to: int, release: str = "v6.6", arch: str = "x86", **switches: object
+    length: int, to: int, release: str = "v6.6.5", arch: str = "x86", **switches: object
 ) -> tuple[int, ...]:
     """Move some of eight pages with content: tables moved as one, and what is read behind."""
     steps: list[op.Operation] = [
@@ -138,7 +138,7 @@ def test_a_table_is_not_moved_onto_one_that_is_in_use() -> None:
         op.Touch(MM, 2 * TABLE, False),
         op.Touch(MM, 2 * TABLE + page(1), False),
     ]
-    here = World(kernel=preset("v6.6"), cpus=("cpu0",))
+    here = World(kernel=preset("v6.6.5"), cpus=("cpu0",))
     oracle, ending, _, read = run(here, (Program("cpu0", "cpu0", [Step(o) for o in steps]),), 1)
     assert ending.complete
     assert not oracle.violations
@@ -152,7 +152,7 @@ def test_a_kernel_that_flushes_later_moves_no_tables() -> None:
 
 
 def test_independent_deliveries_commute() -> None:
-    assert commuting_pairs(world("v6.6"), programs(3), 40) >= 20
+    assert commuting_pairs(world("v6.6.5"), programs(3), 40) >= 20
 
 
 def test_a_table_that_was_overwritten_leads_nowhere_but_down() -> None:

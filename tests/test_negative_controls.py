@@ -104,7 +104,7 @@ def test_secondaries_may_be_flushed_before_the_cpus() -> None:
     """x86 of v6.6 calls them for each entry of a batch, and interrupts the CPUs at its end."""
     loop = [op.Kswapd(2), op.Touch(MM, 0, True, 1), op.Touch(MM, page(1), True, 1)] * ROUNDS
     others = {"cpu1": touches(160), "device0": dmas(100)}
-    runs = [observe(world("v6.6"), beside(SETUP, loop, others), seed) for seed in SEEDS]
+    runs = [observe(world("v6.6.5"), beside(SETUP, loop, others), seed) for seed in SEEDS]
     clean(runs)
     assert any(secondary_first(run) for run in runs)
 
@@ -126,7 +126,7 @@ def test_secondaries_may_be_flushed_outside_any_bracket(arch: str) -> None:
     """``mprotect`` of v6.6 closes its bracket and then flushes."""
     loop = [op.Mprotect(MM, 0, page(2), True, write) for write in (False, True)] * ROUNDS
     runs = [
-        observe(world("v6.6", arch), beside(SETUP, loop, {"device0": dmas(100)}), seed)
+        observe(world("v6.6.5", arch), beside(SETUP, loop, {"device0": dmas(100)}), seed)
         for seed in SEEDS
     ]
     clean(runs)
@@ -149,7 +149,7 @@ def flushed_outside(run: Run) -> bool:
 # ---- brackets ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("release", ["v6.2", "v6.6"])
+@pytest.mark.parametrize("release", ["v6.2", "v6.6.5"])
 def test_brackets_of_disjoint_ranges_may_overlap_in_time(release: str) -> None:
     """A fault outside both ranges, or between them, is settled by the hva filter."""
     ends = {"cpu0": 0, "cpu1": 3}
@@ -197,7 +197,7 @@ def test_stores_may_race_an_operation_until_it_returns(
 ) -> None:
     loop = [zap, op.Mmap(MM, 0, page(2), True, True)] * ROUNDS
     others = {"cpu1": touches(160), "device0": dmas(80)}
-    runs = [observe(world("v6.6"), beside(SETUP, loop, others), seed) for seed in SEEDS]
+    runs = [observe(world("v6.6.5"), beside(SETUP, loop, others), seed) for seed in SEEDS]
     clean(runs)
     racing = [access for run in runs for access in racing_accesses(run, cache, kind)]
     assert any(access.write for access in racing)
@@ -220,7 +220,7 @@ def test_a_pinned_page_may_diverge_from_what_is_mapped(monkeypatch: pytest.Monke
     loop: list[op.Operation] = [op.MigratePages(MM, 0, 4096)] * ROUNDS
     zaps: list[op.Operation] = [op.MadviseDontneed(MM, 0, 4096), op.Touch(MM, 0, True, 9)] * ROUNDS
     others = {"cpu1": zaps, "device0": dmas(60, 1)}
-    runs = [observe(world("v6.6"), beside(SETUP, loop, others), seed) for seed in SEEDS]
+    runs = [observe(world("v6.6.5"), beside(SETUP, loop, others), seed) for seed in SEEDS]
     clean(runs)
     assert any(diverged(run) for run in runs)
 
@@ -254,7 +254,7 @@ def test_a_right_that_is_added_needs_no_flush_on_x86() -> None:
     loop += [op.Touch(MM, page(i % 2), i % 2 > 0, 7) for i in range(ROUNDS)]
     others = {"cpu1": touches(160), "device0": dmas(80)}
     # The fault adds the right: mprotect does not do so itself.
-    here = world("v6.6", change_protection_upgrades="dirty_shared")
+    here = world("v6.6.5", change_protection_upgrades="dirty_shared")
     runs = [observe(here, beside(SETUP, loop, others), seed) for seed in SEEDS]
     clean(runs)
     upgrades = [found for run in runs for found in upgraded(run)]

@@ -172,11 +172,11 @@ def test_the_registers_take_a_page_and_page_0_is_everything() -> None:
 
 def test_a_whole_mm_is_a_loop_that_is_cut_or_one_command() -> None:
     programs = [program("cpu0", *mapped(), op.Fork("mm0", "mm1"))]
-    looped = Ran(world("v6.6", ("mm0",)), programs)
+    looped = Ran(world("v6.6.5", ("mm0",)), programs)
     assert looped.rules() == {"L2", "P4"}
     cuts = [x for step in looped.steps for x in step.records if isinstance(x, r.LoopCut)]
     assert [(cut.start, cut.end, cut.left) for cut in cuts] == [(0, ULONG_MAX, (1 << 52) - 64)]
-    once = Ran(world("v6.6", ("mm0",), {"ocxl_decoder": "exact"}), programs)
+    once = Ran(world("v6.6.5", ("mm0",), {"ocxl_decoder": "exact"}), programs)
     assert once.kinds(o.AtsdLaunch) == ["AtsdLaunch"]
     assert not once.rules()
 
@@ -281,8 +281,8 @@ def churn() -> list[Program]:
         ("v4.18", {"copro_removal": "flush_then_count"}),
         ("v5.10", {}),
         ("v6.2", {}),
-        ("v6.6", CURED),
-        ("v6.6", POWER9),
+        ("v6.6.5", CURED),
+        ("v6.6.5", POWER9),
     ],
 )
 def test_whoever_comes_next_finds_nothing(release: str, switches: Switches) -> None:
@@ -345,7 +345,7 @@ def mixed(release: str, seed: int, switches: Switches) -> Verdict:
     ("release", "switches"),
     [
         ("v4.18", {}), ("v5.10", {}), ("v5.12", {}), ("v6.2", {}), ("v6.5", {}),
-        ("v6.6", POWER9), ("v6.6", CURED),
+        ("v6.6.5", POWER9), ("v6.6.5", CURED),
     ],
 )  # fmt: skip
 def test_kernels_without_the_bugs_are_never_flagged(release: str, switches: Switches) -> None:
@@ -355,7 +355,7 @@ def test_kernels_without_the_bugs_are_never_flagged(release: str, switches: Swit
 
 
 def test_the_flush_of_a_page_tells_no_link_on_v6_6() -> None:
-    found = mixed("v6.6", 1, {"ocxl_decoder": "exact"}).violations
+    found = mixed("v6.6.5", 1, {"ocxl_decoder": "exact"}).violations
     assert {(v.agent, v.cache) for v in found} == {("link0", "xsl")}
     assert "O" in {v.rule for v in found}
 
@@ -371,12 +371,12 @@ def linked(programs: tuple[Program, ...]) -> tuple[Program, ...]:
 
 
 @pytest.mark.parametrize(
-    ("release", "switches"), [("v5.10", {}), ("v6.6", POWER9), ("v6.6", CURED | RELEASES)]
+    ("release", "switches"), [("v5.10", {}), ("v6.6.5", POWER9), ("v6.6.5", CURED | RELEASES)]
 )
 def test_moves_forks_files_and_ends_beside_a_link(release: str, switches: Switches) -> None:
     for seed in range(2):
         of = msgspec.structs.replace(
-            several_world("v6.6", "x86").with_parts(Unit, ()).with_parts(
+            several_world("v6.6.5", "x86").with_parts(Unit, ()).with_parts(
                 Link, (Link("link0", ("mm0",), "cpu1"),)
             ),
             kernel=preset(release, "ppc", switches),
@@ -396,7 +396,7 @@ def test_links_are_of_power() -> None:
     with pytest.raises(UserError, match=r"w\.links: are there on x86 \(expected arch = ppc\)"):
         world_from(table, preset("v6.2", "x86"), "w")
     with pytest.raises(UserError, match=r"nodes\.links: is 1 on arm64"):
-        Mixed(MixedOptions(links=1)).world(preset("v6.6", "arm64"))
+        Mixed(MixedOptions(links=1)).world(preset("v6.6.5", "arm64"))
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_a_run_with_links_is_saved_and_read(tmp_path: Path) -> None:
 
 
 def test_only_the_memory_of_power_has_contexts() -> None:
-    plain = World(kernel=preset("v6.6", "x86"))
+    plain = World(kernel=preset("v6.6.5", "x86"))
     kinds = {name: set(driver.handlers) for name, driver in build_all(plain, 0).items()}
     assert ContextIdLoad not in kinds[MEMORY]
     assert ContextIdLoad in build_all(world(), 0)[MEMORY].handlers

@@ -21,11 +21,11 @@ from tests.worlds import MM, page, small_world
 
 
 def several(seed: int) -> tuple[World, tuple[Program, ...]]:
-    return several_world("v6.6", "x86"), several_programs(seed, 40)
+    return several_world("v6.6.5", "x86"), several_programs(seed, 40)
 
 
 def mixed(seed: int) -> tuple[World, tuple[Program, ...]]:
-    world = Mixed().world(preset("v6.6", "arm64"))
+    world = Mixed().world(preset("v6.6.5", "arm64"))
     return world, Mixed().programs(world, seed)
 
 

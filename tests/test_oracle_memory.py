@@ -34,7 +34,7 @@ def kept_by(oracle: Oracle) -> int:
 
 
 def test_the_second_half_of_a_run_needs_no_more_memory_than_the_first() -> None:
-    spec = mixed_run(preset("v6.6", "x86"), 3)
+    spec = mixed_run(preset("v6.6.5", "x86"), 3)
     programs = spec.programs()
     exchange = Exchange(Feeder(programs))
     watch, sizes = Watch(spec, programs), list[int]()

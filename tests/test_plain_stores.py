@@ -25,13 +25,14 @@ from mmurace.broker.simulator import Simulator
 from mmurace.nodes.build import build_all
 from mmurace.nodes.kernel import do_wp_page, memory, mprotect, pgtable
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import spin_lock, spin_unlock
 from mmurace.nodes.kernel.mmu_gather import MmuGather
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
-from mmurace.protocol.messages.memory import PteLoad, PteSet, PtlLock, PtlUnlock, Vma
+from mmurace.protocol.messages.memory import Vma
 from mmurace.protocol.records import PteChange
 from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE, KERNELS, file_programs, file_world
@@ -105,24 +106,23 @@ async def stores_what_it_loaded(
     cpu: Processor, mm: str, address: int, table: int, entry: int, dirty: bool
 ) -> bool:
     """``ptep_set_access_flags`` that stores for a load as for a store, on any architecture."""
-    index = pgtable.pte_index(cpu, address)
-    changed = (await cpu.mem(PteLoad(table, index))).pte != entry
+    changed = await pgtable.ptep_get(cpu, table, address) != entry
     if changed:
-        await cpu.mem(PteSet(table, index, entry))
+        await pgtable.set_pte_at(cpu, table, address, entry)
     return changed
 
 
 async def protects_without_clearing(
-    cpu: Processor, gather: MmuGather, table: int, part: tuple[int, int], address: int, vma: Vma
-) -> None:
+    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
+) -> None:  # fmt: skip
     """``change_pte_range`` without ``ptep_modify_prot_start``."""
-    await cpu.mem(PtlLock(table))
-    for index in range(*part):
-        found = (await cpu.mem(PteLoad(table, index))).pte
+    await spin_lock(cpu, table)
+    for at in range(address, end, 4096):
+        found = await pgtable.ptep_get(cpu, table, at)
         if ptes.pte_present(found):
-            await cpu.mem(PteSet(table, index, mprotect.pte_modify(found, vma)))
-            gather.adjust_range(address + (index - part[0]) * 4096)
-    await cpu.mem(PtlUnlock(table))
+            await pgtable.set_pte_at(cpu, table, at, mprotect.pte_modify(found, vma))
+            gather.adjust_range(at)
+    await spin_unlock(cpu, table)
 
 
 def read_faults(kernel: str) -> list[str]:

@@ -26,6 +26,7 @@ from mmurace.nodes.kernel import (
     tlbbatch,
     vm_fault,
 )
+from mmurace.nodes.kernel.locking import spin_lock, spin_unlock
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.secondaries.iommu_sva import driver as iommu_sva
 from mmurace.nodes.secondaries.iommu_sva.messages import Dma
@@ -52,11 +53,6 @@ from mmurace.protocol.messages.memory import (
     FrameAlloc,
     PageFreeze,
     PagePut,
-    PteGetAndClear,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapAdd,
 )
 from mmurace.protocol.messages.swap import SwapCount
@@ -78,8 +74,7 @@ TOUCHES = 900
 
 async def cleared_without_flush(cpu: Any, mm: str, address: int, table: int) -> int:
     """``ptep_get_and_clear`` where ``ptep_clear_flush`` belongs."""
-    found = await cpu.mem(PteGetAndClear(table, pgtable.pte_index(cpu, address)))
-    return int(found.pte)
+    return await pgtable.ptep_get_and_clear(cpu, table, address)
 
 
 async def cleared_and_not_noted(cpu: Any, _ubc: Any, place: tuple[str, int], table: int) -> int:
@@ -169,14 +164,15 @@ def allocates_under_the_lock(patch: pytest.MonkeyPatch) -> None:
     """``do_anonymous_page`` asks for its page after it has taken the PTL."""
 
     async def do_anonymous_page(cpu: Any, fault: Any) -> int:
-        await cpu.mem(PtlLock(fault.table))
+        await spin_lock(cpu, fault.table)
         frame = (await cpu.mem(FrameAlloc("anon"))).frame
-        raced = await vm_fault.load(cpu, fault) != ptes.NONE
+        raced = await pgtable.ptep_get(cpu, fault.table, fault.address) != ptes.NONE
         if not raced:
             await cpu.mem(RmapAdd(frame, fault.mm, fault.address))
             flags = vm_fault.ANON_FLAGS | fault.write_flags
-            await vm_fault.set_pte_at(cpu, fault, ptes.make(frame, flags))
-        await cpu.mem(PtlUnlock(fault.table))
+            pte = ptes.make(frame, flags)
+            await pgtable.set_pte_at(cpu, fault.table, fault.address, pte)
+        await spin_unlock(cpu, fault.table)
         if raced:
             await cpu.mem(PagePut(frame))
         return 0
@@ -207,17 +203,15 @@ def protects_in_two_passes(patch: pytest.MonkeyPatch) -> None:
     """
 
     async def change(
-        cpu: Any, gather: Any, table: int, part: tuple[int, int], address: int, vma: Any
-    ) -> None:
-        first, last = part
-        base = address - first * 4096
-        await cpu.mem(PtlLock(table))
-        loads = [await cpu.mem(PteLoad(table, index)) for index in range(first, last)]
-        for index, loaded in enumerate(loads, first):
-            if ptes.pte_present(loaded.pte):
-                await cpu.mem(PteSet(table, index, mprotect.pte_modify(loaded.pte, vma)))
-                gather.adjust_range(base + index * 4096)
-        await cpu.mem(PtlUnlock(table))
+        cpu: Any, gather: Any, vma: Any, table: int, address: int, end: int
+    ) -> None:  # fmt: skip
+        await spin_lock(cpu, table)
+        pages = range(address, end, 4096)
+        for at, pte in [(at, await pgtable.ptep_get(cpu, table, at)) for at in pages]:
+            if ptes.pte_present(pte):
+                await pgtable.set_pte_at(cpu, table, at, mprotect.pte_modify(pte, vma))
+                gather.adjust_range(at)
+        await spin_unlock(cpu, table)
 
     patch.setattr(mprotect, "change_pte_range", change)
 
@@ -267,7 +261,7 @@ PLANTS: list[tuple[Plant, str, list[op.Operation]]] = [
 def world() -> World:
     """Two CPUs, a device, a guest."""
     return World(
-        kernel=preset("v6.6"),
+        kernel=preset("v6.6.5"),
         cpus=("cpu0", "cpu1"),
         parts=(
             Unit("iommu0", ("device0",), (MM,), "cpu1"),
@@ -336,7 +330,7 @@ def starts_over_after_every_page(patch: pytest.MonkeyPatch) -> None:
     """KVM lets go of mmu_lock and flushes after each entry, and then looks from the first again."""
 
     async def kvm_unmap_gfn_range(cpu: Any, vm: str, slot: Memslot, start: int, end: int) -> bool:
-        first, last = kvm_main._overlap(slot, start, end)
+        first, last = kvm_main.gfn_range(slot, start, end)
         gfn = first
         while gfn < last:
             found = (await cpu.port.call(vm, SpteScan(gfn, gfn + 1))).gfn
@@ -358,7 +352,7 @@ def test_zapping_takes_steps_in_proportion(planted: bool, monkeypatch: pytest.Mo
         starts_over_after_every_page(monkeypatch)
     pages = 32
     vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, pages, 0),))
-    here = World(kernel=preset("v6.6"), cpus=("cpu0",), parts=(vm,))
+    here = World(kernel=preset("v6.6.5"), cpus=("cpu0",), parts=(vm,))
     cpu0: list[Step] = [Step(op.Mmap(MM, 0, page(pages), True, True))]
     cpu0 += [Step(op.Munmap(MM, 0, page(pages)), (f"vcpu0/{pages - 1}",))]
     guest = [Step(GuestTouch(page(i), True, i), ("cpu0/0",)) for i in range(pages)]

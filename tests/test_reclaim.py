@@ -17,15 +17,15 @@ from mmurace.oracle.oracle import Oracle
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.records import Access, PageWritten
-from tests.worlds import APIC, MM, SETUP, page, small_programs
+from tests.worlds import APIC, MM, SETUP, WHOLE_RANGES, page, small_programs
 
 KERNELS = [
-    ("v4.15", "x86", {"apic_gen": 2}),
-    ("v5.8", "x86", {}),
+    ("v4.15", "x86", {"apic_reload": "invalidate_range", **WHOLE_RANGES}),
+    ("v5.8", "x86", WHOLE_RANGES),
     ("v6.2", "x86", {}),
     ("v6.2", "arm64", {}),
-    ("v6.6", "x86", {}),
-    ("v6.6", "arm64", {"batched_pending_flush": "flush_tlb_mm"}),
+    ("v6.6.5", "x86", {}),
+    ("v6.6.5", "arm64", {"batched_pending_flush": "flush_tlb_mm"}),
 ]
 
 
@@ -63,7 +63,7 @@ def test_reclaim_beside_everything_else(
 
 
 def test_what_was_swapped_out_comes_back() -> None:
-    here = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), mms=("mm0", "mm1"))
+    here = World(kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"), mms=("mm0", "mm1"))
     steps: list[op.Operation] = [
         op.Mmap(MM, 0, page(2), True, True),
         op.Touch(MM, 0, True, 7),

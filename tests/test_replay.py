@@ -25,7 +25,7 @@ LOG = Path(__file__).parent / "data" / "numpy.strace"
 def mixed(seed: int, operations: int = 120) -> RunSpec:
     """A short mixed run under lossy chaos, evictions included."""
     workload = Mixed()
-    world = workload.world(preset("v6.6"))
+    world = workload.world(preset("v6.6.5"))
     chaos = load_rules(CONFIGS / "lossy.toml")
     return RunSpec("mixed", world, seed, workload, chaos, operations_max=operations)
 
@@ -33,7 +33,7 @@ def mixed(seed: int, operations: int = 120) -> RunSpec:
 def log(seed: int) -> RunSpec:
     """The beginning of a real program's log under jitter."""
     workload = StraceLog(LOG)
-    world = workload.world(preset("v6.6", "arm64"))
+    world = workload.world(preset("v6.6.5", "arm64"))
     chaos = load_rules(CONFIGS / "jitter.toml")
     return RunSpec("numpy", world, seed, workload, chaos, operations_max=150)
 

@@ -14,13 +14,11 @@ import pytest
 from mmurace.broker.programs import Program
 from mmurace.explorer.run.session import simulate
 from mmurace.nodes.kernel.variant import preset
-from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
-from mmurace.nodes.secondaries.kvm.messages import KvmAddMemslot, KvmDestroyVm, Sigkill
-from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDetach
 from mmurace.oracle.sometimes import Entered
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
+from mmurace.protocol.messages.program import operation_kinds
 from mmurace.scenarios.address_space import AreaMap, PageSet
 from mmurace.scenarios.log_effects import Account, effects_of
 from mmurace.scenarios.log_programs import TouchOptions
@@ -31,7 +29,7 @@ from mmurace.scenarios.strace_log import parse_log
 from tests.test_scenarios import DATA, records_of, verdict_of
 
 LOGS = ("numpy", "node", "bash", "gcc", "redis")
-KERNEL = preset("v6.6")
+KERNEL = preset("v6.6.5")
 
 
 def account_of(text: str) -> Account:
@@ -103,7 +101,7 @@ def test_a_log_runs_to_its_end_holds_and_does_what_it_should(name: str) -> None:
 
 
 def test_mixed_holds_on_a_good_kernel_and_does_what_it_should() -> None:
-    verdict = verdict_of(mixed_run(KERNEL, 2, operations_max=20_000))
+    verdict = verdict_of(mixed_run(KERNEL, 2, operations_max=30_000))
     assert verdict.outcome == "held", verdict.reasons
     assert verdict.how.statistics["out_of_memory"] == 0
     assert {kind: list(row) for kind, row in verdict.how.windows.items()} == {
@@ -324,12 +322,14 @@ def test_mixed_is_repeatable_and_restartable() -> None:
     assert list(itertools.islice(program.steps, 50)) == list(itertools.islice(program.steps, 50))
 
 
-def test_mixed_does_every_operation() -> None:
+def test_mixed_does_every_operation_that_wears_nothing_out() -> None:
+    """Of the kernel's and a device's own; the others are in the catalogue, or have a weight."""
     done = {type(s.operation) for steps in first(3, 400) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
-    elsewhere = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, KvmAddMemslot}
-    elsewhere |= {ops.Kswapd, ops.MadviseFree, Sigkill, DeviceRemove, KvmDestroyVm}
-    elsewhere |= {ops.Writeback, AfuTouch, OcxlAttach, OcxlDetach}
-    assert done >= set(ops.Operation.__subclasses__()) - elsewhere
+    once = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit}
+    weighed = {ops.Kswapd, ops.MadviseFree, ops.Writeback}
+    elsewhere = {ops.ClearRefs}
+    core = {kind for kind in operation_kinds() if kind.__module__ == ops.__name__}
+    assert done >= core - once - weighed - elsewhere
 
 
 def test_mixed_stays_inside_its_arena() -> None:
@@ -372,7 +372,7 @@ def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
 
 @pytest.mark.parametrize(
     ("release", "arch", "mremap"),
-    [("v6.6", "x86", 8), ("v6.6", "arm64", 8), ("v6.2", "x86", 0), ("v5.8", "x86", 0)],
+    [("v6.6.5", "x86", 8), ("v6.6.5", "arm64", 8), ("v6.2", "x86", 0), ("v5.11", "x86", 0)],
 )
 def test_mixed_with_all_of_it_in_a_small_pool_holds(release: str, arch: str, mremap: int) -> None:
     mix = Mix(madvise_free=12, mremap=mremap, kswapd=0 if arch == "arm64" else 2, file=12)

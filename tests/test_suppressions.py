@@ -62,7 +62,7 @@ def test_an_entry_that_only_denies() -> None:
 
 def two_faults() -> Run:
     """Two processors write to a page at the same time, and both fault."""
-    world = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"))
+    world = World(kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"))
     zap: list[op.Operation] = [op.MadviseDontneed(MM, 0, 4096), op.Touch(MM, 0, True, 1)] * 8
     touches = [op.Touch(MM, 0, True, 2) for _ in range(60)]
     setup = [op.Mmap(MM, 0, page(1), True, True), op.Touch(MM, 0, True, 1)]
@@ -130,7 +130,7 @@ def test_a_read_of_a_page_that_is_on_its_way() -> None:
 def walking() -> Run:
     """A unit keeps the upper entry of a table that is emptied again and again, and stays."""
     unit = Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True)
-    world = World(kernel=preset("v6.6"), cpus=("cpu0", "cpu1"), parts=(unit,))
+    world = World(kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1"), parts=(unit,))
     zap: list[op.Operation] = [op.MadviseDontneed(MM, 0, page(2))] * 8
     dma = [Dma(MM, page(i % 2), True, i) for i in range(40)]
     setup = [op.Mmap(MM, 0, page(2), True, True), op.Touch(MM, 0, True, 1)]

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from mmurace.nodes import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "report", "launch")
 """Dependencies point downwards only: to the left here."""
 FUNCTION_LINES_MAX = 60
 FILE_LINES_MAX = 500
-PURE_EXCEPT = {"runtime.py", "sockets.py", "journal.py", "files.py", "disk.py", "plugins.py"}
-"""Files of ``nodes/`` that run a node as a process, or load one; all else there is node logic."""
+PURE_EXCEPT = {
+    "runtime.py", "sockets.py", "journal.py", "files.py", "disk.py", "plugins.py",
+    "plugin_watchdog.py",
+}  # fmt: skip
+"""Files of ``nodes/`` that run a node as a process, or read plug-ins; all else is node logic."""
 IMPURE = {
     "zmq", "time", "random", "asyncio", "datetime", "secrets", "uuid", "threading", "os", "io",
     "socket", "subprocess", "pathlib", "multiprocess",
@@ -84,10 +92,129 @@ def test_dependencies_point_downwards() -> None:
     for path in OURS:
         own = LAYERS.index(path.relative_to(ROOT).parts[0].removesuffix(".py"))
         for name, node in imports(path):
-            top = name.partition(".")[0]
+            top = name.removeprefix("mmurace.").partition(".")[0]
             if top in ("tests", "benchmarks") or (top in LAYERS and LAYERS.index(top) > own):
                 wrong.append(f"{place(path, node)} imports {name}")
     assert wrong == []
+
+
+def run_time_imports(path: Path, known: Mapping[str, Path]) -> set[str]:
+    """Modules of ours that a file imports, wherever in it, when it runs: not those for types."""
+    todo: list[ast.AST] = [tree(path)]
+    found: set[str] = set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            todo.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            of = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (of & known.keys()) or {node.module}
+        todo.extend(ast.iter_child_nodes(node))
+    return found & known.keys()
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Nodes that lead back to the first of them; empty: there are none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def module_of(path: Path) -> str:
+    """``mmurace.nodes.kernel.rmap``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("mmurace", *parts)).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Kernel files that call each other are declared in headers; here whoever is called from both
+    sides is a module of its own."""
+    known = {module_of(path): path for path in OURS}
+    graph = {name: run_time_imports(path, known) - {name} for name, path in known.items()}
+    assert len(graph["mmurace.nodes.kernel.memory"]) > 5
+    assert circle(graph) == []
+    assert circle({**graph, "mmurace.nodes.kernel.page_ref": {"mmurace.nodes.kernel.memory"}})
+
+
+KERNEL = [p for p in sources("nodes/kernel") if "variant" not in p.parts]
+NO_KERNEL_FILE = {"__init__.py", "context.py"}
+"""What says how kernel code is run here, and stands for no file of it."""
+DRIVERS = (
+    "driver.py",
+    "kvm_main.py",
+    "mmu.py",
+    "vmx.py",
+    "kvm_mm.py",
+    "context.py",
+    "link.py",
+    "locking.py",
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in KERNEL if p.name not in NO_KERNEL_FILE]
+    + [p for p in sources("nodes/secondaries") if p.name in DRIVERS],
+    ids=lambda path: path.stem,
+)
+def test_kernel_code_says_first_which_file_it_stands_for(path: Path) -> None:
+    """Plug-ins name functions by file: ``@replaces("mm/mprotect.c", "change_pte_range")``."""
+    document = ast.get_docstring(tree(path)) or ""
+    files, colon, _ = document.partition(":")
+    assert colon, document
+    tops = "arch|drivers|fs|include|kernel|mm|virt"
+    assert re.match(rf"({tops})/[\w./-]+\.[ch]\b", files), files
+    for word in re.findall(r"\S+\.[ch]\b", files):
+        assert re.fullmatch(rf"({tops})/[\w./-]+", word), word
+
+
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [
+        ("mm/mprotect.c", "change_pte_range"),
+        ("mm/memory.c", "zap_pte_range"),
+        ("mm/memory.c", "do_wp_page"),
+        ("mm/memory.c", "copy_present_pte"),
+        ("mm/rmap.c", "try_to_unmap_one"),
+        ("mm/rmap.c", "try_to_migrate_one"),
+        ("mm/rmap.c", "flush_tlb_batched_pending"),
+        ("mm/page-writeback.c", "folio_clear_dirty_for_io"),
+        ("virt/kvm/kvm_main.c", "kvm_unmap_gfn_range"),
+    ],
+)
+def test_plug_ins_find_a_function_by_its_file(file: str, function: str) -> None:
+    """Of several modules that stand for one file, in that which has it."""
+    for path in [*KERNEL, *sources("nodes/secondaries")]:
+        importlib.import_module(module_of(path))
+    assert inspect.iscoroutinefunction(getattr(plugins._module_of(file, function), function))
+
+
+LOCKS = {
+    "PtlLock", "PtlUnlock", "MmapLock", "MmapUnlock", "MmapDowngrade", "AnonVmaLock",
+    "AnonVmaUnlock", "ImmapLock", "ImmapUnlock", "FolioLock", "FolioUnlock", "FolioTrylock",
+    "InodeLock", "InodeUnlock",
+}  # fmt: skip
+WORDS = {"PteCmpxchg", "PteScan", "TlbFlushPending", "PageGet"}
+WITH_NAMES = {"locking.py", "pgtable.py", "mm_inline.py", "page_ref.py"}
+"""Where the kernel's names for those messages are."""
+
+
+def test_kernel_code_uses_the_kernels_names() -> None:
+    """``spin_lock``, ``ptep_get``, ``try_get_page``, and not the messages that they send."""
+    assert [
+        f"{place(path, node)} {alias.name}"
+        for path in KERNEL
+        if path.name not in WITH_NAMES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in LOCKS | WORDS
+    ] == []
 
 
 def test_functions_are_short() -> None:
@@ -182,7 +309,7 @@ def test_nothing_is_left_for_later() -> None:
 
 # ---- nobody but a secondary's own folder knows it -----------------------------------------------
 
-DRIVERS = re.compile(
+DRIVERS_WORDS = re.compile(
     r"(?i:kvm|vcpu|spte|gtlb|vmcs|apic|memslot|iotlb|iommu|smmu|iopf|pasid|ocxl|xsl|atsd|vmid"
     r"|opencapi|vt-d|guest_?(touch|apic))"
     r"|(\b|\b_|_)(atc|dma|sva|afu|vms)\b|\b_?(atc|dma|sva|afu)_"
@@ -209,6 +336,7 @@ PICTURES = {
     "nodes/kernel/mmu_gather.py": "who still has the page when it is freed",
     "nodes/kernel/mmu_notifier.py": "the two kinds of subscribers, with an example of each",
     "nodes/kernel/pgtable.py": "who else has the page while its entry changes",
+    "nodes/kernel/rmap.py": "who faults on the page that reclaim takes",
     "nodes/kernel/tlb.py": "who hears a broadcast, and who waits for an IPI",
 }
 """Docstrings that explain with an example: the two columns of a race name who is in the other."""
@@ -241,7 +369,7 @@ def knowing(path: Path, explains: bool) -> list[str]:
     return [
         f"{path.relative_to(ROOT)}:{line}: {text.strip()}"
         for line, text, only_explains in words_of(path)
-        if only_explains == explains and DRIVERS.search(text)
+        if only_explains == explains and DRIVERS_WORDS.search(text)
     ]
 
 
@@ -276,7 +404,7 @@ def test_only_pictures_of_races_explain_with_a_driver() -> None:
     ],
 )  # fmt: skip
 def test_names_of_drivers_are_told_from_others(text: str, found: bool) -> None:
-    assert bool(DRIVERS.search(text)) == found
+    assert bool(DRIVERS_WORDS.search(text)) == found
 
 
 def test_a_workload_that_is_said_to_name_drivers_does() -> None:

@@ -14,12 +14,12 @@ from mmurace.explorer.exhaustive.search import Budget, Exhaustion, explore_state
 from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
 from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import mmap_read_lock, mmap_read_unlock
 from mmurace.nodes.kernel.variant import preset
-from mmurace.nodes.world import MEMORY, World
+from mmurace.nodes.world import World
 from mmurace.oracle.oracle import Oracle
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import kinds
-from mmurace.protocol.messages.memory import MmapLock, MmapUnlock
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.test_futures import RACES, SCOPES, both
@@ -99,9 +99,9 @@ def test_a_reader_that_asks_again_behind_a_writer_is_found(
     fault = memory.handle_mm_fault
 
     async def locked_twice(cpu: Processor, mm: str, address: int, write: bool) -> int:
-        await cpu.sleep(MEMORY, MmapLock(mm, False))
+        await mmap_read_lock(cpu, mm)
         result = await fault(cpu, mm, address, write)
-        await cpu.mem(MmapUnlock(mm))
+        await mmap_read_unlock(cpu, mm)
         return result
 
     monkeypatch.setattr(memory, "handle_mm_fault", locked_twice)

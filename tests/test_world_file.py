@@ -81,7 +81,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     kernel = launch.kernel_from(file, "v5.8", "", ["btm=false"])
     assert (kernel.release, kernel.machine, SvaSwitches.of(kernel).btm) == ("v5.8", "arm64", False)
     plain = launch.kernel_from(WorldFile(), "", "", [])
-    assert (plain.release, plain.machine) == ("v6.6", "x86")
+    assert (plain.release, plain.machine) == ("v6.6.5", "x86")
 
 
 def test_no_devices_and_no_vcpus_means_no_iommu_and_no_vm(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_address_space_that_is_too_small_is_refused(
 
 
 def test_stress_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "w.toml").write_text(WHOLE.replace("v6.2", "v6.6"))
+    (tmp_path / "w.toml").write_text(WHOLE.replace("v6.2", "v6.6.5"))
     monkeypatch.chdir(tmp_path)
     words = "stress --on simulator --operations 20 --seed 1 --world w.toml --out here --json"
     assert launch.main(words.split()) == 3  # far too little ran

@@ -37,7 +37,7 @@ RAISE, HANG, DIE = 1, 2, 3
 
 def world(nodes: tuple[str, ...] = NODES) -> bytes:
     """A world whose CPUs are the toy nodes, packed."""
-    return pack_world(World(kernel=preset("v6.6"), cpus=nodes))
+    return pack_world(World(kernel=preset("v6.6.5"), cpus=nodes))
 
 
 def build(name: str, of: World, seed: int) -> Driver:

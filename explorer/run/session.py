@@ -32,11 +32,12 @@ from mmurace.explorer.run.outcome import OperationCount, Outcome, Status
 from mmurace.explorer.run.stop import Bounds, bytes_in
 from mmurace.nodes.build import build_all
 from mmurace.nodes.journal import journal_path
+from mmurace.nodes.plugins import at_fault, named_in
 from mmurace.nodes.runtime import pack_world
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.state.trace import step_of
 from mmurace.protocol.envelope import BROKER, Envelope, Handled
-from mmurace.protocol.errors import ReplayDivergence
+from mmurace.protocol.errors import PluginError, ReplayDivergence
 from mmurace.protocol.limits import LOW_WATER_EVERY
 from mmurace.protocol.records import InvalidateBegin, OpEnd
 from mmurace.protocol.signals import held
@@ -157,12 +158,16 @@ def _simulate(
     status: Status = "finished"
     detail = ""
     try:
-        with collector_at_rest():
+        with collector_at_rest(), at_fault():
             ending = simulator.run(deliveries_max)
     except ReplayDivergence as error:
         status, detail, ending = "diverged", str(error), exchange.ending()
     except KeyboardInterrupt:
         status, detail, ending = "interrupted", "Ctrl-C", exchange.ending()
+    except PluginError:
+        if recorder is not None:
+            recorder.close()
+        raise
     except OSError as error:
         return _unrecorded(spec, watch, run_dir, error, began)
     quiescent = status == "finished" and not exchange.heads
@@ -267,14 +272,17 @@ def follow_plan(
     unwritten = ""
     with closing(Follower(plan.directory, plan.nodes)) as follower:
         try:
-            with Supervisor(plan) as run:
-                result = _as_recorded(live.watch_until_end(run, follower), plan.schedule)
-            live.watch.rest_of(follower)
-            unwritten = run.unwritten
+            with at_fault():
+                with Supervisor(plan) as run:
+                    result = _as_recorded(live.watch_until_end(run, follower), plan.schedule)
+                live.watch.rest_of(follower)
+                unwritten = run.unwritten
         except KeyboardInterrupt:
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
+    if status == "broken" and (blamed := named_in(result.detail)):
+        raise PluginError(blamed)
     outcome = conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
     outcome.stopped = live.stopped
     outcome.unwritten = (unwritten,) if unwritten else ()

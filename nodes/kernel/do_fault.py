@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import filemap, gup, page_alloc, pgtable
+from mmurace.nodes.kernel import filemap, page_alloc
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import ENOMEM
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.locking import folio_lock, folio_unlock, spin_lock, spin_unlock
+from mmurace.nodes.kernel.page_ref import get_page, put_page
+from mmurace.nodes.kernel.pgtable import ptep_get, set_pte_at
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.messages.filemap import FolioMapping
 from mmurace.protocol.messages.memory import (
-    FolioLock,
-    FolioUnlock,
     FrameAlloc,
     FrameCopy,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapAdd,
     Vma,
 )
@@ -41,7 +37,8 @@ async def do_fault(
     if write:
         return await do_shared_fault(cpu, mm, vma, address, (table, frame))
     result = await finish_fault(cpu, mm, address, table, ptes.make(frame, FILE_FLAGS))
-    await filemap.unlock_and_put(cpu, frame)
+    await folio_unlock(cpu, frame)
+    await put_page(cpu, frame)
     return result
 
 
@@ -53,13 +50,13 @@ async def do_shared_fault(
     It may be written, truncated or mapped by another thread between the two.
     """
     table, frame = found
-    await cpu.mem(FolioUnlock(frame))
+    await folio_unlock(cpu, frame)
     result = 0
     if await do_page_mkwrite(cpu, vma.file, frame):
         dirty = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
         result = await finish_fault(cpu, mm, address, table, ptes.make(frame, dirty))
-        await cpu.mem(FolioUnlock(frame))
-    await gup.put_page(cpu, frame)
+        await folio_unlock(cpu, frame)
+    await put_page(cpu, frame)
     return result
 
 
@@ -77,8 +74,9 @@ async def do_cow_fault(cpu: Processor, mm: str, vma: Vma, address: int, table: i
         await cpu.mem(FrameCopy(source, frame))
         flags = FILE_FLAGS | ptes.WRITE | ptes.DIRTY
         result = await finish_fault(cpu, mm, address, table, ptes.make(frame, flags), True)
-        await filemap.unlock_and_put(cpu, source)
-    await gup.put_page(cpu, frame)
+        await folio_unlock(cpu, source)
+        await put_page(cpu, source)
+    await put_page(cpu, frame)
     return result
 
 
@@ -89,14 +87,13 @@ async def finish_fault(
 
     ``anon``: a new anonymous page (``folio_add_new_anon_rmap``).
     """
-    index = pgtable.pte_index(cpu, address)
     frame = ptes.frame_of(pte)
-    await cpu.mem(PtlLock(table))
-    if (await cpu.mem(PteLoad(table, index))).pte == ptes.NONE:
-        await gup.get_page(cpu, frame)
+    await spin_lock(cpu, table)
+    if await ptep_get(cpu, table, address) == ptes.NONE:
+        await get_page(cpu, frame)
         await cpu.mem(RmapAdd(frame, mm, address, exclusive=anon))
-        await cpu.mem(PteSet(table, index, pte))
-    await cpu.mem(PtlUnlock(table))
+        await set_pte_at(cpu, table, address, pte)
+    await spin_unlock(cpu, table)
     return 0
 
 
@@ -106,9 +103,9 @@ async def do_page_mkwrite(cpu: Processor, file: str, frame: int) -> bool:
     The caller has a reference.  Locked, it is not written back between this and the change of the
     entry.
     """
-    await cpu.sleep(MEMORY, FolioLock(frame))
+    await folio_lock(cpu, frame)
     if (await cpu.mem(FolioMapping(frame))).file != file:
-        await cpu.mem(FolioUnlock(frame))
+        await folio_unlock(cpu, frame)
         return False
     await cpu.mem(FolioMarkDirty(frame))
     return True

@@ -1,14 +1,16 @@
-"""mm/memory.c ``do_swap_page``: a page comes back from swap."""
+"""mm/memory.c: ``do_swap_page``, a page comes back from swap."""
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import do_wp_page, gup, swap_state, swapfile, vm_fault
+from mmurace.nodes.kernel import do_wp_page, swap_state, swapfile
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.kernel.locking import folio_lock, folio_unlock, spin_lock, spin_unlock
+from mmurace.nodes.kernel.page_ref import put_page
+from mmurace.nodes.kernel.pgtable import ptep_get, set_pte_at
 from mmurace.nodes.kernel.vm_fault import VmFault
-from mmurace.nodes.world import MEMORY
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.messages.memory import FolioLock, FolioUnlock, PtlLock, PtlUnlock, RmapAdd
+from mmurace.protocol.messages.memory import RmapAdd
 from mmurace.protocol.messages.swap import FolioFreeSwap, FolioRefCount, PageSwapEntry, SwapFree
 
 
@@ -25,33 +27,33 @@ async def do_swap_page(cpu: Processor, fault: VmFault) -> int:
         folio = await swap_state.swapin_readahead(cpu, fault.mm, slot)
     if folio < 0:
         return await _nothing_read(cpu, fault)
-    await cpu.sleep(MEMORY, FolioLock(folio))
+    await folio_lock(cpu, folio)
     if (await cpu.mem(PageSwapEntry(folio))).value != slot:
         return await _out_page(cpu, folio)  # it left the swap cache, or is another one's by now
-    await cpu.mem(PtlLock(fault.table))
-    if await vm_fault.load(cpu, fault) != fault.pte:
-        await cpu.mem(PtlUnlock(fault.table))
+    await spin_lock(cpu, fault.table)
+    if await ptep_get(cpu, fault.table, fault.address) != fault.pte:
+        await spin_unlock(cpu, fault.table)
         return await _out_page(cpu, folio)
     await _map(cpu, fault, folio, slot)
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     if fault.write and not fault.pte & ptes.WRITE:
         return await do_wp_page.do_wp_page(cpu, fault)
-    await cpu.mem(PtlUnlock(fault.table))
+    await spin_unlock(cpu, fault.table)
     return 0
 
 
 async def _nothing_read(cpu: Processor, fault: VmFault) -> int:
     """No memory, or another thread was faster and the slot is gone."""
-    await cpu.mem(PtlLock(fault.table))
-    same = await vm_fault.load(cpu, fault) == fault.pte
-    await cpu.mem(PtlUnlock(fault.table))
+    await spin_lock(cpu, fault.table)
+    same = await ptep_get(cpu, fault.table, fault.address) == fault.pte
+    await spin_unlock(cpu, fault.table)
     return -ENOMEM if same else 0
 
 
 async def _out_page(cpu: Processor, folio: int) -> int:
     """``out_page``: the access is tried again."""
-    await cpu.mem(FolioUnlock(folio))
-    await gup.put_page(cpu, folio)
+    await folio_unlock(cpu, folio)
+    await put_page(cpu, folio)
     return 0
 
 
@@ -76,7 +78,7 @@ async def _map(cpu: Processor, fault: VmFault, folio: int, slot: int) -> None:
     rights = ptes.PRESENT if fault.vma.read or fault.vma.write else ptes.PROTNONE
     flags = rights | ptes.ACCESSED | (fault.write_flags if alone else 0)
     fault.pte = ptes.make(folio, flags)
-    await vm_fault.set_pte_at(cpu, fault, fault.pte)
+    await set_pte_at(cpu, fault.table, fault.address, fault.pte)
 
 
 async def should_try_to_free_swap(cpu: Processor, fault: VmFault, folio: int) -> bool:

@@ -1,35 +1,36 @@
-"""mm/memory.c ``do_wp_page``: a store to a page that is mapped and must not be written yet."""
+"""mm/memory.c: ``do_wp_page``, a store to a page that is mapped and must not be written yet."""
 
 from __future__ import annotations
 
 from mmurace.nodes.kernel import (
     do_fault,
-    gup,
     mmu_notifier,
     page_alloc,
     pgtable,
     swapfile,
-    vm_fault,
 )
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import ENOMEM
+from mmurace.nodes.kernel.locking import (
+    folio_lock,
+    folio_trylock,
+    folio_unlock,
+    spin_lock,
+    spin_unlock,
+)
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
-from mmurace.nodes.kernel.vm_fault import VmFault
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.page_ref import get_page, put_page
+from mmurace.nodes.kernel.pgtable import ptep_get, set_pte_at
+from mmurace.nodes.kernel.vm_fault import ANON_FLAGS, VmFault
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.memory import (
-    FolioLock,
-    FolioUnlock,
     FrameAlloc,
     FrameCopy,
     PageAnon,
     PageAnonExclusive,
-    PageGet,
     PagePut,
-    PtlLock,
-    PtlUnlock,
     RmapAdd,
     RmapRemove,
     SetPageAnonExclusive,
@@ -37,7 +38,6 @@ from mmurace.protocol.messages.memory import (
 from mmurace.protocol.messages.swap import (
     FolioFreeSwap,
     FolioRefCount,
-    FolioTrylock,
     PageSwapEntry,
 )
 
@@ -52,16 +52,16 @@ async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
     if anon:
         reuse = await _may_reuse(cpu, fault, folio)
         if reuse is None:
-            await cpu.mem(PtlUnlock(fault.table))
+            await spin_unlock(cpu, fault.table)
             return 0
         if reuse:
             await wp_page_reuse(cpu, fault)
-            await cpu.mem(PtlUnlock(fault.table))
+            await spin_unlock(cpu, fault.table)
             await notify_upgrade(cpu, fault)
             return 0
     if counted:
-        await cpu.mem(PageGet(folio))
-    await cpu.mem(PtlUnlock(fault.table))
+        await get_page(cpu, folio)
+    await spin_unlock(cpu, fault.table)
     shared = counted and not anon and fault.vma.shared
     return await (wp_page_shared if shared else wp_page_copy)(cpu, fault)
 
@@ -97,19 +97,19 @@ async def _may_reuse(cpu: Processor, fault: VmFault, folio: int) -> bool | None:
 
 async def _reuse_swap_page(cpu: Processor, fault: VmFault, folio: int) -> bool | None:
     """``do_wp_page`` to v5.8: with the page locked, if need be after a wait without the PTL."""
-    if not (await cpu.mem(FolioTrylock(folio))).value:
-        await cpu.mem(PageGet(folio))
-        await cpu.mem(PtlUnlock(fault.table))
-        await cpu.sleep(MEMORY, FolioLock(folio))
-        await cpu.mem(PtlLock(fault.table))
-        same = await vm_fault.load(cpu, fault) == fault.pte
+    if not await folio_trylock(cpu, folio):
+        await get_page(cpu, folio)
+        await spin_unlock(cpu, fault.table)
+        await folio_lock(cpu, folio)
+        await spin_lock(cpu, fault.table)
+        same = await ptep_get(cpu, fault.table, fault.address) == fault.pte
         if not same:
-            await cpu.mem(FolioUnlock(folio))
-        await gup.put_page(cpu, folio)
+            await folio_unlock(cpu, folio)
+        await put_page(cpu, folio)
         if not same:
             return None
     reuse = await swapfile.reuse_swap_page(cpu, folio)
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return reuse
 
 
@@ -120,11 +120,11 @@ async def _mapped_and_referenced_once(cpu: Processor, folio: int) -> bool:
     """
     if (await cpu.mem(FolioRefCount(folio))).value != 1:
         return False
-    if not (await cpu.mem(FolioTrylock(folio))).value:
+    if not await folio_trylock(cpu, folio):
         return False
     alone = await swapfile.page_mapcount(cpu, folio) == 1
     alone = alone and (await cpu.mem(FolioRefCount(folio))).value == 1
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return alone
 
 
@@ -141,18 +141,18 @@ async def wp_can_reuse_anon_folio(cpu: Processor, folio: int) -> bool:
     write it to swap                    goes to swap, where the first process reads it]
     """
     references = (await cpu.mem(FolioRefCount(folio))).value
-    if references > 1 and references > 1 + await _in_swap_cache(cpu, folio):
+    if references > 1 and references > 1 + await folio_test_swapcache(cpu, folio):
         return False
-    if not (await cpu.mem(FolioTrylock(folio))).value:
+    if not await folio_trylock(cpu, folio):
         return False
-    if await _in_swap_cache(cpu, folio):
+    if await folio_test_swapcache(cpu, folio):
         await cpu.mem(FolioFreeSwap(folio))
     alone = (await cpu.mem(FolioRefCount(folio))).value == 1
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return alone
 
 
-async def _in_swap_cache(cpu: Processor, folio: int) -> bool:
+async def folio_test_swapcache(cpu: Processor, folio: int) -> bool:
     """``folio_test_swapcache``."""
     return (await cpu.mem(PageSwapEntry(folio))).value > 0
 
@@ -172,13 +172,13 @@ async def wp_page_shared(cpu: Processor, fault: VmFault) -> int:
     changed = False
     locked = await do_fault.do_page_mkwrite(cpu, fault.vma.file, frame)
     if locked:
-        await cpu.mem(PtlLock(fault.table))
-        changed = await vm_fault.load(cpu, fault) == fault.pte
+        await spin_lock(cpu, fault.table)
+        changed = await ptep_get(cpu, fault.table, fault.address) == fault.pte
         if changed:
             await wp_page_reuse(cpu, fault)
-        await cpu.mem(PtlUnlock(fault.table))
-        await cpu.mem(FolioUnlock(frame))
-    await gup.put_page(cpu, frame)
+        await spin_unlock(cpu, fault.table)
+        await folio_unlock(cpu, frame)
+    await put_page(cpu, frame)
     if changed:
         await notify_upgrade(cpu, fault)
     return 0
@@ -217,7 +217,7 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
     counted = not fault.pte & ptes.SPECIAL
     frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
     if frame < 0:
-        await gup.put_page(cpu, source)
+        await put_page(cpu, source)
         return -ENOMEM
     if counted:
         await cpu.mem(FrameCopy(source, frame))
@@ -225,19 +225,19 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
         fault.mm, fault.address, fault.address + PAGE_SIZE, MmuNotifierEvent.CLEAR
     )
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    await cpu.mem(PtlLock(fault.table))
-    raced = await vm_fault.load(cpu, fault) != fault.pte
+    await spin_lock(cpu, fault.table)
+    raced = await ptep_get(cpu, fault.table, fault.address) != fault.pte
     if not raced:
         await pgtable.ptep_clear_flush_notify(cpu, fault.mm, fault.address, fault.table)
         await cpu.mem(RmapAdd(frame, fault.mm, fault.address, exclusive=True))
-        await vm_fault.set_pte_at(
-            cpu, fault, ptes.make(frame, vm_fault.ANON_FLAGS | fault.write_flags)
+        await set_pte_at(
+            cpu, fault.table, fault.address, ptes.make(frame, ANON_FLAGS | fault.write_flags)
         )
         if counted:  # only now: who finds the page mapped once may write to it
             await cpu.mem(RmapRemove(source, fault.mm, fault.address))
-    await cpu.mem(PtlUnlock(fault.table))
+    await spin_unlock(cpu, fault.table)
     await mmu_notifier.invalidate_range_end(cpu, range_, cpu.world.kernel.mm.cow_range_only_end)
-    await gup.put_page(cpu, frame if raced else source)
+    await put_page(cpu, frame if raced else source)
     if counted:
         idle = not raced and cpu.world.kernel.mm.cow_frees_swap_cache
         await cpu.mem(PagePut(source, swap_cache=idle))

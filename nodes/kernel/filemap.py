@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, page_alloc
+from mmurace.nodes.kernel import readahead
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EFAULT, ENOMEM
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.errno import EEXIST, EFAULT, ENOMEM
+from mmurace.nodes.kernel.locking import folio_lock, folio_unlock
+from mmurace.nodes.kernel.page_ref import put_page, try_get_page
 from mmurace.protocol.limits import PAGE_SHIFT
 from mmurace.protocol.messages.filemap import (
     FileSizeLoad,
-    ImmapInsert,
-    ImmapLock,
-    ImmapRemove,
-    ImmapUnlock,
-    PageCacheAdd,
     PageCacheLoad,
-    ReadFolio,
 )
-from mmurace.protocol.messages.filemap import FileVma as Mapping
-from mmurace.protocol.messages.memory import FolioLock, FolioUnlock, FrameAlloc, PageGet, Vma
 from mmurace.protocol.records import Coverage
 
 
 async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:
     """``filemap_get_folio``: the frame of a page with a reference, or -1.
+
+    ``try_get_page`` and the second load pair with ``filemap_remove_folio`` and the ``put_page``
+    behind it; with reclaim, with ``page_ref_freeze``, which fails if the reference came first.
 
     cpu0 (lookup)                       cpu1 (truncate)
     load i_pages: frame f
@@ -35,29 +31,17 @@ async def filemap_get_folio(cpu: Processor, file: str, index: int) -> int:
         frame = (await cpu.mem(PageCacheLoad(file, index))).frame
         if frame < 0:
             return -1
-        if not (await cpu.mem(PageGet(frame))).value:
+        if not await try_get_page(cpu, frame):
             continue
         if (await cpu.mem(PageCacheLoad(file, index))).frame == frame:
             return frame
-        await gup.put_page(cpu, frame)
+        await put_page(cpu, frame)
 
 
-async def filemap_add_folio(cpu: Processor, mm: str, file: str, index: int) -> int:
-    """``page_cache_ra_unbounded`` for one page: read it in; with a reference, or -1: no memory.
-
-    It is locked from the moment that others can find it until it has its content.
-    """
-    frame = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("file"))
-    if frame < 0:
-        return -1
-    await gup.get_page(cpu, frame)  # one for the cache, one for the caller
-    if (await cpu.mem(PageCacheAdd(file, index, frame))).frame == frame:
-        await cpu.mem(ReadFolio(file, index, frame))
-        await cpu.mem(FolioUnlock(frame))
-        return frame
-    await gup.put_page(cpu, frame)
-    await gup.put_page(cpu, frame)
-    return await filemap_get_folio(cpu, file, index)
+async def do_sync_mmap_readahead(cpu: Processor, mm: str, file: str, index: int) -> int:
+    """``do_sync_mmap_readahead``: the page with a reference, read in; -ENOMEM; -1: look again."""
+    frame = await readahead.page_cache_ra_unbounded(cpu, mm, file, index)
+    return await filemap_get_folio(cpu, file, index) if frame == -EEXIST else frame
 
 
 async def filemap_fault(cpu: Processor, mm: str, file: str, offset: int) -> int:
@@ -70,36 +54,16 @@ async def filemap_fault(cpu: Processor, mm: str, file: str, offset: int) -> int:
     while offset < (await cpu.mem(FileSizeLoad(file))).value:
         frame = await filemap_get_folio(cpu, file, index)
         if frame < 0:
-            frame = await filemap_add_folio(cpu, mm, file, index)
-        if frame < 0:
+            frame = await do_sync_mmap_readahead(cpu, mm, file, index)
+        if frame == -ENOMEM:
             return -ENOMEM
-        await cpu.sleep(MEMORY, FolioLock(frame))
+        if frame < 0:
+            continue  # retry_find: what another has read in is gone again
+        await folio_lock(cpu, frame)
         still = (await cpu.mem(PageCacheLoad(file, index))).frame == frame
         if still and offset < (await cpu.mem(FileSizeLoad(file))).value:
             return frame
         cpu.port.emit(Coverage("filemap_fault_truncated"))
-        await unlock_and_put(cpu, frame)
+        await folio_unlock(cpu, frame)
+        await put_page(cpu, frame)
     return -EFAULT
-
-
-async def unlock_and_put(cpu: Processor, frame: int) -> None:
-    """``folio_unlock`` and ``folio_put``."""
-    await cpu.mem(FolioUnlock(frame))
-    await gup.put_page(cpu, frame)
-
-
-async def vma_link_file(cpu: Processor, mm: str, vma: Vma) -> None:
-    """mm/mmap.c ``__vma_link_file``: the rmap finds the VMA from here on."""
-    if vma.file:
-        await cpu.sleep(MEMORY, ImmapLock(vma.file, True))
-        mapping = Mapping(mm, vma.start, vma.end, vma.offset, vma.shared)
-        await cpu.mem(ImmapInsert(vma.file, mapping))
-        await cpu.mem(ImmapUnlock(vma.file))
-
-
-async def unlink_file_vma(cpu: Processor, mm: str, vma: Vma, start: int, end: int) -> None:
-    """mm/mmap.c ``unlink_file_vma`` for [start, end): no rmap walk finds it any more."""
-    if vma.file:
-        await cpu.sleep(MEMORY, ImmapLock(vma.file, True))
-        await cpu.mem(ImmapRemove(vma.file, mm, start, end))
-        await cpu.mem(ImmapUnlock(vma.file))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmurace.nodes.kernel import memory, pgtable
+from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
-from mmurace.nodes.translation import table_index
+from mmurace.nodes.kernel.page_ref import get_page, try_get_page
+from mmurace.nodes.kernel.page_ref import put_page as put_page  # for drivers, too
+from mmurace.nodes.kernel.pgtable import (
+    pmd_offset,
+    pmdp_get,
+    pte_offset_map_lock,
+    pte_unmap_unlock,
+    ptep_get,
+)
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
-from mmurace.protocol.messages.memory import PageGet, PagePut, PteLoad, PtlLock, PtlUnlock
 from mmurace.protocol.ranges import page_of
 from mmurace.protocol.records import FaultRetry
-
-ZERO_PAGE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,12 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
 
 
 async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
-    """``gup_pte_range``: a lockless walk with interrupts off; None: use the slow way.
+    """``get_user_pages_fast``: a lockless walk with interrupts off; None: use the slow way.
+
+    ``local_irq_save`` pairs with ``tlb_remove_table_sync_one`` (or the IPIs of the flush): tables
+    that the walk has found stay tables.  ``try_get_page`` and the second load of the entry pair
+    with the clearing of the entry and the ``put_page`` behind it, and, for an anonymous page that
+    shall be nobody's alone, with the look at the count in ``page_try_share_anon_rmap`` (v5.19).
 
     vcpu0 (fast GUP)                    cpu0 (zap)
     load pte: frame f
@@ -64,47 +74,37 @@ async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool)
     not change what is in it.
     """
     cpu.irq_disable()
-    got = await _gup_pte(cpu, mm, address, write)
+    got = await gup_fast_pte_range(cpu, mm, address, write)
     cpu.irq_enable()
     return got
 
 
-async def _gup_pte(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
-    pmds = await pgtable.find_leaf_table(cpu, mm, address, down_to=1)
+async def gup_fast_pte_range(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
+    """``gup_pmd_range`` and ``gup_pte_range`` (``gup_fast_pte_range``, v6.10), interrupts off."""
+    pmds = await pmd_offset(cpu, mm, address)
     if pmds < 0:
         return None
-    above = PteLoad(pmds, table_index(cpu.world, 1, address))
-    pmd = (await cpu.mem(above)).pte
+    pmd = await pmdp_get(cpu, pmds, address)
     if not ptes.hw_present(pmd):
         return None
-    load = PteLoad(ptes.frame_of(pmd), pgtable.pte_index(cpu, address))
-    pte = (await cpu.mem(load)).pte
+    table = ptes.frame_of(pmd)
+    pte = await ptep_get(cpu, table, address)
     if not ptes.permits(pte, write) or not await _try_get(cpu, pte):
         return None
-    same = not cpu.world.kernel.mm.gup_fast_rechecks_pmd or (await cpu.mem(above)).pte == pmd
+    rechecks = cpu.world.kernel.mm.gup_fast_rechecks_pmd
+    same = not rechecks or await pmdp_get(cpu, pmds, address) == pmd
     walk = cpu.port.upcoming
-    if same and (await cpu.mem(load)).pte == pte:
+    if same and await ptep_get(cpu, table, address) == pte:
         return Gup(pte, walk)
     await put_page(cpu, ptes.frame_of(pte))
     return None
 
 
 async def _try_get(cpu: Processor, pte: int) -> bool:
-    """``try_get_page``; the zero page is not counted."""
+    """``try_grab_page``; the zero page is not counted."""
     if pte & ptes.SPECIAL:
         return True
-    return (await cpu.mem(PageGet(ptes.frame_of(pte)))).value
-
-
-async def put_page(cpu: Processor, frame: int) -> None:
-    """``put_page``; the zero page is not counted."""
-    if frame != ZERO_PAGE:
-        await cpu.mem(PagePut(frame))
-
-
-async def get_page(cpu: Processor, frame: int) -> None:
-    """``get_page``: the caller knows that the page has a reference."""
-    await cpu.mem(PageGet(frame))
+    return await try_get_page(cpu, ptes.frame_of(pte))
 
 
 async def follow_page(cpu: Processor, mm: str, address: int) -> int:
@@ -113,15 +113,14 @@ async def follow_page(cpu: Processor, mm: str, address: int) -> int:
     Under mmap_lock, and the PTL for the look (``follow_page_pte``), whatever the rights.  -ENOENT:
     nothing is mapped; -EFAULT: the zero page.
     """
-    table = await pgtable.find_leaf_table(cpu, mm, address)
+    table = await pte_offset_map_lock(cpu, mm, address)
     if table < 0:
         return -ENOENT
-    await cpu.mem(PtlLock(table))
-    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    pte = await ptep_get(cpu, table, address)
     found = ptes.frame_of(pte) if ptes.pte_present(pte) else -ENOENT
     if found >= 0 and pte & ptes.SPECIAL:
         found = -EFAULT
     if found >= 0:
         await get_page(cpu, found)
-    await cpu.mem(PtlUnlock(table))
+    await pte_unmap_unlock(cpu, table)
     return found

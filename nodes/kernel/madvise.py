@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import memory, mmu_gather, mmu_notifier, pgtable, tlbbatch
+from mmurace.nodes.kernel import memory, mmu_gather, mmu_notifier, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.locking import (
+    folio_trylock,
+    folio_unlock,
+    mmap_read_lock,
+    mmap_read_unlock,
+    spin_lock,
+    spin_unlock,
+)
 from mmurace.nodes.kernel.mmu_gather import MmuGather
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.pagewalk import walk_page_range
+from mmurace.nodes.kernel.pgtable import next_pte, ptep_get_and_clear, set_pte_at
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.memory import (
-    FolioUnlock,
-    MmapLock,
-    MmapUnlock,
-    PteGetAndClear,
-    PteScan,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapWalk,
     VmaFind,
 )
@@ -28,7 +29,6 @@ from mmurace.protocol.messages.swap import (
     FolioFlags,
     FolioFreeSwap,
     FolioMarkLazyfree,
-    FolioTrylock,
     FreeSwapAndCache,
 )
 from mmurace.protocol.ranges import page_align
@@ -39,14 +39,14 @@ async def madvise_dontneed(cpu: Processor, mm: str, address: int, length: int) -
     end = address + page_align(length)
     if address % PAGE_SIZE or length <= 0 or end > cpu.world.address_end():
         return -EINVAL
-    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    await mmap_read_lock(cpu, mm)
     found = await cpu.mem(VmaFind(mm, address, end))
     covered = 0
     for vma in found.vmas:
         start, stop = max(vma.start, address), min(vma.end, end)
         covered += stop - start
         await memory.zap_page_range_single(cpu, mm, vma.part(start, stop))
-    await cpu.mem(MmapUnlock(mm))
+    await mmap_read_unlock(cpu, mm)
     return 0 if covered == end - address else -ENOMEM
 
 
@@ -55,7 +55,7 @@ async def madvise_free(cpu: Processor, mm: str, address: int, length: int) -> in
     end = address + page_align(length)
     if address % PAGE_SIZE or length <= 0 or end > cpu.world.address_end():
         return -EINVAL
-    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    await mmap_read_lock(cpu, mm)
     covered, result = 0, 0
     for vma in (await cpu.mem(VmaFind(mm, address, end))).vmas:
         start, stop = max(vma.start, address), min(vma.end, end)
@@ -64,7 +64,7 @@ async def madvise_free(cpu: Processor, mm: str, address: int, length: int) -> in
             break
         covered += stop - start
         await madvise_free_single_vma(cpu, mm, start, stop)
-    await cpu.mem(MmapUnlock(mm))
+    await mmap_read_unlock(cpu, mm)
     return result or (0 if covered == end - address else -ENOMEM)
 
 
@@ -81,38 +81,34 @@ async def madvise_free_single_vma(cpu: Processor, mm: str, start: int, end: int)
     gather = await mmu_gather.tlb_gather_mmu(cpu, mm, start, end)
     range_ = MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR)
 
-    async def visit(table: int, first: int, last: int, address: int) -> None:
-        await madvise_free_pte_range(cpu, gather, table, (first, last), address)
+    async def pmd_entry(table: int, address: int, end: int) -> None:
+        await madvise_free_pte_range(cpu, gather, table, address, end)
 
     await mmu_notifier.invalidate_range_start(cpu, range_)
-    await pgtable.walk_page_range(cpu, mm, start, end, visit)
+    await walk_page_range(cpu, mm, start, end, pmd_entry)
     await mmu_notifier.invalidate_range_end(cpu, range_)
     await mmu_gather.tlb_finish_mmu(cpu, gather)
 
 
 async def madvise_free_pte_range(
-    cpu: Processor, gather: MmuGather, table: int, part: tuple[int, int], address: int
-) -> None:
+    cpu: Processor, gather: MmuGather, table: int, address: int, end: int
+) -> None:  # fmt: skip
     """``madvise_free_pte_range``: the entries of one leaf table, under its PTL."""
-    first, last = part
-    base = address - first * PAGE_SIZE
-    await cpu.mem(PtlLock(table))
+    await spin_lock(cpu, table)
     await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
-    while first < last:
-        found = await cpu.mem(PteScan(table, first, last))
-        if found.index < 0:
-            break
-        first = found.index + 1
-        await _free_entry(cpu, gather, (table, found.index), found.pte, base)
-    await cpu.mem(PtlUnlock(table))
+    while found := await next_pte(cpu, table, address, end):
+        at, pte = found
+        await _free_pte(cpu, gather, table, at, pte)
+        address = at + PAGE_SIZE
+    await spin_unlock(cpu, table)
 
 
-async def _free_entry(
-    cpu: Processor, gather: MmuGather, place: tuple[int, int], pte: int, base: int
-) -> None:
+async def _free_pte(
+    cpu: Processor, gather: MmuGather, table: int, address: int, pte: int
+) -> None:  # fmt: skip
     """One entry: what is in swap goes at once, what is mapped when memory is short."""
     if ptes.is_swap(pte):
-        await cpu.mem(PteGetAndClear(*place))
+        await ptep_get_and_clear(cpu, table, address)
         await cpu.mem(FreeSwapAndCache(ptes.frame_of(pte)))
         return
     if not ptes.pte_present(pte) or pte & ptes.SPECIAL:
@@ -122,21 +118,20 @@ async def _free_entry(
     if (flags.dirty or flags.swapcache) and not await _clean_folio(cpu, folio):
         return
     if pte & (ptes.ACCESSED | ptes.DIRTY):
-        old = (await cpu.mem(PteGetAndClear(*place))).pte
-        clean = old & ~(ptes.ACCESSED | ptes.DIRTY)
-        await cpu.mem(PteSet(*place, clean))
-        gather.adjust_range(base + place[1] * PAGE_SIZE)
+        old = await ptep_get_and_clear(cpu, table, address)
+        await set_pte_at(cpu, table, address, old & ~(ptes.ACCESSED | ptes.DIRTY))
+        gather.adjust_range(address)
     await cpu.mem(FolioMarkLazyfree(folio))
 
 
 async def _clean_folio(cpu: Processor, folio: int) -> bool:
     """Its content need not be kept, neither here nor in swap; False: others want it, or have it."""
-    if not (await cpu.mem(FolioTrylock(folio))).value:
+    if not await folio_trylock(cpu, folio):
         return False
     clean = len((await cpu.mem(RmapWalk(folio))).places) == 1
     if clean:
         clean = (await cpu.mem(FolioFreeSwap(folio))).value
     if clean:
         await cpu.mem(FolioClearDirty(folio))
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return clean

@@ -8,37 +8,54 @@ from mmurace.nodes.kernel import (
     do_fault,
     do_swap_page,
     do_wp_page,
-    migrate,
+    migration_entry,
     mmu_gather,
     mmu_notifier,
     page_alloc,
     pgtable,
     tlb,
     tlbbatch,
-    vm_fault,
 )
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EFAULT, ENOMEM
+from mmurace.nodes.kernel.locking import (
+    anon_vma_lock_write,
+    anon_vma_unlock_write,
+    i_mmap_lock_read,
+    i_mmap_lock_write,
+    i_mmap_unlock_read,
+    i_mmap_unlock_write,
+    mmap_read_lock,
+    mmap_read_unlock,
+    spin_lock,
+    spin_unlock,
+)
 from mmurace.nodes.kernel.mmu_gather import MmuGather
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.page_ref import ZERO_PAGE, put_page
+from mmurace.nodes.kernel.pagewalk import walk_page_range
+from mmurace.nodes.kernel.pgtable import (
+    PMD,
+    PTE,
+    TABLE_FLAGS,
+    addr_end,
+    next_entry,
+    next_pte,
+    ptep_get,
+    ptep_get_and_clear,
+    set_pte_at,
+)
 from mmurace.nodes.kernel.vm_fault import ANON_FLAGS, VmFault
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.translation import table_index
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
-from mmurace.protocol.messages.filemap import FileVma
+from mmurace.protocol.messages.filemap import FileVma, ImmapWalk
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
     FrameAlloc,
-    MmapLock,
-    MmapUnlock,
-    PagePut,
     PteGetAndClear,
     PteLoad,
-    PteScan,
-    PtlLock,
-    PtlUnlock,
+    PteSet,
     RmapAdd,
     RmapRemove,
     Vma,
@@ -53,8 +70,6 @@ Vmas = Sequence[Vma | FileVma]
 Mapped = tuple[int, int]
 """A frame, and where it was mapped."""
 
-ZERO_PAGE = 0
-
 
 # ---- page faults -----------------------------------------------------------------------------
 
@@ -65,26 +80,26 @@ async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) ->
     arch ``do_user_addr_fault`` with ``handle_mm_fault``; takes mmap_lock for read.
     """
     address = page_of(address)
-    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    await mmap_read_lock(cpu, mm)
     found = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
     if not found or not (found[0].write if write else found[0].read):
-        await cpu.mem(MmapUnlock(mm))
+        await mmap_read_unlock(cpu, mm)
         return -EFAULT
-    table = await pgtable.alloc_leaf_table(cpu, mm, address)
+    table = await pte_alloc_map(cpu, mm, address)
     if table < 0:
-        await cpu.mem(MmapUnlock(mm))
+        await mmap_read_unlock(cpu, mm)
         return -ENOMEM
-    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    pte = await ptep_get(cpu, table, address)
     fault = VmFault(mm, address, write, found[0], table, pte)
     result = await handle_pte_fault(cpu, fault)
-    await cpu.mem(MmapUnlock(mm))
+    await mmap_read_unlock(cpu, mm)
     return result
 
 
 async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
     """``handle_pte_fault``: nothing there, in swap, not writable, or nothing left to do."""
     if ptes.is_migration(fault.pte):  # do_swap_page
-        return await migrate.migration_entry_wait(cpu, fault.table, fault.address)
+        return await migration_entry.migration_entry_wait(cpu, fault.table, fault.address)
     if ptes.is_swap(fault.pte):
         return await do_swap_page.do_swap_page(cpu, fault)
     if not ptes.pte_present(fault.pte):
@@ -93,9 +108,9 @@ async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
                 cpu, fault.mm, fault.vma, fault.address, fault.table, fault.write
             )
         return await do_anonymous_page(cpu, fault)
-    await cpu.mem(PtlLock(fault.table))
-    if await vm_fault.load(cpu, fault) != fault.pte:
-        await cpu.mem(PtlUnlock(fault.table))
+    await spin_lock(cpu, fault.table)
+    if await ptep_get(cpu, fault.table, fault.address) != fault.pte:
+        await spin_unlock(cpu, fault.table)
         return 0
     if fault.write and not fault.pte & ptes.WRITE:
         return await do_wp_page.do_wp_page(cpu, fault)
@@ -114,7 +129,7 @@ async def _mark_young(cpu: Processor, fault: VmFault) -> int:
     )
     if not changed and fault.write:
         await tlb.flush_tlb_fix_spurious_fault(cpu, fault.mm, fault.address)
-    await cpu.mem(PtlUnlock(fault.table))
+    await spin_unlock(cpu, fault.table)
     if changed:
         await do_wp_page.notify_upgrade(cpu, fault)
     return 0
@@ -124,22 +139,25 @@ async def do_anonymous_page(cpu: Processor, fault: VmFault) -> int:
     """``do_anonymous_page``: the zero page for a read, a zeroed page for a write."""
     if not fault.write:
         zero = ptes.make(ZERO_PAGE, ANON_FLAGS | ptes.SPECIAL)
-        await cpu.mem(PtlLock(fault.table))
-        if await vm_fault.load(cpu, fault) == ptes.NONE:
-            await vm_fault.set_pte_at(cpu, fault, zero)
-        await cpu.mem(PtlUnlock(fault.table))
+        await spin_lock(cpu, fault.table)
+        if await ptep_get(cpu, fault.table, fault.address) == ptes.NONE:
+            await set_pte_at(cpu, fault.table, fault.address, zero)
+        await spin_unlock(cpu, fault.table)
         return 0
     frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
     if frame < 0:
         return -ENOMEM
-    await cpu.mem(PtlLock(fault.table))
-    raced = await vm_fault.load(cpu, fault) != ptes.NONE
+    # smp_wmb() of __folio_mark_uptodate: the page is zeroed before an entry leads to it
+    await spin_lock(cpu, fault.table)
+    raced = await ptep_get(cpu, fault.table, fault.address) != ptes.NONE
     if not raced:
         await cpu.mem(RmapAdd(frame, fault.mm, fault.address, exclusive=True))
-        await vm_fault.set_pte_at(cpu, fault, ptes.make(frame, ANON_FLAGS | fault.write_flags))
-    await cpu.mem(PtlUnlock(fault.table))
+        await set_pte_at(
+            cpu, fault.table, fault.address, ptes.make(frame, ANON_FLAGS | fault.write_flags)
+        )
+    await spin_unlock(cpu, fault.table)
     if raced:
-        await cpu.mem(PagePut(frame))
+        await put_page(cpu, frame)
     return 0
 
 
@@ -171,57 +189,53 @@ async def unmap_page_range(
 ) -> None:  # fmt: skip
     """``unmap_page_range`` of each VMA in [start, end): zap its leaf tables; ``tlb_end_vma``."""
 
-    async def visit(table: int, first: int, last: int, address: int) -> None:
-        await zap_pte_range(cpu, gather, table, (first, last), address, vmas)
+    async def pmd_entry(table: int, address: int, end: int) -> None:
+        await zap_pte_range(cpu, gather, table, address, end, vmas)
 
     for vma in vmas:
         at, to = max(vma.start, start), min(vma.end, end)
-        await pgtable.walk_page_range(cpu, gather.mm, at, to, visit)
+        await walk_page_range(cpu, gather.mm, at, to, pmd_entry)
         await mmu_gather.tlb_end_vma(cpu, gather)
 
 
 async def zap_pte_range(
-    cpu: Processor, gather: MmuGather, table: int, part: tuple[int, int], address: int, vmas: Vmas
-) -> None:
+    cpu: Processor, gather: MmuGather, table: int, address: int, end: int, vmas: Vmas
+) -> None:  # fmt: skip
     """``zap_pte_range``: clear entries under the PTL; a full batch is freed after it.
 
     If it is full, or a dirty entry of a shared mapping is among them, all are flushed before the
     PTL is released (``force_flush``; 1cf35d47712d, v3.15).
     """
-    first, last = part
-    base = address - first * PAGE_SIZE
-    while first < last:
+    while address < end:
         full, written = False, list[Mapped]()
-        await cpu.mem(PtlLock(table))
+        await spin_lock(cpu, table)
         await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
-        while first < last and not full:
-            found = await cpu.mem(PteScan(table, first, last))
-            first = last if found.index < 0 else found.index + 1
-            if found.index >= 0:
-                at = base + found.index * PAGE_SIZE
+        while address < end and not full:
+            found = await next_pte(cpu, table, address, end)
+            address = found[0] + PAGE_SIZE if found else end
+            if found:
+                at = found[0]
                 shared = any(vma.shared and vma.start <= at < vma.end for vma in vmas)
-                place = (table, found.index)
-                full = await _zap_entry(cpu, gather, place, at, written if shared else None)
+                full = await _zap_present_pte(cpu, gather, table, at, written if shared else None)
         if full or written:
             await mmu_gather.tlb_flush_mmu_tlbonly(cpu, gather)
-            await _tlb_flush_rmaps(cpu, gather, written)
-        await cpu.mem(PtlUnlock(table))
+            await tlb_flush_rmaps(cpu, gather, written)
+        await spin_unlock(cpu, table)
         if full:
             cpu.port.emit(Coverage("gather_batch_full"))
         if full or written:
             await mmu_gather.tlb_flush_mmu(cpu, gather)
 
 
-async def _zap_entry(
-    cpu: Processor, gather: MmuGather, place: tuple[int, int], address: int,
-    written: list[Mapped] | None,
-) -> bool:  # fmt: skip
-    """Clear one entry; True if the batch is full.
+async def _zap_present_pte(
+    cpu: Processor, gather: MmuGather, table: int, address: int, written: list[Mapped] | None
+) -> bool:
+    """``zap_present_ptes`` or ``zap_nonpresent_ptes``: clear one entry; True if the batch is full.
 
     ``written`` gets the page if the mapping is shared (else there is none) and the entry was dirty:
     the page itself has to say so from now on.
     """
-    old = (await cpu.mem(PteGetAndClear(*place))).pte
+    old = await ptep_get_and_clear(cpu, table, address)
     frame = ptes.frame_of(old)
     if not ptes.pte_present(old):
         if ptes.is_migration(old):  # it holds no reference
@@ -241,7 +255,7 @@ async def _zap_entry(
     return mmu_gather.tlb_remove_page(cpu, gather, frame)
 
 
-async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapped]) -> None:
+async def tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapped]) -> None:
     """``tlb_flush_rmaps`` (5df397dec7c4, v6.2), under the PTL; before, the rmap was told at once.
 
     cpu0 (zap)                          cpu1                      cpu2 (writeback)
@@ -257,6 +271,25 @@ async def _tlb_flush_rmaps(cpu: Processor, gather: MmuGather, written: list[Mapp
             await cpu.mem(RmapRemove(frame, gather.mm, address))
 
 
+async def unmap_mapping_range(cpu: Processor, file: str, start: int, end: int) -> None:
+    """``unmap_mapping_range``: zap bytes [start, end) of the file wherever they are mapped.
+
+    It takes no mmap_lock.  i_mmap_lock pairs with ``vma_link_file`` and ``unlink_file_vma``, and
+    the PTL with that of whoever sets an entry meanwhile.
+
+    cpu1 (truncate)                     cpu0 (mremap, fork, munmap of the same pages)
+    i_mmap_lock                         mmap_lock
+    PTL of each table                   PTL of each table, and nothing else in common
+    """
+    lock, unlock = i_mmap_lock_read, i_mmap_unlock_read
+    if cpu.world.kernel.mm.unmap_mapping_lock == "exclusive":
+        lock, unlock = i_mmap_lock_write, i_mmap_unlock_write
+    await lock(cpu, file)
+    for vma in (await cpu.mem(ImmapWalk(file, start, end))).vmas:
+        await zap_page_range_single(cpu, vma.mm, vma)
+    await unlock(cpu, file)
+
+
 # ---- page tables -----------------------------------------------------------------------------
 
 
@@ -268,40 +301,77 @@ async def free_pgtables(
     ``unlink_anon_vmas`` comes first: an rmap walk that still looks at these tables holds the
     rmap lock, and none that starts later finds them.
     """
-    await cpu.sleep(MEMORY, AnonVmaLock(gather.mm, True))
-    await cpu.mem(AnonVmaUnlock(gather.mm))
+    await anon_vma_lock_write(cpu, gather.mm)
+    await anon_vma_unlock_write(cpu, gather.mm)
     top = cpu.world.levels - 1
-    span = (start, end, floor, ceiling)
-    await _free_level(cpu, gather, cpu.world.pgd(gather.mm), top, 0, span)
+    await free_pgd_range(cpu, gather, top, cpu.world.pgd(gather.mm), (start, end, floor, ceiling))
 
 
-async def _free_level(
-    cpu: Processor,
-    gather: MmuGather,
-    table: int,
-    level: int,
-    base: int,
-    span: tuple[int, int, int, int],
+async def free_pgd_range(
+    cpu: Processor, gather: MmuGather, level: int, table: int, span: tuple[int, int, int, int]
 ) -> None:
-    """``free_pgd_range`` and what is below it: children that lie in the gap go, others stay.
+    """``free_pgd_range`` .. ``free_pmd_range``: children that lie in the gap go, others stay.
 
-    ``free_pte_range`` clears the upper entry under no lock of its own (``pmd_clear``): there is no
+    ``free_pte_range`` clears the pmd under no lock of its own (``pmd_clear``): there is no
     VMA in the gap whose fault could look for it, and no rmap leads there.
     """
-    start, end, floor, ceiling = span
-    if level == 0:
-        return
-    size = 1 << cpu.world.shift(level)
-    first = max(start - base, 0) // size
-    last = min((end - base + size - 1) // size, cpu.world.entries)
-    while first < last:
-        found = await cpu.mem(PteScan(table, first, last))
-        if found.index < 0:
-            return
-        first = found.index + 1
-        at = base + found.index * size
-        child = ptes.frame_of(found.pte)
-        await _free_level(cpu, gather, child, level - 1, at, span)
-        if floor <= at and at + size <= ceiling:
-            await cpu.mem(PteGetAndClear(table, found.index))
-            mmu_gather.free_table(gather, child, at)
+    address, end, floor, ceiling = span
+    while level > PTE and (found := await next_entry(cpu, level, table, address, end)):
+        address, following = found[0], addr_end(cpu, level, found[0], end)
+        child = ptes.frame_of(found[1])
+        await free_pgd_range(cpu, gather, level - 1, child, (address, following, floor, ceiling))
+        size = 1 << cpu.world.shift(level)
+        base = address - address % size
+        if floor <= base and base + size <= ceiling:
+            await cpu.mem(PteGetAndClear(table, table_index(cpu.world, level, address)))
+            mmu_gather.pte_free_tlb(gather, child, base)
+        address = following
+
+
+async def pte_alloc_map(cpu: Processor, mm: str, address: int) -> int:
+    """``p4d_alloc`` .. ``pte_alloc_map`` (include/linux/mm.h): the leaf table of ``address``.
+
+    Made if need be; -1: no memory.
+    """
+    return await _alloc(cpu, mm, address, PTE)
+
+
+async def pmd_alloc(cpu: Processor, mm: str, address: int) -> int:
+    """``p4d_alloc`` .. ``pmd_alloc``: the table with the pmd of ``address``; -1: no memory."""
+    return await _alloc(cpu, mm, address, PMD)
+
+
+async def _alloc(cpu: Processor, mm: str, address: int, down_to: int) -> int:
+    table = cpu.world.pgd(mm)
+    for level in range(cpu.world.levels - 1, down_to, -1):
+        upper = (await cpu.mem(PteLoad(table, table_index(cpu.world, level, address)))).pte
+        if not ptes.hw_present(upper):
+            upper = await _pte_alloc(cpu, mm, table, level, address)
+            if not upper:
+                return -1
+        table = ptes.frame_of(upper)
+    return table
+
+
+async def _pte_alloc(cpu: Processor, mm: str, table: int, level: int, address: int) -> int:
+    """``__pte_alloc``, ``__pmd_alloc`` and their like: the entry of a new table, or 0: no memory.
+
+    Another thread may have been faster.  ``pmd_install`` stores the entry behind an ``smp_wmb``,
+    which pairs with the data dependency of every walk: the table is empty before it is found.
+    """
+    span = cpu.world.shift(level)
+    allocation = FrameAlloc("table", mm, address >> span << span, level - 1)
+    frame = await page_alloc.alloc_pages(cpu, mm, allocation)
+    if frame < 0:
+        return 0
+    index = table_index(cpu.world, level, address)
+    await spin_lock(cpu, table)
+    present = (await cpu.mem(PteLoad(table, index))).pte
+    if not ptes.hw_present(present):
+        # smp_wmb(): the reply to FrameAlloc says that the table is empty.
+        await cpu.mem(PteSet(table, index, ptes.make(frame, TABLE_FLAGS)))
+    await spin_unlock(cpu, table)
+    if not ptes.hw_present(present):
+        return ptes.make(frame, TABLE_FLAGS)
+    await put_page(cpu, frame)
+    return present

@@ -1,31 +1,28 @@
-"""mm/migrate.c and the migration half of mm/rmap.c: move a page to another frame."""
+"""mm/migrate.c, with the migration half of mm/rmap.c: move a page to another frame."""
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, mmu_notifier, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel import gup, page_alloc, pgtable, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.locking import (
+    folio_lock,
+    folio_trylock,
+    folio_unlock,
+    mmap_read_lock,
+    mmap_read_unlock,
+)
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.page_ref import get_page, put_page
+from mmurace.nodes.kernel.pgtable import pte_offset_map_lock, pte_unmap_unlock, ptep_get, set_pte_at
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
-from mmurace.nodes.world import MEMORY
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.filemap import FolioMapping
 from mmurace.protocol.messages.memory import (
-    FolioAddWaiter,
-    FolioLock,
-    FolioUnlock,
-    FolioWait,
     FrameAlloc,
     FrameCopy,
-    MmapLock,
-    MmapUnlock,
-    PageGet,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapAdd,
     RmapRemove,
     SetPageAnonExclusive,
@@ -35,7 +32,6 @@ from mmurace.protocol.messages.swap import (
     FolioIsolateLru,
     FolioMigrateMapping,
     FolioPutbackLru,
-    FolioTrylock,
 )
 from mmurace.protocol.ranges import page_align
 from mmurace.protocol.records import Coverage
@@ -68,7 +64,7 @@ async def migrate_page(cpu: Processor, mm: str, address: int) -> int:
     result = await unmap_and_move(cpu, mm, folio)
     if result:
         await cpu.mem(FolioPutbackLru(folio))
-    await gup.put_page(cpu, folio)
+    await put_page(cpu, folio)
     return result
 
 
@@ -78,14 +74,14 @@ async def add_page_for_migration(cpu: Processor, mm: str, address: int) -> int:
     Under mmap_lock, so only in a VMA.  -EFAULT: no VMA, or the zero page; -ENOENT: nothing there;
     -EBUSY: reclaim or another migration has it.
     """
-    await cpu.sleep(MEMORY, MmapLock(mm, False))
+    await mmap_read_lock(cpu, mm)
     folio, isolated = -EFAULT, False
     if (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas:
         folio = await gup.follow_page(cpu, mm, address)
     if folio >= 0:
         isolated = (await cpu.mem(FolioIsolateLru(folio))).value
-        await gup.put_page(cpu, folio)  # the list's own is enough
-    await cpu.mem(MmapUnlock(mm))
+        await put_page(cpu, folio)  # the list's own is enough
+    await mmap_read_unlock(cpu, mm)
     return folio if isolated or folio < 0 else -EBUSY
 
 
@@ -114,8 +110,8 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     new = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"), thisnode=True)
     if new < 0:
         return -ENOMEM
-    await cpu.sleep(MEMORY, FolioLock(old))
-    await cpu.mem(FolioTrylock(new))  # whoever finds it in the swap cache waits for its content
+    await folio_lock(cpu, old)
+    await folio_trylock(cpu, new)  # whoever finds it in the swap cache waits for its content
     file = (await cpu.mem(FolioMapping(old))).file
     ubc = TlbUbc(mm)
     replaced = await try_to_migrate(cpu, ubc, old, file)
@@ -126,10 +122,10 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     else:
         cpu.port.emit(Coverage("migrate_busy"))
     await remove_migration_ptes(cpu, old, new if moved else old, file)
-    await cpu.mem(FolioUnlock(new))
+    await folio_unlock(cpu, new)
     # The copy's own reference goes; each mapping of it took one.
-    await gup.put_page(cpu, new)
-    await cpu.mem(FolioUnlock(old))
+    await put_page(cpu, new)
+    await folio_unlock(cpu, old)
     return 0 if moved else -EAGAIN
 
 
@@ -160,7 +156,7 @@ async def try_to_migrate_one(
     mm, address = place
     replaced = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await rmap.notify_start(cpu, range_)
     found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
@@ -172,11 +168,11 @@ async def try_to_migrate_one(
         replaced = not exclusive or await rmap.try_share(cpu, old)
         flags = ptes.MIGRATION | (entry & _KEPT) | (ptes.EXCLUSIVE if exclusive else 0)
         now = ptes.make(old, flags) if replaced else entry
-        await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), now))
+        await set_pte_at(cpu, table, address, now)
         if replaced:
-            await gup.put_page(cpu, old)
-        await cpu.mem(PtlUnlock(table))
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+            await put_page(cpu, old)
+        await rmap.unlock_and_notify(cpu, range_, table)
+    await rmap.notify_end(cpu, range_)
     return replaced
 
 
@@ -200,14 +196,12 @@ async def remove_migration_pte(
     To v5.13 a table may be on its way, without the rmap locks, and then neither place has it.
     """
     mm, address = place
-    table = await pgtable.find_leaf_table(cpu, mm, address)
+    table = await pte_offset_map_lock(cpu, mm, address)
     if table < 0:
         return "again"
-    await cpu.mem(PtlLock(table))
-    index = pgtable.pte_index(cpu, address)
-    pte = (await cpu.mem(PteLoad(table, index))).pte
+    pte = await ptep_get(cpu, table, address)
     if ptes.is_migration(pte) and ptes.frame_of(pte) == old:
-        await gup.get_page(cpu, to)
+        await get_page(cpu, to)
         exclusive = bool(pte & ptes.EXCLUSIVE)
         if to != old:
             await cpu.mem(RmapRemove(old, mm, address))
@@ -215,8 +209,8 @@ async def remove_migration_pte(
         elif exclusive:
             await cpu.mem(SetPageAnonExclusive(to))
         rights = await _page_prot(cpu, mm, address)
-        await cpu.mem(PteSet(table, index, ptes.make(to, rights | (pte & _KEPT))))
-    await cpu.mem(PtlUnlock(table))
+        await set_pte_at(cpu, table, address, ptes.make(to, rights | (pte & _KEPT)))
+    await pte_unmap_unlock(cpu, table)
     return "met"
 
 
@@ -228,49 +222,3 @@ async def _page_prot(cpu: Processor, mm: str, address: int) -> int:
     vmas = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
     readable = not vmas or vmas[0].read or vmas[0].write
     return ptes.PRESENT if readable else ptes.PROTNONE
-
-
-async def migration_entry_wait(cpu: Processor, table: int, address: int) -> int:
-    """``migration_entry_wait``: sleep until the migrating folio is unlocked; then retry.
-
-    Under mmap_lock (for read, all releases), so whoever wants it for write waits as well.  The PTL
-    is held until the thread is in the queue:
-
-    cpu0 (fault)                        cpu1 (migrate)
-    PTL; pte: migration of f
-    in the queue of f                   waits for the PTL
-    unlock                              pte: the new page; unlock f: wakes cpu0
-                                        put f   [Required: nobody waits for f from here on, for
-                                        its frame may be locked by another owner]
-
-    To v5.16 a reference to the page does that, taken under the PTL, and migration of a page that
-    somebody waits for fails; to v4.20 until the thread wakes, from v5.0 (9a1ea439b16b) until it is
-    in the queue.  None from v5.17 on (ffa65753c431).
-    """
-    holds = cpu.world.kernel.mm.migration_wait_ref
-    await cpu.mem(PtlLock(table))
-    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
-    folio, waiter = ptes.frame_of(pte), ""
-    found = ptes.is_migration(pte)
-    if found and holds == "none":
-        waiter = (await cpu.mem(FolioAddWaiter(folio))).waiter
-    elif found:
-        found = (await cpu.mem(PageGet(folio))).value
-    await cpu.mem(PtlUnlock(table))
-    if found:
-        cpu.port.emit(Coverage("migration_entry_wait"))
-        await _wait_locked(cpu, folio, waiter)
-    return 0
-
-
-async def _wait_locked(cpu: Processor, folio: int, waiter: str) -> None:
-    """The sleep of ``migration_entry_wait``, with the reference of its release."""
-    holds = cpu.world.kernel.mm.migration_wait_ref
-    if holds != "none":
-        waiter = (await cpu.mem(FolioAddWaiter(folio))).waiter
-    if holds == "until_queued":
-        await gup.put_page(cpu, folio)
-    if waiter:
-        await cpu.sleep(MEMORY, FolioWait(folio, waiter))
-    if holds == "while_asleep":
-        await gup.put_page(cpu, folio)

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from mmurace.nodes.kernel import mmu_notifier, tlb
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.mm_inline import (
+    dec_tlb_flush_pending,
+    inc_tlb_flush_pending,
+    mm_tlb_flush_nested,
+)
+from mmurace.nodes.kernel.page_ref import put_page
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
-from mmurace.protocol.messages.memory import PagePut, TlbFlushPending
+from mmurace.protocol.messages.memory import PagePut
 from mmurace.protocol.records import Coverage
 
 
@@ -49,7 +55,7 @@ class MmuGather:
 
 async def tlb_gather_mmu(cpu: Processor, mm: str, start: int, end: int) -> MmuGather:
     """``tlb_gather_mmu``: raises the mm's count of gathers in flight (v4.13)."""
-    await cpu.mem(TlbFlushPending(mm, 1))
+    await inc_tlb_flush_pending(cpu, mm)
     return MmuGather(mm, start, end)
 
 
@@ -59,7 +65,7 @@ def tlb_remove_page(cpu: Processor, gather: MmuGather, frame: int) -> bool:
     return len(gather.pages) >= cpu.world.gather_batch
 
 
-def free_table(gather: MmuGather, table: int, address: int) -> None:
+def pte_free_tlb(gather: MmuGather, table: int, address: int) -> None:
     """``pte_free_tlb``: queue a page-table page; the range grows by the page at ``address``.
 
     That is ``tlb_flush_pmd_range(tlb, address, PAGE_SIZE)``: no leaf of the table is left, and a
@@ -78,7 +84,7 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
     """
     if not gather.end:
         return
-    await _tlb_flush(cpu, gather)
+    await tlb_flush(cpu, gather)
     kernel = cpu.world.kernel
     if kernel.mm.gather_calls_ir:
         whole = gather.fullmm and kernel.mm.nested_encoding == "zero_neg1"
@@ -87,7 +93,7 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
     gather.reset()
 
 
-async def _tlb_flush(cpu: Processor, gather: MmuGather) -> None:
+async def tlb_flush(cpu: Processor, gather: MmuGather) -> None:
     """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own with the same effect here)."""
     if gather.fullmm:
         await tlb.flush_tlb_mm(cpu, gather.mm)
@@ -113,7 +119,7 @@ async def tlb_end_vma(cpu: Processor, gather: MmuGather) -> None:
     if how == "flush":
         await tlb_flush_mmu_tlbonly(cpu, gather)
     elif gather.end:
-        await _tlb_flush(cpu, gather)
+        await tlb_flush(cpu, gather)
         gather.reset()
 
 
@@ -133,7 +139,7 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
     if tables:
         await tlb.tlb_remove_table_sync(cpu)
     for table in tables:
-        await cpu.mem(PagePut(table))
+        await put_page(cpu, table)
 
 
 def _cover_nested(gather: MmuGather, kernel: Kernel) -> None:
@@ -157,8 +163,8 @@ async def tlb_finish_mmu(cpu: Processor, gather: MmuGather) -> None:
     clear pte                           pte is none: nothing to flush
                                         [Required: flush all the same before returning]
     """
-    if (await cpu.mem(TlbFlushPending(gather.mm, 0))).value > 1:
+    if await mm_tlb_flush_nested(cpu, gather.mm):
         cpu.port.emit(Coverage("nested_gather"))
         _cover_nested(gather, cpu.world.kernel)
     await tlb_flush_mmu(cpu, gather)
-    await cpu.mem(TlbFlushPending(gather.mm, -1))
+    await dec_tlb_flush_pending(cpu, gather.mm)

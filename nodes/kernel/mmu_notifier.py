@@ -12,17 +12,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import (
+    anon_vma_lock_write,
+    anon_vma_unlock_write,
+    mmap_write_lock,
+    mmap_write_unlock,
+)
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Callback, named, secondaries
-from mmurace.nodes.world import MEMORY, World
+from mmurace.nodes.world import World
 from mmurace.protocol.errors import PeerLost
 from mmurace.protocol.events import MmuNotifierEvent
-from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
-    MmapLock,
-    MmapUnlock,
     NotifierAdd,
     NotifierDelete,
     NotifierList,
@@ -42,7 +44,12 @@ class MmuNotifierRange:
 
 
 async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
-    """Call ``callback`` of every subscriber that has it, in list order, under srcu."""
+    """Call ``callback`` of every subscriber that has it, in list order, under srcu.
+
+    ``srcu_read_lock``, then the walk of the list, pair with ``hlist_del_init_rcu``, then
+    ``synchronize_srcu`` of ``mmu_notifier_unregister``: who was found on the list is not freed
+    before the section ends, and a section that begins later does not find it.
+    """
     cpu.srcu_read_lock()
     subscribers = await cpu.mem(NotifierList(range_.mm))
     for driver, node in subscribers.entries:
@@ -105,6 +112,15 @@ async def invalidate_range(cpu: Processor, mm: str, start: int, end: int) -> Non
     await _call(cpu, "invalidate_range", MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR))
 
 
+async def invalidate_page(cpu: Processor, mm: str, address: int) -> None:
+    """``mmu_notifier_invalidate_page`` (to v4.12): the entry has changed, the page is not free yet.
+
+    ``invalidate_range`` is not called beside it: a subscriber that shares the table has both.
+    """
+    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
+    await _call(cpu, "invalidate_page", range_)
+
+
 async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``mmu_notifier_arch_invalidate_secondary_tlbs`` (v6.6): beside the arch's own flush."""
     await _call(
@@ -117,13 +133,16 @@ async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, en
 async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str) -> None:
     """``mmu_notifier_register``: under mmap_lock and ``mm_take_all_locks``, so in no bracket.
 
+    Both pair with the locks under which brackets are opened: a subscriber gets no end without a
+    start.
+
     Of the rmap locks only that of anonymous memory is taken.
     """
-    await cpu.sleep(MEMORY, MmapLock(mm, True))
-    await cpu.sleep(MEMORY, AnonVmaLock(mm, True))
+    await mmap_write_lock(cpu, mm)
+    await anon_vma_lock_write(cpu, mm)
     await cpu.mem(NotifierAdd(mm, driver, node))
-    await cpu.mem(AnonVmaUnlock(mm))
-    await cpu.mem(MmapUnlock(mm))
+    await anon_vma_unlock_write(cpu, mm)
+    await mmap_write_unlock(cpu, mm)
 
 
 async def mmu_notifier_release(cpu: Processor, mm: str) -> None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from mmurace.nodes.kernel import mmu_gather, mmu_notifier, tlb, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
+from mmurace.nodes.kernel.locking import mmap_write_lock, mmap_write_unlock, spin_lock, spin_unlock
+from mmurace.nodes.kernel.mm_inline import dec_tlb_flush_pending, inc_tlb_flush_pending
 from mmurace.nodes.kernel.mmu_gather import MmuGather
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.pgtable import (
+    PMD,
+    PUD,
+    addr_end,
+    next_entry,
+    next_pte,
+    ptep_get_and_clear,
+    set_pte_at,
+)
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.memory import (
-    MmapLock,
-    MmapUnlock,
     PageAnonExclusive,
-    PteGetAndClear,
-    PteScan,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
-    TlbFlushPending,
     Vma,
     VmaFind,
     VmaReplace,
@@ -32,7 +32,7 @@ from mmurace.protocol.messages.memory import (
 from mmurace.protocol.ranges import page_align
 
 
-async def do_mprotect(
+async def do_mprotect_pkey(
     cpu: Processor, mm: str, address: int, length: int, read: bool, write: bool
 ) -> int:
     """``mprotect``: 0, or -ENOMEM if a part of the range is not mapped (the rest is changed).
@@ -43,119 +43,133 @@ async def do_mprotect(
     end = address + page_align(length)
     if address % PAGE_SIZE or length <= 0 or end > cpu.world.address_end():
         return -EINVAL
-    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    await mmap_write_lock(cpu, mm)
     gather = None
     if cpu.world.kernel.mm.change_protection_gathers:
         gather = await mmu_gather.tlb_gather_mmu(cpu, mm, address, end)
     covered = 0
     for vma in (await cpu.mem(VmaFind(mm, address, end))).vmas:
-        start, stop = max(vma.start, address), min(vma.end, end)
-        covered += stop - start
-        if (vma.read, vma.write) != (read, write):
-            changed = msgspec.structs.replace(vma.part(start, stop), read=read, write=write)
-            await cpu.mem(VmaReplace(mm, start, stop, (changed,)))
-            await change_protection(cpu, mm, changed, gather)
+        part = vma.part(max(vma.start, address), min(vma.end, end))
+        covered += part.end - part.start
+        await mprotect_fixup(cpu, mm, gather, part, read, write)
     if gather:
         await mmu_gather.tlb_finish_mmu(cpu, gather)
-    await cpu.mem(MmapUnlock(mm))
+    await mmap_write_unlock(cpu, mm)
     return 0 if covered == end - address else -ENOMEM
 
 
-async def change_protection(cpu: Processor, mm: str, vma: Vma, gather: MmuGather | None) -> None:
+async def mprotect_fixup(
+    cpu: Processor, mm: str, gather: MmuGather | None, vma: Vma, read: bool, write: bool
+) -> None:
+    """``mprotect_fixup``: a VMA, or a part of one, gets other rights; not if it has them."""
+    if (vma.read, vma.write) != (read, write):
+        changed = msgspec.structs.replace(vma, read=read, write=write)
+        await cpu.mem(VmaReplace(mm, vma.start, vma.end, (changed,)))
+        await change_protection(cpu, mm, gather, changed)
+
+
+async def change_protection(cpu: Processor, mm: str, gather: MmuGather | None, vma: Vma) -> None:
     """``change_protection``: rewrite entries in brackets, and flush after the last of them.
 
-    Without a gather (to v5.18) the count of gathers in flight is raised by hand, and the whole VMA
+    Without a gather (to v5.18) the count of flushes to come is raised by hand, and the whole VMA
     is flushed if any of its entries was rewritten (``pages``).
     """
     if gather:
         await change_protection_range(cpu, gather, vma)
         await mmu_gather.tlb_end_vma(cpu, gather)
         return
-    await cpu.mem(TlbFlushPending(mm, 1))
+    await inc_tlb_flush_pending(cpu, mm)
     changed = MmuGather(mm, vma.start, vma.end)
     await change_protection_range(cpu, changed, vma)
     if changed.end:
         await tlb.flush_tlb_range(cpu, mm, vma.start, vma.end)
-    await cpu.mem(TlbFlushPending(mm, -1))
+    await dec_tlb_flush_pending(cpu, mm)
 
 
 async def change_protection_range(cpu: Processor, gather: MmuGather, vma: Vma) -> None:
-    """``change_protection_range``: from the top of the page table.
+    """``change_protection_range``: the top of the page table; no bracket yet.
 
-    A level that the page table does not have is folded into the one above it: its only entry is
-    there, whatever is mapped.
+    Levels above the pud are all walked here; ``change_p4d_range`` opens no bracket either.
     """
-    top = cpu.world.levels - 1
-    folded = top < _BRACKET_LEVEL[cpu.world.kernel.mm.change_protection_bracket]
-    range_ = MmuNotifierRange(gather.mm, vma.start, vma.end, MmuNotifierEvent.PROTECTION_VMA)
-    if folded:
-        await mmu_notifier.invalidate_range_start(cpu, range_)
-    await _change_level(cpu, gather, cpu.world.pgd(gather.mm), top, 0, vma)
-    if folded:
+    pgd = cpu.world.pgd(gather.mm)
+    top = max(cpu.world.levels - 1, PUD)
+    await change_p4d_range(cpu, gather, vma, (top, pgd), vma.start, vma.end)
+
+
+async def change_p4d_range(
+    cpu: Processor, gather: MmuGather, vma: Vma, table: tuple[int, int], address: int, end: int
+) -> None:
+    """``change_p4d_range``, and the pgd above: ``table`` is (level of its entries, frame)."""
+    level, frame = table
+    if level == PUD:
+        await change_pud_range(cpu, gather, vma, frame, address, end)
+        return
+    while found := await next_entry(cpu, level, frame, address, end):
+        address, following = found[0], addr_end(cpu, level, found[0], end)
+        child = level - 1, ptes.frame_of(found[1])
+        await change_p4d_range(cpu, gather, vma, child, address, following)
+        address = following
+
+
+async def change_pud_range(
+    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
+) -> None:
+    """``change_pud_range``: the bracket opens here from v6.12 on, at the first pud that is there.
+
+    It goes to the end of the table.  A pud whose tables map nothing opens it, too, and so does one
+    that is folded into the pgd, whatever is mapped.
+    """
+    range_ = None
+    while found := await next_entry(cpu, PUD, table, address, end):
+        address, following = found[0], addr_end(cpu, PUD, found[0], end)
+        if not range_ and cpu.world.kernel.mm.change_protection_bracket == "pud":
+            range_ = MmuNotifierRange(gather.mm, address, end, MmuNotifierEvent.PROTECTION_VMA)
+            await mmu_notifier.invalidate_range_start(cpu, range_)
+        await change_pmd_range(cpu, gather, vma, ptes.frame_of(found[1]), address, following)
+        address = following
+    if range_:
         await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
-_BRACKET_LEVEL: Final = {"pmd": 1, "pud": 2}
-"""The level of the tables whose first present entry opens a bracket."""
-
-
-async def _change_level(
-    cpu: Processor, gather: MmuGather, table: int, level: int, base: int, vma: Vma
+async def change_pmd_range(
+    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
 ) -> None:
-    """``change_pud_range``, ``change_pmd_range``: the entries of a table that are there.
-
-    The bracket goes from the first of them to the end of the table; an entry whose leaf table maps
-    nothing opens it, too.
-    """
-    shift = cpu.world.shift(level)
-    first = max(vma.start - base, 0) >> shift
-    last = min((vma.end - base + (1 << shift) - 1) >> shift, cpu.world.entries)
-    if level == 0:
-        await change_pte_range(cpu, gather, table, (first, last), base, vma)
-        return
-    opens = level == _BRACKET_LEVEL[cpu.world.kernel.mm.change_protection_bracket]
+    """``change_pmd_range``: to v6.11 the bracket opens here, at the first pmd that is there."""
     range_ = None
-    while first < last:
-        found = await cpu.mem(PteScan(table, first, last))
-        if found.index < 0:
-            break
-        first, at = found.index + 1, base + (found.index << shift)
-        if opens and not range_:
-            start = max(vma.start, at)
-            end = min(vma.end, base + (cpu.world.entries << shift))
-            range_ = MmuNotifierRange(gather.mm, start, end, MmuNotifierEvent.PROTECTION_VMA)
+    while found := await next_entry(cpu, PMD, table, address, end):
+        address, following = found[0], addr_end(cpu, PMD, found[0], end)
+        if not range_ and cpu.world.kernel.mm.change_protection_bracket == "pmd":
+            range_ = MmuNotifierRange(gather.mm, address, end, MmuNotifierEvent.PROTECTION_VMA)
             await mmu_notifier.invalidate_range_start(cpu, range_)
-        await _change_level(cpu, gather, ptes.frame_of(found.pte), level - 1, at, vma)
+        await change_pte_range(cpu, gather, vma, ptes.frame_of(found[1]), address, following)
+        address = following
     if range_:
         await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
 async def change_pte_range(
-    cpu: Processor, gather: MmuGather, table: int, part: tuple[int, int], base: int, vma: Vma
+    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
 ) -> None:
     """``change_pte_range``: every present entry is taken out and put back, as it was or otherwise.
 
     A migration entry for writing becomes one for reading, even if the VMA is to be writable.
     """
-    first, last = part
-    await cpu.mem(PtlLock(table))
+    await spin_lock(cpu, table)
     await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
-    while first < last:
-        found = await cpu.mem(PteScan(table, first, last))
-        if found.index < 0:
-            break
-        first = found.index + 1
-        if ptes.is_migration(found.pte) and found.pte & ptes.WRITE:
-            await cpu.mem(PteSet(table, found.index, found.pte & ~ptes.WRITE))
-        elif ptes.pte_present(found.pte):
-            old = (await cpu.mem(PteGetAndClear(table, found.index))).pte
+    while found := await next_pte(cpu, table, address, end):
+        at, pte = found
+        address = at + PAGE_SIZE
+        if ptes.is_migration(pte) and pte & ptes.WRITE:
+            await set_pte_at(cpu, table, at, pte & ~ptes.WRITE)
+        elif ptes.pte_present(pte):
+            old = await ptep_get_and_clear(cpu, table, at)  # ptep_modify_prot_start
             new = pte_modify(old, vma)
             if await can_change_pte_writable(cpu, new, vma):
                 new |= ptes.WRITE
-            await cpu.mem(PteSet(table, found.index, new))
+            await set_pte_at(cpu, table, at, new)
             if pte_needs_flush(cpu, old, new):
-                gather.adjust_range(base + found.index * PAGE_SIZE)
-    await cpu.mem(PtlUnlock(table))
+                gather.adjust_range(at)
+    await spin_unlock(cpu, table)
 
 
 async def can_change_pte_writable(cpu: Processor, pte: int, vma: Vma) -> bool:

@@ -6,27 +6,36 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mmurace.nodes.kernel import mmap, mmu_notifier, pgtable, tlb, tlbbatch
+from mmurace.nodes.kernel import memory, mmap, mmu_notifier, tlb, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.locking import (
+    anon_vma_lock_write,
+    anon_vma_unlock_write,
+    i_mmap_lock_write,
+    i_mmap_unlock_write,
+    mmap_write_lock,
+    mmap_write_unlock,
+    spin_lock,
+    spin_unlock,
+)
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
-from mmurace.nodes.translation import table_index
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.pgtable import (
+    PMD,
+    next_pte,
+    pmd_index,
+    pmd_offset,
+    pmdp_get,
+    pte_offset_map,
+    ptep_get_and_clear,
+    set_pte_at,
+)
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
-from mmurace.protocol.messages.filemap import ImmapLock, ImmapUnlock
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
-    MmapLock,
-    MmapUnlock,
     PteGetAndClear,
-    PteLoad,
-    PteScan,
     PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapMove,
     Vma,
     VmaFind,
@@ -36,32 +45,53 @@ from mmurace.protocol.records import Coverage
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """A part of a move that stays within one leaf table on either side."""
+class PagetableMoveControl:
+    """``struct pagetable_move_control`` (mm/internal.h), within one leaf table on either side."""
 
     mm: str
-    old: int
-    new: int
+    old_addr: int
+    new_addr: int
     length: int
     old_table: int
     new_table: int
+
+    @property
+    def old_end(self) -> int:
+        """Where what is moved ends."""
+        return self.old_addr + self.length
+
+
+def check_mremap_params(cpu: Processor, address: int, length: int, to: int, new_length: int) -> int:
+    """``check_mremap_params`` (in ``mremap`` and ``mremap_to`` before): 0 or -EINVAL."""
+    task_size = cpu.world.address_end()
+    if address % PAGE_SIZE or to % PAGE_SIZE or length <= 0 or new_length <= 0:
+        return -EINVAL
+    if address + length > task_size or to + new_length > task_size:
+        return -EINVAL
+    if to != address and overlaps(address, address + length, to, to + new_length):
+        return -EINVAL
+    return 0
 
 
 async def do_mremap(
     cpu: Processor, mm: str, address: int, length: int, to: int, new_length: int
 ) -> int:
-    """``mremap``: the address afterwards, or -errno; ``to`` equal to ``address``: in place."""
+    """``mremap``: the address afterwards, or -errno; ``to`` equal to ``address``: in place.
+
+    Who makes it shorter downgrades mmap_lock while the tail is unmapped (85a06835f6f1, v4.20).
+    """
     length, new_length = page_align(length), page_align(new_length)
-    if mmap.bad_range(cpu, address, length) or mmap.bad_range(cpu, to, new_length):
+    if check_mremap_params(cpu, address, length, to, new_length):
         return -EINVAL
-    if to != address and overlaps(address, address + length, to, to + new_length):
-        return -EINVAL
-    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    await mmap_write_lock(cpu, mm)
+    if to == address and new_length <= length:
+        await mmap.do_vmi_munmap(cpu, mm, address + new_length, address + length, unlock=True)
+        return address
     if to == address:
-        result = await _resize(cpu, mm, address, length, new_length)
+        result = await expand_vma(cpu, mm, address, length, new_length)
     else:
         result = await mremap_to(cpu, mm, address, length, to, new_length)
-    await cpu.mem(MmapUnlock(mm))
+    await mmap_write_unlock(cpu, mm)
     return result
 
 
@@ -72,15 +102,9 @@ async def vma_to_resize(cpu: Processor, mm: str, address: int, length: int) -> V
     return found[0] if whole else None
 
 
-async def _resize(cpu: Processor, mm: str, address: int, length: int, new_length: int) -> int:
-    """In place: unmap the tail, or grow if nothing is in the way.
-
-    mmap_lock is downgraded while the tail is unmapped (85a06835f6f1, v4.20).
-    """
+async def expand_vma(cpu: Processor, mm: str, address: int, length: int, new_length: int) -> int:
+    """``expand_vma`` in place, if nothing is in the way (``vma_expandable``)."""
     end = address + new_length
-    if new_length <= length:
-        await mmap.do_munmap_locked(cpu, mm, end, address + length, downgrade=True)
-        return address
     vma = await vma_to_resize(cpu, mm, address, length)
     if vma is None:
         return -EFAULT
@@ -94,9 +118,9 @@ async def mremap_to(
     cpu: Processor, mm: str, address: int, length: int, to: int, new_length: int
 ) -> int:
     """``mremap_to``: make room, drop what does not come along, move the rest."""
-    await mmap.do_munmap_locked(cpu, mm, to, to + new_length)
+    await mmap.do_vmi_munmap(cpu, mm, to, to + new_length)
     if new_length < length:
-        await mmap.do_munmap_locked(cpu, mm, address + new_length, address + length)
+        await mmap.do_vmi_munmap(cpu, mm, address + new_length, address + length)
         length = new_length
     vma = await vma_to_resize(cpu, mm, address, length)
     if vma is None:
@@ -119,9 +143,9 @@ async def move_vma(
     moved = await move_page_tables(cpu, mm, vma, address, to, length)
     if moved < length:
         await move_page_tables(cpu, mm, vma, to, address, moved, need_rmap_locks=True)
-        await mmap.do_munmap_locked(cpu, mm, to, to + new_length)
+        await mmap.do_vmi_munmap(cpu, mm, to, to + new_length)
         return -ENOMEM
-    await mmap.do_munmap_locked(cpu, mm, address, address + length)
+    await mmap.do_vmi_munmap(cpu, mm, address, address + length)
     return to
 
 
@@ -134,20 +158,20 @@ async def move_page_tables(
     await mmu_notifier.invalidate_range_start(cpu, range_)
     moved, need_flush = 0, False
     while moved < length:
-        extent = _extent(cpu, old + moved, new + moved, length - moved)
+        extent = get_extent(cpu, old + moved, new + moved, length - moved)
         place = (old + moved, new + moved)
         if await move_pgt_entry(cpu, mm, vma, place, extent, need_rmap_locks):
             moved += extent
             continue
-        old_table = await pgtable.find_leaf_table(cpu, mm, old + moved)
+        old_table = await pte_offset_map(cpu, mm, old + moved)
         if old_table >= 0:
-            new_table = await pgtable.alloc_leaf_table(cpu, mm, new + moved)
+            new_table = await memory.pte_alloc_map(cpu, mm, new + moved)
             if new_table < 0:
                 break
-            part = Extent(mm, old + moved, new + moved, extent, old_table, new_table)
+            pmc = PagetableMoveControl(mm, old + moved, new + moved, extent, old_table, new_table)
             if need_rmap_locks:
                 await take_rmap_locks(cpu, mm, vma)
-            need_flush |= await move_ptes(cpu, part)
+            need_flush |= await move_ptes(cpu, pmc)
             if need_rmap_locks:
                 await drop_rmap_locks(cpu, mm, vma)
         moved += extent
@@ -157,9 +181,9 @@ async def move_page_tables(
     return moved
 
 
-def _extent(cpu: Processor, old: int, new: int, length: int) -> int:
+def get_extent(cpu: Processor, old: int, new: int, length: int) -> int:
     """``get_extent``: up to the end of the table on either side."""
-    size = 1 << cpu.world.shift(1)
+    size = 1 << cpu.world.shift(PMD)
     return min(length, size - old % size, size - new % size)
 
 
@@ -179,11 +203,11 @@ async def move_pgt_entry(
     """
     old, new = place
     kernel = cpu.world.kernel
-    if not kernel.mm.have_move_pmd or extent != 1 << cpu.world.shift(1):
+    if not kernel.mm.have_move_pmd or extent != 1 << cpu.world.shift(PMD):
         return False
-    old_pmd = await pgtable.find_leaf_table(cpu, mm, old, 1)
-    new_pmd = await pgtable.alloc_leaf_table(cpu, mm, new, 1) if old_pmd >= 0 else -1
-    if new_pmd < 0 or not await _pmd_present(cpu, old_pmd, old):
+    old_pmd = await pmd_offset(cpu, mm, old)
+    new_pmd = await memory.pmd_alloc(cpu, mm, new) if old_pmd >= 0 else -1
+    if new_pmd < 0 or not ptes.hw_present(await pmdp_get(cpu, old_pmd, old)):
         return False
     locked = need_rmap_locks or kernel.mm.move_pmd_rmap_locks == "always"
     if locked:
@@ -194,23 +218,18 @@ async def move_pgt_entry(
     return moved
 
 
-async def _pmd_present(cpu: Processor, table: int, address: int) -> bool:
-    index = table_index(cpu.world, 1, address)
-    return ptes.hw_present((await cpu.mem(PteLoad(table, index))).pte)
-
-
 async def take_rmap_locks(cpu: Processor, mm: str, vma: Vma) -> None:
     """``take_rmap_locks``: for write, that of the file first."""
     if vma.file:
-        await cpu.sleep(MEMORY, ImmapLock(vma.file, True))
-    await cpu.sleep(MEMORY, AnonVmaLock(mm, True))
+        await i_mmap_lock_write(cpu, vma.file)
+    await anon_vma_lock_write(cpu, mm)
 
 
 async def drop_rmap_locks(cpu: Processor, mm: str, vma: Vma) -> None:
     """``drop_rmap_locks``."""
-    await cpu.mem(AnonVmaUnlock(mm))
+    await anon_vma_unlock_write(cpu, mm)
     if vma.file:
-        await cpu.mem(ImmapUnlock(vma.file))
+        await i_mmap_unlock_write(cpu, vma.file)
 
 
 async def move_normal_pmd(
@@ -221,22 +240,22 @@ async def move_normal_pmd(
     False if something is at the new place already; the locks are those of the upper tables.
     """
     (old, new), (old_pmd, new_pmd) = place, tables
-    if await _pmd_present(cpu, new_pmd, new):
+    if ptes.hw_present(await pmdp_get(cpu, new_pmd, new)):
         return False
-    await cpu.mem(PtlLock(old_pmd))
+    await spin_lock(cpu, old_pmd)
     if new_pmd != old_pmd:
-        await cpu.mem(PtlLock(new_pmd))
-    pmd = (await cpu.mem(PteGetAndClear(old_pmd, table_index(cpu.world, 1, old)))).pte
-    await cpu.mem(PteSet(new_pmd, table_index(cpu.world, 1, new), pmd))
+        await spin_lock(cpu, new_pmd)
+    pmd = (await cpu.mem(PteGetAndClear(old_pmd, pmd_index(cpu, old)))).pte  # pmd_clear
+    await cpu.mem(PteSet(new_pmd, pmd_index(cpu, new), pmd))  # pmd_populate
     cpu.port.emit(Coverage("table_moved"))
-    await _flush(cpu, mm, old, old + (1 << cpu.world.shift(1)))
+    await _flush(cpu, mm, old, old + (1 << cpu.world.shift(PMD)))
     if new_pmd != old_pmd:
-        await cpu.mem(PtlUnlock(new_pmd))
-    await cpu.mem(PtlUnlock(old_pmd))
+        await spin_unlock(cpu, new_pmd)
+    await spin_unlock(cpu, old_pmd)
     return True
 
 
-async def move_ptes(cpu: Processor, part: Extent) -> bool:
+async def move_ptes(cpu: Processor, pmc: PagetableMoveControl) -> bool:
     """``move_ptes``: whether the caller must still flush (to v4.18).
 
     cpu0 (mremap A to B)                cpu1 (truncate, no mmap_lock)
@@ -247,40 +266,35 @@ async def move_ptes(cpu: Processor, part: Extent) -> bool:
                                         PTL of B; clear; flush B only; free the frame
     """
     when = cpu.world.kernel.mm.mremap_cpu_flush
-    await cpu.mem(PtlLock(part.old_table))
-    if part.new_table != part.old_table:
-        await cpu.mem(PtlLock(part.new_table))
-    await tlbbatch.flush_tlb_batched_pending(cpu, part.mm)
-    present, dirty = await _move_entries(cpu, part)
+    await spin_lock(cpu, pmc.old_table)
+    if pmc.new_table != pmc.old_table:
+        await spin_lock(cpu, pmc.new_table)
+    await tlbbatch.flush_tlb_batched_pending(cpu, pmc.mm)
+    present, dirty = await _move_entries(cpu, pmc)
     if present and when == "under_both_ptl":
-        await _flush(cpu, part.mm, part.old, part.old + part.length)
-    if part.new_table != part.old_table:
-        await cpu.mem(PtlUnlock(part.new_table))
+        await _flush(cpu, pmc.mm, pmc.old_addr, pmc.old_end)
+    if pmc.new_table != pmc.old_table:
+        await spin_unlock(cpu, pmc.new_table)
     if dirty and when == "dirty_under_old_ptl":
-        await _flush(cpu, part.mm, part.old, part.old + part.length)
+        await _flush(cpu, pmc.mm, pmc.old_addr, pmc.old_end)
         present = False
-    await cpu.mem(PtlUnlock(part.old_table))
+    await spin_unlock(cpu, pmc.old_table)
     return present and when != "under_both_ptl"
 
 
-async def _move_entries(cpu: Processor, part: Extent) -> tuple[bool, bool]:
+async def _move_entries(cpu: Processor, pmc: PagetableMoveControl) -> tuple[bool, bool]:
     """Move every entry, under both PTLs: whether a present one was there, and a dirty one."""
-    index = pgtable.pte_index(cpu, part.old)
-    last, shift = index + part.length // PAGE_SIZE, pgtable.pte_index(cpu, part.new) - index
+    address, moved_by = pmc.old_addr, pmc.new_addr - pmc.old_addr
     present = dirty = False
-    while index < last:
-        found = (await cpu.mem(PteScan(part.old_table, index, last))).index
-        if found < 0:
-            break
-        pte = (await cpu.mem(PteGetAndClear(part.old_table, found))).pte
-        await cpu.mem(PteSet(part.new_table, found + shift, pte))
-        old = part.old + (found - pgtable.pte_index(cpu, part.old)) * PAGE_SIZE
+    while found := await next_pte(cpu, pmc.old_table, address, pmc.old_end):
+        old, new = found[0], found[0] + moved_by
+        pte = await ptep_get_and_clear(cpu, pmc.old_table, old)
+        await set_pte_at(cpu, pmc.new_table, new, pte)
         if (ptes.pte_present(pte) and not pte & ptes.SPECIAL) or ptes.is_migration(pte):
-            new = old - part.old + part.new
-            await cpu.mem(RmapMove(ptes.frame_of(pte), part.mm, old, new))
+            await cpu.mem(RmapMove(ptes.frame_of(pte), pmc.mm, old, new))
         present |= ptes.pte_present(pte)
         dirty |= ptes.pte_present(pte) and bool(pte & ptes.DIRTY)
-        index = found + 1
+        address = old + PAGE_SIZE
     return present, dirty
 
 

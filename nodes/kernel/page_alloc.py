@@ -27,10 +27,10 @@ async def alloc_pages(
     frame = (await cpu.mem(request)).frame
     if frame >= 0:
         return frame
-    return await _alloc_pages_slowpath(cpu, current, request, thisnode)
+    return await alloc_pages_slowpath(cpu, current, request, thisnode)
 
 
-async def _alloc_pages_slowpath(
+async def alloc_pages_slowpath(
     cpu: Processor, current: str, request: FrameAlloc, thisnode: bool
 ) -> int:
     """``__alloc_pages_slowpath``: reclaim and try again; then the OOM killer.

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import filemap, rmap
+from mmurace.nodes.kernel import filemap
+from mmurace.nodes.kernel.clear_dirty_for_io import folio_clear_dirty_for_io
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.locking import folio_lock, folio_unlock
+from mmurace.nodes.kernel.page_ref import put_page
 from mmurace.protocol.messages.filemap import (
     FolioMapping,
     FolioMappingWord,
     PageCacheNext,
     WritePage,
 )
-from mmurace.protocol.messages.memory import FolioLock
-from mmurace.protocol.messages.swap import FolioFlags, FolioMarkDirty, FolioTestClearDirty
-
-
-async def folio_clear_dirty_for_io(cpu: Processor, folio: int, at: FolioMappingWord) -> bool:
-    """``folio_clear_dirty_for_io``, under the folio lock: whether the page must be written.
-
-    cpu0 (writeback)                    cpu1, device0
-    every entry: read-only, clean
-    page: clean                         [Required: a store from here on faults, or is in what ...]
-    write the page                      ... is written
-    """
-    if await rmap.folio_mkclean(cpu, folio, at):
-        await cpu.mem(FolioMarkDirty(folio))
-    return (await cpu.mem(FolioTestClearDirty(folio))).value
+from mmurace.protocol.messages.swap import FolioFlags
 
 
 async def write_cache_pages(cpu: Processor, file: str) -> int:
@@ -41,13 +29,14 @@ async def write_cache_pages(cpu: Processor, file: str) -> int:
         folio = await filemap.filemap_get_folio(cpu, file, index)
         if folio >= 0:
             written += await _write_folio(cpu, folio, FolioMappingWord(file, index))
-            await filemap.unlock_and_put(cpu, folio)
+            await folio_unlock(cpu, folio)
+            await put_page(cpu, folio)
         index += 1
 
 
 async def _write_folio(cpu: Processor, folio: int, at: FolioMappingWord) -> bool:
     """One page, locked when this returns: whether it was written; not if truncated or clean."""
-    await cpu.sleep(MEMORY, FolioLock(folio))
+    await folio_lock(cpu, folio)
     if await cpu.mem(FolioMapping(folio)) != at or not (await cpu.mem(FolioFlags(folio))).dirty:
         return False
     if not await folio_clear_dirty_for_io(cpu, folio, at):

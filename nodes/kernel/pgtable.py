@@ -1,45 +1,112 @@
-"""mm/pgtable-generic.c and the walks of include/linux/pgtable.h."""
+"""include/linux/pgtable.h, arch/x86/mm/pgtable.c, mm/pgtable-generic.c: entries, and ways there.
+
+An entry is named by its table and by an address in it.  ``pte_offset_map_lock`` pairs with
+``pte_unmap_unlock``: software changes entries between the two, or with one atomic access.  Hardware
+walkers, and fast GUP, load them at any time and take no lock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from typing import Final
 
-from mmurace.nodes.kernel import mmu_notifier, page_alloc, tlb
+from mmurace.nodes.kernel import mm_inline, mmu_notifier, tlb
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import spin_lock, spin_unlock
 from mmurace.nodes.translation import table_index
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.book3s64 import CoprosAdd
-from mmurace.protocol.messages.memory import (
-    FrameAlloc,
-    PagePut,
-    PteCmpxchg,
-    PteGetAndClear,
-    PteLoad,
-    PteScan,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
-    TlbFlushPending,
-)
+from mmurace.protocol.messages.memory import PteCmpxchg, PteGetAndClear, PteLoad, PteScan, PteSet
 from mmurace.protocol.records import Coverage
 
+PTE: Final = 0
+PMD: Final = 1
+PUD: Final = 2
+P4D: Final = 3
+PGD: Final = 4
+"""Levels: what the entries of a table are.  Those that the world does not have are folded."""
 TABLE_FLAGS = ptes.PRESENT | ptes.WRITE | ptes.ACCESSED
 _ACCESS_FLAGS = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
-Visit = Callable[[int, int, int, int], Awaitable[None]]
-"""(leaf table, first index, last index, address of the first) of a part of a range."""
+
+
+# ---- entries -----------------------------------------------------------------------------------
 
 
 def pte_index(cpu: Processor, address: int) -> int:
     """The index of ``address`` in its leaf table."""
-    return table_index(cpu.world, 0, address)
+    return table_index(cpu.world, PTE, address)
 
 
-async def find_leaf_table(cpu: Processor, mm: str, address: int, down_to: int = 0) -> int:
-    """The leaf table of ``address``, or -1 if an upper entry is none (``pmd_none``).
+def pmd_index(cpu: Processor, address: int) -> int:
+    """The index of ``address`` in its table of pmds."""
+    return table_index(cpu.world, PMD, address)
 
-    With ``down_to`` the table at that level.
+
+async def ptep_get(cpu: Processor, table: int, address: int) -> int:
+    """``ptep_get`` (v5.8), ``ptep_get_lockless``: the entry as it is now."""
+    return (await cpu.mem(PteLoad(table, pte_index(cpu, address)))).pte
+
+
+async def set_pte_at(cpu: Processor, table: int, address: int, pte: int) -> None:
+    """``set_pte_at``, where there was no present entry before; under the PTL."""
+    await cpu.mem(PteSet(table, pte_index(cpu, address), pte))
+
+
+async def ptep_get_and_clear(cpu: Processor, table: int, address: int) -> int:
+    """``ptep_get_and_clear``: what it was; one access, in which no bit of a walker gets lost."""
+    return (await cpu.mem(PteGetAndClear(table, pte_index(cpu, address)))).pte
+
+
+async def ptep_cmpxchg(cpu: Processor, table: int, address: int, old: int, new: int) -> int:
+    """``cmpxchg`` of an entry: what was there; it is ``new`` now if that was ``old``."""
+    return (await cpu.mem(PteCmpxchg(table, pte_index(cpu, address), old, new))).pte
+
+
+async def pmdp_get(cpu: Processor, table: int, address: int) -> int:
+    """``pmdp_get`` (v6.7; a plain load before), ``pmdp_get_lockless``."""
+    return (await cpu.mem(PteLoad(table, pmd_index(cpu, address)))).pte
+
+
+async def ptep_set_wrprotect(cpu: Processor, table: int, address: int, pte: int) -> int:
+    """``ptep_set_wrprotect``: one read-modify-write, which a walker's bits do not get lost in."""
+    while pte & ptes.WRITE:
+        found = await ptep_cmpxchg(cpu, table, address, pte, pte & ~ptes.WRITE)
+        if found == pte:
+            return pte & ~ptes.WRITE
+        pte = found
+    return pte
+
+
+# ---- walks -------------------------------------------------------------------------------------
+
+
+async def pmd_offset(cpu: Processor, mm: str, address: int) -> int:
+    """``pgd_offset`` .. ``pmd_offset``: the table with the pmd of ``address``, or -1."""
+    return await _offset(cpu, mm, address, PMD)
+
+
+async def pte_offset_map(cpu: Processor, mm: str, address: int) -> int:
+    """``pgd_offset`` .. ``pte_offset_map``: the leaf table of ``address``; -1 (``pmd_none``): none.
+
+    In the kernel the caller has the pmd already.
     """
+    return await _offset(cpu, mm, address, PTE)
+
+
+async def pte_offset_map_lock(cpu: Processor, mm: str, address: int) -> int:
+    """``pte_offset_map_lock``: the leaf table of ``address``, locked; -1 and no lock: none."""
+    table = await pte_offset_map(cpu, mm, address)
+    if table >= 0:
+        await spin_lock(cpu, table)
+    return table
+
+
+async def pte_unmap_unlock(cpu: Processor, table: int) -> None:
+    """``pte_unmap_unlock``."""
+    await spin_unlock(cpu, table)
+
+
+async def _offset(cpu: Processor, mm: str, address: int, down_to: int) -> int:
     table = cpu.world.pgd(mm)
     for level in range(cpu.world.levels - 1, down_to, -1):
         upper = await cpu.mem(PteLoad(table, table_index(cpu.world, level, address)))
@@ -49,67 +116,39 @@ async def find_leaf_table(cpu: Processor, mm: str, address: int, down_to: int = 
     return table
 
 
-async def alloc_leaf_table(cpu: Processor, mm: str, address: int, down_to: int = 0) -> int:
-    """``p4d_alloc`` .. ``pte_alloc``: the leaf table of ``address``, made if need be; -1: OOM.
+def addr_end(cpu: Processor, level: int, address: int, end: int) -> int:
+    """``pgd_addr_end`` .. ``pmd_addr_end``: where the entry of ``address`` ends, or ``end``."""
+    size = 1 << cpu.world.shift(level)
+    return min(address - address % size + size, end)
 
-    With ``down_to`` the table at that level (1: ``pmd_alloc``).
+
+async def next_entry(
+    cpu: Processor, level: int, table: int, address: int, end: int
+) -> tuple[int, int] | None:
+    """The loop over a table's entries up to the next that is not none: (its address, the entry).
+
+    The kernel loads one after the other; here that is one access.  A level that the page table does
+    not have is folded into the one above (include/asm-generic/pgtable-nop4d.h and its like): its
+    only entry is there, and leads to the table itself.
     """
-    table = cpu.world.pgd(mm)
-    for level in range(cpu.world.levels - 1, down_to, -1):
-        index = table_index(cpu.world, level, address)
-        upper = await cpu.mem(PteLoad(table, index))
-        pte = upper.pte
-        if not ptes.hw_present(pte):
-            pte = await _pte_alloc_one(cpu, mm, table, index, address, level)
-            if not pte:
-                return -1
-        table = ptes.frame_of(pte)
-    return table
+    if address >= end:
+        return None
+    if level > PTE and level >= cpu.world.levels:
+        return address, ptes.make(table, TABLE_FLAGS)
+    shift, first = cpu.world.shift(level), table_index(cpu.world, level, address)
+    count = ((end - 1) >> shift) - (address >> shift) + 1
+    found = await cpu.mem(PteScan(table, first, first + count))
+    if found.index < 0:
+        return None
+    return max(address, (address >> shift) + found.index - first << shift), found.pte
 
 
-async def _pte_alloc_one(
-    cpu: Processor, mm: str, table: int, index: int, address: int, level: int
-) -> int:
-    """``__pte_alloc`` and its like: another thread may have been faster; the entry, or 0."""
-    span = cpu.world.shift(level)
-    allocation = FrameAlloc("table", mm, address >> span << span, level - 1)
-    frame = await page_alloc.alloc_pages(cpu, mm, allocation)
-    if frame < 0:
-        return 0
-    await cpu.mem(PtlLock(table))
-    present = (await cpu.mem(PteLoad(table, index))).pte
-    if not ptes.hw_present(present):
-        await cpu.mem(PteSet(table, index, ptes.make(frame, TABLE_FLAGS)))
-    await cpu.mem(PtlUnlock(table))
-    if not ptes.hw_present(present):
-        return ptes.make(frame, TABLE_FLAGS)
-    await cpu.mem(PagePut(frame))
-    return present
+async def next_pte(cpu: Processor, table: int, address: int, end: int) -> tuple[int, int] | None:
+    """The next entry of a leaf table that is not ``pte_none``: (its address, the entry)."""
+    return await next_entry(cpu, PTE, table, address, end)
 
 
-async def walk_page_range(cpu: Processor, mm: str, start: int, end: int, visit: Visit) -> None:
-    """Visit the part of every leaf table that [start, end) covers; skips what is not there."""
-    top = cpu.world.levels - 1
-    await _walk_level(cpu, cpu.world.pgd(mm), top, 0, start, end, visit)
-
-
-async def _walk_level(
-    cpu: Processor, table: int, level: int, base: int, start: int, end: int, visit: Visit
-) -> None:
-    shift = cpu.world.shift(level)
-    first = max(start - base, 0) >> shift
-    last = min((end - base + (1 << shift) - 1) >> shift, cpu.world.entries)
-    if level == 0:
-        await visit(table, first, last, base + (first << shift))
-        return
-    while first < last:
-        found = await cpu.mem(PteScan(table, first, last))
-        if found.index < 0:
-            return
-        child_base = base + (found.index << shift)
-        child = ptes.frame_of(found.pte)
-        await _walk_level(cpu, child, level - 1, child_base, start, end, visit)
-        first = found.index + 1
+# ---- entries with their flushes ----------------------------------------------------------------
 
 
 async def ptep_clear_flush(cpu: Processor, mm: str, address: int, table: int) -> int:
@@ -118,7 +157,7 @@ async def ptep_clear_flush(cpu: Processor, mm: str, address: int, table: int) ->
     The old entry.  Up to v6.5 the ``_notify`` variant calls ``invalidate_range`` here, before
     anything new is published; from v6.6 the flush itself does.
     """
-    old = (await cpu.mem(PteGetAndClear(table, pte_index(cpu, address)))).pte
+    old = await ptep_get_and_clear(cpu, table, address)
     if await pte_accessible(cpu, mm, old):
         await tlb.flush_tlb_page(cpu, mm, address)
     return old
@@ -137,7 +176,7 @@ async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
     """
     if ptes.hw_present(pte) or cpu.world.kernel.machine == "ppc":
         return True
-    return ptes.pte_present(pte) and (await cpu.mem(TlbFlushPending(mm, 0))).value > 0
+    return ptes.pte_present(pte) and await mm_inline.mm_tlb_flush_pending(cpu, mm)
 
 
 async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: int) -> int:
@@ -167,34 +206,34 @@ async def ptep_set_access_flags(
     cmpxchg, and flushes the page for a store (and with it, from v6.6, the secondaries), up to v5.9
     for a load as well (6a1bdb173184).
     """
-    index, kernel = pte_index(cpu, address), cpu.world.kernel
-    now = (await cpu.mem(PteLoad(table, index))).pte
+    kernel = cpu.world.kernel
+    now = await ptep_get(cpu, table, address)
     if now == entry:
         return False
     if not now & ptes.WRITE and entry & ptes.WRITE:
         cpu.port.emit(Coverage("write_upgrade"))
     if kernel.arch.tlbie_scope != "all":
-        await _radix_set_access_flags(cpu, mm, address, table, now, entry)
+        await radix__ptep_set_access_flags(cpu, mm, address, table, now, entry)
         return True
     if kernel.machine == "arm64":
-        await _merge(cpu, table, index, now, entry)
+        await _merge(cpu, table, address, now, entry)
     elif dirty:
-        await cpu.mem(PteSet(table, index, entry))
+        await set_pte_at(cpu, table, address, entry)
     if dirty or kernel.arch.spurious_fault_flushes:
         await _flush_upgrade(cpu, mm, address)
     return True
 
 
-async def _merge(cpu: Processor, table: int, index: int, now: int, entry: int) -> None:
+async def _merge(cpu: Processor, table: int, address: int, now: int, entry: int) -> None:
     """Add rights and bits with cmpxchg; a walker changes the entry at most twice meanwhile."""
     bits = entry & _ACCESS_FLAGS
     found = -1
     while found != now:
         now = found if found >= 0 else now
-        found = (await cpu.mem(PteCmpxchg(table, index, now, now | bits))).pte
+        found = await ptep_cmpxchg(cpu, table, address, now, now | bits)
 
 
-async def _radix_set_access_flags(
+async def radix__ptep_set_access_flags(
     cpu: Processor, mm: str, address: int, table: int, now: int, entry: int
 ) -> None:
     """``radix__ptep_set_access_flags`` (arch/powerpc/mm/book3s64/radix_pgtable.c).
@@ -203,16 +242,13 @@ async def _radix_set_access_flags(
     meet an entry that gains rights while it holds the old one, so with a coprocessor the entry is
     invalid while it is flushed.  From v6.0 on POWER9 only.
     """
-    index = pte_index(cpu, address)
     upgrade = not now & ptes.WRITE and entry & ptes.WRITE
     if upgrade and cpu.world.kernel.arch.upgrade_needs_flush and (await _copros(cpu, mm)):
-        found = (await cpu.mem(PteGetAndClear(table, index))).pte
+        found = await ptep_get_and_clear(cpu, table, address)
         await tlb.flush_tlb_page(cpu, mm, address)
-        await cpu.mem(
-            PteSet(table, index, found | entry & (ptes.ACCESSED | ptes.DIRTY | ptes.WRITE))
-        )
+        await set_pte_at(cpu, table, address, found | entry & _ACCESS_FLAGS)
     else:
-        await _merge(cpu, table, index, now, entry)
+        await _merge(cpu, table, address, now, entry)
 
 
 async def _copros(cpu: Processor, mm: str) -> bool:

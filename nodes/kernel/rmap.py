@@ -8,30 +8,34 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from mmurace.nodes.kernel import gup, mmu_notifier, pgtable, tlbbatch
+from mmurace.nodes.kernel import mmu_notifier, pgtable, tlbbatch
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import (
+    anon_vma_lock_read,
+    anon_vma_unlock_read,
+    i_mmap_lock_read,
+    i_mmap_unlock_read,
+)
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
+from mmurace.nodes.kernel.page_ref import put_page
+from mmurace.nodes.kernel.pgtable import (
+    pte_offset_map_lock,
+    pte_unmap_unlock,
+    ptep_get,
+    ptep_get_and_clear,
+    set_pte_at,
+)
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
-from mmurace.nodes.world import MEMORY
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.filemap import (
     FileVma,
     FolioMappingWord,
-    ImmapLock,
-    ImmapUnlock,
     ImmapWalk,
 )
 from mmurace.protocol.messages.memory import (
-    AnonVmaLock,
-    AnonVmaUnlock,
     PageAnonExclusive,
-    PteGetAndClear,
-    PteLoad,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
     RmapRemove,
     RmapTryShare,
     RmapWalk,
@@ -65,14 +69,13 @@ async def page_vma_mapped_walk(
 
     None if nothing does (any more); then no lock is held.
     """
-    table = await pgtable.find_leaf_table(cpu, mm, address)
+    table = await pte_offset_map_lock(cpu, mm, address)
     if table < 0:
         return None
-    await cpu.mem(PtlLock(table))
-    pte = (await cpu.mem(PteLoad(table, pgtable.pte_index(cpu, address)))).pte
+    pte = await ptep_get(cpu, table, address)
     if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
         return table, pte
-    await cpu.mem(PtlUnlock(table))
+    await pte_unmap_unlock(cpu, table)
     return None
 
 
@@ -85,7 +88,11 @@ async def rmap_walk(cpu: Processor, folio: int, file: str, visit: Visit) -> None
     The kernel meets VMAs, in the order of their offsets, and of two with the same offset the older
     first; an entry that has left a VMA is met in the VMA that it went to, which is behind
     (``copy_vma``; ``need_rmap_locks`` says where it is not).  Here it meets places, as long as
-    there is one that it has not met.  Under the rmap lock, which keeps each VMA in its list:
+    there is one that it has not met.
+
+    It takes no mmap_lock, so it runs beside everything that does.  Its rmap lock pairs with the
+    ``unlink_anon_vmas`` and ``unlink_file_vma`` of who takes a VMA away, and the PTL of each place
+    with the PTLs under which an entry moves: an entry is met before its move or behind it.
 
     cpu0 (rmap walk)                    cpu1 (mremap A to B)
     lock                                B is in the list, behind A
@@ -98,9 +105,9 @@ async def rmap_walk(cpu: Processor, folio: int, file: str, visit: Visit) -> None
     met = set[Place]()
     while left := await _unmet(cpu, folio, met):
         mm = left[0][0]
-        await cpu.sleep(MEMORY, ImmapLock(file, False) if file else AnonVmaLock(mm, False))
+        await (i_mmap_lock_read(cpu, file) if file else anon_vma_lock_read(cpu, mm))
         on = await _walk_locked(cpu, folio, "" if file else mm, met, visit)
-        await cpu.mem(ImmapUnlock(file) if file else AnonVmaUnlock(mm))
+        await (i_mmap_unlock_read(cpu, file) if file else anon_vma_unlock_read(cpu, mm))
         if not on:
             return
 
@@ -123,6 +130,38 @@ async def _walk_locked(
 async def _unmet(cpu: Processor, folio: int, met: set[Place]) -> list[Place]:
     places = (await cpu.mem(RmapWalk(folio))).places
     return [place for place in places if place not in met]
+
+
+# ---- who is told -----------------------------------------------------------------------------
+
+
+async def notify_start(cpu: Processor, range_: MmuNotifierRange) -> None:
+    """The begin of the bracket around one entry (from v4.13)."""
+    if cpu.world.kernel.mm.rmap_notifies == "range":
+        await mmu_notifier.invalidate_range_start(cpu, range_)
+
+
+async def unlock_and_notify(cpu: Processor, range_: MmuNotifierRange, table: int) -> None:
+    """The PTL is given back after a change; up to v4.12 ``invalidate_page`` is called beside that.
+
+    cpu0 (reclaim)                      vcpu0 (page fault)
+                                        seq = mmu_notifier_seq; looks the page up
+    clear pte; flush; unlock
+    invalidate_page: seq++; zap         mmu_lock  [Required: sees a moved seq, or is zapped]
+    put the page                        [Required: only now]
+    """
+    notifies = cpu.world.kernel.mm.rmap_notifies
+    if notifies == "page_under_ptl":
+        await mmu_notifier.invalidate_page(cpu, range_.mm, range_.start)
+    await pte_unmap_unlock(cpu, table)
+    if notifies == "page_after_ptl":
+        await mmu_notifier.invalidate_page(cpu, range_.mm, range_.start)
+
+
+async def notify_end(cpu: Processor, range_: MmuNotifierRange) -> None:
+    """The end of that bracket."""
+    if cpu.world.kernel.mm.rmap_notifies == "range":
+        await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
 # ---- try_to_unmap ----------------------------------------------------------------------------
@@ -150,12 +189,12 @@ async def try_to_unmap_file(
     """
     if not await folio_mapped(cpu, folio):
         return
-    await cpu.sleep(MEMORY, ImmapLock(at.file, False))
+    await i_mmap_lock_read(cpu, at.file)
     for vma in await _vmas_of(cpu, at):
         await try_to_unmap_one(cpu, ubc, (vma.mm, vma.start), folio, None)
         if not await folio_mapped(cpu, folio):
             break
-    await cpu.mem(ImmapUnlock(at.file))
+    await i_mmap_unlock_read(cpu, at.file)
 
 
 async def _vmas_of(cpu: Processor, at: FolioMappingWord) -> tuple[FileVma, ...]:
@@ -169,35 +208,37 @@ async def try_to_unmap_one(
 ) -> bool:
     """``try_to_unmap_one``: one mapping of a page; ``slot`` is none for a page of a file.
 
-    Of anonymous pages up to v6.5 with ``invalidate_range`` under the PTL, and at the end; of a
-    locked page of a file, of which no other can take the place before the end, only there.
+    Of anonymous pages from v4.13 to v6.5 with ``invalidate_range`` under the PTL, and at the end;
+    of a locked page of a file, of which no other can take the place before the end, only there.
     False, and the entry is back: a page of ``MADV_FREE`` (whose slot is -1) is in use again, or an
     exclusive page is pinned.
     """
     mm, address = place
     on = True
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await notify_start(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
-        table, index = found[0], pgtable.pte_index(cpu, address)
+        table = found[0]
         old = await clear_or_defer(cpu, ubc, (mm, address), table)
         if slot is None:
             await _set_dirty(cpu, folio, old)
         elif slot >= 0:
-            on = await _swap_entry(cpu, folio, slot, (table, index))
+            on = await _set_swap_pte(cpu, folio, slot, table, address)
         else:
             on = await _may_discard(cpu, place, folio, old)
         if on:
             await _unmapped(cpu, place, folio, slot is not None)
         else:
-            await cpu.mem(PteSet(table, index, old))
-        await cpu.mem(PtlUnlock(table))
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+            await set_pte_at(cpu, table, address, old)
+        await unlock_and_notify(cpu, range_, table)
+    await notify_end(cpu, range_)
     return on
 
 
-async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, int]) -> bool:
+async def _set_swap_pte(
+    cpu: Processor, folio: int, slot: int, table: int, address: int
+) -> bool:  # fmt: skip
     """A swap entry where the mapping was; False: the page may be pinned and must stay.
 
     cpu0 (reclaim)                      cpu1 (pin_user_pages_fast)
@@ -212,7 +253,7 @@ async def _swap_entry(cpu: Processor, folio: int, slot: int, place: tuple[int, i
         await cpu.mem(SwapFree(slot))
         return False
     flags = ptes.SWAP | (ptes.EXCLUSIVE if exclusive else 0)
-    await cpu.mem(PteSet(*place, ptes.make(slot, flags)))
+    await set_pte_at(cpu, table, address, ptes.make(slot, flags))
     return True
 
 
@@ -250,10 +291,11 @@ async def _set_dirty(cpu: Processor, folio: int, pte: int) -> None:
 async def _unmapped(cpu: Processor, place: tuple[str, int], folio: int, anon: bool) -> None:
     """The mapping is gone (``discard``): its place in the rmap and its reference, too."""
     mm, address = place
-    if anon and cpu.world.kernel.mm.clear_flush_calls_ir:
+    kernel = cpu.world.kernel
+    if anon and kernel.mm.clear_flush_calls_ir and kernel.mm.rmap_notifies == "range":
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     await cpu.mem(RmapRemove(folio, mm, address))
-    await gup.put_page(cpu, folio)
+    await put_page(cpu, folio)
 
 
 async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: int) -> bool:
@@ -284,8 +326,7 @@ async def clear_or_defer(
     mm, address = place
     if not await tlbbatch.should_defer_flush(cpu, mm):
         return await pgtable.ptep_clear_flush(cpu, mm, address, table)
-    index = pgtable.pte_index(cpu, address)
-    old = (await cpu.mem(PteGetAndClear(table, index))).pte
+    old = await ptep_get_and_clear(cpu, table, address)
     await tlbbatch.set_tlb_ubc_flush_pending(cpu, ubc, mm, address, old)
     return old
 
@@ -302,11 +343,11 @@ async def folio_mkclean(cpu: Processor, folio: int, at: FolioMappingWord) -> boo
     if not await folio_mapped(cpu, folio):
         return False
     cleaned = False
-    await cpu.sleep(MEMORY, ImmapLock(at.file, False))
+    await i_mmap_lock_read(cpu, at.file)
     for vma in await _vmas_of(cpu, at):
         if vma.shared:
             cleaned |= await page_mkclean_one(cpu, vma.mm, vma.start, folio)
-    await cpu.mem(ImmapUnlock(at.file))
+    await i_mmap_unlock_read(cpu, at.file)
     return cleaned
 
 
@@ -324,16 +365,17 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
     """
     cleaned = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_PAGE)
-    await mmu_notifier.invalidate_range_start(cpu, range_)
+    await notify_start(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
         table, pte = found
         if pte & (ptes.WRITE | ptes.DIRTY):
             old = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-            clean = old & ~(ptes.WRITE | ptes.DIRTY)
-            await cpu.mem(PteSet(table, pgtable.pte_index(cpu, address), clean))
+            await set_pte_at(cpu, table, address, old & ~(ptes.WRITE | ptes.DIRTY))
             cpu.port.emit(Coverage("folio_mkclean"))
             cleaned = True
-        await cpu.mem(PtlUnlock(table))
-    await mmu_notifier.invalidate_range_end(cpu, range_)
+            await unlock_and_notify(cpu, range_, table)
+        else:
+            await pte_unmap_unlock(cpu, table)
+    await notify_end(cpu, range_)
     return cleaned

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, page_alloc
+from mmurace.nodes.kernel import page_alloc
 from mmurace.nodes.kernel.context import Processor
-from mmurace.protocol.messages.memory import FolioUnlock, FrameAlloc
+from mmurace.nodes.kernel.locking import folio_unlock
+from mmurace.nodes.kernel.page_ref import put_page
+from mmurace.protocol.messages.memory import FrameAlloc
 from mmurace.protocol.messages.swap import SwapCacheAdd, SwapCacheGet, SwapRead
 from mmurace.protocol.records import Coverage
 
@@ -34,8 +36,8 @@ async def swapin_readahead(cpu: Processor, mm: str, slot: int) -> int:
         found = (await cpu.mem(SwapCacheAdd(slot, folio))).frame
         if found == folio:
             await cpu.mem(SwapRead(slot, folio))
-            await cpu.mem(FolioUnlock(folio))
+            await folio_unlock(cpu, folio)
             return folio
-        await gup.put_page(cpu, folio)
+        await put_page(cpu, folio)
         if found < 0:
             return -1

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import mmu_gather, mmu_notifier, pgtable, tlb
+from mmurace.nodes.kernel import mmu_gather, mmu_notifier, tlb
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import (
+    mmap_read_unlock,
+    mmap_write_downgrade,
+    mmap_write_lock,
+    mmap_write_unlock,
+    spin_lock,
+    spin_unlock,
+)
+from mmurace.nodes.kernel.mm_inline import dec_tlb_flush_pending, inc_tlb_flush_pending
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.pagewalk import walk_page_range
+from mmurace.nodes.kernel.pgtable import next_pte, ptep_get_and_clear, set_pte_at
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
-from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.messages.memory import (
-    MmapDowngrade,
-    MmapLock,
-    MmapUnlock,
-    PteGetAndClear,
-    PteScan,
-    PteSet,
-    PtlLock,
-    PtlUnlock,
-    TlbFlushPending,
     VmaFind,
 )
 
@@ -36,15 +37,16 @@ async def clear_refs_write(cpu: Processor, mm: str) -> int:
     return                              through it is in nobody's report]
     """
     gathers = cpu.world.kernel.mm.clear_refs_flush != "flush_tlb_mm"
-    await cpu.sleep(MEMORY, MmapLock(mm, True))
+    await mmap_write_lock(cpu, mm)
     if gathers:
         await _with_gather(cpu, mm)
+        await mmap_read_unlock(cpu, mm)
     else:
-        await cpu.mem(TlbFlushPending(mm, 1))
+        await inc_tlb_flush_pending(cpu, mm)
         await _clear_soft_dirty_range(cpu, mm)
         await tlb.flush_tlb_mm(cpu, mm)
-        await cpu.mem(TlbFlushPending(mm, -1))
-    await cpu.mem(MmapUnlock(mm))
+        await dec_tlb_flush_pending(cpu, mm)
+        await mmap_write_unlock(cpu, mm)
     return 0
 
 
@@ -55,7 +57,7 @@ async def _with_gather(cpu: Processor, mm: str) -> None:
     gather that has cleared nothing flushes nothing, unless another is in flight.
     """
     gather = await mmu_gather.tlb_gather_mmu(cpu, mm, 0, ULONG_MAX)
-    await cpu.mem(MmapDowngrade(mm))
+    await mmap_write_downgrade(cpu, mm)
     await _clear_soft_dirty_range(cpu, mm)
     if cpu.world.kernel.mm.clear_refs_flush == "fullmm_gather":
         gather.fullmm = True
@@ -71,24 +73,22 @@ async def _clear_soft_dirty_range(cpu: Processor, mm: str) -> None:
     range_ = MmuNotifierRange(mm, 0, ULONG_MAX, MmuNotifierEvent.SOFT_DIRTY)
     await mmu_notifier.invalidate_range_start(cpu, range_)
 
-    async def visit(table: int, first: int, last: int, _address: int) -> None:
-        await _clear_refs_pte_range(cpu, table, first, last)
+    async def pmd_entry(table: int, address: int, end: int) -> None:
+        await clear_refs_pte_range(cpu, table, address, end)
 
     if cpu.world.kernel.machine != "arm64":
         for vma in (await cpu.mem(VmaFind(mm, 0, cpu.world.address_end()))).vmas:
-            await pgtable.walk_page_range(cpu, mm, vma.start, vma.end, visit)
+            await walk_page_range(cpu, mm, vma.start, vma.end, pmd_entry)
     await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
-async def _clear_refs_pte_range(cpu: Processor, table: int, first: int, last: int) -> None:
+async def clear_refs_pte_range(cpu: Processor, table: int, address: int, end: int) -> None:
     """``clear_refs_pte_range``: ``clear_soft_dirty`` of each entry, under the PTL."""
-    await cpu.mem(PtlLock(table))
-    while first < last:
-        found = await cpu.mem(PteScan(table, first, last))
-        if found.index < 0:
-            break
-        first = found.index + 1
-        if ptes.pte_present(found.pte):
-            old = (await cpu.mem(PteGetAndClear(table, found.index))).pte
-            await cpu.mem(PteSet(table, found.index, old & ~ptes.WRITE))
-    await cpu.mem(PtlUnlock(table))
+    await spin_lock(cpu, table)
+    while found := await next_pte(cpu, table, address, end):
+        at, pte = found
+        if ptes.pte_present(pte):
+            old = await ptep_get_and_clear(cpu, table, at)
+            await set_pte_at(cpu, table, at, old & ~ptes.WRITE)
+        address = at + PAGE_SIZE
+    await spin_unlock(cpu, table)

@@ -1,4 +1,4 @@
-"""TLB flushes: arch/x86/mm/tlb.c and arch/arm64/include/asm/tlbflush.h (ppc: ``radix_tlb``).
+"""arch/x86/mm/tlb.c, arch/arm64/include/asm/tlbflush.h: TLB flushes (ppc: ``radix_tlb``).
 
 From v6.6 each of them also flushes the secondary TLBs, because whatever the architecture needs
 for its own TLB, a unit that walks the same table needs at the same moment.
@@ -37,23 +37,25 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     is what the secondaries are told, too (6bbd42e2df8f, v6.6); from v6.15 they are told the range
     that was asked for (4a02ed8e1cc3).
     """
-    kernel = cpu.world.kernel
+    arch = cpu.world.kernel.arch
     if above_ceiling(cpu, start, end):
-        if kernel.arch.ceiling_told == "all":
+        if arch.ceiling_told == "all":
             await flush_tlb_mm(cpu, mm)
         else:
             await _flush_cpus(cpu, mm, 0, ULONG_MAX)
             await _flush_secondaries(cpu, mm, start, end)
         return
-    if kernel.arch.broadcast_tlbi and kernel.arch.arm64_range_start == "advanced":
-        await _flush_cpus(cpu, mm, start, end)
-        await _flush_secondaries(cpu, mm, end, end)
-        return
-    await _flush(cpu, mm, start, end, kernel.arch.secondary_before_dsb == "page_and_range")
+    advanced = arch.broadcast_tlbi and arch.arm64_range_start == "advanced"
+    told = end if advanced else start
+    await _flush(cpu, mm, (start, end), told, arch.secondary_before_dsb == "page_and_range")
 
 
-async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool) -> None:
+async def _flush(
+    cpu: Processor, mm: str, range_: tuple[int, int], told: int, before_dsb: bool
+) -> None:
     """The CPUs and, from v6.6, the secondaries; these after the DSB, or between it and the TLBI.
+
+    ``told`` is the start that the secondaries hear of.
 
     cpu0 (``flush_tlb_page``, arm64)    unit with BTM           device, through its ATC
     TLBI                                (on its way)
@@ -61,13 +63,14 @@ async def _flush(cpu: Processor, mm: str, start: int, end: int, before_dsb: bool
                                                                 asks the unit again
     DSB                                 drops its entry         [Required: it got a new one]
     """
+    start, end = range_
     if before_dsb:
         posted = await post_tlbi(cpu, mm, start, end)
-        await _flush_secondaries(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, told, end)
         await cpu.port.settle(posted)
     else:
         await _flush_cpus(cpu, mm, start, end)
-        await _flush_secondaries(cpu, mm, start, end)
+        await _flush_secondaries(cpu, mm, told, end)
 
 
 async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> None:
@@ -81,7 +84,7 @@ async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
     elif cpu.world.kernel.arch.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
-        await _flush_tlb_multi(cpu, mm, start, end)
+        await flush_tlb_multi(cpu, mm, start, end)
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -94,7 +97,7 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
         await _flush_cpus(cpu, mm, address, address + PAGE_SIZE)
         return
     early = kernel.arch.secondary_before_dsb != "no"
-    await _flush(cpu, mm, address, address + PAGE_SIZE, early)
+    await _flush(cpu, mm, (address, address + PAGE_SIZE), address, early)
 
 
 async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -113,7 +116,12 @@ async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
-async def _flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``flush_tlb_multi``: an IPI to whom ``mm_cpumask`` names; done when all have answered.
+
+    The load of the mask, behind the change of the entry, pairs with ``switch_mm``, which sets the
+    bit before its first walk: who is not in the mask walks later, and finds the new entry.
+    """
     mask = (await cpu.mem(CpumaskLoad(mm))).cpus
     others = [name for name in mask if name != cpu.name]
     posted = [cpu.port.post(name, FlushTlbIpi(mm, start, end)) for name in others]
@@ -157,6 +165,9 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
 
 async def tlb_remove_table_sync(cpu: Processor) -> None:
     """A grace period of RCU, or ``tlb_remove_table_sync_one``: no lockless walk is in progress.
+
+    The IPI that it waits for pairs with ``local_irq_save`` of fast GUP: who has loaded the pmd
+    before it was cleared answers when its walk is over, and who answered finds the pmd cleared.
 
     vcpu0 (fast GUP, interrupts off)    cpu0 (munmap)
     load pmd: table t

@@ -1,7 +1,12 @@
-"""Batched TLB flushes of reclaim: mm/rmap.c, arch/x86/mm/tlb.c, arch/arm64 tlbflush.h.
+"""mm/rmap.c, arch/x86/mm/tlb.c, arch/arm64/include/asm/tlbflush.h: batched flushes of reclaim.
 
 Reclaim clears many entries and flushes once.  Until then the entries are none and the TLBs are not:
 others must not conclude from an empty entry that nothing is cached.
+
+``set_tlb_ubc_flush_pending`` pairs with ``flush_tlb_batched_pending`` by way of the PTL: the mark
+is there before the lock under which the entry was cleared is released, so whoever finds the entry
+cleared, under the same lock, finds the mark.  ``try_to_unmap_flush`` comes before the pages are
+freed, and pairs with whoever gets their frames next.
 
     cpu0 (reclaim)                      cpu1 (mprotect to read-only)
                                         (TLB holds the page, writable)
@@ -162,7 +167,17 @@ def _notified(ubc: TlbUbc, whose: str) -> list[str]:
 
 
 async def flush_tlb_batched_pending(cpu: Processor, mm: str) -> None:
-    """``flush_tlb_batched_pending``, under a PTL: whoever looks at entries flushes first."""
+    """``flush_tlb_batched_pending``, under a PTL: whoever looks at entries flushes first.
+
+    The load of both generations pairs with the cmpxchg behind the flush: only what was pending when
+    the flush began counts as flushed, and what became pending meanwhile, under another PTL, stays.
+
+    cpu0 (mprotect)                     cpu1 (reclaim, under another PTL)
+    load: 1 pending, 0 flushed
+    flush
+                                        clears an entry: 2 pending
+    cmpxchg: 1 pending, 1 flushed       [Required: fails, or cpu1's flush counts as done]
+    """
     kernel = cpu.world.kernel
     if kernel.mm.batched_marker == "none":
         return

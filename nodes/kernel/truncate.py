@@ -1,4 +1,4 @@
-"""mm/truncate.c, with ``unmap_mapping_range`` of mm/memory.c: a file becomes shorter.
+"""mm/truncate.c: a file becomes shorter.
 
 Its way to the mappings is the rmap of the file.  It takes no mmap_lock, so it runs beside an
 mremap, a munmap or a fork of any process that maps the file.
@@ -6,26 +6,22 @@ mremap, a munmap or a fork of any process that maps the file.
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, memory
+from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EINVAL
-from mmurace.nodes.kernel.filemap import filemap_get_folio, unlock_and_put
-from mmurace.nodes.world import MEMORY
+from mmurace.nodes.kernel.filemap import filemap_get_folio
+from mmurace.nodes.kernel.locking import folio_lock, folio_unlock, inode_lock, inode_unlock
+from mmurace.nodes.kernel.page_ref import put_page
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.messages.filemap import (
     FileSizeLoad,
     FileSizeStore,
-    ImmapLock,
-    ImmapUnlock,
-    ImmapWalk,
-    InodeLock,
-    InodeUnlock,
     PageCacheLoad,
     PageCacheNext,
     PageCacheRemove,
     TruncateBlocks,
 )
-from mmurace.protocol.messages.memory import FolioLock, RmapWalk
+from mmurace.protocol.messages.memory import RmapWalk
 
 
 async def truncate_setsize(cpu: Processor, file: str, size: int) -> int:
@@ -40,13 +36,13 @@ async def truncate_setsize(cpu: Processor, file: str, size: int) -> int:
     """
     if size % PAGE_SIZE or size < 0:
         return -EINVAL
-    await cpu.sleep(MEMORY, InodeLock(file))
+    await inode_lock(cpu, file)
     old = (await cpu.mem(FileSizeLoad(file))).value
     await cpu.mem(FileSizeStore(file, size))
     if size < old:
         await truncate_pagecache(cpu, file, size)
         await cpu.mem(TruncateBlocks(file, size >> PAGE_SHIFT))
-    await cpu.mem(InodeUnlock(file))
+    await inode_unlock(cpu, file)
     return 0
 
 
@@ -55,23 +51,9 @@ async def truncate_pagecache(cpu: Processor, file: str, start: int) -> None:
 
     The second time is for private copies that were made of the last pages meanwhile.
     """
-    await unmap_mapping_range(cpu, file, start, ULONG_MAX)
+    await memory.unmap_mapping_range(cpu, file, start, ULONG_MAX)
     await truncate_inode_pages(cpu, file, start >> PAGE_SHIFT)
-    await unmap_mapping_range(cpu, file, start, ULONG_MAX)
-
-
-async def unmap_mapping_range(cpu: Processor, file: str, start: int, end: int) -> None:
-    """``unmap_mapping_range``: zap bytes [start, end) of the file wherever they are mapped.
-
-    cpu1 (truncate)                     cpu0 (mremap, fork, munmap of the same pages)
-    i_mmap_lock                         mmap_lock
-    PTL of each table                   PTL of each table, and nothing else in common
-    """
-    alone = cpu.world.kernel.mm.unmap_mapping_lock == "exclusive"
-    await cpu.sleep(MEMORY, ImmapLock(file, alone))
-    for vma in (await cpu.mem(ImmapWalk(file, start, end))).vmas:
-        await memory.zap_page_range_single(cpu, vma.mm, vma)
-    await cpu.mem(ImmapUnlock(file))
+    await memory.unmap_mapping_range(cpu, file, start, ULONG_MAX)
 
 
 async def truncate_inode_pages(cpu: Processor, file: str, index: int) -> None:
@@ -89,11 +71,12 @@ async def truncate_inode_folio(cpu: Processor, file: str, index: int) -> None:
     frame = await filemap_get_folio(cpu, file, index)
     if frame < 0:
         return
-    await cpu.sleep(MEMORY, FolioLock(frame))
+    await folio_lock(cpu, frame)
     if (await cpu.mem(PageCacheLoad(file, index))).frame == frame:
         if (await cpu.mem(RmapWalk(frame))).places:
             offset = index << PAGE_SHIFT
-            await unmap_mapping_range(cpu, file, offset, offset + PAGE_SIZE)
+            await memory.unmap_mapping_range(cpu, file, offset, offset + PAGE_SIZE)
         await cpu.mem(PageCacheRemove(file, index))
-        await gup.put_page(cpu, frame)
-    await unlock_and_put(cpu, frame)
+        await put_page(cpu, frame)
+    await folio_unlock(cpu, frame)
+    await put_page(cpu, frame)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from mmurace.nodes.kernel import gup, page_writeback, rmap, tlbbatch
+from mmurace.nodes.kernel import rmap, tlbbatch
+from mmurace.nodes.kernel.clear_dirty_for_io import folio_clear_dirty_for_io
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.locking import folio_trylock, folio_unlock
+from mmurace.nodes.kernel.page_ref import put_page
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
 from mmurace.nodes.world import MEMORY
 from mmurace.protocol.messages.filemap import (
@@ -17,12 +20,11 @@ from mmurace.protocol.messages.filemap import (
     RemoveMapping,
     WritePage,
 )
-from mmurace.protocol.messages.memory import FolioUnlock, PageFreeze
+from mmurace.protocol.messages.memory import PageFreeze
 from mmurace.protocol.messages.swap import (
     AddToSwap,
     FolioFlags,
     FolioRefCount,
-    FolioTrylock,
     FreePages,
     FreeUnrefPage,
     IsolateLru,
@@ -78,12 +80,12 @@ async def shrink_inactive_list(cpu: Processor, pages: int, current: str) -> tupl
     kept: list[int] = []
     for folio in folios:
         shrink = _shrink_file_folio if folio in isolated.files else _shrink_anon_folio
-        freed = (await cpu.mem(FolioTrylock(folio))).value and await shrink(cpu, ubc, folio)
+        freed = await folio_trylock(cpu, folio) and await shrink(cpu, ubc, folio)
         (free if freed else kept).append(folio)
     await _free_folios(cpu, ubc, free)
     for folio in kept:
         await cpu.mem(PutbackLru(folio))
-        await gup.put_page(cpu, folio)
+        await put_page(cpu, folio)
     return len(folios), len(free)
 
 
@@ -112,7 +114,7 @@ async def _shrink_anon_folio(cpu: Processor, ubc: TlbUbc, folio: int) -> bool:
         freed = freed and (await cpu.mem(PageFreeze(folio, 1))).value
     else:
         freed = await _swap_out(cpu, ubc, folio, slot, freed)
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return freed
 
 
@@ -155,7 +157,7 @@ async def _shrink_file_folio(cpu: Processor, ubc: TlbUbc, folio: int) -> bool:
     removed = RemoveMapping(at.file, at.index, folio)
     freed = not keep and (await cpu.mem(removed)).value
     cpu.port.emit(Coverage("file_page_reclaimed" if freed else "file_page_kept"))
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return freed
 
 
@@ -165,10 +167,10 @@ async def pageout(
     """``pageout`` of a page of a file: in use by others; written, and unlocked; clean by now."""
     if (await cpu.mem(FolioRefCount(folio))).value != 2:  # is_page_cache_freeable
         return "keep"
-    if not await page_writeback.folio_clear_dirty_for_io(cpu, folio, at):
+    if not await folio_clear_dirty_for_io(cpu, folio, at):
         return "clean"
     await cpu.mem(WritePage(at.file, at.index, folio))
-    await cpu.mem(FolioUnlock(folio))
+    await folio_unlock(cpu, folio)
     return "success"
 
 
@@ -176,4 +178,4 @@ async def _lock_again(cpu: Processor, folio: int) -> bool:
     """A page that was written at once can be freed, unless others have it by now."""
     if (await cpu.mem(FolioFlags(folio))).dirty:
         return False
-    return (await cpu.mem(FolioTrylock(folio))).value
+    return await folio_trylock(cpu, folio)

@@ -6,10 +6,13 @@ A decoder that does arithmetic before it looks for that code computes with a siz
 
 | decoder | whose | what it does |
 |---|---|---|
-| ``exact`` | drivers/iommu/intel/svm.c (v6.7) | looks for "all" first, then whole pages |
-| ``round_up_overflow`` | drivers/iommu/intel/svm.c (v6.6) | pages = (end - start + 4095) >> 12 |
+| ``exact`` | drivers/iommu/intel/svm.c (v6.6.5) | looks for "all" first, then whole pages |
+| ``round_up_overflow`` | intel/svm.c (v5.11 to v6.6.4) | pages = (end - start + 4095) >> 12 |
+| ``unaligned`` | intel-svm.c (v4.4 to v5.10) | the same, and a power of two of pages from there |
+| ``page_or_all`` | amd/iommu_v2.c (to v6.6) | start and end - 1 in one page, or everything |
 | ``size0_all`` | arm-smmu-v3-sva.c (v6.6), ATC commands | size ULONG_MAX is 0, and 0 is "all" |
-| ``size0_noop`` | arm-smmu-v3-sva.c (to v5.17) | size = end - start + 1; the IOTLB skips 0 |
+| ``as_given`` | arm-smmu-v3-sva.c (v5.18 to v6.5) | size = end - start; the IOTLB skips 0 |
+| ``size0_noop`` | arm-smmu-v3-sva.c (v5.13 to v5.17) | size = end - start + 1; the IOTLB skips 0 |
 | ``per_page_loop`` | drivers/misc/ocxl/link.c | one command for each page |
 | ``off_by_one`` | arch/riscv (v6.15, in review) | the end counts as inclusive: one page more |
 """
@@ -24,8 +27,9 @@ from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.ranges import page_of
 
 Decoder = Literal[
-    "exact", "round_up_overflow", "per_page_loop", "size0_noop", "size0_all", "off_by_one"
-]
+    "exact", "round_up_overflow", "unaligned", "page_or_all", "per_page_loop", "size0_noop",
+    "as_given", "size0_all", "off_by_one",
+]  # fmt: skip
 LinkDecoder = Literal["per_page_loop", "exact"]
 """What there is for an OpenCAPI link, whose registers take a page or everything."""
 Commands = Iterator[tuple[int, int]]
@@ -51,8 +55,19 @@ def pages_left(start: int, end: int, pages_max: int) -> int:
 
 
 def decode_atc(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:
-    """The ATC commands: there a size of 0 has always been "all" (``arm_smmu_atc_inv_to_cmd``)."""
-    return decode("size0_all" if decoder == "size0_noop" else decoder, start, end, pages_max)
+    """The ATC commands.
+
+    There a size of 0 has always been "all" (``arm_smmu_atc_inv_to_cmd``), and VT-d's driver has
+    always looked at where a range ends (``QI_DEV_EIOTLB_SIZE``).
+    """
+    return decode(_ATC.get(decoder, decoder), start, end, pages_max)
+
+
+_ATC: dict[Decoder, Decoder] = {
+    "size0_noop": "size0_all",
+    "as_given": "size0_all",
+    "unaligned": "round_up_overflow",
+}
 
 
 def _exact(start: int, end: int) -> list[tuple[int, int]]:
@@ -71,9 +86,33 @@ def _round_up(end: int) -> int:
 
 
 def _round_up_overflow(start: int, end: int) -> list[tuple[int, int]]:
-    """``intel_invalidate_range`` (v6.6): unsigned arithmetic, 64 bits wide."""
-    pages = ((end - start + PAGE_SIZE - 1) & _WORD) >> PAGE_SHIFT
-    return _pages(start, min(page_of(start) + (pages << PAGE_SHIFT), ULONG_MAX))
+    """``intel_invalidate_range`` (v5.11 to v6.6.4): unsigned arithmetic, 64 bits wide.
+
+    It flushes whole blocks of a power of two of pages, so at times more than this.
+    """
+    return _pages(start, min(page_of(start) + _bytes_rounded_up(start, end), ULONG_MAX))
+
+
+def _bytes_rounded_up(start: int, end: int) -> int:
+    return ((end - start + PAGE_SIZE - 1) & _WORD) & ~(PAGE_SIZE - 1)
+
+
+def _unaligned(start: int, end: int) -> list[tuple[int, int]]:
+    """``intel_flush_svm_range_dev`` (to v5.10): a power of two of pages, from ``start`` on.
+
+    The unit ignores the bits of the address below that, so the block begins before ``start``, and
+    may end before ``end``.  Rounded up to no page at all, it is one page (1 << 64 is 1 on x86).
+    """
+    pages = max(_bytes_rounded_up(start, end) >> PAGE_SHIFT, 1)
+    block = PAGE_SIZE << (pages - 1).bit_length()
+    first = start & ~(block - 1) & _WORD
+    return [(first, min(first + block, ULONG_MAX))]
+
+
+def _page_or_all(start: int, end: int) -> list[tuple[int, int]]:
+    """``mn_invalidate_range`` of AMD IOMMUv2: of one page, or of the PASID."""
+    one_page = (start ^ (end - 1)) & _WORD < PAGE_SIZE
+    return [(page_of(start), min(page_of(start) + PAGE_SIZE, ULONG_MAX))] if one_page else [ALL]
 
 
 def _size0_all(start: int, end: int) -> list[tuple[int, int]]:
@@ -83,7 +122,11 @@ def _size0_all(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _size0_noop(start: int, end: int) -> list[tuple[int, int]]:
-    """``arm_smmu_mm_invalidate_range`` (to v5.17): ``__arm_smmu_tlb_inv_range`` returns on 0."""
+    """``arm_smmu_mm_invalidate_range`` (to v5.17): ``__arm_smmu_tlb_inv_range`` returns on 0.
+
+    With range commands (``ARM_SMMU_FEAT_RANGE_INV``) it does not come back from the odd byte: these
+    units have none.
+    """
     size = (end - start + 1) & _WORD
     return _pages(start, end) if size > 1 else []
 
@@ -104,7 +147,10 @@ def _per_page_loop(start: int, end: int) -> Commands:
 _DECODERS = {
     "exact": _exact,
     "round_up_overflow": _round_up_overflow,
+    "unaligned": _unaligned,
+    "page_or_all": _page_or_all,
     "size0_noop": _size0_noop,
+    "as_given": _pages,
     "size0_all": _size0_all,
     "off_by_one": _off_by_one,
 }

@@ -28,7 +28,7 @@ from mmurace.protocol.pte import describe
 from mmurace.protocol.ranges import covers
 from mmurace.protocol.records import InvalidateBegin, LoopCut, NotifierCall
 
-FLUSHES = frozenset({"invalidate_range", "arch_invalidate_secondary_tlbs"})
+FLUSHES = frozenset({"invalidate_page", "invalidate_range", "arch_invalidate_secondary_tlbs"})
 
 _Key = tuple[str, str]
 """(operation, unit)."""

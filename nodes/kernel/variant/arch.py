@@ -32,18 +32,21 @@ class Arch(Switches, frozen=True):
         "mm_needs_flush_escalation",
         since("all", on="x86 arm64"),
         since("by_cpumask", on="ppc"),
-        since("by_cpumask_and_copros", "v4.18", "", on="ppc"),
+        since("by_cpumask_and_copros", "v4.18", "0cef77c7798a", on="ppc"),
     )
     """Who sees it: everybody (arm64); nobody else if the mm is this processor's alone (ppc, to
     v4.17); nor if only coprocessors that have left still count as running it (v4.18)."""
     copro_removal: Literal["count_then_flush", "flush_then_count"] = switch(
         "arch/powerpc/include/asm/mmu_context.h",
         "mm_context_remove_copro",
-        since("count_then_flush"),
-        since("flush_then_count", "v4.19", ""),
+        since("flush_then_count"),
+        since("count_then_flush", "v4.18", "0cef77c7798a"),
+        since("flush_then_count", "v4.19", "cca19f0b684f"),
     )
-    """``mm_context_remove_copro`` flushes the mm after it has lowered the count (v4.18), or before
-    (v4.19)."""
+    """``mm_context_remove_copro`` flushes the mm after it has lowered the count that the scope of
+    the flush depends on (v4.18, where that count is of coprocessors), or before (to v4.17, where it
+    is of processors; and from cca19f0b684f, of which it was not looked up that v4.19 is the first
+    release)."""
     arch_secondary_flush: bool = switch(
         "arch/*/include/asm/tlbflush.h",
         "flush_tlb_range",
@@ -71,17 +74,21 @@ class Arch(Switches, frozen=True):
         "flush_tlb_page_nosync",
         since("no"),
         since("page", "v6.6", "6bbd42e2df8f", on="arm64"),
+        since("page_and_range", "v6.9", "", on="arm64"),
     )
     """Which arm64 flushes call the secondaries between their TLBI and its completion: those of
-    one page (v6.6), those of a range as well (v6.9)."""
+    one page (v6.6), those of a range as well (v6.9, "arm64/mm: Split __flush_tlb_range() to elide
+    trailing DSB", whose id in the end was not looked up)."""
     arm64_range_start: Literal["kept", "advanced"] = switch(
         "arch/arm64/include/asm/tlbflush.h",
         "__flush_tlb_range",
         since("kept"),
-        unreleased("advanced", "v6.6 to v6.13: not honest yet"),
+        since("advanced", "v6.6", "6bbd42e2df8f", on="arm64"),
+        since("kept", "v6.14", "f7edb07ad7c6", on="arm64", backports="v6.6.88"),
     )
     """What ``__flush_tlb_range`` tells the secondaries after its loop over operations: the start
-    that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13)."""
+    that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13; so it is
+    in v6.6 to v6.6.87).  What a driver makes of that empty range is ``sva_decoder``."""
     upgrade_needs_flush: bool = switch(
         "arch/*/mm/pgtable.c",
         "ptep_set_access_flags",
@@ -89,15 +96,17 @@ class Arch(Switches, frozen=True):
         since(True, on="arm64 ppc"),
         since(False, "v6.0", "2a8a0f420f74", on="ppc"),
     )
-    """``ptep_set_access_flags`` flushes the TLB when it grants more (arm64)."""
+    """``ptep_set_access_flags`` flushes the TLB when it grants more (arm64 up to v6.6 and beyond;
+    ppc for the nest MMU, from v6.0 on POWER9 only, and a ppc of v5.12 or later is a POWER10 here:
+    ``ocxl_link``)."""
     upgrade_tlbi_scope: Literal["broadcast", "local"] = switch(
         "arch/arm64/mm/fault.c",
         "__ptep_set_access_flags",
         since("broadcast"),
-        unreleased("local", "cb1fa2e99955, which is newer than what is known here"),
+        since("local", "v6.19", "cb1fa2e99955", on="arm64"),
     )
     """That flush reaches every observer, or only the processor that does it: the others repair
-    their own spurious fault (arm64, cb1fa2e99955)."""
+    their own spurious fault (arm64, v6.19)."""
     refetch_on_perm_fault: bool = switch(
         "drivers/iommu/",
         "hardware",
@@ -106,7 +115,8 @@ class Arch(Switches, frozen=True):
         since(True, "v5.12", on="ppc"),
         hardware=True,
     )
-    """The IOMMU walks again when an entry is too weak, instead of faulting on it (x86)."""
+    """The IOMMU walks again when an entry is too weak, instead of faulting on it (x86, and the nest
+    MMU of POWER10).  No commit: with v5.12 a ppc is a POWER10 here (``ocxl_link``)."""
     batch_mode: Literal["none", "ipi_deferred", "tlbi_nosync"] = switch(
         "mm/rmap.c",
         "should_defer_flush",
@@ -114,8 +124,8 @@ class Arch(Switches, frozen=True):
         since("ipi_deferred", "v4.3", "72b252aed506", on="x86"),
         since("tlbi_nosync", "v6.6", "43b3dfdd0455", on="arm64"),
     )
-    """How reclaim flushes: page by page; all it has cleared by one round of IPIs (x86); TLBIs that
-    one DSB completes for all (arm64, v6.6)."""
+    """How reclaim flushes: page by page; all it has cleared by one round of IPIs (x86, v4.3); TLBIs
+    that one DSB completes for all (arm64, v6.6)."""
     batched_pending_flush: Literal["flush_tlb_mm", "dsb"] = switch(
         "mm/rmap.c",
         "flush_tlb_batched_pending",
@@ -150,7 +160,7 @@ class Arch(Switches, frozen=True):
     """The largest range, in pages, that is flushed as a range; a larger one is a flush of the mm.
     ``tlb_single_page_flush_ceiling`` (x86: 33); ``MAX_TLB_RANGE`` (arm64, v4.15: 1024),
     ``MAX_TLBI_OPS - 1`` (PTRS_PER_PTE - 1, by v5.7), ``MAX_TLBI_RANGE_PAGES - 1`` (2**21 - 1,
-    v5.9, on processors with range operations; the presets' have none)."""
+    v5.9, on processors with range operations; the presets' have none).  No commit looked up."""
     ceiling_told: Literal["all", "range"] = switch(
         "arch/*/include/asm/tlbflush.h",
         "flush_tlb_range",
@@ -159,7 +169,7 @@ class Arch(Switches, frozen=True):
         unreleased("range", "x86 from v6.15, 4a02ed8e1cc3"),
     )
     """What the secondaries are told of such a flush: (0, ULONG_MAX), as the CPUs (v6.6), or the
-    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6)."""
+    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6, commit not looked up)."""
     spurious_fault_flushes: bool = switch(
         "arch/arm64/include/asm/pgtable.h",
         "flush_tlb_fix_spurious_fault",
@@ -196,7 +206,8 @@ class Arch(Switches, frozen=True):
         since(False),
         since(True, "v5.19", on="x86"),
     )
-    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
+    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19).
+    No commit looked up."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""

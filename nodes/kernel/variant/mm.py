@@ -17,27 +17,42 @@ class Mm(Switches, frozen=True):
 
     OWNER: ClassVar[str] = "mm"
 
+    rmap_notifies: Literal["page_after_ptl", "page_under_ptl", "range"] = switch(
+        "mm/rmap.c",
+        "try_to_unmap_one",
+        since("page_after_ptl", "v2.6.27", "cddb8a5c14aa"),
+        since("page_under_ptl", "v4.11", "c7ab0d2fdc84"),
+        since("range", "v4.13", "369ea8242c0f"),
+    )
+    """How reclaim, migration and ``page_mkclean`` say that they changed an entry: by
+    ``invalidate_page`` alone, when the PTL is free again (to v4.10) or under it (v4.11, where a
+    callback that sleeps must not be called); or by a bracket of one page, as everybody else
+    (v4.13)."""
     end_calls_ir: bool = switch(
         "mm/mmu_notifier.c",
         "mn_hlist_invalidate_end",
         since(True, "v3.19", "0f0a327fa12c"),
         since(False, "v6.6", "ec8832d007cb"),
     )
-    """``invalidate_range_end`` also calls ``invalidate_range`` (v3.19 to v6.5)."""
+    """``invalidate_range_end`` also calls ``invalidate_range`` (v3.19 to v6.5; up to v5.4 the
+    function is ``__mmu_notifier_invalidate_range_end``)."""
     gather_calls_ir: bool = switch(
-        "mm/mmu_gather.c",
+        "include/asm-generic/tlb.h",
         "tlb_flush_mmu_tlbonly",
         since(True, "v3.19", "34ee645e83b6"),
         since(False, "v6.6", "6bbd42e2df8f"),
     )
-    """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5)."""
+    """``tlb_flush_mmu_tlbonly`` calls ``invalidate_range`` (v3.19 to v6.5).  It was in mm/memory.c
+    and mm/mmu_gather.c before."""
     clear_flush_calls_ir: bool = switch(
         "include/linux/mmu_notifier.h",
         "ptep_clear_flush_notify",
         since(True, "v3.19", "34ee645e83b6"),
         since(False, "v6.6", "ec8832d007cb"),
     )
-    """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5)."""
+    """``ptep_clear_flush_notify`` calls ``invalidate_range`` under the PTL (v3.19 to v6.5), and
+    ``try_to_unmap_one`` does so for what it has cleared (v4.13 to v6.5).  In v4.13 and v4.14
+    others do, too (migration, page_mkclean), whose bracket says it again: that is left out."""
     cow_range_only_end: bool = switch(
         "mm/memory.c",
         "wp_page_copy",
@@ -54,7 +69,7 @@ class Mm(Switches, frozen=True):
         since(True, "v6.3", "7e12beb8ca2a"),
     )
     """``migrate_pages`` clears its entries as reclaim does, and flushes what it has cleared before
-    it copies (7e12beb8ca2a, v6.3); or it flushes page by page."""
+    it copies (v6.3); or it flushes page by page."""
     batched_marker: Literal["none", "bool", "generation"] = switch(
         "mm/rmap.c",
         "set_tlb_ubc_flush_pending",
@@ -63,7 +78,8 @@ class Mm(Switches, frozen=True):
         since("generation", "v5.17", "5ee2fa2f0636"),
     )
     """What says that an mm has entries cleared and not flushed: nothing (to v4.12), a flag (v4.13),
-    or a count of those pending and those flushed (v5.17)."""
+    or a count of those pending and those flushed (v5.17).  The flag went into stable trees of 2017,
+    too; which point releases was not looked up."""
     nested_encoding: Literal["exact", "neg1_neg1", "zero_neg1", "own_range_only"] = switch(
         "mm/mmu_gather.c",
         "tlb_finish_mmu",
@@ -72,9 +88,10 @@ class Mm(Switches, frozen=True):
         since("neg1_neg1", "v5.2", "7a30df49f63a"),
         since("zero_neg1", "v6.6", "6bbd42e2df8f"),
     )
-    """What a nested gather flushes (mm/mmu_gather.c ``tlb_finish_mmu``): all that it was asked to
-    unmap (v4.13); the whole mm, of which ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch
-    hook (0, ~0) (v6.6); or only what it has unmapped itself (to v4.12)."""
+    """What a nested gather flushes: all that it was asked to unmap (v4.13); the whole mm, of which
+    ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch hook (0, ~0) (v6.6); or only what it
+    has unmapped itself (to v4.12).  7a30df49f63a is in a v5.1 point release, which one was not
+    looked up."""
     zap_delays_rmap: bool = switch(
         "mm/memory.c",
         "zap_pte_range",
@@ -82,7 +99,7 @@ class Mm(Switches, frozen=True):
         since(True, "v6.2", "5df397dec7c4"),
     )
     """``zap_pte_range`` takes a dirty page of a shared mapping out of the rmap when it has flushed
-    (5df397dec7c4, v6.2), not when it has cleared the entry."""
+    (v6.2), not when it has cleared the entry."""
     unmap_mapping_lock: Literal["exclusive", "shared"] = switch(
         "mm/memory.c",
         "unmap_mapping_pages",
@@ -90,15 +107,16 @@ class Mm(Switches, frozen=True):
         since("shared", "v5.18", "2c8659951654"),
     )
     """How ``unmap_mapping_pages`` takes ``i_mmap_rwsem``: for write, so that no rmap walk of the
-    file runs beside a truncation's zap, or for read (2c8659951654, v5.18)."""
+    file runs beside a truncation's zap, or for read (v5.18).  Before v4.16 the function is
+    ``unmap_mapping_range``."""
     munmap_downgrades: bool = switch(
         "mm/mmap.c",
-        "__do_munmap",
+        "__vm_munmap",
         since(False),
         since(True, "v4.20", "dd2283f2605e"),
     )
     """``munmap``, and ``brk`` and ``mremap`` that make something shorter, downgrade mmap_lock to
-    read before they unmap (v4.20)."""
+    read before they unmap (v4.20; for the other two commits of the same series)."""
     change_protection_gathers: bool = switch(
         "mm/mprotect.c",
         "change_protection",
@@ -126,11 +144,11 @@ class Mm(Switches, frozen=True):
         "move_ptes",
         since("at_end"),
         since("dirty_under_old_ptl", "v4.9", "5d1904204c99"),
-        since("under_both_ptl", "v4.19", "eb66ae030829"),
+        since("under_both_ptl", "v4.19", "eb66ae030829", backports="v4.9.135 v4.14.78 v4.18.16"),
     )
     """When ``move_ptes`` flushes: once after all tables (to v4.8); dirty entries under the old
     PTL when the new one is free already, others after all tables (v4.9); all of them before
-    either PTL is free (v4.19)."""
+    either PTL is free (v4.19).  The point releases are those that CVE-2018-18281 names."""
     mremap_sec_flush: Literal["at_end", "beside_cpu_flush"] = switch(
         "mm/mremap.c",
         "move_ptes",
@@ -144,18 +162,20 @@ class Mm(Switches, frozen=True):
         "move_normal_pmd",
         since(False),
         since(True, "v5.0", "2c91bd4a4e2e", on="x86"),
-        since(True, "v5.11", "f5308c896d2e", on="arm64"),
+        since(True, "v5.11", "45544eee9606", on="arm64"),
         since(True, "v5.14", "", on="ppc"),
     )
     """``move_page_tables`` moves a whole leaf table by its upper entry where both places are
-    aligned to it (``CONFIG_HAVE_MOVE_PMD``: x86 v5.0, arm64 v5.11, ppc v5.14)."""
+    aligned to it (``CONFIG_HAVE_MOVE_PMD``: x86 v5.0, arm64 v5.11, ppc v5.14).  "powerpc/mm:
+    enable HAVE_MOVE_PMD support" was found in linux-next only, with an id that did not last."""
     move_pmd_rmap_locks: Literal["if_needed", "always"] = switch(
         "mm/mremap.c",
         "move_page_tables",
         since("if_needed"),
-        since("always", "v5.14", "97113eb39fa7"),
+        since("always", "v5.14", "97113eb39fa7", backports="v5.13.3"),
     )
-    """It takes the rmap locks only where a walk could miss both places (to v5.13), or always."""
+    """It takes the rmap locks only where a walk could miss both places (to v5.13), or always
+    (v5.14; v5.13.3, and a point release of 2022 of an older tree)."""
     fork_cpu_flush: bool = switch(
         "kernel/fork.c",
         "dup_mmap",
@@ -243,7 +263,7 @@ class Mm(Switches, frozen=True):
     )
     """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
     flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` ("mm: proc:
-    Invalidate TLB after clearing soft-dirty page state", v5.12)."""
+    Invalidate TLB after clearing soft-dirty page state", v5.12, commit not looked up)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What the arch hook of v6.6 excludes, and what a table that is moved needs."""

@@ -1,7 +1,8 @@
-"""The SVA drivers' notifier callback and I/O page faults.
+"""drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c, drivers/iommu/intel/svm.c,
+drivers/iommu/iommu-sva.c and drivers/iommu/iommu.c: shared virtual addressing.
 
-drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c, drivers/iommu/intel/svm.c: a bound mm's page
-table is walked by the unit itself, so all that the driver does is to queue invalidations.
+A bound mm's page table is walked by the unit itself, so all that a driver does is to queue
+invalidations, and to serve I/O page faults.
 """
 
 from __future__ import annotations
@@ -48,14 +49,16 @@ async def invalidate_secondary_tlbs(
                                         [Required: in this order, or the device asks in between
                                         and is given the unit's old entry]
     """
-    steps = [_tlb_inv_range_asid, _atc_inv_domain]
+    steps = [arm_smmu_tlb_inv_range_asid, arm_smmu_atc_inv_domain]
     if SvaSwitches.of(cpu.world.kernel).ats_order == "atc_first":
         steps.reverse()
     for step in steps:
         await step(cpu, unit, mm, start, end)
 
 
-async def _tlb_inv_range_asid(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
+async def arm_smmu_tlb_inv_range_asid(
+    cpu: Processor, unit: str, mm: str, start: int, end: int
+) -> None:
     """``arm_smmu_tlb_inv_range_asid``.
 
     A unit that sees the CPUs' broadcasts needs no command for them (``ARM_SMMU_FEAT_BTM``).
@@ -80,7 +83,7 @@ def _pages_max(cpu: Processor) -> int:
     return min(cpu.world.address_end() >> PAGE_SHIFT, LOOP_COMMANDS_MAX)
 
 
-async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
+async def arm_smmu_atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: int) -> None:
     """``arm_smmu_atc_inv_domain``; nothing to do if no device has ATS enabled."""
     if not unit_named(cpu.world, unit).ats:
         return
@@ -94,11 +97,16 @@ async def _atc_inv_domain(cpu: Processor, unit: str, mm: str, start: int, end: i
 
 
 def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
-    """One op: a v6.6 kernel refuses a subscriber that has this one and start or end as well."""
-    name = (
-        "arch_invalidate_secondary_tlbs" if kernel.arch.arch_secondary_flush else "invalidate_range"
-    )
-    return {name: invalidate_secondary_tlbs}
+    """One op: a v6.6 kernel refuses a subscriber that has this one and start or end as well.
+
+    And, to v4.12, ``intel_invalidate_page`` or ``mn_invalidate_page``: the same for one page.
+    """
+    if kernel.arch.arch_secondary_flush:
+        return {"arch_invalidate_secondary_tlbs": invalidate_secondary_tlbs}
+    ops = {"invalidate_range": invalidate_secondary_tlbs}
+    if kernel.mm.rmap_notifies != "range":
+        ops["invalidate_page"] = invalidate_secondary_tlbs
+    return ops
 
 
 async def iommu_release_device(cpu: Processor, operation: DeviceRemove) -> int:

@@ -24,10 +24,29 @@ class SvaSwitches(Switches, frozen=True):
 
     sva_decoder: Decoder = switch(
         "drivers/iommu/",
-        "invalidate_range",
+        "arch_invalidate_secondary_tlbs",
         since("exact"),
+        since("unaligned", "v4.4", "2f26e0a9c986", on="vt-d"),
+        since("round_up_overflow", "v5.11", "2d6ffc63f124", on="vt-d", backports="v5.4.91 v5.10.9"),
+        since("exact", "v6.7", "e7ad6c2a4b1a", on="vt-d", backports="v6.6.5"),
+        since("page_or_all", "v3.19", "", on="amd-iommu"),
+        since("size0_noop", on="smmu-v3"),
+        since("size0_noop", "v5.13", "51d113c3be09", on="smmu-v3"),
+        since("as_given", "v5.18", "95d4782c34a6", on="smmu-v3", backports="v5.17.7"),
+        since("size0_all", "v6.6", "d5afb4b47e13", on="smmu-v3", backports="v6.1.56"),
+        unreleased("per_page_loop", "a driver of an IOMMU that does as that of an OpenCAPI link"),
+        unreleased("off_by_one", "an arch/riscv patch in review in 2025"),
     )
-    """How an SVA driver reads the range that it is given (``nodes.secondaries.decode``)."""
+    """How an SVA driver reads the range that it is given (``nodes.secondaries.decode``).
+
+    vt-d: ``intel_invalidate_range`` and ``intel_flush_svm_range_dev`` (drivers/iommu/intel-svm.c,
+    from v5.9 intel/svm.c).  amd-iommu: ``mn_invalidate_range`` of AMD IOMMUv2, whose first release
+    and commit were not looked up.  smmu-v3: ``arm_smmu_mm_invalidate_range``
+    (arm-smmu-v3-sva.c); before v5.13 the driver flushes no IOTLB (SVA is for units with BTM only,
+    and there is none before v5.11): the oldest that does stands for them.  In v6.6 two commits
+    meet, d5afb4b47e13 and "arm64/smmu: use TLBI ASID when invalidating entire range", of which
+    only ids of linux-next were found.  v5.10.9 and v5.4.91 are the point releases after the review
+    of 2d6ffc63f124 for stable, which was seen for v5.4."""
     sec_inv_scope: Literal["all_levels", "leaf_only"] = switch(
         "drivers/iommu/",
         "invalidate_range",
@@ -53,17 +72,19 @@ class SvaSwitches(Switches, frozen=True):
         "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h",
         "ARM_SMMU_FEAT_BTM",
         since(False),
-        unreleased(True, ""),
+        unreleased(True, "the machine may have it: no mainline driver of these releases does"),
         hardware=True,
     )
     """The IOMMU takes part in broadcast TLB maintenance."""
     btm_skips_cmd: bool = switch(
         "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-sva.c",
         "arm_smmu_mm_arch_invalidate_secondary_tlbs",
-        since(False, on="x86 ppc"),
-        since(True, on="arm64"),
+        since(False),
+        since(True, on="smmu-v3"),
+        since(True, "v5.13", "51d113c3be09", on="smmu-v3"),
     )
-    """Its driver queues no command for what it sees broadcast (``ARM_SMMU_FEAT_BTM``)."""
+    """Its driver queues no command for what it sees broadcast (``ARM_SMMU_FEAT_BTM``; up to v5.12
+    it queues none at all)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """A unit hears broadcasts only where there are some, and on POWER ``ocxl_link`` says it."""

@@ -9,6 +9,7 @@ from mmurace.nodes.kernel import mmu_notifier
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EEXIST, EIO
 from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_lock, kvm_mmu_unlock
 from mmurace.nodes.secondaries.kvm.messages import (
     ActiveInvalidate,
     InProgress,
@@ -19,8 +20,6 @@ from mmurace.nodes.secondaries.kvm.messages import (
     Memslot,
     MemslotAdd,
     MemslotsLoad,
-    MmuLock,
-    MmuUnlock,
     Seq,
     SeqBump,
     SpteClear,
@@ -43,12 +42,14 @@ def vm_named(world: World, name: str) -> Vm:
 
 
 def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
-    """``kvm_mmu_notifier_ops``; ``invalidate_range`` only from v5.8 to v6.4."""
+    """``kvm_mmu_notifier_ops``; ``invalidate_page`` to v4.12, ``invalidate_range`` v5.8 to v6.4."""
     ops: dict[str, Any] = {
         "invalidate_range_start": kvm_mmu_notifier_invalidate_range_start,
         "invalidate_range_end": kvm_mmu_notifier_invalidate_range_end,
     }
-    if KvmSwitches.of(kernel).apic_gen == 2:
+    if kernel.mm.rmap_notifies != "range":
+        ops["invalidate_page"] = kvm_mmu_notifier_invalidate_page
+    if KvmSwitches.of(kernel).apic_reload == "invalidate_range":
         ops["invalidate_range"] = kvm_mmu_notifier_invalidate_range
     ops["release"] = kvm_mmu_notifier_release
     return ops
@@ -58,7 +59,9 @@ async def kvm_make_all_cpus_request(cpu: Processor, vm: str, request: str) -> No
     """``kvm_make_all_cpus_request``: set the bit of every vCPU, kick those in guest mode.
 
     Both requests used here are ``KVM_REQUEST_WAIT``: it returns once every vCPU has been seen
-    out of guest mode after its bit was set.
+    out of guest mode after its bit was set.  The bit, then the look at the mode, pair with the mode
+    of ``vcpu_enter_guest``, then its look at the bits (a full barrier between the two on either
+    side): at least one of them sees the other.
     """
     vcpus = vm_named(cpu.world, vm).vcpus
     await cpu.port.gather((vcpu, KvmRequest(request, True)) for vcpu in vcpus)
@@ -88,16 +91,20 @@ async def kvm_tlb_flush_vmid(cpu: Processor, vm: str) -> None:
     await cpu.port.gather((vcpu, TlbiVmid(vm)) for vcpu in vcpus)
 
 
-def _overlap(slot: Memslot, start: int, end: int) -> tuple[int, int]:
-    """The gfns of a slot whose hva lies in [start, end): (first, last)."""
-    low, high = max(start, slot.hva), min(end, slot.hva + slot.pages * PAGE_SIZE)
-    return (
-        slot.gfn + ((low - slot.hva) >> PAGE_SHIFT),
-        slot.gfn + ((high - slot.hva + PAGE_SIZE - 1) >> PAGE_SHIFT),
-    )
+def hva_to_gfn_memslot(hva: int, slot: Memslot) -> int:
+    """``hva_to_gfn_memslot``."""
+    return slot.gfn + ((hva - slot.hva) >> PAGE_SHIFT)
 
 
-async def _slots_in(cpu: Processor, vm: str, start: int, end: int) -> list[Memslot]:
+def gfn_range(slot: Memslot, start: int, end: int) -> tuple[int, int]:
+    """``struct kvm_gfn_range``: the gfns of a slot whose hva lies in [start, end): (first, end)."""
+    hva_start, hva_end = max(start, slot.hva), min(end, slot.hva + slot.pages * PAGE_SIZE)
+    first = hva_to_gfn_memslot(hva_start, slot)
+    return first, hva_to_gfn_memslot(hva_end + PAGE_SIZE - 1, slot)
+
+
+async def memslots_in_hva_range(cpu: Processor, vm: str, start: int, end: int) -> list[Memslot]:
+    """``kvm_for_each_memslot_in_hva_range``."""
     slots = (await cpu.port.call(vm, MemslotsLoad())).slots
     return [s for s in slots if s.hva < end and start < s.hva + s.pages * PAGE_SIZE]
 
@@ -146,18 +153,21 @@ async def kvm_mmu_notifier_release(
 
     No vCPU is left that could fault anything in again.
     """
-    await cpu.port.call(vm, MmuLock(True))
+    await kvm_mmu_lock(cpu, vm)
     gfn = 0
     while (gfn := (await cpu.port.call(vm, SpteScan(gfn, ULONG_MAX))).gfn) >= 0:
         await cpu.port.call(vm, SpteClear(gfn))
     await kvm_flush_remote_tlbs(cpu, vm)
-    await cpu.port.call(vm, MmuUnlock())
+    await kvm_mmu_unlock(cpu, vm)
 
 
 async def kvm_mmu_notifier_invalidate_range_start(
     cpu: Processor, vm: str, _mm: str, start: int, end: int
 ) -> None:
     """``kvm_mmu_notifier_invalidate_range_start``: bar installs, zap, flush the vCPUs.
+
+    The count that goes up under mmu_lock pairs with the look that a page fault has at it, under
+    mmu_lock, before it installs: whichever takes the lock later sees what the other has done.
 
     cpu0 (invalidate)                   vcpu0 (page fault)
                                         seq = mmu_invalidate_seq
@@ -168,18 +178,18 @@ async def kvm_mmu_notifier_invalidate_range_start(
     kernel = cpu.world.kernel
     if KvmSwitches.of(kernel).kvm_lockless_skip:
         await cpu.port.call(vm, ActiveInvalidate(1))
-    slots = await _slots_in(cpu, vm, start, end)
+    slots = await memslots_in_hva_range(cpu, vm, start, end)
     if slots or not KvmSwitches.of(kernel).kvm_lockless_skip:
-        await cpu.port.call(vm, MmuLock(True))
-        await cpu.port.call(vm, InProgress(1, start, end))
+        await kvm_mmu_lock(cpu, vm)
+        await kvm_mmu_invalidate_begin(cpu, vm, start, end)
         flush = False
         for slot in slots:
             flush |= await kvm_unmap_gfn_range(cpu, vm, slot, start, end)
         if flush:
             await kvm_flush_remote_tlbs(cpu, vm)
-        await cpu.port.call(vm, MmuUnlock())
-    if KvmSwitches.of(kernel).apic_gen == 1:
-        await _request_apic_reload(cpu, vm, start, end)
+        await kvm_mmu_unlock(cpu, vm)
+    if KvmSwitches.of(kernel).apic_reload == "range_start":
+        await kvm_arch_mmu_notifier_invalidate_range(cpu, vm, start, end)
 
 
 async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int, end: int) -> bool:
@@ -190,7 +200,7 @@ async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int
     cleared; from v6.6 ``kvm_pgtable_stage2_unmap`` flushes the range at its end (7657ea920c54).
     """
     how = KvmSwitches.of(cpu.world.kernel).kvm_tlb_flush
-    first, last = _overlap(slot, start, end)
+    first, last = gfn_range(slot, start, end)
     zapped = False
     while True:
         gfn = (await cpu.port.call(vm, SpteScan(first, last))).gfn
@@ -202,20 +212,46 @@ async def kvm_unmap_gfn_range(cpu: Processor, vm: str, slot: Memslot, start: int
             await kvm_tlb_flush_vmid(cpu, vm)
     if how == "vmid_range":
         await kvm_tlb_flush_vmid(cpu, vm)
-    if slot.apic and KvmSwitches.of(cpu.world.kernel).apic_gen == 3:
+    if slot.apic and KvmSwitches.of(cpu.world.kernel).apic_reload in ("zap_retries", "zap_spins"):
         await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
     return zapped and how == "request_and_kick"
+
+
+async def kvm_mmu_notifier_invalidate_page(
+    cpu: Processor, vm: str, _mm: str, start: int, end: int
+) -> None:
+    """``kvm_mmu_notifier_invalidate_page`` (to v4.12): the entry has changed; raise seq, and zap.
+
+    cpu0 (reclaim)                      vcpu0 (page fault)
+    clear pte                           seq = mmu_notifier_seq before; pfn = the old page
+    lock; seq++; zap; unlock
+                                        lock  [Required: sees a moved seq]
+    put the page
+    """
+    await kvm_mmu_lock(cpu, vm)
+    await cpu.port.call(vm, SeqBump())
+    zapped = [
+        await kvm_unmap_gfn_range(cpu, vm, slot, start, end)
+        for slot in await memslots_in_hva_range(cpu, vm, start, end)
+    ]
+    if any(zapped):
+        await kvm_flush_remote_tlbs(cpu, vm)
+    await kvm_mmu_unlock(cpu, vm)
+    if KvmSwitches.of(cpu.world.kernel).apic_reload == "invalidate_page":
+        await kvm_arch_mmu_notifier_invalidate_range(cpu, vm, start, end)
 
 
 async def kvm_mmu_notifier_invalidate_range(
     cpu: Processor, vm: str, _mm: str, start: int, end: int
 ) -> None:
     """``kvm_mmu_notifier_invalidate_range`` (v5.8 to v6.4): only for the APIC-access page."""
-    await _request_apic_reload(cpu, vm, start, end)
+    await kvm_arch_mmu_notifier_invalidate_range(cpu, vm, start, end)
 
 
-async def _request_apic_reload(cpu: Processor, vm: str, start: int, end: int) -> None:
-    """``kvm_arch_mmu_notifier_invalidate_range``: if the APIC page's hva is in the range."""
+async def kvm_arch_mmu_notifier_invalidate_range(
+    cpu: Processor, vm: str, start: int, end: int
+) -> None:
+    """``kvm_arch_mmu_notifier_invalidate_range`` (``..._page``, v4.12): if it has the APIC page."""
     slots = (await cpu.port.call(vm, MemslotsLoad())).slots
     if any(slot.apic and start <= slot.hva < end for slot in slots):
         await kvm_make_all_cpus_request(cpu, vm, KVM_REQ_APIC_PAGE_RELOAD)
@@ -232,26 +268,41 @@ async def kvm_mmu_notifier_invalidate_range_end(
     count--                             [Required: never count down with the old seq]
     """
     kernel = cpu.world.kernel
-    if not KvmSwitches.of(kernel).kvm_lockless_skip or await _slots_in(cpu, vm, start, end):
-        await cpu.port.call(vm, MmuLock(True))
-        await _invalidate_end(cpu, vm, start, end)
-        await cpu.port.call(vm, MmuUnlock())
+    skips = KvmSwitches.of(kernel).kvm_lockless_skip
+    if not skips or await memslots_in_hva_range(cpu, vm, start, end):
+        await kvm_mmu_lock(cpu, vm)
+        await kvm_mmu_invalidate_end(cpu, vm, start, end)
+        await kvm_mmu_unlock(cpu, vm)
     if KvmSwitches.of(kernel).kvm_lockless_skip:
         await cpu.port.call(vm, ActiveInvalidate(-1))
 
 
-async def _invalidate_end(cpu: Processor, vm: str, start: int, end: int) -> None:
-    """``kvm_mmu_invalidate_end``, under mmu_lock."""
+async def kvm_mmu_invalidate_begin(cpu: Processor, vm: str, start: int, end: int) -> None:
+    """``kvm_mmu_invalidate_begin`` (``kvm_inc_notifier_count`` before), under mmu_lock."""
+    await cpu.port.call(vm, InProgress(1, start, end))
+
+
+async def kvm_mmu_invalidate_end(cpu: Processor, vm: str, start: int, end: int) -> None:
+    """``kvm_mmu_invalidate_end``, under mmu_lock.
+
+    The ``smp_wmb`` between the two pairs with the ``smp_rmb`` of ``mmu_invalidate_retry``, which
+    reads them the other way round: who sees the count down sees the new seq.
+    """
     count_first = KvmSwitches.of(cpu.world.kernel).kvm_end_order == "count_first"
     if not count_first:
         await cpu.port.call(vm, SeqBump())
+        # smp_wmb(): the reply says that seq has moved
     await cpu.port.call(vm, InProgress(-1, start, end))
     if count_first:
         await cpu.port.call(vm, SeqBump())
 
 
 def mmu_invalidate_retry(kernel: Kernel, sampled: int, now: Seq, hva: int) -> bool:
-    """``mmu_invalidate_retry_hva`` (v5.12), ``mmu_notifier_retry`` before; under mmu_lock."""
+    """``mmu_invalidate_retry_hva`` (v5.12), ``mmu_notifier_retry`` before; under mmu_lock.
+
+    Its ``smp_rmb``, between the count and seq, pairs with the ``smp_wmb`` of
+    ``kvm_mmu_invalidate_end``.
+    """
     in_range = not KvmSwitches.of(kernel).kvm_retry_hva or now.start <= hva < now.end
     if "count" in KvmSwitches.of(kernel).kvm_retry and now.in_progress and in_range:
         return True

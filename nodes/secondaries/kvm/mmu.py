@@ -8,11 +8,10 @@ from mmurace.nodes.kernel import gup
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EFAULT
 from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_lock, kvm_mmu_read_lock, kvm_mmu_unlock
 from mmurace.nodes.secondaries.kvm.messages import (
     Memslot,
     MemslotsLoad,
-    MmuLock,
-    MmuUnlock,
     RetryWait,
     Seq,
     SeqRead,
@@ -42,6 +41,10 @@ def gfn_to_hva_memslot(slot: Memslot, gfn: int) -> int:
 async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> int:
     """``direct_page_fault`` and ``kvm_tdp_page_fault``: RET_PF_*, or -EFAULT.
 
+    The load of seq before the look-up of the page (``smp_rmb`` between them) pairs with
+    ``invalidate_range_end``, which raises seq after the entry has changed and before the page is
+    free: a page that was looked up too early comes with a seq that is old by now.
+
     cpu0 (invalidate)                   vcpu0
                                         seq = mmu_invalidate_seq
                                         pfn = hva_to_pfn() -> f
@@ -63,6 +66,7 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
         if KvmSwitches.of(kernel).kvm_seq_sample == "before"
         else None
     )
+    # smp_rmb(): the reply to SeqRead comes before the page is looked up
     page = await gup.get_user_page(cpu, mm, hva, write)
     if isinstance(page, int):
         return page
@@ -74,7 +78,7 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
         if rights & ptes.WRITE and not page.pte & ptes.DIRTY:
             await kvm_set_pfn_dirty(cpu, page.frame)
         await cpu.port.call(vm, SpteSet(gfn, ptes.make(page.frame, rights), page.walk))
-    await cpu.port.call(vm, MmuUnlock())
+    await kvm_mmu_unlock(cpu, vm)
     await gup.put_page(cpu, page.frame)
     if not retry:
         return RET_PF_FIXED
@@ -105,5 +109,6 @@ async def _lock_and_read(cpu: Processor, vm: str) -> Seq:
     kernel = cpu.world.kernel
     early = KvmSwitches.of(kernel).kvm_retry_check == "before_mmu_lock"
     now = await cpu.port.call(vm, SeqRead()) if early else None
-    await cpu.port.call(vm, MmuLock(KvmSwitches.of(kernel).kvm_fault_lock == "exclusive"))
+    exclusive = KvmSwitches.of(kernel).kvm_fault_lock == "exclusive"
+    await (kvm_mmu_lock if exclusive else kvm_mmu_read_lock)(cpu, vm)
     return now or await cpu.port.call(vm, SeqRead())

@@ -21,15 +21,25 @@ class KvmSwitches(Switches, frozen=True):
         "arm64": ("kvm-arm64",),
     }
 
-    apic_gen: Literal[1, 2, 3] = switch(
+    apic_reload: Literal[
+        "invalidate_page", "no_hook", "range_start", "invalidate_range", "zap_retries", "zap_spins"
+    ] = switch(
         "arch/x86/kvm/vmx/vmx.c",
         "vmx_set_apic_access_page_addr",
-        since(1),
-        since(2, "v5.8", "e649b3f0188f"),
-        since(3, "v6.5", "878940b33d76"),
+        since("invalidate_page", "v3.18", "38b9917350cb"),
+        since("no_hook", "v4.13", "fb1522e099f0"),
+        since("range_start", "v4.15", "b1394e745b94"),
+        since("invalidate_range", "v5.8", "e649b3f0188f", backports="v5.4.47 v5.6.19"),
+        since("zap_retries", "v6.5", "878940b33d76"),
+        unreleased("zap_spins", "first suggested on the list, before the retry was posted again"),
     )
-    """APIC-access page: reload requested from range_start (1, v4.15), from invalidate_range
-    (2, v5.8), or from the zap, with a retrying reload (3, v6.5)."""
+    """Who asks a vCPU to look its APIC-access page up again: ``invalidate_page``, when the entry
+    has changed (to v4.12); nobody (v4.13, v4.14: the callback went, and nothing took its place);
+    ``range_start``, before it changes (v4.15); ``invalidate_range``, after (v5.8); or the zap, with
+    a reload that posts the request again while an invalidation is open (v6.5), or that waits in
+    its place until it is over.  The fix of v4.15 went into v4.14 point releases, too: which ones
+    was not looked up.  e649b3f0188f did not apply to v4.19.y; a v5.7.y has it, which one was not
+    looked up, either."""
     kvm_retry: Literal["none", "count", "seq", "count+seq"] = switch(
         "virt/kvm/kvm_main.c",
         "mmu_invalidate_retry",
@@ -39,14 +49,16 @@ class KvmSwitches(Switches, frozen=True):
         unreleased("seq", "half of it"),
     )
     """What makes a page fault that looked its page up start over: an invalidation in progress,
-    ``mmu_invalidate_seq`` having moved, either (v2.6.28), or nothing."""
+    ``mmu_invalidate_seq`` having moved, either (v2.6.28), or nothing.  Up to v5.19 the names are
+    ``mmu_notifier_retry`` and ``mmu_notifier_seq``."""
     kvm_retry_hva: bool = switch(
         "virt/kvm/kvm_main.c",
         "mmu_notifier_retry_hva",
         since(False),
-        since(True, "v5.12", "4a42d848db95"),
+        since(True, "v5.12", "4a42d848db95", on="kvm-x86"),
     )
-    """``mmu_notifier_retry_hva``: only faults inside the range retry (v5.12)."""
+    """``mmu_notifier_retry_hva``: only faults inside the range retry (x86, v5.12).  The page fault
+    of arm64 (``user_mem_abort``) asks ``mmu_invalidate_retry`` to v6.6 and beyond."""
     kvm_seq_sample: Literal["before", "after"] = switch(
         "arch/x86/kvm/mmu/mmu.c",
         "kvm_faultin_pfn",
@@ -130,10 +142,15 @@ class KvmSwitches(Switches, frozen=True):
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """The hook that a reload needs, and the count that a range belongs to."""
-        if self.apic_gen == 2 and kernel.arch.arch_secondary_flush:
+        if self.apic_reload == "invalidate_range" and kernel.arch.arch_secondary_flush:
             yield (
-                "arch_secondary_flush contradicts apic_gen = 2",
+                "arch_secondary_flush contradicts apic_reload = invalidate_range",
                 "invalidate_range does not exist beside the arch hook",
+            )
+        if self.apic_reload == "invalidate_page" and kernel.mm.rmap_notifies == "range":
+            yield (
+                "rmap_notifies = range contradicts apic_reload = invalidate_page",
+                "no_hook: nobody calls invalidate_page",
             )
         if self.kvm_retry_hva and "count" not in self.kvm_retry:
             yield (

@@ -87,6 +87,9 @@ class Vcpu(Processor):
     async def kvm_request(self, message: KvmRequest, _: Envelope) -> Ack:
         """Set a request; acknowledge once the vCPU is out of guest mode.
 
+        ``kvm_make_request`` and then ``kvm_vcpu_exiting_guest_mode`` pair with ``vcpu->mode =
+        IN_GUEST_MODE`` and then ``kvm_request_pending`` of ``vcpu_enter_guest``.
+
         cpu0 (kick)                         vcpu0
         set the bit
                                             publishes IN_GUEST_MODE, then checks requests

@@ -1,4 +1,4 @@
-"""drivers/misc/ocxl/context.c and link.c: a process attaches to a link, faults there, and leaves.
+"""drivers/misc/ocxl/context.c, drivers/misc/ocxl/link.c: a process attaches, faults, leaves.
 
 What tags a translation may belong to another process next, so the order in which it is taken back
 is what keeps the two apart:
@@ -21,9 +21,9 @@ from mmurace.nodes.kernel.errno import EBUSY, EINVAL
 from mmurace.nodes.kernel.mmu_context import mm_context_add_copro, mm_context_remove_copro
 from mmurace.nodes.secondaries.ocxl import messages as o
 from mmurace.nodes.secondaries.ocxl.link import invalidate_pid
+from mmurace.nodes.secondaries.ocxl.locking import lock_spa, unlock_spa
 from mmurace.nodes.secondaries.ocxl.part import Link, registers_notifier
 from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
-from mmurace.nodes.world import MEMORY
 from mmurace.protocol.messages.book3s64 import ContextIdAlloc, Mmdrop, Mmgrab
 from mmurace.protocol.messages.memory import Flag
 
@@ -46,7 +46,7 @@ async def ocxl_context_attach(cpu: Processor, operation: o.OcxlAttach) -> int:
 async def ocxl_link_add_pe(cpu: Processor, link: str, pasid: int, pid: int, mm: str) -> None:
     """``ocxl_link_add_pe``: the process element, the count, from v5.11 the notifier."""
     kernel = cpu.world.kernel
-    await cpu.sleep(MEMORY, o.SpaLock(link))
+    await lock_spa(cpu, link)
     await cpu.mem(o.SpaStore(link, pasid, pid))
     if OcxlSwitches.of(kernel).ocxl_counts_copro:
         await mm_context_add_copro(cpu, mm)
@@ -54,7 +54,7 @@ async def ocxl_link_add_pe(cpu: Processor, link: str, pasid: int, pid: int, mm: 
         await mmu_notifier.mmu_notifier_register(cpu, "ocxl", link, mm)
     await cpu.mem(o.PeTreeInsert(link, pasid, mm))
     await cpu.mem(Mmgrab(mm))
-    await cpu.mem(o.SpaUnlock(link))
+    await unlock_spa(cpu, link)
 
 
 async def ocxl_context_detach(cpu: Processor, operation: o.OcxlDetach) -> int:
@@ -75,7 +75,7 @@ async def _detach(cpu: Processor, mm: str, link: str) -> int:
 async def ocxl_link_remove_pe(cpu: Processor, link: str, pasid: int) -> None:
     """``ocxl_link_remove_pe`` (all releases; the notifier's part from v5.11)."""
     kernel = cpu.world.kernel
-    await cpu.sleep(MEMORY, o.SpaLock(link))
+    await lock_spa(cpu, link)
     await cpu.mem(o.SpaStore(link, pasid, 0))
     if OcxlSwitches.of(kernel).ocxl_clears_pe_cache:
         await cpu.port.call(link, o.SpaClearCache(pasid))
@@ -87,7 +87,7 @@ async def ocxl_link_remove_pe(cpu: Processor, link: str, pasid: int) -> None:
     if OcxlSwitches.of(kernel).ocxl_counts_copro:
         await mm_context_remove_copro(cpu, mm)
     await cpu.mem(Mmdrop(mm))
-    await cpu.mem(o.SpaUnlock(link))
+    await unlock_spa(cpu, link)
 
 
 async def xsl_fault_handler_bh(cpu: Processor, fault: o.XslFault) -> Flag:

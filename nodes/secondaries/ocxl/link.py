@@ -13,10 +13,9 @@ from typing import Any
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.decode import ALL, decode, pages_left
+from mmurace.nodes.secondaries.ocxl.locking import lock_atsd, unlock_atsd
 from mmurace.nodes.secondaries.ocxl.messages import (
     AtsdLaunch,
-    AtsdLock,
-    AtsdUnlock,
     PasidFind,
     TerminatePasid,
 )
@@ -33,9 +32,9 @@ async def invalidate_range(cpu: Processor, link: str, mm: str, start: int, end: 
     to is one command.
     """
     pid = (await cpu.mem(ContextIdLoad(mm))).value
-    await cpu.mem(AtsdLock(link))
+    await lock_atsd(cpu, link)
     await _launch(cpu, link, pid, mm, start, end)
-    await cpu.mem(AtsdUnlock(link))
+    await unlock_atsd(cpu, link)
 
 
 async def _launch(cpu: Processor, link: str, pid: int, mm: str, start: int, end: int) -> None:
@@ -72,9 +71,9 @@ def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
 async def invalidate_pid(cpu: Processor, link: str, mm: str) -> None:
     """Everything under the PID of an mm."""
     pid = (await cpu.mem(ContextIdLoad(mm))).value
-    await cpu.mem(AtsdLock(link))
+    await lock_atsd(cpu, link)
     await pnv_ocxl_tlb_invalidate(cpu, link, pid, 0)
-    await cpu.mem(AtsdUnlock(link))
+    await unlock_atsd(cpu, link)
 
 
 async def release(cpu: Processor, link: str, mm: str, _start: int, _end: int) -> None:

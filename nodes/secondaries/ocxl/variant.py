@@ -22,12 +22,13 @@ class OcxlSwitches(Switches, frozen=True):
         hardware=True,
     )
     """An OpenCAPI link sees the processors' ``tlbie`` (POWER9), or only what is written to its
-    registers (POWER10)."""
+    registers (POWER10).  No commit: it is the machine.  One with v5.12 or later is taken to be a
+    POWER10, which v5.11 was the first to drive."""
     ocxl_notifier: bool = switch(
         "drivers/misc/ocxl/link.c",
         "ocxl_link_add_pe",
         since(False),
-        since(True, "v5.11", ""),
+        since(True, "v5.11", "5f686eea4b3c"),
     )
     """The driver registers a notifier if the link has such registers (v5.11)."""
     ocxl_notifier_releases: bool = switch(
@@ -48,22 +49,25 @@ class OcxlSwitches(Switches, frozen=True):
     ocxl_counts_copro: bool = switch(
         "drivers/misc/ocxl/link.c",
         "ocxl_link_add_pe",
-        since(True, "v4.16", ""),
         since(True),
-        unreleased(False, ""),
+        since(True, "v4.16", "5ef3166e8a32"),
+        unreleased(False, "to see what the count is for"),
     )
-    """Its contexts count as coprocessors, for which flushes are global (v4.16)."""
+    """Its contexts count as coprocessors, for which flushes are global (v4.16, as old as the
+    driver)."""
     ocxl_clears_pe_cache: bool = switch(
         "drivers/misc/ocxl/link.c",
         "ocxl_link_remove_pe",
         since(True),
-        unreleased(False, ""),
+        unreleased(False, "to see what the SPA's cache is cleared for"),
     )
     """``ocxl_link_remove_pe`` makes the link drop the process element (all releases)."""
     ocxl_invalidates_pid: bool = switch(
         "drivers/misc/ocxl/link.c",
         "ocxl_link_remove_pe",
         since(True),
-        unreleased(False, ""),
+        since(True, "v5.11", "5f686eea4b3c"),
+        unreleased(False, "to see what that flush is for"),
     )
-    """It invalidates the PID once the notifier is unregistered (v5.11)."""
+    """It invalidates the PID once the notifier is unregistered (v5.11; before, there is no notifier
+    and nothing asks)."""
