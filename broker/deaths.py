@@ -75,7 +75,7 @@ class Deaths:
         fed: list[Envelope] = []
         for node in self.kills.begin(number, self._begun):
             if node in self._begun:
-                continue  # with its VM
+                continue  # with what it is a part of
             self._note("kill", number, node)
             for program in tasks(node, self.world, self._begun):
                 victim = program.name.removeprefix(PREFIX)

@@ -1,9 +1,8 @@
 """Kills: whom chaos kills and when, and what the kernel does about it.
 
-A device is taken out by surprise: it is gone at once, and the hotplug worker then takes it off
-its unit's list.  A vCPU is sent SIGKILL and is gone once its thread has run ``do_exit``.  A VM's
-vCPUs are killed, then a processor destroys the VM, and only then is its ``kvm`` node gone.  Memory,
-a processor or an IOMMU cannot be done without, and an OpenCAPI link Linux cannot lose
+How a node dies, its secondary says (``Part.death``): it is gone at once, as a device that is taken
+out by surprise, or after what the kernel does about it, as a thread that is sent SIGKILL.  Memory
+and a processor cannot be done without, nor can a node of which its secondary says nothing
 (docs/chaos.md says why): its death is the end of the run.
 
 Windows are counted in deliveries.  Whether somebody dies in a window, who, and at which delivery

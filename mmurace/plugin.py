@@ -22,9 +22,11 @@ from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol import pte, records
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.program import Operation, OpDone
 from mmurace.protocol.messages.shadow import DeviceAccess, GetUserPage, UserPage
+from mmurace.protocol.told import Told, over_range, says
 
 __all__ = [
     "Ack",
@@ -36,6 +38,7 @@ __all__ = [
     "GetUserPage",
     "Handlers",
     "Kernel",
+    "Lock",
     "Message",
     "MmuNotifierEvent",
     "Node",
@@ -51,6 +54,7 @@ __all__ = [
     "ShadowPart",
     "Switches",
     "Task",
+    "Told",
     "TranslationCache",
     "UserPage",
     "Violation",
@@ -62,12 +66,14 @@ __all__ = [
     "gup",
     "memory",
     "mmu_notifier",
+    "over_range",
     "preset",
     "pte",
     "records",
     "register",
     "register_shadow",
     "replaces",
+    "says",
     "since",
     "switch",
     "unreleased",

@@ -40,7 +40,7 @@ R = TypeVar("R", bound=Message)
 
 
 class Processor(Node):
-    """What a CPU and a vCPU thread's CPU share: one thread at a time, a TLB, interrupts."""
+    """What all processors have, whatever they run: one thread at a time, a TLB, interrupts."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)

@@ -166,7 +166,7 @@ def start(_: Needed, target: Callable[..., None], given: tuple[Any, ...]) -> Non
 
 
 def blame(error: BaseException) -> str:
-    """Which plug-in an error came from: ``nic.py:40 (dma): KeyError: 'x'``; empty: none."""
+    """Which plug-in an error came from: ``nic.py:40 (access): KeyError: 'x'``; empty: none."""
     files = {plugin.path: plugin.name for plugin in _LOADED.values()}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = str(Path(frame.filename).resolve())

@@ -49,17 +49,23 @@ class Cache:
     source: str = ""
     """The cache from whose entries it is filled, if not from page-table entries."""
     by_guest_address: bool = False
-    """Its addresses are guest-physical ones."""
+    """Its addresses are the secondary's own (guest-physical ones), not those of an mm."""
     tags_reused: bool = False
     """Its tags are numbers that are given out again, not names."""
     latched: bool = False
     """A value of it counts as usable once its holder begins to use it, not when it is written."""
+    dropped_on: str = ""
+    """The request (``RequestPosted``) that makes its holder drop a latched value."""
     read_only: bool = False
     """It says where a page is, and gives no right to store."""
     refused: str = ""
     """The reason (of a ``FaultRetry``) for which an install is refused."""
     filled_by: str = ""
     """The kernel function, or what hardware does, by which an entry gets in; for reports."""
+    held_in: str = ""
+    """Where its holder has an entry, for reports: ``a shadow entry``; empty: in its ``name``."""
+    shows: str = ""
+    """What a new entry is called there, a template over ``frame``; empty: as any entry."""
     upper: bool = False
     """It holds upper entries of page tables, not translations."""
     dropped_by: tuple[type[Message], ...] = ()
@@ -141,6 +147,18 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How one of its nodes dies; None: nothing goes on without it."""
         return None
 
+    def ended_by(self, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether an operation destroys it, so that nothing may use it then or later."""
+        return False
+
+    def needed_by(self, node: str, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether an operation of a node holds a reference to it."""
+        return False
+
+    def let_go_by(self, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether the node that was asked for an operation needs it no more afterwards."""
+        return False
+
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """The same with a node less that no program uses; None: without it."""
         if not any(name in used for name in self.nodes()):
@@ -192,8 +210,8 @@ class Secondary:
         default_factory=dict
     )
     """Operations of its own nodes: (row) -> the nodes that can be asked for them."""
-    named_by: tuple[str, ...] = ()
-    """Fields of operations that name one of its rows."""
+    named_by: Mapping[str, Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
+    """Fields of operations that name it, or a node of it: (row) -> the names that fit."""
     machines: tuple[str, ...] = ("x86", "arm64", "ppc")
     """Architectures that have it."""
     place: int = 10

@@ -1,4 +1,4 @@
-"""Translation caches and the walker that fills them: TLB, IOTLB, a vCPU's guest TLB.
+"""Translation caches and the walker that fills them: the TLB, and those of secondaries.
 
 The rules of hardware that hold here (design.md section 4, *Atomicity of hardware*): an
 invalidation is complete only after every access through the old entries, and every walk that
@@ -14,6 +14,7 @@ import msgspec
 
 from mmurace.nodes.driver import Port
 from mmurace.nodes.pwc import PagingStructureCache
+from mmurace.nodes.secondary import caches
 from mmurace.nodes.world import MEMORY, World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX, PAGE_SHIFT, PAGE_SIZE
@@ -231,7 +232,8 @@ class TranslationCache:
 def _pages(cache: str, world: World) -> int:
     """How many pages can have an entry."""
     mapped: int = world.entries**world.levels
-    if cache == "gtlb":  # a program may give a guest all the rest
+    known = caches().get(cache)
+    if known is not None and known.by_guest_address:  # a program may give it all the rest
         own = (size for part in world.parts for *_, size in part.ranges())
         return max(mapped, sum(own) >> PAGE_SHIFT)
     return len(world.mms) * mapped

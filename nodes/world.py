@@ -36,7 +36,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gather_batch: int = 8
     """Pages that an ``mmu_gather`` holds before it must flush (``MAX_GATHER_BATCH``)."""
     tlb_entries: int = 64
-    """Translations that a TLB or IOTLB holds before it evicts one."""
+    """Translations that a translation cache holds before it evicts one."""
     evict_one_in: int = 0
     """A cache also evicts by its own choice, once in so many fills; 0: never."""
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from mmurace.nodes.secondary import secondaries
 from mmurace.nodes.world import MEMORY, World
 from mmurace.oracle.rules.content import MemoryRules
-from mmurace.oracle.rules.l1_l3_progress import LOCKS, Deadlocks, FaultProgress
+from mmurace.oracle.rules.l1_l3_progress import Deadlocks, FaultProgress
 from mmurace.oracle.rules.l2_q1_callbacks import END, Callbacks
 from mmurace.oracle.rules.l4_completion import Completion
 from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
@@ -26,7 +26,7 @@ from mmurace.oracle.rules.s1_s3_s8_accesses import Safety, foreign_walk
 from mmurace.oracle.rules.s5_rights import Containment
 from mmurace.oracle.rules.s7_store_order import Coherence
 from mmurace.oracle.rules.s10_brackets import Brackets
-from mmurace.oracle.rules.s11_might_sleep import CONTEXT, Context
+from mmurace.oracle.rules.s11_might_sleep import Context
 from mmurace.oracle.rules.s12_tags import Identity
 from mmurace.oracle.rules.s13_unregister import Lifetimes
 from mmurace.oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
@@ -53,8 +53,6 @@ Delivered = Envelope | TraceStep
 """Either says what was delivered: ``id``, ``src``, ``dst``, ``kind`` and ``causes``."""
 _NOTHING: list[Violation] = []
 _STORE = ptes.WRITE | ptes.DIRTY
-_WATCHED = CONTEXT | set(LOCKS)
-"""Kinds of deliveries that matter without a record."""
 
 
 class Oracle(MemoryRecords, GuestRecords):
@@ -90,6 +88,8 @@ class Oracle(MemoryRecords, GuestRecords):
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
         self.context = Context(self.state, self._found)
+        self._watched = self.context.watched | set(self.deadlocks.locks)
+        """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found)
         self.lifetimes = Lifetimes(self._found)
         self.completion = Completion(self._found)
@@ -113,13 +113,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self._told_of = {
             part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
         }
-        self._bracketed = frozenset(
-            part.name
-            for one in secondaries()
-            if not one.own_bracket and any(cache.table == "shadow" for cache in one.caches)
-            for part in one.parts(world)
-        )
-        """Shadow MMUs of which the core's calls say when they may install again."""
+        self._bracketed = _bracketed_by_the_core(world)
         self._n, self._id, self._node, self._at = 0, "", "", 0
         self._row: Row = ()
         self._op_id = ""
@@ -140,7 +134,7 @@ class Oracle(MemoryRecords, GuestRecords):
             raise EmulatorError(stray) from None
         row = self.order.deliver(n, at, message.causes)
         self.statistics.deliveries += 1
-        if message.kind in _WATCHED:
+        if message.kind in self._watched:
             self._lock_moved(n, message, row)
         if at == self._memory and (self._unheard or self._walking):
             self._memory_reached(n, message, row)
@@ -179,9 +173,9 @@ class Oracle(MemoryRecords, GuestRecords):
         op = self.state.ops.get(op_id)
         if op is None:
             return
-        if kind in CONTEXT:
+        if kind in self.context.watched:
             self.context.delivered(kind, message.id, op, n, message.dst)
-        if kind in LOCKS:
+        if kind in self.deadlocks.locks:
             self.deadlocks.lock(kind, op_id, message.src, message.dst)
         if kind == PTL_LOCK:
             self.inherited.locked(op, row[self._memory])
@@ -448,6 +442,16 @@ class Oracle(MemoryRecords, GuestRecords):
         stats.bump(self.statistics.covered, record.point)
 
 
+def _bracketed_by_the_core(world: World) -> frozenset[str]:
+    """Shadow MMUs of which the core's calls say when they may install again."""
+    shadows = (
+        one
+        for one in secondaries()
+        if not one.own_bracket and any(cache.table == "shadow" for cache in one.caches)
+    )
+    return frozenset(part.name for one in shadows for part in one.parts(world))
+
+
 _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.PteChange: Oracle._pte_change, r.PteRead: Oracle._pte_read,
     r.FrameAllocated: Oracle._frame_allocated, r.FrameFreed: Oracle._frame_freed,
@@ -464,7 +468,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.GuestExit: Oracle._guest_exit,
     r.Invalidation: Oracle._invalidation, r.OpBegin: Oracle._op_begin, r.OpEnd: Oracle._op_end,
     r.NotifierCall: Oracle._notifier_call, r.FaultRetry: Oracle._fault_retry,
-    r.WalkDiscarded: Oracle._walk_discarded, r.ApicTrapped: Oracle._apic_trapped,
+    r.WalkDiscarded: Oracle._walk_discarded, r.AccessTrapped: Oracle._access_trapped,
     r.OutOfMemory: Oracle._out_of_memory, r.Coverage: Oracle._coverage,
     r.OomKill: Oracle._oom_kill, r.FlushDeferred: Oracle._flush_deferred,
     r.TagAlloc: Oracle._tag_alloc, r.TagFree: Oracle._tag_free,

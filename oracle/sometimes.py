@@ -157,7 +157,7 @@ def demanded(condition: Condition) -> bool:
 
 
 def describe(condition: Condition) -> str:
-    """For people: ``cached_when(cache=iotlb, op=Munmap)``; defaults are left out."""
+    """For people: ``cached_when(cache=tlb, op=Munmap)``; defaults are left out."""
     built: dict[str, Any] = msgspec.to_builtins(condition)
     kind = built.pop("kind")
     usual = {f.encode_name: f.default for f in msgspec.structs.fields(condition)}
@@ -169,7 +169,7 @@ def describe(condition: Condition) -> str:
 
 def workload_conditions(world: World, ranges: int = 100, frames: int = 10) -> tuple[Condition, ...]:
     """What a workload must have done: every secondary class at work, and frames reused."""
-    # A vCPU's guest TLB is of one class with the shadow entries that it was filled from.
+    # What is filled from shadow entries is of one class with them.
     known = kinds()
     held = [
         Invalidated(cache.name, ranges)
@@ -186,7 +186,7 @@ def window_conditions(
 ) -> tuple[Condition, ...]:
     """Every window of these kinds of operations that somebody can be in, in ``world``.
 
-    With ``asked`` the others, and those of guest TLBs and VMCSs, are counted and not demanded.
+    With ``asked`` the others, and those of what a guest holds, are counted and not demanded.
     """
     return tuple(
         Entered(kind, cache, int(asked is None or (kind in asked and cache not in of_guests())))

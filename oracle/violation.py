@@ -35,7 +35,7 @@ class Violation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: int = -1
     frame: int = -1
     filled: Event | None = None
-    """When the agent got the translation (for ``vmcs``: when its value was written)."""
+    """When the agent got the translation (a latched value: when it was written)."""
     read: Event | None = None
     """The load of the entry that it goes back to."""
     pte: str = ""

@@ -4,10 +4,10 @@ The window of an operation on a page is where a copy can go stale: from the mome
 holder begins to lose its entry, or the entry of the page table is taken away, whichever comes
 first, until the holder has lost it.  A shadow MMU loses its entries first, everybody else last:
 
-    invalidate_range_start     window of a shadow MMU (spte, gtlb, and vmcs where it hears of it)
+    invalidate_range_start     window of a shadow MMU, and of what is filled from its table
       zap                        opens
     entry taken away             decides       opens: window of who walks the table itself
-    flush of the CPUs, IOTLBs, ATCs, links                                    closes
+    flush of the CPUs and of who walks                                        closes
 
 Somebody else was inside if, between these, it
 
@@ -46,7 +46,7 @@ TAKES_AWAY: Final = frozenset({
 
 Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
 _MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
-"""Operations that workloads use on the APIC page."""
+"""Operations that workloads use on a page of which somebody latches the frame."""
 
 
 def of_guests() -> frozenset[str]:
@@ -87,7 +87,7 @@ class _Zap:
 
 
 _Zaps = dict[tuple[Page, str], _Zap]
-"""By page and cache (``spte`` or ``vmcs``)."""
+"""By page and cache: a shadow table, or a latched value."""
 
 
 class Windows:
@@ -110,11 +110,11 @@ class Windows:
         self.zapped: dict[str, _Zaps] = {}
         """Operation in flight -> what it has made shadow MMUs lose."""
         self.refused: dict[str, str] = {}
-        """Operation in flight -> the cache for which a vCPU was refused what it had loaded."""
+        """Operation in flight -> the cache for which a fault was refused what it had loaded."""
         self.loads: dict[str, list[tuple[Op, str, set[str]]]] = {}
         """Operation in flight -> in whose windows it has loaded the entry, and for which cache."""
         self._accessed: dict[str, int] = {}
-        """Guest TLB or VMCS entry -> the delivery of the last access through it; the newest."""
+        """An entry for a guest -> the delivery of the last access through it; the newest."""
 
     def table(self) -> dict[str, dict[str, int]]:
         """Kind of operation -> cache -> in how many windows somebody was; 0: never."""
@@ -165,9 +165,9 @@ class Windows:
         if not change.op.ended and change.op is not op:
             self._enter(change.op, cache)
 
-    def left_guest(self, vmcs: Iterable[Cached], n: int) -> None:
-        """A vCPU leaves the guest, where the processor used these."""
-        for fill in vmcs:
+    def left_guest(self, latched: Iterable[Cached], n: int) -> None:
+        """Guest mode, in which these were used, is left."""
+        for fill in latched:
             self._last_access(fill.name, n)
             for change in fill.read.page.changes:
                 if change.row[fill.index] < n:
@@ -182,16 +182,16 @@ class Windows:
             if fill is not None:
                 self._opens(op, fill.read.page, fill.cache, _Zap(row, self.shadow[node]))
 
-    def reload(self, vmcs: Iterable[Cached], op: Op, node: str, row: Row) -> None:
-        """``op`` makes a vCPU forget the APIC page."""
-        for fill in vmcs:
+    def reload(self, latched: Iterable[Cached], op: Op, node: str, row: Row) -> None:
+        """``op`` makes ``node`` drop these."""
+        for fill in latched:
             self._opens(op, fill.read.page, fill.cache, _Zap(row, frozenset((node,))))
 
     def _opens(self, op: Op, page: Page, cache: str, zap: _Zap) -> None:
         self.zapped.setdefault(op.id, {}).setdefault((page, cache), zap)
 
     def kicked(self, fills: Iterable[str], op_id: str) -> None:
-        """An operation has made a vCPU lose these guest translations."""
+        """An operation has made somebody lose these translations of a guest."""
         zaps = self.zapped.get(op_id)
         if not zaps:
             return
@@ -207,7 +207,7 @@ class Windows:
         return zaps.get((fill.read.page, source))
 
     def retried(self, record: FaultRetry, op_id: str) -> None:
-        """A vCPU may not install what it has loaded."""
+        """A fault may not install what it has loaded."""
         cache = self.reasons.get(record.why)
         if cache is None:
             return

@@ -124,7 +124,7 @@ ORACLE_LAZYFREE_KEPT: Final = 4096
 CALLBACK_STEPS_BASE: Final = 128
 CALLBACK_STEPS_PER_PAGE: Final = 8
 """Requests that one notifier callback may make, at least and for each page of its range, before
-rule L2 speaks: two for an entry that it zaps, a few around them, and one kick of every vCPU."""
+rule L2 speaks: two for an entry that it zaps, a few around them, and a kick of every guest."""
 
 BRACKET_STEPS_BASE: Final = 8192
 BRACKET_STEPS_PER_PAGE: Final = 128

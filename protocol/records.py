@@ -161,9 +161,9 @@ class OomKill(Record, frozen=True):
 class Fill(Record, frozen=True):
     """A translation became usable: ``fill`` is its name from here on.
 
-    ``cache`` is ``tlb``, ``iotlb``, ``spte``, ``gtlb`` (a vCPU's guest TLB) or ``vmcs``;
-    ``source`` is the id of the leaf load that it was made from, or the name of the ``spte``
-    fill for ``gtlb``.  ``address`` is a host virtual address, a gpa for ``gtlb`` and ``vmcs``.
+    ``cache`` is ``tlb``, or one that a secondary has declared (``Cache``).  ``source`` is the id of
+    the leaf load that it was made from, or the name of a fill, for a cache with ``Cache.source``.
+    ``address`` is one of the mm, or of the holder's own (``Cache.by_guest_address``).
     """
 
     cache: str
@@ -259,35 +259,37 @@ class TagFree(Record, frozen=True):
     mm: str
 
 
-# ---- by vCPUs and KVM ----------------------------------------------------------------------
+# ---- by secondaries that hold a value in use, or keep brackets of their own ------------------
 
 
 class RequestPosted(Record, frozen=True):
-    """A request bit of this vCPU was set; ``done`` once the vCPU was seen out of guest mode."""
+    """The holder was asked for something; ``done`` once it was seen out of guest mode since."""
 
     request: str
     done: bool
 
 
 class GuestEnter(Record, frozen=True):
-    """VM entry with no request pending; ``vmcs`` names the APIC-access fill in use or is empty."""
+    """Guest mode is entered with no request pending; ``latched`` names the fill of a latched cache
+    (``Cache.latched``) that is in use from here on, or is empty.
+    """
 
-    vmcs: str
+    latched: str
 
 
 class GuestExit(Record, frozen=True):
-    """VM exit."""
+    """Guest mode is left."""
 
 
-class ApicTrapped(Record, frozen=True):
-    """A guest access to the APIC page trapped (right) or went to ``frame`` as raw memory."""
+class AccessTrapped(Record, frozen=True):
+    """An access that must trap (because of a latched value) did, or went to ``frame`` as memory."""
 
     trapped: bool
     frame: int
 
 
 class Invalidation(Record, frozen=True):
-    """KVM's own bracket: ``begin`` after the count rose, else after it fell (S10)."""
+    """A subscriber's own bracket: ``begin`` after the count rose, else after it fell (S10)."""
 
     begin: bool
     seq: int

@@ -65,7 +65,7 @@ def _bad(expect: Expectation) -> bool:
 
 
 def expected(expect: Expectation) -> str:
-    """``held``, or ``violated: O by device0 (iotlb)``."""
+    """``held``, or ``violated: O by cpu1 (tlb)``."""
     if not _bad(expect):
         return expect.verdict
     agent = f" by {expect.agent}" if expect.agent else ""
@@ -106,7 +106,7 @@ def _value(value: object) -> str:
 
 
 def _programs(race: Race) -> list[str]:
-    """Each program and its operations, in order; ``Dma x8``: eight of them."""
+    """Each program and its operations, in order; ``Touch x8``: eight of them."""
     lines = []
     for program in race.programs:
         runs = groupby(type(step.operation).__name__ for step in program.steps)

@@ -7,19 +7,15 @@ from typing import Final
 
 from mmurace.explorer.explain.missed import owes_invalidation
 from mmurace.explorer.explain.why import Explanation
+from mmurace.nodes.secondary import caches
 from mmurace.oracle.violation import Violation
 from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.told import limit
 from mmurace.report import words
 from mmurace.report.labels import range_text
-from mmurace.report.steps import limit, operation_text
+from mmurace.report.steps import operation_text
 
-HOLDS: Final = {
-    "tlb": "its TLB", "iotlb": "its IOTLB", "atc": "its ATC", "xsl": "its translation cache",
-    "pwc": "its paging-structure cache", "spte": "a shadow entry", "gtlb": "the guest's TLB",
-    "vmcs": "the VMCS",
-}  # fmt: skip
-"""Cache -> where the agent has a translation."""
 MEANS: Final = {
     "S8": "what is in the frame by now is taken for entries",
     "S10": "page faults cannot tell any more whether an invalidation is under way",
@@ -44,7 +40,7 @@ def closing(explanation: Explanation) -> str:
     violation = explanation.violation
     if violation.rule == "S8" and violation.cache == "pwc":
         return f"In words: {_walked(explanation)}."
-    if owes_invalidation(violation) and violation.rule not in MEANS and violation.cache in HOLDS:
+    if owes_invalidation(violation) and violation.rule not in MEANS and violation.cache:
         harm = _harm(violation, detail_of(violation))
         return f"In words: {_taken(explanation)}; {_late(explanation)}{harm}."
     detail = detail_of(violation).replace(
@@ -79,10 +75,18 @@ def _taken(explanation: Explanation) -> str:
     kind, *_, node = violation.owed.split()
     page = words.place(violation.mm, violation.address)
     did = f"{node}'s {operation_text(kind)} {_did(violation.change, page)}"
-    holds = HOLDS[violation.cache]
+    holds = _holds(violation.cache)
     if _cached_after(violation):
         return f"{did} after {violation.agent} had read it and before {holds} had it"
     return f"{did} while {violation.agent} had it in {holds}"
+
+
+def _holds(name: str) -> str:
+    """Where its holder has a translation."""
+    cache = caches().get(name)
+    if cache is None:
+        return f"its {name.upper()}"
+    return cache.held_in or f"its {name}"
 
 
 def _cached_after(violation: Violation) -> bool:
@@ -147,7 +151,8 @@ def _late(explanation: Explanation) -> str:
 def _calls(explanation: Explanation) -> str:
     """The callback that was made in time and ended nothing; empty if there was none."""
     violation = explanation.violation
-    if violation.cache not in ("iotlb", "pwc", "xsl"):
+    cache = caches().get(violation.cache)
+    if cache is None or cache.table != "shared" or cache.source:
         return ""  # others are told by somebody else, or at other times
     first = violation.changed or violation.filled
     due = violation.deadline.n if violation.deadline else explanation.deliveries

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mmurace.explorer.explain.interleaving import Row
-from mmurace.explorer.explain.weights import DECISIVE
+from mmurace.protocol.told import DECISIVE
 from mmurace.report.steps import text_of
 
 BLOCK_MAX: Final = 16

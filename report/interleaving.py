@@ -16,15 +16,16 @@ import msgspec
 from mmurace.explorer.explain.deaths import Fate
 from mmurace.explorer.explain.interleaving import Row
 from mmurace.explorer.explain.missed import owes_invalidation
-from mmurace.explorer.explain.weights import DECISIVE, DETAIL
 from mmurace.explorer.explain.why import Cure, Explanation, Ordering
+from mmurace.nodes.secondary import secondaries
 from mmurace.oracle.rules.table import rule_of
+from mmurace.protocol.told import DECISIVE, DETAIL
 from mmurace.report import words
 from mmurace.report.arguments import Form
 from mmurace.report.closing import closing, deadline_text, detail_of
 from mmurace.report.condense import condensed
 from mmurace.report.facts import kernel_text
-from mmurace.report.functions import OPERATIONS
+from mmurace.report.functions import kind_of, operation_of_kind
 from mmurace.report.labels import Labels, missed_text
 from mmurace.report.steps import operation_text, text_of
 
@@ -174,18 +175,24 @@ def titles(explanation: Explanation, rows: Iterable[Row]) -> dict[str, str]:
     """Column -> ``cpu0 (move_pages)``: the node, and what it was asked to do in these rows."""
     case = explanation.case
     nodes = {program.name: program.node for program in (*case.programs, *case.aftermath)}
-    cpus = case.spec.world.cpus
+    cpus, by_workers = case.spec.world.cpus, _by_workers()
     doing: dict[str, list[str]] = {}
     for row in rows:
         mine = nodes.get(row.operation.rpartition("/")[0]) == row.party
         of = [operation_text(row.operation_kind)] * mine
-        if not mine and row.operation_kind == "Dma" and row.party in cpus:
-            of = [OPERATIONS["Dma"]]  # the fault of a device, by a worker
+        if not mine and row.party in cpus and row.operation_kind in by_workers:
+            of = [operation_of_kind(row.operation_kind).FUNCTION]
         doing.setdefault(row.party, []).extend(of)
     return {
         party: f"{party} ({', '.join(dict.fromkeys(of))})" if of else party
         for party, of in doing.items()
     }
+
+
+def _by_workers() -> frozenset[str]:
+    """Accesses whose faults a worker thread of some processor serves, in a function known."""
+    served = (access for one in secondaries() if one.work for access in one.accesses)
+    return frozenset(access.__name__ for access in served if access.FUNCTION)
 
 
 def _table(rows: Sequence[Row], titles: dict[str, str], labels: Labels, width: int) -> list[str]:
@@ -317,7 +324,8 @@ def mermaid(explanation: Explanation) -> str:
     known = set(parties(rows))
     for row in rows:
         text = _mermaid_text(text_of(row))
-        if row.kind == "KvmRequest" and row.target in known:
+        message = kind_of(row.kind)
+        if message is not None and message.TOLD.row == "arrow" and row.target in known:
             lines.append(f"    {row.party}->>{row.target}: {text}")
         else:
             lines.append(f"    Note over {row.party}: {'* ' if row.marks else ''}{text}")

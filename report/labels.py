@@ -10,7 +10,8 @@ from mmurace.explorer.explain.interleaving import Row
 from mmurace.explorer.explain.missed import Came, Missed
 from mmurace.explorer.explain.places import Spot
 from mmurace.protocol.envelope import BROKER, REPLY_MARK
-from mmurace.report.steps import function_text, limit, operation_text, text_of
+from mmurace.protocol.told import limit
+from mmurace.report.steps import function_text, operation_text, text_of
 
 _WHY: Final = {
     "other_mm": "is for another mm",

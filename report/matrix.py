@@ -63,7 +63,7 @@ def table_of(rows: Iterable[Row], patch: str) -> Table:
 
 
 def found_text(found: Found) -> str:
-    """``violated: S4 by kvm0 (3 of 120)``."""
+    """``violated: S4 by cpu1 (3 of 120)``."""
     if not found.breaches:
         return found.verdict
     return f"violated: {', '.join(found.breaches)} ({found.violated} of {found.schedules})"

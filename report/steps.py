@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from mmurace.explorer.explain.flushes import DONE, SENT
 from mmurace.explorer.explain.interleaving import Row
-from mmurace.protocol.limits import ULONG_MAX
+from mmurace.nodes.secondary import caches
+from mmurace.protocol.lock import Lock
+from mmurace.protocol.messages.base import Message
 from mmurace.protocol.pte import describe, frame_of
-from mmurace.report.functions import DATA, OPERATIONS, function_of
-
-Values = Mapping[str, Any]
+from mmurace.protocol.told import Values, range_text, reply
+from mmurace.report.functions import DATA, function_of, kind_of, operation_of_kind
 
 
 def text_of(row: Row) -> str:
@@ -20,20 +21,38 @@ def text_of(row: Row) -> str:
     wording = _WORDINGS.get(row.kind)
     if wording is not None:
         return wording(row.values, row)
+    message = kind_of(row.kind)
+    declared = _declared(message, row) if message is not None else ""
+    if declared:
+        return declared
     frame = row.values.get("frame")
     freed = f": frame {frame:#x} freed" if row.values.get("record") == "FrameFreed" else ""
     return f"{function_text(row.kind, row.operation_kind)}{freed}"
 
 
+def _declared(message: type[Message], row: Row) -> str:
+    """What a message says of itself, or of its lock; empty: nothing."""
+    if message.TOLD.wording is not None:
+        return message.TOLD.wording(row.values, row.target)
+    if message.TAKES is not None:
+        return _lock(message.TAKES, row.values, row)
+    if message.GIVES_BACK is not None:
+        return f"unlock {_name_of(message.GIVES_BACK, row.values, row)}"
+    return ""
+
+
 def operation_text(kind: str) -> str:
     """``move_pages`` for ``MigratePages``; an operation that is one access is no function."""
-    return _INITIATORS.get(kind) or OPERATIONS.get(kind, kind)
+    of = operation_of_kind(kind)
+    return of.CALLED or of.FUNCTION or kind
 
 
 def function_text(kind: str, operation_kind: str) -> str:
     """The function that a message of this kind is, or would be called."""
     of = operation_kind if kind in DATA else ""
-    return _FUNCTIONS.get(kind) or function_of(kind, of) or _snake(kind)
+    message = kind_of(kind)
+    called = message.TOLD.called if message is not None else ""
+    return _FUNCTIONS.get(kind) or called or function_of(kind, of) or _snake(kind)
 
 
 def _snake(kind: str) -> str:
@@ -45,32 +64,13 @@ _FLUSHED_SHIFT: Final = 16
 """``TLB_FLUSH_BATCH_FLUSHED_SHIFT``."""
 _PENDING_MASK: Final = (1 << _FLUSHED_SHIFT) - 1
 _CAPITAL: Final = re.compile(r"([A-Z])")
-_INITIATORS: Final = {
-    "Touch": "user access",
-    "Dma": "DMA",
-    "AfuTouch": "accelerator access",
-    "GuestTouch": "vcpu_enter_guest",
-    "GuestApic": "vcpu_enter_guest",
-}
-_ACCESSES: Final = {
-    "Touch": "user", "Dma": "DMA", "AfuTouch": "accelerator", "GuestTouch": "guest",
-    "GuestApic": "guest",
-}  # fmt: skip
 _FUNCTIONS: Final = {
     "TableWalk": "hardware walk of an upper entry",
-    "IotlbInvalidate": "IOTLB invalidation",
-    "SpteClear": "zap of the spte",
-    "AtsdLaunch": "ATSD",
     "PteGetAndClear": "ptep_get_and_clear",
     "PteSet": "set_pte_at",
     "PteCmpxchg": "cmpxchg of the PTE",
     "PteLoad": "ptep_get",
 }
-
-
-def _reply(values: Values, name: str, missing: int = 0) -> int:
-    found: int = values.get("reply", {}).get(name, missing)
-    return found
 
 
 _LEVELS: Final = ("pte", "pmd", "pud", "p4d", "pgd")
@@ -96,19 +96,19 @@ def _change(function: str) -> Callable[[Values, Row], str]:
 def _upper_change(values: Values, row: Row) -> str:
     """``pmd_clear [0x10000, 0x18000): table in frame 0x2``."""
     level = _LEVELS[values["level"]]
-    there = values.get("new") or values.get("old") or _reply(values, "pte")
+    there = values.get("new") or values.get("old") or reply(values, "pte")
     table = f": table in frame {frame_of(there):#x}" if there else ": none"
-    return f"{level}_{_UPPER[row.kind]} [{_range(values)}){table}"
+    return f"{level}_{_UPPER[row.kind]} [{range_text(values)}){table}"
 
 
 def _read(function: str) -> Callable[[Values, Row], str]:
     def wording(values: Values, row: Row) -> str:
         if not values.get("level") and row.kind != "TableWalk":
-            return f"{function}{_place(values)}: {describe(_reply(values, 'pte'))}"
+            return f"{function}{_place(values)}: {describe(reply(values, 'pte'))}"
         word = "hardware walk of the" if row.kind in ("PteWalk", "TableWalk") else "read the"
-        level, found = _LEVELS[values.get("level", 1)], _reply(values, "pte")
+        level, found = _LEVELS[values.get("level", 1)], reply(values, "pte")
         table = f"table in frame {frame_of(found):#x}" if found else "none"
-        span = f" [{_range(values)})" if "start" in values else ""
+        span = f" [{range_text(values)})" if "start" in values else ""
         return f"{word} {level}{span}: {table}"
 
     return wording
@@ -116,12 +116,12 @@ def _read(function: str) -> Callable[[Values, Row], str]:
 
 def _scan(values: Values, _: Row) -> str:
     """The next entry that is not none, or that there is none."""
-    found, level = _reply(values, "index", -1), _LEVELS[values.get("level", 0)]
+    found, level = reply(values, "index", -1), _LEVELS[values.get("level", 0)]
     if "start" not in values:
         return f"next {level} that is not none"
     each = (values["end"] - values["start"]) // (values["last"] - values["first"])
     at = values["start"] + (found - values["first"]) * each
-    return f"read {level}s of [{_range(values)}): {'none' if found < 0 else f'one at {at:#x}'}"
+    return f"read {level}s of [{range_text(values)}): {'none' if found < 0 else f'one at {at:#x}'}"
 
 
 def _place(values: Values) -> str:
@@ -136,76 +136,38 @@ def _table_lock(values: Values) -> str:
     if "start" not in values or "level" not in values:
         return f"PTL of the table in frame {values['table']:#x}" if "table" in values else "PTL"
     upper = f"{_LEVELS[values['level']]} " if values["level"] else ""
-    return f"{upper}PTL of [{_range(values)})"
+    return f"{upper}PTL of [{range_text(values)})"
 
 
-def _mmu_lock(_: Values, row: Row) -> str:
-    return f"mmu_lock of {row.target}"
+def _name_of(lock: Lock, values: Values, row: Row) -> str:
+    """Its name, and what it locks."""
+    if lock.name == "PtlLock":
+        return _table_lock(values)
+    return lock.called.format(**{"target": row.target, **values})
 
 
-_LOCKS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
-    "Ptl": lambda values, _: _table_lock(values),
-    "Mmu": _mmu_lock,
-    "Mmap": lambda values, _: f"mmap_lock of {values['mm']}",
-    "AnonVma": lambda values, _: f"anon_vma lock of {values['mm']}",
-    "Immap": lambda values, _: f"i_mmap_rwsem of {values['file']}",
-    "Inode": lambda values, _: f"inode lock of {values['file']}",
-    "Folio": lambda values, _: f"folio lock of frame {values['frame']:#x}",
-    "Spa": lambda values, _: f"spa_lock of {values['link']}",
-    "Atsd": lambda values, _: f"atsd_lock of {values['link']}",
-}
-"""Lock -> its name, and what it locks."""
+def _lock(lock: Lock, values: Values, row: Row) -> str:
+    word = {"waits": "waits for", "got": "gets"}.get(values.get("state", ""), "lock")
+    shared = " for read" if values.get("write") is False else ""
+    return f"{word} {_name_of(lock, values, row)}{shared}"
 
 
-def _lock(which: str) -> Callable[[Values, Row], str]:
-    def wording(values: Values, row: Row) -> str:
-        word = {"waits": "waits for", "got": "gets"}.get(values.get("state", ""), "lock")
-        shared = " for read" if values.get("write") is False else ""
-        return f"{word} {_LOCKS[which](values, row)}{shared}"
-
-    return wording
-
-
-def _unlock(which: str) -> Callable[[Values, Row], str]:
-    return lambda values, row: f"unlock {_LOCKS[which](values, row)}"
-
-
-# ---- ranges ------------------------------------------------------------------------------------
-
-
-def limit(value: int) -> str:
-    """An end of a range as kernel people write it: ``~0`` for ULONG_MAX."""
-    return "~0" if value == ULONG_MAX else f"{value:#x}"
-
-
-def _range(values: Values) -> str:
-    return f"{limit(values['start'])}, {limit(values['end'])}"
+# ---- values -----------------------------------------------------------------------------------
 
 
 def _says(text: str) -> Callable[[Values, Row], str]:
     return lambda _values, _row: text
 
 
-def _in_progress(values: Values, _: Row) -> str:
-    covered = f" [{_range(values)})" if values["delta"] > 0 else ""
-    return f"mmu_invalidate_in_progress = {_reply(values, 'value')}{covered}"
-
-
 def _pending(values: Values, _: Row) -> str:
     verb = "" if values["delta"] else "mm_tlb_flush_nested: "
-    return f"{verb}tlb_flush_pending = {_reply(values, 'value')}"
+    return f"{verb}tlb_flush_pending = {reply(values, 'value')}"
 
 
 def _batched(word: int) -> str:
     """``mm->tlb_flush_batched``: two counts in one word."""
     pending, flushed = word & _PENDING_MASK, word >> _FLUSHED_SHIFT
     return f"tlb_flush_batched: {pending} pending, {flushed} flushed"
-
-
-def _memslot(values: Values, _: Row) -> str:
-    slot = values["slot"]
-    first = slot["gfn"] if isinstance(slot, Mapping) else slot.gfn
-    return f"new memslot: gfn {first:#x}"
 
 
 def _swapped(values: Values, _: Row) -> str:
@@ -220,12 +182,8 @@ def _denied(values: Values, _: Row) -> str:
     return f"permission fault: the {values['cache']} entry denies the access"
 
 
-def _page_request(_: Values, row: Row) -> str:
-    return f"page request to {row.target}"
-
-
 def _command(name: str) -> Callable[[Values, Row], str]:
-    return lambda values, _: f"{name} [{_range(values)})"
+    return lambda values, _: f"{name} [{range_text(values)})"
 
 
 _INSTRUCTIONS: Final = {"FlushTlbIpi": "flush_tlb_func", "Tlbi": "tlbi", "Tlbie": "tlbie"}
@@ -233,7 +191,7 @@ _INSTRUCTIONS: Final = {"FlushTlbIpi": "flush_tlb_func", "Tlbi": "tlbi", "Tlbie"
 
 def _sent(values: Values, _: Row) -> str:
     """``IPI to cpu1: flush_tlb_func [0x10000, 0x11000)``; a TLBI goes to everybody."""
-    name, covered = _INSTRUCTIONS[values["flush"]], f"[{_range(values)})"
+    name, covered = _INSTRUCTIONS[values["flush"]], f"[{range_text(values)})"
     if values["flush"] == "FlushTlbIpi":
         return f"IPI to {', '.join(values['to'])}: {name} {covered}"
     return f"{name} {covered} sent"
@@ -241,7 +199,7 @@ def _sent(values: Values, _: Row) -> str:
 
 def _done(values: Values, _: Row) -> str:
     """A DSB is what waits for TLBIs; an IPI is waited for by its sender."""
-    name, covered = _INSTRUCTIONS[values["flush"]], f"[{_range(values)})"
+    name, covered = _INSTRUCTIONS[values["flush"]], f"[{range_text(values)})"
     to = ", ".join(values["to"])
     if values["flush"] == "FlushTlbIpi":
         return f"{to} acknowledged {name} {covered}"
@@ -249,25 +207,12 @@ def _done(values: Values, _: Row) -> str:
     return f"{barrier}{name} {covered} complete on {to}"
 
 
-def _seq(values: Values, _: Row) -> str:
-    count = _reply(values, "in_progress")
-    return f"read mmu_invalidate_seq: {_reply(values, 'seq')}, in progress {count}"
-
-
-def _request(values: Values, row: Row) -> str:
-    return f"kvm_make_request({values['request']}) of {row.target}"
-
-
-def _dma(values: Values, _: Row) -> str:
-    return f"DMA {'store to' if values['write'] else 'load from'} {values['address']:#x}"
-
-
 def _data(word: str) -> Callable[[Values, Row], str]:
     return lambda values, _: f"{word} frame {values['frame']:#x}"
 
 
 def _alloc(values: Values, _: Row) -> str:
-    return f"alloc_page: frame {_reply(values, 'frame', -1):#x}"
+    return f"alloc_page: frame {reply(values, 'frame', -1):#x}"
 
 
 def _put(values: Values, _: Row) -> str:
@@ -282,12 +227,13 @@ def _copy(values: Values, _: Row) -> str:
 def _notifier(values: Values, _: Row) -> str:
     if values["phase"] == "end":
         return f"{values['callback']} returns"
-    return f"{values['callback']}({values['subscriber']}, {_range(values)})"
+    return f"{values['callback']}({values['subscriber']}, {range_text(values)})"
 
 
 def _fill(values: Values, _: Row) -> str:
-    if values["cache"] == "vmcs":
-        return f"VMCS: APIC page = frame {frame_of(values['pte']):#x}"
+    cache = caches().get(values["cache"])
+    if cache is not None and cache.shows:
+        return cache.shows.format(frame=frame_of(values["pte"]))
     return f"{values['cache']} filled: {describe(values['pte'])}"
 
 
@@ -297,25 +243,27 @@ def _killed(_: Values, row: Row) -> str:
 
 def _begin(values: Values, row: Row) -> str:
     kind = row.operation_kind
-    if kind in _ACCESSES:
+    agent = operation_of_kind(kind).AGENT
+    if agent:
         verb = "store to" if values.get("write") else "load from"
-        return f"{_ACCESSES[kind]} {verb} {values['start']:#x}"
+        return f"{agent} {verb} {values['start']:#x}"
     where = f"({values['start']:#x})" if values.get("end", 0) > values.get("start", 0) else ""
     return f"{operation_text(kind)}{where}"
 
 
 def _end(values: Values, row: Row) -> str:
     kind, result = row.operation_kind, values["result"]
-    if kind in _ACCESSES:
+    agent = operation_of_kind(kind).AGENT
+    if agent:
         verb = "store" if values.get("write") else "load"
-        return f"{_ACCESSES[kind]} {verb} {'fails' if result else 'done'}"
+        return f"{agent} {verb} {'fails' if result else 'done'}"
     return f"{operation_text(kind)} returns {result}"
 
 
 def _trap(values: Values, _: Row) -> str:
     if values["trapped"]:
-        return "APIC access traps"
-    return f"APIC access goes to frame {values['frame']:#x}"
+        return "the access traps"
+    return f"the access goes to frame {values['frame']:#x}"
 
 
 def _again(values: Values, _: Row) -> str:
@@ -333,42 +281,20 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "PteLoad": _read("ptep_get"),
     "PteWalk": _read("hardware walk"),
     "TableWalk": _read("hardware walk"),
-    **{f"{which}Lock": _lock(which) for which in _LOCKS},
-    **{f"{which}Unlock": _unlock(which) for which in _LOCKS},
     "PteScan": _scan,
     SENT: _sent,
     DONE: _done,
     "OwnDsb": _says("DSB: waits for its own tlbi only"),
     "Queued": lambda _, row: f"is asked for {operation_text(row.operation_kind)}",
-    "InProgress": _in_progress,
-    "SeqBump": _says("mmu_invalidate_seq++"),
-    "SeqRead": _seq,
-    "SpteSet": lambda values, _: (
-        f"mmu_spte_set of gfn {values['gfn']:#x}: {describe(values['pte'])}"
-    ),
-    "SpteClear": lambda values, _: f"zap spte of gfn {values['gfn']:#x}",
-    "SpteLoad": lambda values, _: f"walk of the shadow table: {describe(_reply(values, 'pte'))}",
-    "KvmRequest": _request,
-    "KvmVcpuRelease": _says("kvm_vcpu_release"),
-    "SurpriseDown": _says("pulled out: its ATC is gone"),
     "FlushTlbIpi": _command("flush_tlb_func"),
-    "Tlbi": lambda values, _: f"tlbi [{_range(values)}) arrives",
+    "Tlbi": lambda values, _: f"tlbi [{range_text(values)}) arrives",
     "LoopCut": lambda values, _: f"its loop has {values['left']:,} more turns to come",
-    "IotlbInvalidate": _command("IOTLB invalidation"),
-    "AtsdLaunch": _command("ATSD"),
     "Tlbie": _command("tlbie"),
-    "AtcInvalidate": _command("ATC invalidation command"),
-    "InvalidateRequest": _command("ATC invalidation"),
-    "AtsTranslate": _read("ATS translation request"),
-    "PriRequest": _page_request,
-    "PageRequest": _page_request,
-    "MemslotAdd": _memslot,
     "SwapWrite": _swapped,
     "TlbFlushPending": _pending,
-    "TlbBatchedLoad": lambda values, _: f"read {_batched(_reply(values, 'value'))}",
+    "TlbBatchedLoad": lambda values, _: f"read {_batched(reply(values, 'value'))}",
     "TlbBatchedStore": lambda values, _: _batched(values["value"]),
     "TlbBatchedCmpxchg": lambda values, _: f"cmpxchg: {_batched(values['new'])}",
-    "DmaAccess": _dma,
     "FrameWrite": _data("store to"),
     "FrameRead": _data("load from"),
     "FrameAlloc": _alloc,
@@ -383,7 +309,7 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "PermissionFault": _denied,
     "GuestEnter": _says("VM entry"),
     "GuestExit": _says("VM exit"),
-    "ApicTrapped": _trap,
+    "AccessTrapped": _trap,
     "InvalidateBegin": _dropped,
     "InvalidateDone": lambda values, _: f"{values['cache']} invalidation done",
     "FaultRetry": lambda values, _: f"retry ({values['why']})",

@@ -92,7 +92,7 @@ def _why(outcome: Outcome) -> str:
 
 
 def rules_text(violations: Iterable[Violation], wanted: Expectation | None) -> str:
-    """``S1 by iommu0 (2), O by iommu0``: what was expected first, all else as it was found."""
+    """``S1 by cpu1 (2), O by cpu1``: what was expected first, all else as it was found."""
     meant = wanted.expected() if wanted is not None else None
     found = sorted(violations, key=lambda v: meant is None or not meant.matches(v))
     counts = Counter(f"{v.rule} by {v.agent}" for v in found)
@@ -230,8 +230,8 @@ def _statistics(statistics: Mapping[str, Any]) -> Lines:
     single = {
         "frames_reused": "cached frames freed and used again",
         "walks_discarded": "walks discarded",
-        "apic_trapped": "APIC accesses trapped",
-        "apic_untrapped": "APIC accesses NOT trapped",
+        "accesses_trapped": "accesses trapped",
+        "accesses_not_trapped": "accesses NOT trapped",
         "out_of_memory": "allocations that found no free frame",
         "oom_kills": "processes killed by the OOM killer",
     }

@@ -13,7 +13,7 @@ from mmurace.oracle.rules.table import rule_of
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import BROKER, operation_of
 from mmurace.report import words
-from mmurace.report.functions import CACHES, DATA, RECLAIMED, function_of
+from mmurace.report.functions import DATA, RECLAIMED, filled_by, function_of
 from mmurace.report.trail import Trail
 
 RULER: Final = "=" * 66
@@ -53,7 +53,7 @@ def _functions(violation: Violation, trail: Trail) -> list[str]:
     if used is not None:
         return [*names, _function(used, trail)]
     if violation.cache:
-        return [*names, CACHES.get(violation.cache, "")]
+        return [*names, filled_by(violation.cache)]
     return [*names, *(_function(event, trail) for event in racing[1:])]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import msgspec
 
 from mmurace.nodes.secondaries.kvm.part import Slot
+from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.scenarios.tables import TomlTable
 
@@ -62,6 +63,15 @@ class Counts(TomlTable, frozen=True):
     """Of all VMs together; without any there is no VM either."""
     links: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
     """OpenCAPI links, on ppc only, which has no IOMMUs; 0: as many as ``devices`` there."""
+
+    def check(self, where: str) -> None:
+        """Every IOMMU has a device and every VM a vCPU.  Raises ``UserError``."""
+        for holder, part in (("iommus", "devices"), ("vms", "vcpus")):
+            held, parts = getattr(self, holder), getattr(self, part)
+            if held > max(parts, 1):
+                raise UserError(
+                    f"{where}.{holder}", f"is {held}, with {parts} {part}", f"at most {part}"
+                )
 
 
 class MixedOptions(Counts, frozen=True):

@@ -44,7 +44,7 @@ class KernelTable(TomlTable, frozen=True):
     set: dict[str, Any] = {}
     """Switches that differ from the preset."""
     drivers: list[str] = []
-    """Driver profiles other than the usual ones (``amd-iommu``)."""
+    """Driver profiles other than the usual ones."""
     patches: list[str] = []
     """Patches of plug-ins."""
 

@@ -169,13 +169,14 @@ class Possible:
         if address >= world.address_end():
             yield "address", "nothing is mapped there", f"less than {world.address_end():#x}"
         elif _through_guest_addresses(condition.cache) and not self._in_range(condition):
-            yield "address", "is in no memslot", "a host virtual address that a guest can reach"
+            reachable = "a host virtual address that one can reach"
+            yield "address", "is in no range of a secondary", reachable
 
     def _in_range(self, condition: CachedWhen) -> bool:
         own = (part.ranges() for part in self.world.parts)
         spans = [(host, host + size) for ranges in own for _, _, host, size in ranges]
         given: Iterator[Any] = (step.operation for _, step in self.named.values())
-        spans += [(op.address, op.address + op.length) for op in given if hasattr(op, "gfn")]
+        spans += [(op.address, op.address + op.length) for op in given if op.GIVES_RANGE]
         return any(start <= condition.address < end for start, end in spans)
 
     # -- windows ---------------------------------------------------------------------------
@@ -251,7 +252,7 @@ class Possible:
 
 
 def _step(name: str, node: str, operation: ops.Operation, world: World) -> _Step:
-    """What its begin record will say (``Cpu.operate``, ``Vcpu.operate``, ``Device.dma``)."""
+    """What its begin record will say (``operate`` of its node)."""
     kind = type(operation).__name__
     part = world.part_of(node)
     if part is not None and node in part.processors():

@@ -1,32 +1,18 @@
 """What goes during a run, and what cannot be asked of it then: refused when a file is loaded.
 
-A VM lives as long as somebody holds a reference to it, and the file of each vCPU is one, as is an
-ioctl in progress (virt/kvm/kvm_main.c: ``kvm_vm_ioctl_create_vcpu``, ``kvm_put_kvm``; all
-releases).  So whatever is done to it comes before it is destroyed:
-
-    vcpu0                               cpu1
-    KVM_RUN                             close(vm_fd)
-    leaves; close(vcpu_fd)              [Required: after that, kvm_destroy_vm]
+Whoever uses a part of a world holds a reference to it, so whatever is done to it comes before the
+operation that ends it.  Which operations those are, the part says (``Part.ended_by``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
 
 from mmurace.broker.programs import Program, Step
-from mmurace.nodes.secondaries.kvm.messages import (
-    GuestApic,
-    GuestTouch,
-    KvmAddMemslot,
-    KvmDestroyVm,
-    Sigkill,
-)
-from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondary import Part
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 
-_IN_GUEST: Final = (GuestTouch, GuestApic)
 Steps = Mapping[str, tuple[str, Step]]
 """Operation -> the node that it is asked of, and its step."""
 
@@ -41,43 +27,35 @@ def steps_by_name(programs: Sequence[Program]) -> Steps:
 
 
 def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, str]) -> None:
-    """Nothing uses a VM that may have been destroyed.
+    """Nothing uses a part of the world that may be gone.
 
     ``places``: operation -> file and key path.  Raises ``UserError``.
     """
     steps = steps_by_name(programs)
     ended: dict[str, str] = {}
     for name, (_, step) in steps.items():
-        if isinstance(step.operation, KvmDestroyVm):
-            vm = next(vm for vm in world.parts_of(Vm) if vm.name == step.operation.vm)
-            first = ended.setdefault(vm.name, name)
+        for part in world.parts:
+            if not part.ended_by(step.operation):
+                continue
+            first = ended.setdefault(part.name, name)
             if first != name:
-                expected = "one kvm_destroy_vm for each VM"
-                raise UserError(places[name], f"{first} destroys {vm.name} already", expected)
-            _check_users(vm, name, steps, places)
+                raise UserError(places[name], f"{first} destroys {part.name} already", "one end")
+            _check_users(part, name, steps, places)
 
 
-def _check_users(vm: Vm, end: str, steps: Steps, places: Mapping[str, str]) -> None:
+def _check_users(part: Part, end: str, steps: Steps, places: Mapping[str, str]) -> None:
     past = before(end, steps)
-    killed = {node for name, (node, step) in steps.items()
-              if name in past and isinstance(step.operation, Sigkill)}  # fmt: skip
+    gone = {node for name, (node, step) in steps.items()
+            if name in past and part.let_go_by(step.operation)}  # fmt: skip
     for name, (node, step) in steps.items():
-        if name in past or node in killed or not _uses(vm, node, step):
+        if name in past or node in gone or not part.needed_by(node, step.operation):
             continue
         if end in before(name, steps):
-            why = f"comes after {end}, which destroys {vm.name}"
-            raise UserError(places[name], why, "nothing that is done to a VM after its end")
-        why = f"destroys {vm.name} while {name} of {node} may hold a reference to it"
+            why = f"comes after {end}, which destroys {part.name}"
+            raise UserError(places[name], why, "nothing that is done to it after its end")
+        why = f"destroys {part.name} while {name} of {node} may hold a reference to it"
         last = _last(name, steps)
         raise UserError(places[end], why, f'after = ["{last}"], directly or through others')
-
-
-def _uses(vm: Vm, node: str, step: Step) -> bool:
-    """Whether a step needs the VM."""
-    operation = step.operation
-    if isinstance(operation, KvmAddMemslot):
-        return operation.vm == vm.name
-    return isinstance(operation, _IN_GUEST) and node in vm.vcpus
 
 
 def _last(name: str, steps: Iterable[str]) -> str:

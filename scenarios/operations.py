@@ -208,9 +208,10 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
             known = ", ".join(world.mms)
             raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
     for secondary in secondaries():
-        for key in secondary.named_by:
+        for key, names in secondary.named_by.items():
             named = getattr(operation, key, "")
-            known = ", ".join(part.name for part in secondary.parts(world)) or "none"
+            fit = (name for part in secondary.parts(world) for name in names(part))
+            known = ", ".join(fit) or "none"
             if named and named not in known.split(", "):
                 problem = f"unknown name {named!r} in {secondary.key}"
                 raise UserError(f"{where}.{key}", problem, f"one of {known}")

@@ -43,7 +43,7 @@ from mmurace.scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
 SCHEMA: Final = 1
 RELEASE: Final = "v6.6.5"
 ARCH: Final = "x86"
-"""The kernel where neither the file nor the command line names one: the first v6.6 on which the SVA
+"""The kernel where neither the file nor the command line names one: the first v6.6 on which the
 drivers of all machines flush what they are told."""
 
 Switches = dict[str, object]
@@ -109,7 +109,7 @@ class WorldFile:
             if key in Counts.__struct_fields__:
                 raise UserError(self._at(f"mixed.{key}"), "is not of the workload", f"nodes.{key}")
         options = Mixed.from_table(self.mixed or {}, self._at("mixed")).options
-        _check_counts(counts, self._at("nodes"))
+        counts.check(self._at("nodes"))
         if kernel is not None and counts.links and kernel.machine != "ppc":
             problem = f"is {counts.links} on {kernel.machine}"
             raise UserError(self._at("nodes.links"), problem, "0, or arch = ppc")
@@ -174,13 +174,3 @@ def _with_cpus(world: World, count: int) -> World:
     cpus = cpu_names(count)
     parts = (msgspec.structs.replace(p, **dict.fromkeys(p.CPUS, cpus[-1])) for p in world.parts)
     return msgspec.structs.replace(world, cpus=cpus, parts=tuple(parts))
-
-
-def _check_counts(counts: Counts, where: str) -> None:
-    """Every IOMMU has a device and every VM a vCPU.  Raises ``UserError``."""
-    for holder, part in (("iommus", "devices"), ("vms", "vcpus")):
-        held, parts = getattr(counts, holder), getattr(counts, part)
-        if held > max(parts, 1):
-            raise UserError(
-                f"{where}.{holder}", f"is {held}, with {parts} {part}", f"at most {part}"
-            )

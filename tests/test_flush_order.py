@@ -33,10 +33,7 @@ from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
-from mmurace.protocol.messages.processor import (
-    FlushTlbIpi,
-    Tlbi,
-)
+from mmurace.protocol.messages.processor import FlushTlbIpi, Tlbi
 from mmurace.protocol.records import NotifierCall
 from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE

@@ -17,7 +17,7 @@ from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.world import World
 from mmurace.protocol.messages import program as op
-from mmurace.protocol.records import ApicTrapped, Fill, GuestEnter, InvalidateDone, TagFree
+from mmurace.protocol.records import AccessTrapped, Fill, GuestEnter, InvalidateDone, TagFree
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.test_futures import CATALOGUE, compare, in_bursts, walk
@@ -151,5 +151,5 @@ def test_whoever_takes_a_tag_back_is_ordered_with_what_is_under_it() -> None:
 
 def test_whatever_uses_the_vmcs_is_ordered_with_what_it_is_judged_by() -> None:
     """S1 asks at both whether the frame in the VMCS was freed before."""
-    for record in (GuestEnter("vmcs:vcpu0/0.1"), ApicTrapped(True, 3)):
+    for record in (GuestEnter("vmcs:vcpu0/0.1"), AccessTrapped(True, 3)):
         assert judged_by_order("SpteLoad~", "GuestApic", [record]) & CLOSES

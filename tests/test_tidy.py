@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -304,3 +305,107 @@ def test_nothing_is_left_for_later() -> None:
         for path in ALL
         if path != Path(__file__).resolve() and later.search(path.read_text())
     ] == []
+
+
+# ---- nobody but a secondary's own folder knows it -----------------------------------------------
+
+DRIVERS_WORDS = re.compile(
+    r"(?i:kvm|vcpu|spte|gtlb|vmcs|apic|memslot|iotlb|iommu|smmu|iopf|pasid|ocxl|xsl|atsd|vmid"
+    r"|opencapi|vt-d|guest_?(touch|apic))"
+    r"|(\b|\b_|_)(atc|dma|sva|afu|vms)\b|\b_?(atc|dma|sva|afu)_"
+    r"|(Atc|Dma|Sva|Afu)(?=[A-Z_]|\b)|\bVm\b|\b(ATC|DMA|SVA|AFU)\b|\bVMs?\b(?! entry| exit)"
+)
+"""Names of drivers, of their objects, messages and caches."""
+DECLARED = (
+    "nodes/secondaries/",
+    "nodes/kernel/variant/",  # switches by owner: which profile a driver of a machine has
+)
+"""Where they are declared."""
+USERS = {
+    "scenarios/arena.py": "how many of each the workload ``mixed`` has, and what its guest sees",
+    "scenarios/mixed.py": "the workload that has an access of every kind",
+    "scenarios/rounds.py": "its rounds",
+    "scenarios/strace.py": "the world of the workload ``strace``: a device and a guest",
+    "scenarios/log_programs.py": "what these two do beside a log",
+}
+"""Workloads: each is a declaration of what it runs, as a scenario's TOML file is."""
+
+PICTURES = {
+    "nodes/kernel/do_wp_page.py": "who else has the page while it is copied",
+    "nodes/kernel/gup.py": "who walks while a table goes",
+    "nodes/kernel/mmu_gather.py": "who still has the page when it is freed",
+    "nodes/kernel/mmu_notifier.py": "the two kinds of subscribers, with an example of each",
+    "nodes/kernel/pgtable.py": "who else has the page while its entry changes",
+    "nodes/kernel/rmap.py": "who faults on the page that reclaim takes",
+    "nodes/kernel/tlb.py": "who hears a broadcast, and who waits for an IPI",
+}
+"""Docstrings that explain with an example: the two columns of a race name who is in the other."""
+
+
+def docstrings(path: Path) -> set[int]:
+    """Lines of strings that stand for themselves: docstrings, and those of attributes."""
+    return {
+        line
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def words_of(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, text, whether it only explains) of names, strings and comments."""
+    explained = docstrings(path)
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string, True
+            elif token.type in (tokenize.NAME, tokenize.STRING):
+                for number, line in enumerate(token.string.split("\n"), token.start[0]):
+                    yield number, line, token.start[0] in explained
+
+
+def knowing(path: Path, explains: bool) -> list[str]:
+    """``file:line: text`` where a driver's name is, in code or in what explains it."""
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {text.strip()}"
+        for line, text, only_explains in words_of(path)
+        if only_explains == explains and DRIVERS_WORDS.search(text)
+    ]
+
+
+def core() -> list[Path]:
+    """All of ours but the folders of declarations."""
+    return [
+        path for path in OURS if not path.relative_to(ROOT).as_posix().startswith(DECLARED)
+    ]  # fmt: skip
+
+
+def test_no_code_but_a_drivers_own_knows_it() -> None:
+    asked = [path for path in core() if path.relative_to(ROOT).as_posix() not in USERS]
+    assert len(asked) > 100
+    assert [line for path in asked for line in knowing(path, explains=False)] == []
+
+
+def test_only_pictures_of_races_explain_with_a_driver() -> None:
+    known = {*USERS, *PICTURES}
+    asked = [path for path in core() if path.relative_to(ROOT).as_posix() not in known]
+    assert [line for path in asked for line in knowing(path, explains=True)] == []
+    assert [name for name in PICTURES if not knowing(ROOT / name, explains=True)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("KvmRequest", True), ("iommu0", True), ("self.vms", True), ("vm.oom_kill", False),
+        ("world.parts_of(Vm)", True), ("VmFault", False),
+        ("make_gtlb", True), ("batch", False), ("dispatch", False), ("Dma", True),
+        ("folio_maybe_dma_pinned", False), ("CLONE_VM", False), ("VM entry", False), ("a VM", True),
+        ("AtcInvalidate", True), ("match", False), ("isValid", False), ("after", False),
+    ],
+)  # fmt: skip
+def test_names_of_drivers_are_told_from_others(text: str, found: bool) -> None:
+    assert bool(DRIVERS_WORDS.search(text)) == found
+
+
+def test_a_workload_that_is_said_to_name_drivers_does() -> None:
+    assert [name for name in USERS if not knowing(ROOT / name, explains=False)] == []

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mmurace.broker.programs import Program, Step
-from mmurace.explorer.exhaustive.deferrable import WAITS
+from mmurace.explorer.exhaustive.deferrable import only_waits
 from mmurace.explorer.exhaustive.node_tables import Sent
 from mmurace.explorer.exhaustive.oracle_table import RULES, OracleTable
 from mmurace.explorer.exhaustive.search import Budget, Exhaustion, explore_stateful
@@ -19,6 +19,7 @@ from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.world import World
 from mmurace.oracle.oracle import Oracle
 from mmurace.protocol.messages import program as op
+from mmurace.protocol.messages.base import kinds
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.test_futures import RACES, SCOPES, both
@@ -67,7 +68,17 @@ def test_some_request_waits_in_some_scope() -> None:
         model = model_of(RACES[name].run_in_scope(kernel))
         for seed in range(WALKS):
             met |= {request.kind for _, request, _ in pairs(model, seed)}
-    assert {"PtlLock"} <= met <= {kind.__name__ for kind in WAITS}
+    assert {"PtlLock"} <= met
+    assert all(only_waits(kinds()[kind]) for kind in met)
+
+
+def test_each_lock_is_taken_by_the_request_of_its_name_and_given_back_by_one() -> None:
+    messages = kinds().values()
+    taken = {kind.TAKES: kind.__name__ for kind in messages if kind.TAKES is not None}
+    given = [kind.GIVES_BACK for kind in messages if kind.GIVES_BACK is not None]
+    assert len(taken) >= 9
+    assert {lock: lock.name for lock in taken} == taken
+    assert sorted(given, key=lambda lock: lock.name) == sorted(taken, key=lambda lock: lock.name)
 
 
 @pytest.mark.parametrize("switches", [{}, {"gather_calls_ir": False}])

@@ -15,22 +15,15 @@ woken or came when it need not wait; ``ReclaimThrottle``, for one, answers which
 
 from __future__ import annotations
 
-from typing import Final
-
-from mmurace.nodes.secondaries.kvm import messages as k
-from mmurace.nodes.secondaries.ocxl import messages as o
-from mmurace.protocol.messages import filemap as fm
-from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages.base import Message
 
-LOCKS: Final = (
-    m.PtlLock, m.MmapLock, m.FolioLock, m.AnonVmaLock, fm.ImmapLock, fm.InodeLock, k.MmuLock,
-    o.SpaLock, o.AtsdLock,
-)  # fmt: skip
-WAITS: Final = (*LOCKS, m.FolioWait, k.RetryWait, k.MemslotAdd)
-"""Requests for which this holds; ``tests/test_waits.py`` tries it."""
+
+def only_waits(kind: type[Message]) -> bool:
+    """Whether it says this of itself; ``tests/test_waits.py`` tries it."""
+    return kind.TAKES is not None or kind.MAY_COME_LATER
 
 
 def may_come_later(request: Message | bytes) -> bool:
     """Whether a request that would only be queued may as well come later."""
-    return isinstance(request, WAITS) and not getattr(request, "write", False)
+    later = isinstance(request, Message) and only_waits(type(request))
+    return later and not getattr(request, "write", False)

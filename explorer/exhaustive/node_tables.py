@@ -28,7 +28,7 @@ from mmurace.protocol.messages.base import Message
 from mmurace.protocol.pte import hw_present
 from mmurace.protocol.records import (
     Access,
-    ApicTrapped,
+    AccessTrapped,
     Evict,
     FilePageWritten,
     Fill,
@@ -167,7 +167,7 @@ def rival_bits(judged: int) -> int:
 
 
 _ORDERED: Final[Mapping[type[Record], int]] = {
-    **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter, ApicTrapped), CLOSES),
+    **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter, AccessTrapped), CLOSES),
     **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, FilePageWritten, Invalidation), DUE),
     Access: REACHES,
     PermissionFault: REACHES | REFUSED,
@@ -430,7 +430,7 @@ _BY_ID: Final = (("task",), ("posted",))
 def _recorded(records: list[Record]) -> Footprint:
     """What the order of records at a node says beyond what their handlers touched.
 
-    A reload of the APIC-access page that was asked for ends the use of the address in the VMCS.
+    A request may end the use of a latched value (``Cache.dropped_on``).
     """
     touched: Footprint = []
     for record in records:

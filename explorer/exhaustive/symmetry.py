@@ -1,9 +1,9 @@
 """Nodes that are interchangeable, and states that are the same but for names.
 
-Two vCPUs of one VM run the same code.  If the world stays what it is when they swap names, then
-from a state and from its mirror image the same can happen, mirrored: it is enough to search one of
-the two.  (Clarke, Enders, Filkorn, Jha, *Exploiting Symmetry in Temporal Logic Model Checking*,
-FMSD 9, 1996; Ip and Dill, *Better Verification Through Symmetry*, FMSD 9, 1996.)
+Two processors of one guest run the same code.  If the world stays what it is when they swap names,
+then from a state and from its mirror image the same can happen, mirrored: it is enough to search
+one of the two.  (Clarke, Enders, Filkorn, Jha, *Exploiting Symmetry in Temporal Logic Model
+Checking*, FMSD 9, 1996; Ip and Dill, *Better Verification Through Symmetry*, FMSD 9, 1996.)
 
 A state is given a *form* for every permutation of interchangeable nodes, and the least one stands
 for all.  In a form

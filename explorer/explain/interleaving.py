@@ -1,7 +1,7 @@
 """The interleaving of a violation: who did what to the few things that matter, in order.
 
 A slice of one run.  What matters are the translation that the violation is about, the frames and
-the table behind it, the agent that cached it, the locks and counters that its VM or table has,
+the table behind it, the agent that cached it, the locks and counters that it or the table has,
 the threads whose operations the violation names, and the deliveries that its explanation names.
 Rows are plain facts; how they are worded is the report's matter.
 """
@@ -14,35 +14,20 @@ from typing import Any, Final
 
 import msgspec
 
-from mmurace.explorer.exhaustive.deferrable import LOCKS
 from mmurace.explorer.explain.flushes import DONE, SENT, flushes_in
 from mmurace.explorer.explain.page_tables import Span, Tables
 from mmurace.explorer.explain.subject import Subject, subject_of
-from mmurace.explorer.explain.weights import DECISIVE, DETAIL, ESSENTIAL, HELPFUL, NEVER, Weights
+from mmurace.explorer.explain.weights import Weights
 from mmurace.explorer.shrink.case import Case, operation_in
 from mmurace.explorer.shrink.play import Moment
-from mmurace.nodes.secondaries.iommu_sva.messages import (
-    Dma,
-    DmaAccess,
-    InvalidateRequest,
-    IotlbInvalidate,
-)
-from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from mmurace.nodes.secondaries.ocxl.messages import (
-    AfuTouch,
-    AtsdLaunch,
-)
 from mmurace.oracle.violation import Violation
 from mmurace.protocol import records as r
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, operation_of
-from mmurace.protocol.messages.base import Message
-from mmurace.protocol.messages.book3s64 import Tlbie
+from mmurace.protocol.messages.base import Message, kinds
 from mmurace.protocol.messages.memory import PteScan, TlbFlushPending
-from mmurace.protocol.messages.processor import FlushTlbIpi, Tlbi
-from mmurace.protocol.messages.program import (
-    Touch,
-)
+from mmurace.protocol.messages.program import Operation
 from mmurace.protocol.messages.swap import TlbBatchedLoad
+from mmurace.protocol.told import DECISIVE, DETAIL, ESSENTIAL, HELPFUL, NEVER, Told
 
 Reply = tuple[int, Message]
 """(delivery that answered, the answer)."""
@@ -186,7 +171,7 @@ class _Rows:
                 rows += self._covered(moment, record)
             if weight == NEVER:
                 continue
-            if told is not None and (kind in _ENRICH or told.kind in _BY_KVM):
+            if told is not None and (kind in _ENRICH or _told(told.kind).whole):
                 continue
             rows.append(self._row(moment, whose, kind, msgspec.structs.asdict(record), weight))
         return rows
@@ -232,7 +217,7 @@ class _Rows:
             moment.n, _party(envelope), envelope.kind, operation, self.kinds.get(operation, ""),
             values, weight, (), envelope.dst, moment.name,
         )  # fmt: skip
-        return _lock_rows(row, answered) if isinstance(body, LOCKS) else [row]
+        return _lock_rows(row, answered) if body.TAKES is not None else [row]
 
     def _more(self, moment: Moment) -> dict[str, Any]:
         """What memory says of a message, and which addresses its table maps."""
@@ -288,10 +273,15 @@ _ASIDE: Final = frozenset({
 """Rows that come with an event and are not it."""
 _ENRICH: Final = frozenset({"PteChange", "PteRead", "FrameFreed", "FrameAllocated", "Access"})
 """Records of memory that say more about the message than the message itself."""
-_BY_KVM: Final = frozenset({"SpteSet", "SpteClear", "InProgress", "SeqBump"})
-"""Messages that say all that the records of their handling say."""
-_FILLS: Final = frozenset({"Fill", "SpteSet", "TableCached"})
-"""What puts a translation into a cache."""
+_FILLS: Final = frozenset({"Fill", "TableCached"})
+"""Records of what puts a translation into a cache."""
+_NOTHING: Final = Told()
+
+
+def _told(kind: str) -> Told:
+    """What a message says of itself; of a record, nothing."""
+    message = kinds().get(kind)
+    return message.TOLD if message is not None else _NOTHING
 
 
 def _changes_entry(row: Row) -> bool:
@@ -338,8 +328,9 @@ def _says_nothing(body: Message, answer: Message, mine: bool) -> bool:
 
 def _party(envelope: Envelope) -> str:
     """Who acts: the sender; the receiver where a message makes it do something of its own."""
-    active = (DmaAccess, IotlbInvalidate, InvalidateRequest, FlushTlbIpi, Tlbi, AtsdLaunch, Tlbie)
-    return envelope.dst if isinstance(envelope.body, active) else envelope.src
+    body = envelope.body
+    receives = isinstance(body, Message) and body.TOLD.row == "receiver"
+    return envelope.dst if receives else envelope.src
 
 
 def _ends(moments: Sequence[Moment]) -> dict[str, int]:
@@ -355,10 +346,10 @@ def _ends(moments: Sequence[Moment]) -> dict[str, int]:
 def _say_whether_they_write(rows: Sequence[Row], case: Case) -> None:
     """An operation that is one access: a load or a store."""
     writes = {
-        f"{p.name}/{at}": step.operation.write
+        f"{p.name}/{at}": getattr(step.operation, "write", False)
         for p in case.programs
         for at, step in enumerate(p.steps)
-        if isinstance(step.operation, (Touch, Dma, AfuTouch, GuestTouch, GuestApic))
+        if isinstance(step.operation, Operation) and step.operation.AGENT
     }
     for row in rows:
         if row.kind in ("OpBegin", "OpEnd") and row.operation in writes:
@@ -396,7 +387,7 @@ def _mark(row: Row, marks: Mapping[int, tuple[str, ...]]) -> None:
     words = marks.get(row.n)
     if words is None or row.weight == NEVER or row.kind in _ASIDE or "state" in row.values:
         return
-    if "filled" not in words or row.kind in _FILLS:
+    if "filled" not in words or row.kind in _FILLS or _told(row.kind).fills:
         row.marks, row.weight = words or ("racing",), DECISIVE
 
 

@@ -109,20 +109,20 @@ def _invalidates(
 def _came(moment: Moment, case: Case, violation: Violation, done: int, due: int) -> Came:
     body: Any = moment.envelope.body
     start, end = getattr(body, "start", -1), getattr(body, "end", -1)
-    if hasattr(body, "gfn"):
-        start, end = _of_gfn(body.gfn, case, violation)
+    if body.OWN_PAGE:
+        start, end = _of_own_page(getattr(body, body.OWN_PAGE), case, violation)
     return Came(spot_of(moment, case), start, end, _why(body, start, end, violation, done, due))
 
 
-def _of_gfn(gfn: int, case: Case, violation: Violation) -> tuple[int, int]:
-    """The host page of a guest frame of the VM that ``violation.agent`` is."""
+def _of_own_page(number: int, case: Case, violation: Violation) -> tuple[int, int]:
+    """The host page that a page of ``violation.agent``'s own stands for."""
     part = case.spec.world.part_of(violation.agent)
-    page = part.host_page(gfn << PAGE_SHIFT) if part is not None else None
+    page = part.host_page(number << PAGE_SHIFT) if part is not None else None
     return (page[1], page[1] + PAGE_SIZE) if page is not None else (-1, -1)
 
 
 def _why(body: Any, start: int, end: int, violation: Violation, done: int, due: int) -> Why:
-    mm = getattr(body, "mm", "") or getattr(body, "pasid", "")
+    mm = getattr(body, body.OF_MM, "")
     if mm and violation.mm and mm != violation.mm:
         return "other_mm"
     if start >= 0 and violation.address >= 0 and not start <= violation.address < end:

@@ -26,8 +26,9 @@ class Subject:
     agent: str
     cache: str
     parties: frozenset[str]
-    """The agent and what shares its part of the machine: its VM, or its IOMMU."""
-    gfns: frozenset[int]
+    """The agent, and the part of the machine that it belongs to."""
+    own_pages: frozenset[int]
+    """What the agent calls the page, if it has names of its own for pages."""
     operations: frozenset[str]
 
     def concerns(self, mm: str, start: int, end: int) -> bool:
@@ -41,7 +42,7 @@ def subject_of(case: Case, violation: Violation, moments: Sequence[Moment]) -> S
     return Subject(
         violation.mm, violation.address, frozenset({violation.frame} - {-1}),
         frozenset(_tables(violation, moments)), violation.agent, violation.cache,
-        frozenset(_neighbours(violation.agent, world)), frozenset(_gfns(violation, world)),
+        frozenset(_neighbours(violation.agent, world)), frozenset(_own_pages(violation, world)),
         frozenset(events_operations(violation)),
     )  # fmt: skip
 
@@ -64,7 +65,7 @@ def _neighbours(agent: str, world: World) -> set[str]:
     return {agent, part.name} if part is not None else {agent}
 
 
-def _gfns(violation: Violation, world: World) -> set[int]:
+def _own_pages(violation: Violation, world: World) -> set[int]:
     """Own page numbers of secondaries for the page in question."""
     return {
         (own + violation.address - host) >> PAGE_SHIFT

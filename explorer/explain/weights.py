@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from mmurace.explorer.explain.subject import Subject
 from mmurace.explorer.shrink.play import Moment
-from mmurace.nodes.secondaries.iommu_sva.messages import (
-    AtcInvalidate,
-    AtsTranslate,
-    DmaAccess,
-    InvalidateRequest,
-    IotlbInvalidate,
-    PageRequest,
-    PriRequest,
-)
-from mmurace.nodes.secondaries.kvm.messages import (
-    InProgress,
-    KvmRequest,
-    MemslotAdd,
-    MmuLock,
-    MmuUnlock,
-    SeqBump,
-    SeqRead,
-    SpteClear,
-    SpteLoad,
-    SpteSet,
-)
-from mmurace.nodes.secondaries.ocxl.messages import (
-    AtsdLaunch,
-    SpaClearCache,
-    TerminatePasid,
-)
+from mmurace.nodes.secondary import caches, secondaries
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 from mmurace.protocol.limits import PAGE_SHIFT
 from mmurace.protocol.messages.base import Message
-from mmurace.protocol.messages.book3s64 import Tlbie
 from mmurace.protocol.messages.memory import (
     FrameCopy,
     PteLoad,
@@ -58,15 +31,7 @@ from mmurace.protocol.messages.swap import (
     TlbBatchedLoad,
     TlbBatchedStore,
 )
-
-DECISIVE: Final = 0
-"""An event that the violation names."""
-ESSENTIAL: Final = 1
-"""One that its explanation names, or without which the others make no sense."""
-HELPFUL: Final = 2
-MINOR: Final = 3
-DETAIL: Final = 4
-NEVER: Final = 9
+from mmurace.protocol.told import DETAIL, ESSENTIAL, HELPFUL, MINOR, NEVER
 
 
 class Weights:
@@ -95,8 +60,9 @@ class Weights:
         if isinstance(body, (TlbFlushPending, TlbBatchedLoad, TlbBatchedStore, TlbBatchedCmpxchg)):
             return HELPFUL if body.mm == subject.mm else NEVER
         if not mine:
-            context = dst in subject.parties and isinstance(body, (InProgress, SeqBump, MemslotAdd))
-            return ESSENTIAL if context else self._flush(body)
+            if dst in subject.parties and isinstance(body, Message) and body.TOLD.whoever:
+                return body.TOLD.weight
+            return self._flush(body)
         if dst in subject.parties:
             return self._agent(body)
         return self._mine(body)
@@ -115,7 +81,8 @@ class Weights:
             return HELPFUL if {body.source, body.target} & subject.frames else NEVER
         if isinstance(body, SwapWrite):
             return HELPFUL if body.frame in subject.frames else NEVER
-        return DETAIL if isinstance(body, PageRequest) else self._flush(body)
+        by_worker = any(type(body) in one.work for one in secondaries())
+        return DETAIL if by_worker else self._flush(body)
 
     def _is_entry(self, table: int, index: int) -> bool:
         return table in self.subject.tables and index == self._index()
@@ -160,23 +127,17 @@ class Weights:
     def _agent(self, body: Message | bytes) -> int:
         """A message to the agent, or to what it is a part of."""
         subject = self.subject
-        if isinstance(body, (KvmRequest, InProgress, SeqBump, MemslotAdd)):
-            return ESSENTIAL
-        if isinstance(body, (IotlbInvalidate, AtcInvalidate, InvalidateRequest, DmaAccess)):
-            return ESSENTIAL
-        if isinstance(body, (AtsdLaunch, Tlbie, SpaClearCache, TerminatePasid)):
-            return ESSENTIAL
-        if isinstance(body, (AtsTranslate, PriRequest)):
-            return HELPFUL
-        if isinstance(body, (SpteSet, SpteClear)):
-            return ESSENTIAL if body.gfn in subject.gfns else NEVER
-        if isinstance(body, SeqRead):
-            return HELPFUL
-        if isinstance(body, (MmuLock, MmuUnlock)):
-            return MINOR
         if isinstance(body, (FlushTlbIpi, Tlbi)):
-            return ESSENTIAL if subject.cache in ("tlb", "iotlb", "atc", "pwc") else DETAIL
-        return DETAIL if isinstance(body, SpteLoad) else NEVER
+            return ESSENTIAL if self._of_the_mm() else DETAIL
+        if not isinstance(body, Message):
+            return NEVER
+        page = getattr(body, body.OWN_PAGE, None) if body.OWN_PAGE else None
+        return body.TOLD.weight if page is None or page in subject.own_pages else NEVER
+
+    def _of_the_mm(self) -> bool:
+        """Whether the translation was filled from the mm's own page table."""
+        cache = caches().get(self.subject.cache)
+        return self.subject.cache == "tlb" if cache is None else cache.table == "shared"
 
     def record(self, record: r.Record, node: str, operation: str) -> int:
         """A record of anyone but memory."""
@@ -197,7 +158,7 @@ class Weights:
             return DETAIL if agent and mine else NEVER
         if isinstance(record, (r.InvalidateBegin, r.InvalidateDone)):
             return HELPFUL if agent and record.fills else NEVER
-        if isinstance(record, (r.GuestExit, r.ApicTrapped)):
+        if isinstance(record, (r.GuestExit, r.AccessTrapped)):
             return DETAIL if agent and mine else NEVER
         return NEVER
 

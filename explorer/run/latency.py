@@ -53,7 +53,7 @@ class Latencies:
             counts[took] = counts.get(took, 0) + 1
 
     def result(self) -> dict[str, Latency]:
-        """By cache (``tlb``, ``iotlb``, ``atc``, ``spte``, ``gtlb``)."""
+        """By cache (``tlb``, and those of secondaries)."""
         return {cache: _latency(counts) for cache, counts in sorted(self._found.items())}
 
 

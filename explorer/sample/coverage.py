@@ -151,5 +151,5 @@ def _points(statistics: Statistics) -> Iterable[str]:
         yield "walk discarded"
     if statistics.frames_reused:
         yield "frame reused"
-    if statistics.apic_untrapped:
-        yield "APIC access not trapped"
+    if statistics.accesses_not_trapped:
+        yield "access not trapped"

@@ -31,7 +31,7 @@ class Found:
 
     verdict: Literal["held", "violated", "inconclusive"]
     breaches: tuple[str, ...]
-    """``S4 by kvm0``."""
+    """``S4 by cpu1``."""
     schedules: int
     violated: int
     """How many of them broke something."""
@@ -45,7 +45,7 @@ class Row:
     race: str
     kernel: str
     expected: str
-    """What its file says: ``held``, ``violated: S4 by kvm0``."""
+    """What its file says: ``held``, ``violated: S4 by cpu1``."""
     stock: Found
     patched: Found | None = None
     """With the patch; None: no patch was asked for, or its function never ran."""

@@ -203,7 +203,7 @@ class Target:
     operation: str
 
     def text(self) -> str:
-        """``S1 by an iommu (iotlb) over Munmap``."""
+        """``S1 by a cpu (tlb) over Munmap``."""
         cache = f" ({self.cache})" if self.cache else ""
         over = f" over {self.operation}" if self.operation else ""
         return f"{self.rule} by {self.role}{cache}{over}"
@@ -217,7 +217,7 @@ def target_of(violation: Violation, world: World, kinds: Mapping[str, str]) -> T
 
 
 def role_of(node: str, world: World) -> str:
-    """``vcpu`` for ``vcpu3``; what is no node plays itself."""
+    """``cpu`` for ``cpu3``; what is no node plays itself."""
     try:
         return node_class(node, world).__name__.lower()
     except KeyError:

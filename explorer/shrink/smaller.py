@@ -126,18 +126,19 @@ def related(case: Case, violation: Violation, rounds: int) -> set[str]:
 
 
 def pages(operation: Operation, node: str, world: World) -> Pages:
-    """The pages of an mm that an operation names; guest addresses go through the memslots."""
+    """The pages of an mm that an operation names; addresses of a node's own are looked up."""
     start = getattr(operation, "address", -1)
     if start < 0:
-        return _guest_pages(getattr(operation, "gpa", 0), node, world)
+        own = operation.OWN_ADDRESS
+        return _own_pages(getattr(operation, own) if own else 0, node, world)
     end = start + max(getattr(operation, "length", 1), 1)
     mm = getattr(operation, "mm", "")
     return {(mm, page) for page in range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1)}
 
 
-def _guest_pages(gpa: int, node: str, world: World) -> Pages:
+def _own_pages(address: int, node: str, world: World) -> Pages:
     part = world.part_of(node)
-    found = part.host_page(gpa) if part is not None else None
+    found = part.host_page(address) if part is not None else None
     return {(found[0], found[1] >> PAGE_SHIFT)} if found is not None else set()
 
 
@@ -194,7 +195,7 @@ def _fewer_levels(case: Case) -> Iterator[Case]:
 
 
 def _addresses(case: Case) -> tuple[int, int]:
-    """The lowest and the end of all host addresses that operations and memslots name."""
+    """The lowest and the end of all host addresses that operations and secondaries name."""
     operations = [step.operation for program in case.programs for step in program.steps]
     named = [(o, field) for o in operations for field in ADDRESSES if hasattr(o, field)]
     ranges = [(getattr(o, field), getattr(o, "length", 1)) for o, field in named]

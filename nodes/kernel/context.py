@@ -13,7 +13,7 @@ R = TypeVar("R", bound=Message)
 
 
 class Processor(Protocol):
-    """A CPU, or the CPU under a vCPU thread, as the kernel sees it (``current`` and arch hooks).
+    """A CPU, whatever its thread runs, as the kernel sees it (``current`` and arch hooks).
 
     A processor runs one thread.  ``call`` spins: the thread keeps the CPU while it waits (a
     spinlock, a load, an IPI acknowledgement); ``sleep`` gives the CPU away until the reply is

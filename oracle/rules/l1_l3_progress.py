@@ -9,9 +9,10 @@ from mmurace.nodes.secondary import Part, secondaries
 from mmurace.nodes.world import World
 from mmurace.oracle.rules.s10_brackets import Bracket
 from mmurace.oracle.state.live import State
+from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
-from mmurace.protocol.envelope import operation_of
+from mmurace.protocol.envelope import REPLY_MARK, operation_of
 from mmurace.protocol.limits import FAULT_RETRIES_MAX
 from mmurace.protocol.pte import describe, permits
 from mmurace.protocol.ranges import page_of
@@ -94,19 +95,6 @@ def _host_page(guest: Part | None, record: FaultRetry) -> tuple[str, int] | None
 
 # ---- L3 --------------------------------------------------------------------------------------
 
-LOCKS = {
-    "PtlLock~": ("PtlLock", True), "PtlUnlock": ("PtlLock", False),
-    "MmapLock~": ("MmapLock", True), "MmapUnlock": ("MmapLock", False),
-    "FolioLock~": ("FolioLock", True), "FolioUnlock": ("FolioLock", False),
-    "AnonVmaLock~": ("AnonVmaLock", True), "AnonVmaUnlock": ("AnonVmaLock", False),
-    "InodeLock~": ("InodeLock", True), "InodeUnlock": ("InodeLock", False),
-    "ImmapLock~": ("ImmapLock", True), "ImmapUnlock": ("ImmapLock", False),
-    "MmuLock~": ("MmuLock", True), "MmuUnlock": ("MmuLock", False),
-    "SpaLock~": ("SpaLock", True), "SpaUnlock": ("SpaLock", False),
-    "AtsdLock~": ("AtsdLock", True), "AtsdUnlock": ("AtsdLock", False),
-}  # fmt: skip
-"""Deliveries that mean a lock of that kind was taken (True) or given back."""
-
 Waiting = tuple[str, str, str, str]
 """(id, kind, who asked, who should answer)."""
 
@@ -116,12 +104,13 @@ class Deadlocks:
 
     def __init__(self, found: list[Violation]) -> None:
         self.found = found
+        self.locks = lock_kinds().moved
         self.held: Final[dict[str, list[tuple[str, str]]]] = {}
         """Operation in flight -> (lock kind, node of the lock), in the order taken."""
 
     def lock(self, kind: str, op_id: str, src: str, dst: str) -> None:
-        """A delivery of a kind in ``LOCKS`` for an operation."""
-        lock, taken = LOCKS[kind]
+        """A delivery of a kind in ``locks`` for an operation."""
+        lock, taken = self.locks[kind]
         held = self.held.setdefault(op_id, [])
         if taken:
             held.append((lock, src))
@@ -162,9 +151,10 @@ class Deadlocks:
         """Operations that hold the lock that ``op`` waits for, or keep its receiver busy."""
         found: list[str] = []
         for _, kind, _, dst in _leaves(chains[op]):
+            lock, _ = self.locks.get(kind + REPLY_MARK, ("", False))
             for other, chain in chains.items():
-                holds = (kind, dst) in self.held.get(other, ())
-                busy = kind + "~" not in LOCKS and any(w[2] == dst for w in chain)
+                holds = (lock, dst) in self.held.get(other, ())
+                busy = not lock and any(w[2] == dst for w in chain)
                 if other != op and (holds or busy):
                     found.append(other)
         return found

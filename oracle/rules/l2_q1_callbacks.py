@@ -1,6 +1,6 @@
 """Rule L2: an invalidation ends within a bounded number of its own steps, whoever faults beside it.
 
-    cpu0 (invalidate)                   vcpus
+    cpu0 (invalidate)                   guests
     start: lock; zap; ...               fault, retry, fault, ...
     unlock; end                         [Required: after so many steps of cpu0, whatever they do]
 

@@ -32,7 +32,7 @@ class Completion:
         self._moved(key, event, isinstance(record, InvalidateBegin))
 
     def request(self, record: RequestPosted, event: Event) -> None:
-        """A vCPU is asked for something, or was seen out of guest mode since."""
+        """A holder is asked for something, or was seen out of guest mode since."""
         self._moved((event.node, record.request, "", 0, 0), event, not record.done)
 
     def _moved(self, key: _Key, event: Event, begins: bool) -> None:

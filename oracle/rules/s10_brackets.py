@@ -1,4 +1,8 @@
-"""Rule S10: KVM's own bracket (``mmu_invalidate_seq`` and ``mmu_invalidate_in_progress``)."""
+"""Rule S10: a subscriber's own bracket: a count of invalidations in progress, and a sequence.
+
+The sequence is raised before the count falls, so that a fault that looked a page up in between sees
+that it must look again.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,14 @@ from mmurace.protocol.records import Invalidation
 
 
 class Bracket:
-    """One VM's counters as its records tell them."""
+    """One subscriber's counters as its records tell them."""
 
     __slots__ = ("begins", "ends", "history", "in_progress", "seq")
 
     def __init__(self) -> None:
         self.begins = self.ends = self.in_progress = 0
         self.seq = -1
-        """``mmu_invalidate_seq`` at the last end; before any, at the first begin."""
+        """The sequence at the last end; before any, at the first begin."""
         self.history: deque[tuple[int, int]] = deque(((0, 0),), maxlen=ORACLE_PAGE_HISTORY)
         """(delivery, count) of the last records, for rule L1."""
 
@@ -33,7 +37,7 @@ class Brackets:
         self.found = found
         self.of: dict[str, Bracket] = {}
         self.gone: set[str] = set()
-        """VMs that are dead or unregistered: the end of a bracket may not have found them."""
+        """Those that are dead or unregistered: the end of a bracket may not have found them."""
 
     def invalidation(self, record: Invalidation, event: Event) -> None:
         """A count moved."""

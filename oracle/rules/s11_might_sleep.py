@@ -1,14 +1,15 @@
 """Rule S11: nobody sleeps where they may not (the kernel's ``might_sleep``).
 
     a thread
-    spin_lock(ptl) or write_lock(mmu_lock)
+    spin_lock(ptl), or another spinlock
     a request that may sleep            [Required: not before the unlock]
     unlock
 
-A page-table lock, ``mmu_lock`` and a link's ``atsd_lock`` are spinlocks.  ``invalidate_range``,
-``arch_invalidate_secondary_tlbs``, ``change_pte`` and the young callbacks are called under them, so
-they never sleep, whoever holds what; ``invalidate_range_start`` and ``_end`` may sleep, so they are
-not called under a spinlock.  A request that may sleep is a breach even if it did not have to.
+A page-table lock is a spinlock, and so are some that drivers have (``Lock.spins``).
+``invalidate_range``, ``arch_invalidate_secondary_tlbs``, ``change_pte`` and the young callbacks are
+called under them, so they never sleep, whoever holds what; ``invalidate_range_start`` and ``_end``
+may sleep, so they are not called under a spinlock.  A request that may sleep is a breach even if it
+did not have to.
 
 Rule Q1, here: an operation that has returned holds none of these locks.
 """
@@ -18,19 +19,10 @@ from __future__ import annotations
 from typing import Final
 
 from mmurace.oracle.state.live import Op, State
+from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import REPLY_MARK
 from mmurace.protocol.records import NotifierCall
-
-_TAKEN: Final = {"PtlLock~": "PtlLock", "MmuLock~": "MmuLock", "AtsdLock~": "AtsdLock"}
-_FREED: Final = {"PtlUnlock": "PtlLock", "MmuUnlock": "MmuLock", "AtsdUnlock": "AtsdLock"}
-_SLEEP: Final = frozenset({
-    "MmapLock", "FolioLock", "FolioWait", "AnonVmaLock", "ImmapLock", "MemslotAdd", "FrameAlloc",
-    "SynchronizeSrcu", "ReclaimThrottle", "SpaLock", "InodeLock", "ReadFolio", "WritePage",
-})  # fmt: skip
-"""Requests that may sleep: sleeping locks, memory (``GFP_KERNEL``), grace periods."""
-CONTEXT: Final = frozenset({*_TAKEN, *_FREED, *_SLEEP})
-"""Kinds of messages that this rule looks at."""
 
 ATOMIC: Final = frozenset({
     "invalidate_range", "arch_invalidate_secondary_tlbs", "change_pte", "clear_flush_young",
@@ -42,6 +34,9 @@ _SLEEPS: Final = frozenset(
     for callback in ("invalidate_range_start", "invalidate_range_end", "release")
 )
 """Callbacks that may are not called where nobody may."""
+
+
+_NO_LOCK: Final = ("", False)
 
 
 class _Thread:
@@ -80,24 +75,29 @@ class Context:
 
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
+        locks = lock_kinds()
+        self._moved = {kind: of for kind, of in locks.moved.items() if of[0] in locks.spins}
+        self.watched = frozenset({*self._moved, *locks.sleeps})
+        """Kinds of deliveries that this rule looks at."""
         self.threads: dict[str, _Thread] = {}
         """By operation in flight; those that have come to no lock and no callback are not here."""
 
     def delivered(self, kind: str, message: str, op: Op, n: int, dst: str) -> None:
-        """A delivery of a kind in ``CONTEXT`` for an operation in flight."""
+        """A delivery of a kind in ``watched`` for an operation in flight."""
         thread = self.threads.get(op.id)
-        if kind in _TAKEN:
+        lock, taken = self._moved.get(kind, _NO_LOCK)
+        if taken:
             if thread is None:
                 thread = self.threads[op.id] = _Thread()
             if message not in thread.seen:
                 thread.seen.add(message)
-                thread.held.append((_TAKEN[kind], message))
+                thread.held.append((lock, message))
         elif thread is None:
             return
-        elif kind in _FREED:
+        elif lock:
             if message not in thread.seen:
                 thread.seen.add(message)
-                thread.release(_FREED[kind], message)
+                thread.release(lock, message)
         elif thread.held or thread.atomic:
             self._sleeps(thread, op, Event(kind, n, dst, message))
 

@@ -1,6 +1,6 @@
 """Rules S1 and S3, judged at each access that goes through a translation; and S8 at each fill.
 
-A vCPU's VMCS is such a translation too: it is in use whenever the guest runs.
+A latched value is such a translation too: it is in use whenever the guest runs.
 Accesses without a translation are the kernel's own: it holds a reference to what it touches.
 """
 
@@ -35,7 +35,7 @@ class Safety:
             self.found += [late, *([shared] if shared is not None else [])]
 
     def in_guest(self, fill: Cached, event: Event, row: Row) -> None:
-        """The guest runs with a frame number in the VMCS.
+        """The guest runs with a frame number that its processor has latched.
 
         Hardware asks no table about it: guest accesses to that frame trap, whoever owns it by
         now, and those to the page that took its place do not.

@@ -148,7 +148,7 @@ _row(
     "S10", "owed", "unpaired-invalidation",
     "A subscriber's ends pair with its starts, its count is never negative, and the sequence has "
     "moved before the count falls.",
-    "what can change between start and end: registration, memslots, an early return",
+    "what can change between start and end: registration, its own ranges, an early return",
     "s10_brackets",
 )  # fmt: skip
 _row(

@@ -1,4 +1,4 @@
-"""The records of vCPUs and of KVM: requests, VM entries, KVM's own brackets, the APIC page."""
+"""The records of who runs guests: requests, latched values in use, brackets of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mmurace.oracle.rules.l4_completion import Completion
 from mmurace.oracle.rules.o_s4_deadlines import Obligations
 from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
 from mmurace.oracle.rules.s10_brackets import Brackets
+from mmurace.oracle.state.kinds import Kinds
 from mmurace.oracle.state.live import Cached, Op, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.state.statistics import Statistics
@@ -15,8 +16,6 @@ from mmurace.oracle.violation import Event
 from mmurace.oracle.windows import Windows
 from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
-
-APIC_PAGE_RELOAD = "APIC_PAGE_RELOAD"
 
 
 class GuestRecords:
@@ -30,6 +29,7 @@ class GuestRecords:
     completion: Completion
     windows: Windows | None
     _memory: int
+    _kinds: Kinds
     _shadow: Mapping[str, frozenset[str]]
     _told_of: Mapping[str, frozenset[str]]
     _n: int
@@ -41,13 +41,13 @@ class GuestRecords:
         raise NotImplementedError
 
     def _in_use(self) -> list[Cached]:
-        """What the VMCS of the vCPU at hand is used with."""
+        """Latched values that the node at hand is used with."""
         held = self.state.latched.get(self._node, ())
         return [fill for fill in held if fill.usable and not fill.closed]
 
     def _request_posted(self, record: r.RequestPosted) -> None:
         self.completion.request(record, self._event("request posted"))
-        if record.done and record.request == APIC_PAGE_RELOAD:
+        if record.done and record.request in self._kinds.dropped_on:
             op = self.state.ops.get(self._op_id)
             if self.windows is not None and op is not None:
                 self.windows.reload(self._in_use(), op, self._node, self._row)
@@ -55,7 +55,7 @@ class GuestRecords:
                 self.state.close(fill, self._n, gone=False)
 
     def _guest_enter(self, record: r.GuestEnter) -> None:
-        fill = self.state.fills.get(record.vmcs) if record.vmcs else None
+        fill = self.state.fills.get(record.latched) if record.latched else None
         if fill is None:
             return
         installed = not fill.usable and not fill.closed
@@ -86,8 +86,8 @@ class GuestRecords:
         ]
         self.obligations.bracket_ended(ended, self._shadow[subscriber], event, self._row)
 
-    def _apic_trapped(self, record: r.ApicTrapped) -> None:
+    def _access_trapped(self, record: r.AccessTrapped) -> None:
         for fill in self.state.latched.get(self._node, ()):
-            self.safety.in_guest(fill, self._event("APIC access"), self._row)
-        self.statistics.apic_trapped += record.trapped
-        self.statistics.apic_untrapped += not record.trapped
+            self.safety.in_guest(fill, self._event("access that must trap"), self._row)
+        self.statistics.accesses_trapped += record.trapped
+        self.statistics.accesses_not_trapped += not record.trapped

@@ -24,6 +24,8 @@ class Kinds(NamedTuple):
     by_guest_address: frozenset[str]
     latched: frozenset[str]
     """Values count as usable once their holder begins to use them."""
+    dropped_on: frozenset[str]
+    """Requests that make a holder drop such a value."""
     read_only: frozenset[str]
     tags_reused: frozenset[str]
 
@@ -46,6 +48,7 @@ def _kinds(known: tuple[Secondary, ...]) -> Kinds:
         sources=frozenset(one.source for one in caches if one.source),
         by_guest_address=frozenset(one.name for one in caches if one.by_guest_address),
         latched=frozenset(one.name for one in caches if one.latched),
+        dropped_on=frozenset(one.dropped_on for one in caches if one.dropped_on),
         read_only=frozenset(one.name for one in caches if one.read_only),
         tags_reused=frozenset(one.name for one in caches if one.tags_reused),
     )

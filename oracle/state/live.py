@@ -344,7 +344,7 @@ class State:
     def lost(self, node: str) -> None:
         """A node is dead: what it cached and the accesses that it made are gone with it.
 
-        What others do for an operation of it goes on, such as a walk by its IOMMU.
+        What others do for an operation of it goes on, such as a walk by its unit.
         """
         for fill in list(self.fills.values()):
             if fill.agent == node:

@@ -23,7 +23,7 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
     retries: dict[str, int] = {}
     """By the kernel's reason."""
     secondary_invalidations: dict[str, int] = {}
-    """Invalidations of an IOTLB, by the kind of operation (measure P2)."""
+    """Commands to caches that are filled by a walk, by the kind of operation (measure P2)."""
     secondary_repeated: dict[str, int] = {}
     """Of these, those that repeat one of the same operation with no change between them."""
     secondary_pages: dict[str, int] = {}
@@ -37,9 +37,10 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
     zapped: dict[str, int] = {}
     """Shadow entries zapped, by the event of the bracket (measure P3)."""
     walks_discarded: int = 0
-    apic_trapped: int = 0
-    apic_untrapped: int = 0
-    """Guest accesses to the APIC page that went to raw memory."""
+    accesses_trapped: int = 0
+    """Accesses that a latched value makes trap, and that did."""
+    accesses_not_trapped: int = 0
+    """Those that went to memory."""
     out_of_memory: int = 0
     """Allocations that found the pool empty."""
     oom_kills: int = 0

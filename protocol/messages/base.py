@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args
 import msgspec
 
 from mmurace.protocol.errors import EmulatorError
+from mmurace.protocol.lock import Lock
+from mmurace.protocol.told import Told
 
 ObjectKey = tuple[str | int, ...]
 """A shared object: a label and what completes it, e.g. ``("word", frame, index)``.
@@ -32,6 +34,21 @@ class Message(
 
     OBJECT: ClassVar[tuple[str, ...]] = ()
     ACCESS: ClassVar[str] = "write"
+
+    TAKES: ClassVar[Lock | None] = None
+    """The lock that its receiver has granted when it answers."""
+    GIVES_BACK: ClassVar[Lock | None] = None
+    MAY_SLEEP: ClassVar[bool] = False
+    """Whoever sends it may have to sleep, other than for a lock."""
+    MAY_COME_LATER: ClassVar[bool] = False
+    """A handler that makes it wait does nothing else, and the answer is the same as if it had come
+    when it need not wait.  True of all requests for locks."""
+
+    TOLD: ClassVar[Told] = Told()
+    OWN_PAGE: ClassVar[str] = ""
+    """The field with a page number of the receiver's own, which stands for one of an mm."""
+    OF_MM: ClassVar[str] = "mm"
+    """The field, if there is one, that says whose translations it is about."""
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.told import ESSENTIAL, Told
 
 
 def pid_tag(pid: int) -> str:
@@ -93,4 +94,5 @@ class Tlbie(Request[Ack], frozen=True):
     pid: int
     start: int
     end: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("xsl", "pid")
+    OBJECT: ClassVar[tuple[str, ...]] = ("pid_tlb", "pid")
+    TOLD: ClassVar[Told] = Told(weight=ESSENTIAL, row="receiver")

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import Count, Flag, FrameNumber
 
@@ -95,6 +96,7 @@ class ReadFolio(Request[Ack], frozen=True):
     index: int
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame")
+    MAY_SLEEP: ClassVar[bool] = True
 
 
 class WritePage(Request[Ack], frozen=True):
@@ -104,6 +106,7 @@ class WritePage(Request[Ack], frozen=True):
     index: int
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("disk", "file", "index")
+    MAY_SLEEP: ClassVar[bool] = True
 
 
 class TruncateBlocks(Request[Ack], frozen=True):
@@ -139,11 +142,16 @@ class FileSizeStore(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("i_size", "file")
 
 
+_INODE = Lock("InodeLock", "inode lock of {file}")
+_I_MMAP = Lock("ImmapLock", "i_mmap_rwsem of {file}")
+
+
 class InodeLock(Request[Ack], frozen=True):
     """``inode_lock``: one truncation of a file at a time; sleeps."""
 
     file: str
     OBJECT: ClassVar[tuple[str, ...]] = ("i_rwsem", "file")
+    TAKES: ClassVar[Lock | None] = _INODE
 
 
 class InodeUnlock(Request[Ack], frozen=True):
@@ -151,6 +159,7 @@ class InodeUnlock(Request[Ack], frozen=True):
 
     file: str
     OBJECT: ClassVar[tuple[str, ...]] = ("i_rwsem", "file")
+    GIVES_BACK: ClassVar[Lock | None] = _INODE
 
 
 class ImmapLock(Request[Ack], frozen=True):
@@ -159,6 +168,7 @@ class ImmapLock(Request[Ack], frozen=True):
     file: str
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("i_mmap_rwsem", "file")
+    TAKES: ClassVar[Lock | None] = _I_MMAP
 
 
 class ImmapUnlock(Request[Ack], frozen=True):
@@ -166,6 +176,7 @@ class ImmapUnlock(Request[Ack], frozen=True):
 
     file: str
     OBJECT: ClassVar[tuple[str, ...]] = ("i_mmap_rwsem", "file")
+    GIVES_BACK: ClassVar[Lock | None] = _I_MMAP
 
 
 class ImmapInsert(Request[Ack], frozen=True):

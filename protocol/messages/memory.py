@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from mmurace.protocol.messages import memory_locks as locks
 from mmurace.protocol.messages.base import Ack, Message, Request
 
 
@@ -100,12 +101,6 @@ class VmaRange(Message, frozen=True):
     vmas: tuple[Vma, ...]
     floor: int
     ceiling: int
-
-
-class Waiter(Message, frozen=True):
-    """An entry of a wait queue, by the request that put it there; empty: nothing to wait for."""
-
-    waiter: str
 
 
 class Subscribers(Message, frozen=True):
@@ -208,91 +203,20 @@ class FrameWrite(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame", "word")
 
 
-# ---- locks ---------------------------------------------------------------------------------
+# ---- locks: in a file of their own, and asked of ``memory`` like all else here ------------------
 
-
-class PtlLock(Request[Ack], frozen=True):
-    """``pte_offset_map_lock``: the spinlock of one page-table page; granted in order."""
-
-    table: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
-
-
-class PtlUnlock(Request[Ack], frozen=True):
-    """``pte_unmap_unlock``."""
-
-    table: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("ptl", "table")
-
-
-class MmapLock(Request[Ack], frozen=True):
-    """``mmap_read_lock`` or ``mmap_write_lock``; sleeps."""
-
-    mm: str
-    write: bool
-    OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
-    ACCESS: ClassVar[str] = "add"
-
-
-class MmapUnlock(Request[Ack], frozen=True):
-    """``mmap_read_unlock`` or ``mmap_write_unlock``."""
-
-    mm: str
-    OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
-    ACCESS: ClassVar[str] = "add"
-
-
-class MmapDowngrade(Request[Ack], frozen=True):
-    """``mmap_write_downgrade``: the writer becomes a reader without letting go."""
-
-    mm: str
-    OBJECT: ClassVar[tuple[str, ...]] = ("mmap_lock", "mm")
-
-
-class FolioLock(Request[Ack], frozen=True):
-    """``folio_lock``; sleeps."""
-
-    frame: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-
-
-class FolioUnlock(Request[Ack], frozen=True):
-    """``folio_unlock``; wakes those who wait for it."""
-
-    frame: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-
-
-class FolioAddWaiter(Request[Waiter], frozen=True):
-    """``folio_wait_table`` gets a waiter for the lock, if it is taken; sleeps not yet."""
-
-    frame: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-
-
-class FolioWait(Request[Ack], frozen=True):
-    """``io_schedule``: answered once the waiter was woken by an unlock; sleeps, takes nothing."""
-
-    frame: int
-    waiter: str
-    OBJECT: ClassVar[tuple[str, ...]] = ("folio_lock", "frame")
-
-
-class AnonVmaLock(Request[Ack], frozen=True):
-    """The rmap lock (``anon_vma`` rwsem) of an mm's anonymous memory; sleeps."""
-
-    mm: str
-    write: bool
-    OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
-    ACCESS: ClassVar[str] = "add"
-
-
-class AnonVmaUnlock(Request[Ack], frozen=True):
-    """Release the rmap lock."""
-
-    mm: str
-    OBJECT: ClassVar[tuple[str, ...]] = ("anon_vma", "mm")
-    ACCESS: ClassVar[str] = "add"
+PtlLock = locks.PtlLock
+PtlUnlock = locks.PtlUnlock
+MmapLock = locks.MmapLock
+MmapUnlock = locks.MmapUnlock
+MmapDowngrade = locks.MmapDowngrade
+FolioLock = locks.FolioLock
+FolioUnlock = locks.FolioUnlock
+FolioAddWaiter = locks.FolioAddWaiter
+Waiter = locks.Waiter
+FolioWait = locks.FolioWait
+AnonVmaLock = locks.AnonVmaLock
+AnonVmaUnlock = locks.AnonVmaUnlock
 
 
 # ---- frames --------------------------------------------------------------------------------
@@ -309,6 +233,7 @@ class FrameAlloc(Request[FrameNumber], frozen=True):
     level: int = 0
     """For a table: 0 holds leaf entries."""
     OBJECT: ClassVar[tuple[str, ...]] = ("allocator",)
+    MAY_SLEEP: ClassVar[bool] = True
 
 
 class PageGet(Request[Flag], frozen=True):

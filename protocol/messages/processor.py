@@ -1,10 +1,11 @@
-"""What a processor (a ``cpu`` node, or the CPU that a ``vcpu`` thread runs on) answers."""
+"""What a processor (a ``cpu`` node, or the CPU under a thread that runs a guest) answers."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from mmurace.protocol.messages.base import Ack, Request
+from mmurace.protocol.told import Told
 
 
 class FlushTlbIpi(Request[Ack], frozen=True):
@@ -13,6 +14,7 @@ class FlushTlbIpi(Request[Ack], frozen=True):
     mm: str
     start: int
     end: int
+    TOLD: ClassVar[Told] = Told(row="receiver")
 
 
 class Tlbi(Request[Ack], frozen=True):
@@ -25,6 +27,7 @@ class Tlbi(Request[Ack], frozen=True):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
+    TOLD: ClassVar[Told] = Told(row="receiver")
 
 
 class SyncIpi(Request[Ack], frozen=True):
@@ -47,3 +50,4 @@ class SynchronizeSrcu(Request[Ack], frozen=True):
     """
 
     OBJECT: ClassVar[tuple[str, ...]] = ("srcu",)
+    MAY_SLEEP: ClassVar[bool] = True

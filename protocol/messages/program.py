@@ -1,10 +1,12 @@
-"""Operations: what programs ask of processors, devices and vCPUs, one message each.
+"""Operations: what programs ask of nodes, one message each.
 
 The broker feeds a program's next operation when the last one is done; the id of the message is
 ``program/index``.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from mmurace.protocol.messages.base import Message, Request
 
@@ -17,6 +19,21 @@ class OpDone(Message, frozen=True):
 
 class Operation(Request[OpDone], frozen=True):
     """Base of all operations."""
+
+    FUNCTION: ClassVar[str] = ""
+    """The kernel function that serves it; of an access, that serves its fault."""
+    CHANGES: ClassVar[str] = ""
+    """The kernel function in which it takes an entry away."""
+    AGENT: ClassVar[str] = ""
+    """Whose access it is (``user``), if it is one: its fields are ``write`` and ``value``."""
+    CALLED: ClassVar[str] = ""
+    """What is said of its node while it runs, if not ``FUNCTION``."""
+    DATA: ClassVar[str] = ""
+    """What its loads and stores of memory are called (``guest {}``), if not by ``AGENT``."""
+    OWN_ADDRESS: ClassVar[str] = ""
+    """The field with an address of its node's own, which stands for one of an mm."""
+    GIVES_RANGE: ClassVar[bool] = False
+    """From then on addresses of a secondary's own stand for [address, address + length)."""
 
 
 def operation_kinds() -> list[type[Operation]]:
@@ -44,6 +61,8 @@ class Mmap(Operation, frozen=True):
     offset: int = 0
     shared: bool = False
     """``MAP_SHARED``; only of a file."""
+    FUNCTION: ClassVar[str] = "mmap_region"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class Mremap(Operation, frozen=True):
@@ -54,6 +73,8 @@ class Mremap(Operation, frozen=True):
     length: int
     new_address: int
     new_length: int
+    FUNCTION: ClassVar[str] = "move_page_tables"
+    CHANGES: ClassVar[str] = "move_ptes"
 
 
 class Fork(Operation, frozen=True):
@@ -61,24 +82,32 @@ class Fork(Operation, frozen=True):
 
     mm: str
     child: str
+    FUNCTION: ClassVar[str] = "dup_mmap"
+    CHANGES: ClassVar[str] = "copy_present_pte"
 
 
 class ClearRefs(Operation, frozen=True):
     """4 is written to ``/proc/PID/clear_refs``: from now on stores make pages soft-dirty again."""
 
     mm: str
+    FUNCTION: ClassVar[str] = "clear_refs_write"
+    CHANGES: ClassVar[str] = "clear_soft_dirty"
 
 
 class Execve(Operation, frozen=True):
     """``execve`` in the process of ``mm``: nothing is mapped in it afterwards."""
 
     mm: str
+    FUNCTION: ClassVar[str] = "exec_mmap"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class Exit(Operation, frozen=True):
     """``exit_group`` of the process of ``mm``: nothing is mapped in it afterwards."""
 
     mm: str
+    FUNCTION: ClassVar[str] = "exit_mmap"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class Truncate(Operation, frozen=True):
@@ -86,12 +115,16 @@ class Truncate(Operation, frozen=True):
 
     file: str
     size: int
+    FUNCTION: ClassVar[str] = "unmap_mapping_range"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class Writeback(Operation, frozen=True):
     """A flusher thread writes the dirty pages of a file, which stay in memory."""
 
     file: str
+    FUNCTION: ClassVar[str] = "write_cache_pages"
+    CHANGES: ClassVar[str] = "page_mkclean_one"
 
 
 class Munmap(Operation, frozen=True):
@@ -100,6 +133,8 @@ class Munmap(Operation, frozen=True):
     mm: str
     address: int
     length: int
+    FUNCTION: ClassVar[str] = "do_munmap"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class Brk(Operation, frozen=True):
@@ -107,6 +142,8 @@ class Brk(Operation, frozen=True):
 
     mm: str
     address: int
+    FUNCTION: ClassVar[str] = "do_brk"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class Mprotect(Operation, frozen=True):
@@ -117,6 +154,8 @@ class Mprotect(Operation, frozen=True):
     length: int
     read: bool
     write: bool
+    FUNCTION: ClassVar[str] = "do_mprotect"
+    CHANGES: ClassVar[str] = "change_pte_range"
 
 
 class MadviseDontneed(Operation, frozen=True):
@@ -125,6 +164,8 @@ class MadviseDontneed(Operation, frozen=True):
     mm: str
     address: int
     length: int
+    FUNCTION: ClassVar[str] = "madvise_dontneed"
+    CHANGES: ClassVar[str] = "zap_pte_range"
 
 
 class MadviseFree(Operation, frozen=True):
@@ -133,12 +174,16 @@ class MadviseFree(Operation, frozen=True):
     mm: str
     address: int
     length: int
+    FUNCTION: ClassVar[str] = "madvise_free"
+    CHANGES: ClassVar[str] = "madvise_free_pte_range"
 
 
 class Kswapd(Operation, frozen=True):
     """kswapd wakes up and looks at ``pages`` pages; it has no mm of its own."""
 
     pages: int
+    FUNCTION: ClassVar[str] = "shrink_folio_list"
+    CHANGES: ClassVar[str] = "try_to_unmap_one"
 
 
 class MigratePages(Operation, frozen=True):
@@ -147,6 +192,8 @@ class MigratePages(Operation, frozen=True):
     mm: str
     address: int
     length: int
+    FUNCTION: ClassVar[str] = "move_pages"
+    CHANGES: ClassVar[str] = "try_to_migrate_one"
 
 
 class Touch(Operation, frozen=True):
@@ -156,3 +203,7 @@ class Touch(Operation, frozen=True):
     address: int
     write: bool
     value: int = 0
+    FUNCTION: ClassVar[str] = "handle_mm_fault"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    AGENT: ClassVar[str] = "user"
+    CALLED: ClassVar[str] = "user access"

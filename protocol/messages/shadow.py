@@ -18,6 +18,9 @@ class DeviceAccess(Operation, frozen=True):
     address: int
     write: bool
     value: int = 0
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    AGENT: ClassVar[str] = "device"
+    CALLED: ClassVar[str] = "device access"
 
 
 class InvalidateRangeStart(Request[Ack], frozen=True):

@@ -46,6 +46,7 @@ class ReclaimThrottle(Request[Flag], frozen=True):
     """
 
     OBJECT: ClassVar[tuple[str, ...]] = ("isolated",)
+    MAY_SLEEP: ClassVar[bool] = True
 
 
 class PutbackLru(Request[Ack], frozen=True):

@@ -27,7 +27,7 @@ def node_class(unit: Unit, name: str) -> type[Node]:
 SVA = Secondary(
     name="sva",
     key="units",
-    named_by=("unit", "device"),
+    named_by={"unit": lambda unit: (unit.name,), "device": lambda unit: unit.devices},
     idle=frozenset({"DeviceRemove"}),
     points={"upper_entry_kept": frozenset()},
     place=0,
@@ -35,12 +35,16 @@ SVA = Secondary(
     node_class=node_class,
     caches=(
         Cache(
-            "iotlb", "shared", filled_by="IOMMU page walk",
+            "iotlb", "shared", filled_by="IOMMU page walk", held_in="its IOTLB",
             dropped_by=(IotlbInvalidate,), heard=(Tlbi,),
         ),
-        Cache(PWC, "shared", upper=True, dropped_by=(IotlbInvalidate,), heard=(Tlbi,)),
+        Cache(
+            PWC, "shared", upper=True, held_in="its paging-structure cache",
+            dropped_by=(IotlbInvalidate,), heard=(Tlbi,),
+        ),
         Cache(
             "atc", "shared", source="iotlb", filled_by="ATS translation request",
+            held_in="its ATC",
             dropped_by=(InvalidateRequest,),
         ),
     ),

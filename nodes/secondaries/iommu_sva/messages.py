@@ -7,6 +7,23 @@ from typing import ClassVar
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import Flag
 from mmurace.protocol.messages.program import Operation
+from mmurace.protocol.told import (
+    ESSENTIAL,
+    HELPFUL,
+    Told,
+    Values,
+    finds_entry,
+    over_range,
+    says,
+)
+
+
+def _dma(values: Values, _: str) -> str:
+    return f"DMA {'store to' if values['write'] else 'load from'} {values['address']:#x}"
+
+
+def _page_request(_: Values, target: str) -> str:
+    return f"page request to {target}"
 
 
 class DmaDone(Message, frozen=True):
@@ -24,6 +41,8 @@ class DmaAccess(Request[DmaDone], frozen=True):
     write: bool
     value: int
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
+    OF_MM: ClassVar[str] = "pasid"
+    TOLD: ClassVar[Told] = Told(function="DMA", wording=_dma, weight=ESSENTIAL, row="receiver")
 
 
 class Translation(Message, frozen=True):
@@ -43,6 +62,12 @@ class AtsTranslate(Request[Translation], frozen=True):
     address: int
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
+    OF_MM: ClassVar[str] = "pasid"
+    TOLD: ClassVar[Told] = Told(
+        function="ATS translation request",
+        wording=finds_entry("ATS translation request"),
+        weight=HELPFUL,
+    )
 
 
 class PriRequest(Request[Flag], frozen=True):
@@ -51,6 +76,8 @@ class PriRequest(Request[Flag], frozen=True):
     pasid: str
     address: int
     write: bool
+    OF_MM: ClassVar[str] = "pasid"
+    TOLD: ClassVar[Told] = Told(function="page request", wording=_page_request, weight=HELPFUL)
 
 
 class AtcInvalidate(Request[Ack], frozen=True):
@@ -60,6 +87,12 @@ class AtcInvalidate(Request[Ack], frozen=True):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("atc", "pasid")
+    OF_MM: ClassVar[str] = "pasid"
+    TOLD: ClassVar[Told] = Told(
+        function="ATC invalidation command",
+        wording=over_range("ATC invalidation command"),
+        weight=ESSENTIAL,
+    )
 
 
 class IotlbInvalidate(Request[Ack], frozen=True):
@@ -74,6 +107,14 @@ class IotlbInvalidate(Request[Ack], frozen=True):
     end: int
     leaf: bool = False
     OBJECT: ClassVar[tuple[str, ...]] = ("iotlb", "pasid")
+    OF_MM: ClassVar[str] = "pasid"
+    TOLD: ClassVar[Told] = Told(
+        function="iommu_sva_invalidate_secondary_tlbs",
+        called="IOTLB invalidation",
+        wording=over_range("IOTLB invalidation"),
+        weight=ESSENTIAL,
+        row="receiver",
+    )
 
 
 class DetachDevice(Request[Ack], frozen=True):
@@ -94,6 +135,13 @@ class InvalidateRequest(Request[Ack], frozen=True):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("atc", "pasid")
+    OF_MM: ClassVar[str] = "pasid"
+    TOLD: ClassVar[Told] = Told(
+        function="ATC invalidation",
+        wording=over_range("ATC invalidation"),
+        weight=ESSENTIAL,
+        row="receiver",
+    )
 
 
 class SurpriseDown(Request[Ack], frozen=True):
@@ -101,6 +149,10 @@ class SurpriseDown(Request[Ack], frozen=True):
 
     Answered once nothing that it has sent is on its way.
     """
+
+    TOLD: ClassVar[Told] = Told(
+        function="the link to the device is down", wording=says("pulled out: its ATC is gone")
+    )
 
 
 # ---- operations, and what a processor answers ------------------------------------------------
@@ -113,6 +165,10 @@ class Dma(Operation, frozen=True):
     address: int
     write: bool
     value: int = 0
+    FUNCTION: ClassVar[str] = "iommu_sva_handle_iopf"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    AGENT: ClassVar[str] = "DMA"
+    CALLED: ClassVar[str] = "DMA"
 
 
 class DeviceRemove(Operation, frozen=True):
@@ -120,6 +176,8 @@ class DeviceRemove(Operation, frozen=True):
 
     unit: str
     device: str
+    FUNCTION: ClassVar[str] = "iommu_release_device"
+    CHANGES: ClassVar[str] = "iommu_release_device"
 
 
 class PageRequest(Request[Flag], frozen=True):
@@ -128,3 +186,4 @@ class PageRequest(Request[Flag], frozen=True):
     mm: str
     address: int
     write: bool
+    TOLD: ClassVar[Told] = Told(function="iommu_sva_handle_iopf", wording=_page_request)

@@ -49,7 +49,7 @@ def passes_over(kernel: Kernel, event: MmuNotifierEvent) -> bool:
 KVM = Secondary(
     name="kvm",
     key="vms",
-    named_by=("vm",),
+    named_by={"vm": lambda vm: (vm.name,)},
     idle=frozenset({"KvmAddMemslot", "Sigkill", "KvmDestroyVm"}),
     place=1,
     part=Vm,
@@ -57,6 +57,7 @@ KVM = Secondary(
     caches=(
         Cache(
             "spte", "shadow", refused="mmu_invalidate_retry", filled_by="kvm_mmu_page_fault",
+            held_in="a shadow entry",
             dropped_by=(SpteClear,),
         ),
         Cache(
@@ -64,12 +65,13 @@ KVM = Secondary(
             dropped_by=(KvmRequest, TlbiVmid),
             drops=lambda message: getattr(message, "request", KVM_REQ_TLB_FLUSH)
             == KVM_REQ_TLB_FLUSH,
-            filled_by="hardware walk of the shadow table",
+            filled_by="hardware walk of the shadow table", held_in="the guest's TLB",
         ),
         Cache(
             "vmcs", "shadow", by_guest_address=True, latched=True, read_only=True,
-            refused="apic reload",
+            refused="apic reload", dropped_on=KVM_REQ_APIC_PAGE_RELOAD,
             dropped_by=(KvmRequest,), filled_by="kvm_vcpu_reload_apic_access_page",
+            held_in="the VMCS", shows="VMCS: APIC page = frame {frame:#x}",
             drops=lambda message: message.request == KVM_REQ_APIC_PAGE_RELOAD,
         ),
     ),

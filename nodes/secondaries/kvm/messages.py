@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
 
+from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import Count
 from mmurace.protocol.messages.program import Operation
+from mmurace.protocol.pte import describe
+from mmurace.protocol.told import (
+    DETAIL,
+    ESSENTIAL,
+    HELPFUL,
+    MINOR,
+    Told,
+    Values,
+    finds_entry,
+    range_text,
+    reply,
+    says,
+)
+
+# ---- how reports tell of them ------------------------------------------------------------------
+
+
+def _memslot(values: Values, _: str) -> str:
+    slot = values["slot"]
+    first = slot["gfn"] if isinstance(slot, Mapping) else slot.gfn
+    return f"new memslot: gfn {first:#x}"
+
+
+def _seq(values: Values, _: str) -> str:
+    count = reply(values, "in_progress")
+    return f"read mmu_invalidate_seq: {reply(values, 'seq')}, in progress {count}"
+
+
+def _in_progress(values: Values, _: str) -> str:
+    covered = f" [{range_text(values)})" if values["delta"] > 0 else ""
+    return f"mmu_invalidate_in_progress = {reply(values, 'value')}{covered}"
+
+
+def _spte_set(values: Values, _: str) -> str:
+    return f"mmu_spte_set of gfn {values['gfn']:#x}: {describe(values['pte'])}"
+
+
+def _spte_clear(values: Values, _: str) -> str:
+    return f"zap spte of gfn {values['gfn']:#x}"
+
+
+def _request(values: Values, target: str) -> str:
+    return f"kvm_make_request({values['request']}) of {target}"
+
+
+# ---- the shadow MMU ----------------------------------------------------------------------------
 
 
 class Memslot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -54,6 +102,7 @@ class MemslotsLoad(Request[Memslots], frozen=True):
 
     OBJECT: ClassVar[tuple[str, ...]] = ("memslots",)
     ACCESS: ClassVar[str] = "read"
+    TOLD: ClassVar[Told] = Told(function="kvm_memslots")
 
 
 class MemslotAdd(Request[Ack], frozen=True):
@@ -65,6 +114,14 @@ class MemslotAdd(Request[Ack], frozen=True):
     slot: Memslot
     wait: bool
     OBJECT: ClassVar[tuple[str, ...]] = ()
+    MAY_SLEEP: ClassVar[bool] = True
+    MAY_COME_LATER: ClassVar[bool] = True
+    TOLD: ClassVar[Told] = Told(
+        function="kvm_swap_active_memslots", wording=_memslot, weight=ESSENTIAL, whoever=True
+    )
+
+
+_MMU_LOCK = Lock("MmuLock", "mmu_lock of {target}", spins=True)
 
 
 class MmuLock(Request[Ack], frozen=True):
@@ -73,6 +130,8 @@ class MmuLock(Request[Ack], frozen=True):
     write: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
     ACCESS: ClassVar[str] = "add"
+    TAKES: ClassVar[Lock | None] = _MMU_LOCK
+    TOLD: ClassVar[Told] = Told(weight=MINOR)
 
 
 class MmuUnlock(Request[Ack], frozen=True):
@@ -80,6 +139,8 @@ class MmuUnlock(Request[Ack], frozen=True):
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_lock",)
     ACCESS: ClassVar[str] = "add"
+    GIVES_BACK: ClassVar[Lock | None] = _MMU_LOCK
+    TOLD: ClassVar[Told] = Told(weight=MINOR)
 
 
 class SeqRead(Request[Seq], frozen=True):
@@ -87,12 +148,20 @@ class SeqRead(Request[Seq], frozen=True):
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
     ACCESS: ClassVar[str] = "read"
+    TOLD: ClassVar[Told] = Told(function="mmu_invalidate_seq", wording=_seq, weight=HELPFUL)
 
 
 class SeqBump(Request[Ack], frozen=True):
     """``kvm->mmu_invalidate_seq++``, under mmu_lock."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    TOLD: ClassVar[Told] = Told(
+        function="mmu_invalidate_seq",
+        wording=says("mmu_invalidate_seq++"),
+        weight=ESSENTIAL,
+        whoever=True,
+        whole=True,
+    )
 
 
 class InProgress(Request[Count], frozen=True):
@@ -102,6 +171,13 @@ class InProgress(Request[Count], frozen=True):
     start: int
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    TOLD: ClassVar[Told] = Told(
+        function="mmu_invalidate_in_progress",
+        wording=_in_progress,
+        weight=ESSENTIAL,
+        whoever=True,
+        whole=True,
+    )
 
 
 class ActiveInvalidate(Request[Count], frozen=True):
@@ -109,6 +185,7 @@ class ActiveInvalidate(Request[Count], frozen=True):
 
     delta: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mn_active_invalidate_count",)
+    TOLD: ClassVar[Told] = Told(function="mn_active_invalidate_count")
 
 
 class RetryWait(Request[Ack], frozen=True):
@@ -118,6 +195,8 @@ class RetryWait(Request[Ack], frozen=True):
     """
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
+    MAY_COME_LATER: ClassVar[bool] = True
+    TOLD: ClassVar[Told] = Told(function="wait for the invalidation")
 
 
 class SpteLoad(Request[SpteValue], frozen=True):
@@ -126,6 +205,12 @@ class SpteLoad(Request[SpteValue], frozen=True):
     gfn: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
     ACCESS: ClassVar[str] = "read"
+    TOLD: ClassVar[Told] = Told(
+        function="hardware walk of the shadow table",
+        wording=finds_entry("walk of the shadow table"),
+        weight=DETAIL,
+    )
+    OWN_PAGE: ClassVar[str] = "gfn"
 
 
 class SpteScan(Request[SpteFound], frozen=True):
@@ -135,6 +220,7 @@ class SpteScan(Request[SpteFound], frozen=True):
     last: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte",)
     ACCESS: ClassVar[str] = "read"
+    TOLD: ClassVar[Told] = Told(function="kvm_unmap_gfn_range")
 
 
 class SpteSet(Request[Ack], frozen=True):
@@ -147,6 +233,10 @@ class SpteSet(Request[Ack], frozen=True):
     pte: int
     walk: str
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
+    TOLD: ClassVar[Told] = Told(
+        function="mmu_spte_set", wording=_spte_set, weight=ESSENTIAL, whole=True, fills=True
+    )
+    OWN_PAGE: ClassVar[str] = "gfn"
 
 
 class SpteClear(Request[Ack], frozen=True):
@@ -154,6 +244,14 @@ class SpteClear(Request[Ack], frozen=True):
 
     gfn: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
+    TOLD: ClassVar[Told] = Told(
+        function="mmu_spte_clear_track_bits",
+        called="zap of the spte",
+        wording=_spte_clear,
+        weight=ESSENTIAL,
+        whole=True,
+    )
+    OWN_PAGE: ClassVar[str] = "gfn"
 
 
 # ---- operations, and what a processor answers ------------------------------------------------
@@ -166,6 +264,9 @@ class KvmAddMemslot(Operation, frozen=True):
     gfn: int
     address: int
     length: int
+    FUNCTION: ClassVar[str] = "kvm_set_memslot"
+    CHANGES: ClassVar[str] = "kvm_set_memslot"
+    GIVES_RANGE: ClassVar[bool] = True
 
 
 class GuestTouch(Operation, frozen=True):
@@ -174,6 +275,11 @@ class GuestTouch(Operation, frozen=True):
     gpa: int
     write: bool
     value: int = 0
+    FUNCTION: ClassVar[str] = "kvm_mmu_page_fault"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    AGENT: ClassVar[str] = "guest"
+    CALLED: ClassVar[str] = "vcpu_enter_guest"
+    OWN_ADDRESS: ClassVar[str] = "gpa"
 
 
 class GuestApic(Operation, frozen=True):
@@ -182,10 +288,18 @@ class GuestApic(Operation, frozen=True):
     gpa: int
     write: bool
     value: int = 0
+    FUNCTION: ClassVar[str] = "vcpu_enter_guest"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    AGENT: ClassVar[str] = "guest"
+    DATA: ClassVar[str] = "guest {} of the APIC page"
+    OWN_ADDRESS: ClassVar[str] = "gpa"
 
 
 class Sigkill(Operation, frozen=True):
     """``SIGKILL`` for a vCPU's thread; done once ``do_exit`` has run."""
+
+    FUNCTION: ClassVar[str] = "do_exit"
+    CHANGES: ClassVar[str] = "do_exit"
 
 
 class KvmDestroyVm(Operation, frozen=True):
@@ -195,6 +309,8 @@ class KvmDestroyVm(Operation, frozen=True):
     """
 
     vm: str
+    FUNCTION: ClassVar[str] = "mmu_notifier_unregister"
+    CHANGES: ClassVar[str] = "kvm_flush_shadow_all"
 
 
 class KvmRequest(Request[Ack], frozen=True):
@@ -206,12 +322,16 @@ class KvmRequest(Request[Ack], frozen=True):
     request: str
     wait: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+    TOLD: ClassVar[Told] = Told(
+        function="kvm_make_request", wording=_request, weight=ESSENTIAL, row="arrow"
+    )
 
 
 class KvmVcpuRelease(Request[Ack], frozen=True):
     """``kvm_vcpu_release``: the file of a vCPU is closed, which drops its reference to the VM."""
 
     OBJECT: ClassVar[tuple[str, ...]] = ("requests",)
+    TOLD: ClassVar[Told] = Told(function="kvm_vcpu_release", wording=says("kvm_vcpu_release"))
 
 
 class TlbiVmid(Request[Ack], frozen=True):

@@ -8,10 +8,17 @@ from typing import ClassVar
 import msgspec
 
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondaries.kvm.messages import KvmDestroyVm, Sigkill
+from mmurace.nodes.secondaries.kvm.messages import (
+    GuestApic,
+    GuestTouch,
+    KvmAddMemslot,
+    KvmDestroyVm,
+    Sigkill,
+)
 from mmurace.nodes.secondary import Death, Number, Part, Positive, Task
 from mmurace.nodes.world import World
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.messages.program import Operation
 
 
 class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +73,28 @@ class Vm(Part, frozen=True):
         signals = tuple(Task(vcpu, Sigkill(), of=vcpu) for vcpu in self.vcpus)
         destroy = Task(world.cpus[0], KvmDestroyVm(self.name), after=self.vcpus)
         return Death((*signals, destroy))
+
+    def ended_by(self, operation: Operation) -> bool:
+        """A VM lives as long as somebody holds a reference to it.
+
+        The file of each vCPU is one, as is an ioctl in progress (virt/kvm/kvm_main.c:
+        ``kvm_vm_ioctl_create_vcpu``, ``kvm_put_kvm``; all releases):
+
+            vcpu0                               cpu1
+            KVM_RUN                             close(vm_fd)
+            leaves; close(vcpu_fd)              [Required: after that, kvm_destroy_vm]
+        """
+        return isinstance(operation, KvmDestroyVm) and operation.vm == self.name
+
+    def needed_by(self, node: str, operation: Operation) -> bool:
+        """A vCPU that runs, and an ioctl."""
+        if isinstance(operation, KvmAddMemslot):
+            return operation.vm == self.name
+        return isinstance(operation, (GuestTouch, GuestApic)) and node in self.vcpus
+
+    def let_go_by(self, operation: Operation) -> bool:
+        """A vCPU's thread that is killed closes its file."""
+        return isinstance(operation, Sigkill)
 
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """Without it if nothing of it is used, else with one vCPU less."""

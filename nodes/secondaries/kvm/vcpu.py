@@ -34,7 +34,7 @@ from mmurace.protocol.limits import PAGE_SHIFT, ULONG_MAX
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.records import (
-    ApicTrapped,
+    AccessTrapped,
     Evict,
     Fill,
     GuestEnter,
@@ -237,7 +237,7 @@ class Vcpu(Processor):
         apic = gpa >> PAGE_SHIFT == self.apic_gpa >> PAGE_SHIFT
         trapped = frame == self.vmcs_apic_access[0]
         if apic or trapped:
-            self.port.emit(ApicTrapped(trapped, frame))
+            self.port.emit(AccessTrapped(trapped, frame))
         if not trapped:
             await data_access(self.gtlb, entry, gpa, write, value)
 

@@ -34,7 +34,7 @@ def tags(world: World) -> Mapping[str, str]:
 OCXL = Secondary(
     name="ocxl",
     key="links",
-    named_by=("link",),
+    named_by={"link": lambda link: (link.name,)},
     points={"pasid_reused": frozenset(), "pid_reused": frozenset()},
     place=2,
     part=Link,
@@ -42,6 +42,7 @@ OCXL = Secondary(
     caches=(
         Cache(
             "xsl", "shared", tags_reused=True, filled_by="page walk of the link",
+            held_in="its translation cache",
             dropped_by=(AtsdLaunch,), heard=(Tlbie,),
         ),
     ),

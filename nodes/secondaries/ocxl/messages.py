@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Request
 from mmurace.protocol.messages.book3s64 import MmName
 from mmurace.protocol.messages.memory import Count, Flag
 from mmurace.protocol.messages.program import Operation
+from mmurace.protocol.told import ESSENTIAL, Told, over_range
 
 # ---- memory: struct ocxl_link and the Shared Process Area ------------------------------------
+
+
+_SPA_LOCK = Lock("SpaLock", "spa_lock of {link}")
+_ATSD_LOCK = Lock("AtsdLock", "atsd_lock of {link}", spins=True)
 
 
 class SpaLock(Request[Ack], frozen=True):
@@ -22,6 +28,7 @@ class SpaLock(Request[Ack], frozen=True):
 
     link: str
     OBJECT: ClassVar[tuple[str, ...]] = ("spa_lock", "link")
+    TAKES: ClassVar[Lock | None] = _SPA_LOCK
 
 
 class SpaUnlock(Request[Ack], frozen=True):
@@ -29,6 +36,7 @@ class SpaUnlock(Request[Ack], frozen=True):
 
     link: str
     OBJECT: ClassVar[tuple[str, ...]] = ("spa_lock", "link")
+    GIVES_BACK: ClassVar[Lock | None] = _SPA_LOCK
 
 
 class AtsdLock(Request[Ack], frozen=True):
@@ -36,6 +44,7 @@ class AtsdLock(Request[Ack], frozen=True):
 
     link: str
     OBJECT: ClassVar[tuple[str, ...]] = ("atsd_lock", "link")
+    TAKES: ClassVar[Lock | None] = _ATSD_LOCK
 
 
 class AtsdUnlock(Request[Ack], frozen=True):
@@ -43,6 +52,7 @@ class AtsdUnlock(Request[Ack], frozen=True):
 
     link: str
     OBJECT: ClassVar[tuple[str, ...]] = ("atsd_lock", "link")
+    GIVES_BACK: ClassVar[Lock | None] = _ATSD_LOCK
 
 
 class PasidAlloc(Request[Count], frozen=True):
@@ -126,7 +136,14 @@ class AtsdLaunch(Request[Ack], frozen=True):
     pid: int
     start: int
     end: int
-    OBJECT: ClassVar[tuple[str, ...]] = ("xsl", "pid")
+    OBJECT: ClassVar[tuple[str, ...]] = ("pid_tlb", "pid")
+    TOLD: ClassVar[Told] = Told(
+        function="pnv_ocxl_tlb_invalidate",
+        called="ATSD",
+        wording=over_range("ATSD"),
+        weight=ESSENTIAL,
+        row="receiver",
+    )
 
 
 class SpaClearCache(Request[Ack], frozen=True):
@@ -134,6 +151,7 @@ class SpaClearCache(Request[Ack], frozen=True):
 
     pasid: int
     OBJECT: ClassVar[tuple[str, ...]] = ("pe_cache", "pasid")
+    TOLD: ClassVar[Told] = Told(function="pnv_ocxl_spa_remove_pe_from_cache", weight=ESSENTIAL)
 
 
 class AfuStart(Request[Ack], frozen=True):
@@ -149,6 +167,7 @@ class TerminatePasid(Request[Ack], frozen=True):
 
     pasid: int
     OBJECT: ClassVar[tuple[str, ...]] = ("afu",)
+    TOLD: ClassVar[Told] = Told(function="ocxl_config_terminate_pasid", weight=ESSENTIAL)
 
 
 # ---- a processor -----------------------------------------------------------------------------
@@ -173,6 +192,10 @@ class AfuTouch(Operation, frozen=True):
     address: int
     write: bool
     value: int = 0
+    FUNCTION: ClassVar[str] = "xsl_fault_handler_bh"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    AGENT: ClassVar[str] = "accelerator"
+    CALLED: ClassVar[str] = "accelerator access"
 
 
 class OcxlAttach(Operation, frozen=True):
@@ -180,6 +203,8 @@ class OcxlAttach(Operation, frozen=True):
 
     mm: str
     link: str
+    FUNCTION: ClassVar[str] = "ocxl_link_add_pe"
+    CHANGES: ClassVar[str] = "ocxl_link_add_pe"
 
 
 class OcxlDetach(Operation, frozen=True):
@@ -187,3 +212,5 @@ class OcxlDetach(Operation, frozen=True):
 
     mm: str
     link: str
+    FUNCTION: ClassVar[str] = "ocxl_link_remove_pe"
+    CHANGES: ClassVar[str] = "ocxl_link_remove_pe"
