@@ -18,7 +18,7 @@ def case(name: str) -> Race:
     return load_race(CASES / f"{name}.toml")
 
 
-@pytest.mark.parametrize("kernel", ["v6.6", "v6.6-arm64"])
+@pytest.mark.parametrize("kernel", ["v6.6.5", "v6.6.88-arm64"])
 def test_a_narrow_invalidation_in_a_wide_one_is_not_blamed(kernel: str) -> None:
     found = explore(case("false-o-wide-invalidate").run(kernel), Options(schedules=SCHEDULES))
     assert found.verdict().outcome == "held", found.verdict().reasons

@@ -45,7 +45,7 @@ def test_a_load_loses_no_dirty_bit(kernel: str, recipe: bool) -> None:
     assert found.verdict().outcome == "held", found.verdict().reasons
 
 
-@pytest.mark.parametrize("kernel", ["v6.6", "v6.6-arm64"])
+@pytest.mark.parametrize("kernel", ["v6.6.5", "v6.6.88-arm64"])
 def test_a_plain_store_for_a_load_loses_it(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pgtable, "ptep_set_access_flags", stores_what_it_loaded)
     found = explored("read-fault-over-dirty", kernel, recipe=True)

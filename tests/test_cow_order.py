@@ -27,7 +27,7 @@ from tests.test_madvise_free import one_after_the_other, run
 from tests.worlds import page
 
 RELEASES = [("v4.15", "x86"), ("v5.8", "x86"), ("v5.8", "arm64"), ("v5.10", "x86"),
-            ("v6.2", "arm64"), ("v6.6", "x86"), ("v6.6", "arm64"), ("v6.2", "ppc")]  # fmt: skip
+            ("v6.2", "arm64"), ("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v6.2", "ppc")]  # fmt: skip
 MAPPED = (("cpu0", op.Mmap(MM, 0, page(1), True, True)), ("cpu0", op.Touch(MM, 0, True, 1)))
 OUT = ("cpu2", op.Kswapd(4))
 READ, STORE = ("cpu0", op.Touch(MM, 0, False)), ("cpu0", op.Touch(MM, 0, True, 2))
@@ -204,7 +204,7 @@ TAKES = {"reclaim": OUT, "migration": ("cpu2", op.MigratePages(MM, 0, page(1)))}
 
 
 @pytest.mark.parametrize("taken", TAKES)
-@pytest.mark.parametrize(("release", "arch"), [("v6.2", "x86"), ("v6.6", "x86"), ("v6.6", "arm64")])
+@pytest.mark.parametrize(("release", "arch"), [("v6.2", "x86"), ("v6.6.5", "x86"), ("v6.6.5", "arm64")])
 def test_the_entry_of_a_pinned_page_is_put_back(
     release: str, arch: str, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,13 +224,13 @@ def test_the_entry_of_a_pinned_page_is_put_back(
 def test_a_child_gets_a_copy_of_a_pinned_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """``page_try_dup_anon_rmap`` refuses; the parent's entry stays writable."""
     pinned(monkeypatch)
-    kinds = names(of_last(world("v6.6"), *MAPPED, FORK))
+    kinds = names(of_last(world("v6.6.5"), *MAPPED, FORK))
     assert "FrameCopy" in kinds
     assert "PteCmpxchg" not in kinds
     copy = len(kinds) - kinds[::-1].index("FrameCopy")
     assert kinds[:copy].count("PtlLock") == kinds[:copy].count("PtlUnlock") + 2
     steps: Steps = (*MAPPED, FORK, STORE, ("cpu1", op.Touch(CHILD, 0, False)))
-    oracle, records, complete = run(world("v6.6"), one_after_the_other(*steps))
+    oracle, records, complete = run(world("v6.6.5"), one_after_the_other(*steps))
     assert complete
     assert not oracle.violations, [v.text() for v in oracle.violations]
     assert values(records) == [1]
@@ -269,8 +269,8 @@ LATE: tuple[dict[str, object], ...] = (
 
 @pytest.mark.parametrize(
     ("release", "arch", "stores", "flushes"),
-    [("v5.8", "x86", [], 0), ("v6.6", "x86", [], 0), ("v5.8", "arm64", ["PteCmpxchg"], 2),
-     ("v5.10", "arm64", ["PteCmpxchg"], 0), ("v6.6", "arm64", ["PteCmpxchg"], 0)],
+    [("v5.8", "x86", [], 0), ("v6.6.5", "x86", [], 0), ("v5.8", "arm64", ["PteCmpxchg"], 2),
+     ("v5.10", "arm64", ["PteCmpxchg"], 0), ("v6.6.5", "arm64", ["PteCmpxchg"], 0)],
 )  # fmt: skip
 def test_what_a_load_does_to_an_old_entry(
     release: str, arch: str, stores: list[str], flushes: int
@@ -283,7 +283,7 @@ def test_what_a_load_does_to_an_old_entry(
 
 @pytest.mark.parametrize(
     ("release", "arch", "load", "store"),
-    [("v6.6", "x86", 0, 0), ("v5.8", "arm64", 0, 2), ("v5.10", "arm64", 0, 0)],
+    [("v6.6.5", "x86", 0, 0), ("v5.8", "arm64", 0, 2), ("v5.10", "arm64", 0, 0)],
 )
 def test_a_spurious_fault_is_repaired_for_stores_only(
     release: str, arch: str, load: int, store: int
@@ -345,6 +345,6 @@ def test_fast_gup_gives_up_if_anything_has_changed(changed: int) -> None:
 def test_zapping_frees_an_idle_slot() -> None:
     """``free_swap_and_cache``."""
     steps: Steps = (*MAPPED, OUT, ("cpu0", op.Munmap(MM, 0, page(1))))
-    kinds = names(of_last(world("v6.6"), *steps))
+    kinds = names(of_last(world("v6.6.5"), *steps))
     assert s.FreeSwapAndCache.__name__ in kinds
-    assert not memory_after(world("v6.6"), steps).slots
+    assert not memory_after(world("v6.6.5"), steps).slots

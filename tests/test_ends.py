@@ -41,10 +41,10 @@ from tests.worlds import MM, page
 
 __all__ = ["nothing_left_behind"]
 
-KERNELS = [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.10", "x86")]
+KERNELS = [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.10", "x86")]
 
 
-def world_of(release: str = "v6.6", arch: str = "x86") -> World:
+def world_of(release: str = "v6.6.5", arch: str = "x86") -> World:
     """A device with an ATC, and a VM with two vCPUs and an APIC page."""
     slots = (Slot(0, 4, 0), Slot(32, 1, page(8), True))
     return World(
@@ -81,7 +81,7 @@ def test_a_device_that_is_gone_has_no_translations(release: str, arch: str) -> N
     assert found.incomplete == 0
 
 
-@pytest.mark.parametrize("kernel", ["v6.6", ""])
+@pytest.mark.parametrize("kernel", ["v6.6.5", ""])
 def test_the_case_of_a_device_that_was_removed_holds(kernel: str) -> None:
     found = explore(case("device-removed").run(kernel), Options(schedules=100))
     assert found.verdict().outcome == "held", found.verdict().reasons
@@ -132,7 +132,7 @@ def test_nor_does_it_ask_again_after_a_page_request() -> None:
 # ---- VMs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", ["v6.6", "v5.12", "v6.6-arm64"])
+@pytest.mark.parametrize("kernel", ["v6.6.5", "v5.12", "v6.6.88-arm64"])
 def test_a_vm_that_is_idle_may_be_destroyed(kernel: str) -> None:
     found = explore(case("vm-destroyed-idle").run(kernel), Options(schedules=60))
     assert found.verdict().outcome == "held", found.verdict().reasons

@@ -101,9 +101,9 @@ def unmapped(pages: int) -> Steps:
 
 Range = tuple[int, int]
 CEILINGS = [
-    ("v6.6", "x86", {}, 33, ALL),
-    ("v6.6", "x86", {"ceiling_told": "range"}, 33, None),
-    ("v6.6", "arm64", {}, 511, ALL),
+    ("v6.6.5", "x86", {}, 33, ALL),
+    ("v6.6.5", "x86", {"ceiling_told": "range"}, 33, None),
+    ("v6.6.5", "arm64", {}, 511, ALL),
 ]
 HOOK = "arch_invalidate_secondary_tlbs"
 
@@ -138,7 +138,7 @@ def test_what_stands_before_the_hook_hears_the_gather_s_own_range() -> None:
         ("v4.15", "x86", 33),
         ("v4.18", "arm64", 1024),
         ("v5.7", "arm64", 511),
-        ("v6.6", "arm64", 511),
+        ("v6.6.5", "arm64", 511),
     ],
 )
 def test_the_ceiling_by_release(release: str, arch: str, pages: int) -> None:
@@ -164,7 +164,7 @@ def test_measures_count_what_the_secondaries_were_told() -> None:
 
 @pytest.mark.parametrize(
     ("release", "arch", "inside"),
-    [("v6.6", "arm64", True), ("v6.6", "x86", False), ("v5.7", "arm64", True)],
+    [("v6.6.5", "arm64", True), ("v6.6.5", "x86", False), ("v5.7", "arm64", True)],
 )
 def test_arm64_flushes_a_vma_inside_the_bracket(release: str, arch: str, inside: bool) -> None:
     """``tlb_end_vma``: measured on v6.1 and v6.12; x86 has CONFIG_MMU_GATHER_MERGE_VMAS."""
@@ -213,7 +213,7 @@ def far_apart(*steps: tuple[str, op.Operation]) -> Steps:
     )
 
 
-@pytest.mark.parametrize("release", ["v4.15", "v5.12", "v6.6"])
+@pytest.mark.parametrize("release", ["v4.15", "v5.12", "v6.6.5"])
 def test_a_bracket_for_each_table_of_leaf_tables(release: str) -> None:
     """``change_pmd_range``: from the first entry that is there to the end of its table's part."""
     ranges = [(page(8), page(64)), (page(64), page(127))]
@@ -224,16 +224,16 @@ def test_a_bracket_for_each_table_of_leaf_tables(release: str) -> None:
 
 def test_a_bracket_one_level_higher() -> None:
     """``change_pud_range`` (v6.12, measured there); a level that is folded is always there."""
-    here = world("v6.6", change_protection_bracket="pud")
+    here = world("v6.6.5", change_protection_bracket="pud")
     assert told(here, far_apart(), "cpu0/3") == [(0, page(127))]
     nothing: Steps = (
         ("cpu0", op.Mmap(MM, 0, page(4), True, True)),
         ("cpu0", op.Mprotect(MM, 0, page(4), True, False)),
     )
     assert told(here, nothing, "cpu0/1") == []
-    folded = world("v6.6", levels=2, change_protection_bracket="pud")
+    folded = world("v6.6.5", levels=2, change_protection_bracket="pud")
     assert told(folded, nothing, "cpu0/1") == [(0, page(4))]
-    assert told(world("v6.6", levels=2), nothing, "cpu0/1") == []
+    assert told(world("v6.6.5", levels=2), nothing, "cpu0/1") == []
 
 
 NOTHING_LOST: Steps = (
@@ -248,8 +248,8 @@ NOTHING_LOST: Steps = (
     [
         ("v5.12", "x86", True),
         ("v6.2", "x86", False),
-        ("v6.6", "x86", False),
-        ("v6.6", "arm64", True),
+        ("v6.6.5", "x86", False),
+        ("v6.6.5", "arm64", True),
     ],
 )
 def test_an_entry_that_loses_nothing(release: str, arch: str, flushed: bool) -> None:
@@ -262,7 +262,7 @@ def test_an_entry_that_loses_nothing(release: str, arch: str, flushed: bool) -> 
 class _X86:
     """As much of a processor as ``pte_needs_flush`` asks for."""
 
-    world = world("v6.6")
+    world = world("v6.6.5")
 
 
 R, W, A, D, N = ptes.PRESENT, ptes.WRITE, ptes.ACCESSED, ptes.DIRTY, ptes.PROTNONE
@@ -280,7 +280,7 @@ def test_which_entries_x86_flushes(old: int, new: int, needs: bool) -> None:
     assert mprotect.pte_needs_flush(cpu, old, new) == needs
 
 
-@pytest.mark.parametrize("release", ["v4.15", "v5.12", "v6.2", "v6.6"])
+@pytest.mark.parametrize("release", ["v4.15", "v5.12", "v6.2", "v6.6.5"])
 def test_a_dirty_page_of_a_shared_mapping_is_writable_again_at_once(release: str) -> None:
     """``MM_CP_DIRTY_ACCT``, from v6.0 ``MM_CP_TRY_CHANGE_WRITABLE``: its file system knows."""
     steps: Steps = (
@@ -374,14 +374,14 @@ def test_nothing_is_copied_without_an_anon_vma(release: str, file: str) -> None:
 def test_what_has_an_anon_vma_is_copied(file: str) -> None:
     """Once anonymous memory was mapped; also what was split off, moved, or forked from that."""
     store, protect = op.Touch(MM, 0, True, 1), op.Mprotect(MM, page(1), page(1), True, False)
-    assert told(world("v6.6"), forked(store, file=file), "cpu0/2") == [(0, page(2))]
+    assert told(world("v6.6.5"), forked(store, file=file), "cpu0/2") == [(0, page(2))]
     gone = forked(store, op.MadviseDontneed(MM, 0, page(2)), file=file)
-    assert told(world("v6.6"), gone, "cpu0/3") == [(0, page(2))]
+    assert told(world("v6.6.5"), gone, "cpu0/3") == [(0, page(2))]
     split = forked(store, protect, file=file)
-    assert told(world("v6.6"), split, "cpu0/3") == [(0, page(1)), (page(1), page(2))]
+    assert told(world("v6.6.5"), split, "cpu0/3") == [(0, page(1)), (page(1), page(2))]
     moved = forked(store, op.Mremap(MM, 0, page(2), page(4), page(2)), op.Mmap(MM, 0, page(1), True,
                    True))  # fmt: skip
-    assert told(world("v6.6"), moved, "cpu0/4") == [(page(4), page(6))]
+    assert told(world("v6.6.5"), moved, "cpu0/4") == [(page(4), page(6))]
 
 
 # ---- clear_refs ----------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def test_clear_refs_tells_of_everything(release: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "flushed"), [("v4.15", True), ("v5.10", False), ("v5.12", True), ("v6.6", True)]
+    ("release", "flushed"), [("v4.15", True), ("v5.10", False), ("v5.12", True), ("v6.6.5", True)]
 )
 def test_who_flushes_the_cpus_for_clear_refs(release: str, flushed: bool) -> None:
     """From v5.6 to v5.11 nobody did, and a store is in no report."""
@@ -467,7 +467,7 @@ def test_when_arm64_flushes_a_range_of_the_guest() -> None:
              ("cpu0", op.MadviseDontneed(MM, 0, page(2))),
              ("cpu0", op.MadviseDontneed(MM, 0, page(2))))  # fmt: skip
     for how, counts in (("vmid_each", (4, 0)), ("vmid_range", (2, 2))):
-        here = guest_world("v6.6", "arm64", kvm_tlb_flush=how)
+        here = guest_world("v6.6.5", "arm64", kvm_tlb_flush=how)
         found = [names(delivered(here, steps, f"cpu0/{n}")).count("TlbiVmid") for n in (1, 2)]
         assert tuple(found) == counts
 

@@ -64,7 +64,7 @@ def memory_of(drivers: Mapping[str, Driver]) -> Memory:
 def test_a_page_is_looked_up_under_mmap_lock_and_the_ptl_and_isolated() -> None:
     """``add_page_for_migration`` with ``follow_page`` and ``folio_isolate_lru``."""
     steps: Steps = (*TOUCHED, ("cpu0", op.MigratePages(MM, 0, page(1))))
-    kinds = names(delivered(world("v6.6"), steps, "cpu0/2"))
+    kinds = names(delivered(world("v6.6.5"), steps, "cpu0/2"))
     lookup = kinds[1 : kinds.index("MmapUnlock") + 1]
     assert lookup == [
         "MmapLock", "VmaFind", "PteLoad", "PtlLock", "PteLoad", "PageGet", "PtlUnlock",
@@ -78,7 +78,7 @@ def test_both_folios_are_locked_until_every_entry_is_back() -> None:
     steps: Steps = (
         *TOUCHED, ("cpu0", op.Fork(MM, CHILD)), ("cpu0", op.MigratePages(MM, 0, page(1))),
     )  # fmt: skip
-    kinds = names(delivered(world("v6.6"), steps, "cpu0/3"))
+    kinds = names(delivered(world("v6.6.5"), steps, "cpu0/3"))
     assert kinds.index("FolioLock") < kinds.index("FolioTrylock") < kinds.index("PteGetAndClear")
     last = max(at for at, kind in enumerate(kinds) if kind == "PteSet")
     assert [kind for kind in kinds[last:] if kind.startswith("Folio")] == ["FolioUnlock"] * 2
@@ -90,7 +90,7 @@ def test_both_folios_are_locked_until_every_entry_is_back() -> None:
 )  # fmt: skip
 def test_what_can_be_migrated(address: int, moved: int) -> None:
     steps: Steps = (*TOUCHED, ("cpu0", op.MigratePages(MM, address, page(1))))
-    assert results(world("v6.6"), steps, "MigratePages") == [moved]
+    assert results(world("v6.6.5"), steps, "MigratePages") == [moved]
 
 
 # ---- migration_entry_wait ------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def waits(release: str) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("release", ["v4.15", "v5.8", "v6.2", "v6.6"])
+@pytest.mark.parametrize("release", ["v4.15", "v5.8", "v6.2", "v6.6.5"])
 def test_who_waits_for_a_migration_holds_mmap_lock(release: str) -> None:
     """``do_swap_page`` does not let it go (all releases)."""
     for kinds in waits(release):
@@ -175,7 +175,7 @@ def test_a_large_count_is_reset_by_who_adds_to_it() -> None:
         stored.extend([envelope.body] if isinstance(envelope.body, TlbBatchedCmpxchg) else [])
         return None
 
-    here = world("v6.6")
+    here = world("v6.6.5")
     drivers = build_all(here, 1)
     memory_of(drivers).batched = {MM: before}
     steps: Steps = (*TOUCHED, ("cpu0", op.Kswapd(1)), ("cpu0", op.MadviseDontneed(MM, 0, page(4))))
@@ -186,7 +186,7 @@ def test_a_large_count_is_reset_by_who_adds_to_it() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("release", "noted"), [("v6.2", True), ("v6.5", False), ("v6.6", False)])
+@pytest.mark.parametrize(("release", "noted"), [("v6.2", True), ("v6.5", False), ("v6.6.5", False)])
 def test_what_no_tlb_can_hold_is_not_noted(release: str, noted: bool) -> None:
     """4d4b6d66db63 (v6.4): ``pte_accessible`` before ``arch_tlbbatch_add_pending``."""
     steps: Steps = (
@@ -204,7 +204,7 @@ def test_what_no_tlb_can_hold_is_not_noted(release: str, noted: bool) -> None:
 def test_upper_entries_are_cleared_without_a_lock() -> None:
     """``free_pte_range``: ``pmd_clear`` under mmap_lock, for read by then."""
     steps: Steps = (*TOUCHED, ("cpu0", op.Munmap(MM, 0, page(4))))
-    kinds = names(delivered(world("v6.6"), steps, "cpu0/2"))
+    kinds = names(delivered(world("v6.6.5"), steps, "cpu0/2"))
     freed = kinds[kinds.index("AnonVmaUnlock") :]
     assert "PteGetAndClear" in freed
     assert "PtlLock" not in freed
@@ -225,7 +225,7 @@ class LateWalks(RandomWalk):
 def stray_loads(arch: str, **switches: object) -> int:
     """A guest faults on pages whose table others free: loads of what is no table any more."""
     here = World(
-        kernel=preset("v6.6", arch, switches), cpus=("cpu0", "cpu1"),
+        kernel=preset("v6.6.5", arch, switches), cpus=("cpu0", "cpu1"),
         parts=(Vm("kvm0", ("vcpu0",), MM, (Slot(0, 8, 0),)),), levels=2, entries=8, frames=24,
     )  # fmt: skip
     anew = op.Mmap(MM, 0, page(8), True, True)

@@ -63,7 +63,7 @@ def overlapping(pwc: bool = False) -> RunSpec:
     """
     unit = Unit("iommu0", ("device0", "device1"), (MM,), "cpu2", pwc=pwc)
     world = World(
-        kernel=preset("v6.6"), cpus=("cpu0", "cpu1", "cpu2"), mms=(MM, "mm1"), parts=(unit,)
+        kernel=preset("v6.6.5"), cpus=("cpu0", "cpu1", "cpu2"), mms=(MM, "mm1"), parts=(unit,)
     )
     first = [Step(op.Mmap(MM, 0, page(2), True, True))]
     first += [Step(op.Touch(MM, page(at), True, 1)) for at in range(2)]

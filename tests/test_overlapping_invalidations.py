@@ -77,7 +77,7 @@ def iommu(arch: str) -> Hand:
 def device(arch: str) -> Hand:
     """A device with an ATC of its own."""
     world = World(
-        preset("v6.6", arch), parts=(Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True),)
+        preset("v6.6.5", arch), parts=(Unit("iommu0", ("device0",), (MM,), "cpu1", ats=True),)
     )
     hand = Hand(build("device0", world, 0))
     hand.request(Dma(MM, page(1), False), "d/0")
@@ -87,7 +87,7 @@ def device(arch: str) -> Hand:
 
 def link(_: str) -> Hand:
     """An OpenCAPI link that works for a process."""
-    world = World(preset("v6.6", "ppc"), parts=(Link("link0", (MM,), "cpu1"),))
+    world = World(preset("v6.6.5", "ppc"), parts=(Link("link0", (MM,), "cpu1"),))
     hand = Hand(build("link0", world, 0))
     hand.request(AfuTouch(MM, page(1), False), "a/0")
     hand.answer(SpaLoad, Count(1))
@@ -123,7 +123,7 @@ def test_each_is_acknowledged_by_itself(
 def walking(arch: str) -> Hand:
     """An IOMMU on its way through a table that it has kept: the leaf is not answered yet."""
     unit = Unit("iommu0", ("device0",), (MM,), "cpu1", pwc=True)
-    hand = Hand(build("iommu0", World(preset("v6.6", arch), parts=(unit,)), 0))
+    hand = Hand(build("iommu0", World(preset("v6.6.5", arch), parts=(unit,)), 0))
     hand.request(DmaAccess(MM, page(1), False, 0), "d/0.0")
     hand.answer(TableWalk, PteValue(TABLE))
     return hand

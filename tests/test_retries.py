@@ -78,7 +78,7 @@ def run(
     return results, retries, oracle, ending
 
 
-@pytest.mark.parametrize(("release", "arch"), [("v6.6", "x86"), ("v6.6", "arm64"), ("v5.8", "x86")])
+@pytest.mark.parametrize(("release", "arch"), [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.8", "x86")])
 def test_a_guest_access_outlasts_a_storm_of_invalidations(release: str, arch: str) -> None:
     """Each comes between the sample of the sequence and ``mmu_invalidate_retry``."""
     vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, 4, 0),))
@@ -100,7 +100,7 @@ def test_a_guest_access_outlasts_a_storm_of_invalidations(release: str, arch: st
 def test_so_does_a_device(ats: bool) -> None:
     """Its page is taken away again between each page request and the walk that follows."""
     unit = Unit("iommu0", ("device0",), (MM,), "cpu1", ats=ats)
-    world = World(kernel=preset("v6.6", "arm64"), parts=(unit,))
+    world = World(kernel=preset("v6.6.5", "arm64"), parts=(unit,))
     storm = [Step(op.MadviseDontneed(MM, 0, page(1)))] * STORM
     programs = (
         Program("cpu0", "cpu0", [Step(op.Mmap(MM, 0, page(1), True, True)), *storm]),

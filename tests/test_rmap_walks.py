@@ -44,8 +44,8 @@ TABLE = 8
 """Pages that a leaf table of these worlds maps."""
 FLUSHES: dict[str, object] = {"batched_pending_flush": "flush_tlb_mm"}
 KERNELS: list[tuple[str, str, dict[str, object]]] = [
-    ("v6.6", "x86", {}),
-    ("v6.6", "arm64", FLUSHES),
+    ("v6.6.5", "x86", {}),
+    ("v6.6.5", "arm64", FLUSHES),
     ("v6.2", "arm64", {}),
     ("v5.12", "x86", {"move_pmd_rmap_locks": "always"}),
     ("v5.8", "x86", {"have_move_pmd": False}),
@@ -66,7 +66,7 @@ def world(release: str, arch: str, switches: dict[str, object]) -> World:
 # ---- cases ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", ["v6.6", "v6.6-arm64"])
+@pytest.mark.parametrize("kernel", ["v6.6.5", "v6.6-arm64"])
 @pytest.mark.parametrize("case", ["reuse-while-migrating", "moved-while-reclaimed"])
 def test_what_looks_wrong_and_is_right(case: str, kernel: str) -> None:
     race = load_race(DATA / f"{case}.toml")

@@ -176,7 +176,7 @@ def test_what_cannot_be_met_in_a_world_is_not_in_the_table() -> None:
     caches = {cache for _, cache in cells_of(["Munmap"], WORLD)}
     assert caches == {"tlb", "iotlb", "spte", "gtlb"}
     assert [cache for _, cache in cells_of(["MigratePages"], small_world())][-1] == "vmcs"
-    bare = World(kernel=preset("v6.6"), cpus=("cpu0",))
+    bare = World(kernel=preset("v6.6.5"), cpus=("cpu0",))
     assert cells_of(["Munmap"], bare) == ()
     assert cells_of(["OcxlAttach"], WORLD) == ()
 
@@ -223,7 +223,7 @@ def test_somebody_beside_an_operation_is_seen_inside_and_somebody_before_it_neve
         assert outcome.verdict.outcome == "inconclusive"
 
 
-@pytest.mark.parametrize("release", ["v5.8", "v6.6"])
+@pytest.mark.parametrize("release", ["v5.8", "v6.6.5"])
 def test_a_guest_that_runs_while_its_apic_page_moves(release: str) -> None:
     world = small_world(release)
     first = [ops.Mmap(MM, APIC, PAGE_SIZE, True, True), ops.Mmap(MM, 0, page(2), True, True)]
@@ -248,7 +248,7 @@ def test_a_guest_that_runs_while_its_apic_page_moves(release: str) -> None:
 
 
 def test_a_workload_that_never_came_near_is_inconclusive_and_names_every_cell() -> None:
-    outcome = simulate(mixed_run(preset("v6.6"), 1, operations_max=100))
+    outcome = simulate(mixed_run(preset("v6.6.5"), 1, operations_max=100))
     assert outcome.verdict.outcome == "inconclusive"
     never = [
         f"entered(op={kind}, cache={cache})"
@@ -260,7 +260,7 @@ def test_a_workload_that_never_came_near_is_inconclusive_and_names_every_cell() 
     assert set(never) <= set(outcome.verdict.how.missing)
 
 
-@pytest.mark.parametrize(("release", "arch"), [("v6.6", "arm64"), ("v5.8", "x86"), ("v6.2", "x86")])
+@pytest.mark.parametrize(("release", "arch"), [("v6.6.5", "arm64"), ("v5.8", "x86"), ("v6.2", "x86")])
 def test_the_default_mix_meets_every_cell(release: str, arch: str) -> None:
     outcome = simulate(mixed_run(preset(release, arch), 1, operations_max=20_000))
     assert not outcome.violations
@@ -275,7 +275,7 @@ def test_a_bracket_that_is_closed_before_the_entries_change_is_found(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = MixedOptions(mix=ONLY_MPROTECT)
-    spec = mixed_run(preset("v6.6"), seed, options, operations_max=8000)
+    spec = mixed_run(preset("v6.6.5"), seed, options, operations_max=8000)
     assert not simulate(spec).violations
     start = mmu_notifier.invalidate_range_start
 
@@ -314,7 +314,7 @@ def test_the_record_of_a_run_gives_the_same_table(tmp_path: Path) -> None:
 def saved(directory: Path) -> RunSpec:
     """A short mixed run, with its files in a new directory."""
     directory.mkdir()
-    return mixed_run(preset("v6.6"), 4, operations_max=1500).save(directory)
+    return mixed_run(preset("v6.6.5"), 4, operations_max=1500).save(directory)
 
 
 def printed(outcome: Outcome) -> list[str]:
@@ -344,7 +344,7 @@ def test_a_run_on_processes_shows_the_table_and_its_replay_the_same(tmp_path: Pa
 
 
 def test_the_headline_of_what_held_says_how_many_windows_nobody_entered() -> None:
-    outcome = simulate(mixed_run(preset("v6.6"), 1, operations_max=100))
+    outcome = simulate(mixed_run(preset("v6.6.5"), 1, operations_max=100))
     how = replace_how(outcome, {"Brk": {"tlb": 3, "iotlb": 0}})
     assert printed(how)[0].startswith("HELD: 1 of 2 windows never entered; 1 schedule in")
 
