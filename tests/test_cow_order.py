@@ -204,7 +204,9 @@ TAKES = {"reclaim": OUT, "migration": ("cpu2", op.MigratePages(MM, 0, page(1)))}
 
 
 @pytest.mark.parametrize("taken", TAKES)
-@pytest.mark.parametrize(("release", "arch"), [("v6.2", "x86"), ("v6.6.5", "x86"), ("v6.6.5", "arm64")])
+@pytest.mark.parametrize(
+    ("release", "arch"), [("v6.2", "x86"), ("v6.6.5", "x86"), ("v6.6.5", "arm64")]
+)
 def test_the_entry_of_a_pinned_page_is_put_back(
     release: str, arch: str, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

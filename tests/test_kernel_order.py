@@ -340,10 +340,10 @@ def test_each_subscriber_is_told_of_the_range_before_its_end() -> None:
         ("cpu0", op.MadviseDontneed(MM, 0, page(1))),
     )  # fmt: skip
     called = callbacks(here, steps, "cpu0/2")
-    start = [("invalidate_range_start", "kvm0"), ("invalidate_range_start", "kvm1")]
+    start = [("invalidate_range_start", "kvm1"), ("invalidate_range_start", "kvm0")]
     each = [
         (what, vm)
-        for vm in ("kvm0", "kvm1")
+        for vm in ("kvm1", "kvm0")  # who came last is first in the list
         for what in ("invalidate_range", "invalidate_range_end")
     ]
     assert called[:6] == start + each

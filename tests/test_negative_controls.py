@@ -215,8 +215,9 @@ async def direct_io(cpu: Any, mm: str, address: int) -> int:
 
 
 def test_a_pinned_page_may_diverge_from_what_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: dict[Any, Any] = cpu_node.SYSTEM_CALLS
-    monkeypatch.setitem(calls, op.MigratePages, lambda c, o: direct_io(c, o.mm, o.address))
+    calls: dict[Any, Any] = dict(cpu_node.SYSTEM_CALLS)
+    calls |= {op.MigratePages: lambda c, o: direct_io(c, o.mm, o.address)}
+    monkeypatch.setattr(cpu_node, "system_calls", lambda _: calls)
     loop: list[op.Operation] = [op.MigratePages(MM, 0, 4096)] * ROUNDS
     zaps: list[op.Operation] = [op.MadviseDontneed(MM, 0, 4096), op.Touch(MM, 0, True, 9)] * ROUNDS
     others = {"cpu1": zaps, "device0": dmas(60, 1)}

@@ -41,6 +41,7 @@ from mmurace.scenarios.worlds import world_from, world_to
 from tests.mm_programs import several_programs, several_world
 from tests.oracle_story import shuffled
 from tests.part_programs import link_programs, link_world
+from tests.runs import change_by_hand
 from tests.test_independence import commuting_pairs
 
 A = 8 * PAGE_SIZE
@@ -420,9 +421,8 @@ def test_a_run_with_links_is_saved_and_read(tmp_path: Path) -> None:
     again = RunSpec.load(tmp_path)
     assert again.world == spec.world
     assert [list(p.steps) for p in again.programs()] == [list(p.steps) for p in churn()]
-    text = (tmp_path / "run.toml").read_text().replace('link = "link0"', 'link = "link9"', 1)
-    (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(UserError, match="unknown link 'link9'"):
+    change_by_hand(tmp_path / "run.toml", 'link = "link0"', 'link = "link9"')
+    with pytest.raises(UserError, match="unknown name 'link9' in links"):
         RunSpec.load(tmp_path)
 
 

@@ -303,7 +303,7 @@ def test_a_node_of_another_world_is_an_error() -> None:
 
 
 def test_violations_beyond_the_limit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oracle.oracle.ORACLE_VIOLATIONS_KEPT", 2)
+    monkeypatch.setattr("mmurace.oracle.oracle.ORACLE_VIOLATIONS_KEPT", 2)
     s = Story()
     s.map("t/0", entry(3))
     s.begin("m/0", "cpu0", "Munmap")

@@ -78,7 +78,9 @@ def run(
     return results, retries, oracle, ending
 
 
-@pytest.mark.parametrize(("release", "arch"), [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.8", "x86")])
+@pytest.mark.parametrize(
+    ("release", "arch"), [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.8", "x86")]
+)
 def test_a_guest_access_outlasts_a_storm_of_invalidations(release: str, arch: str) -> None:
     """Each comes between the sample of the sequence and ``mmu_invalidate_retry``."""
     vm = Vm("kvm0", ("vcpu0",), MM, (Slot(0, 4, 0),))

@@ -128,6 +128,21 @@ def simulate(
     )  # fmt: skip
 
 
+def _plan_outcome(
+    exchange: Exchange, chaos: Chaos | None, status: Status, detail: str, ending: Ending
+) -> plans.Outcome:
+    how = _how_it_ended(status, quiescent=status == "finished" and not exchange.heads)
+    if exchange.deaths is not None and exchange.deaths.ended_by:
+        how, detail = plans.KILLED, killed_text(exchange.deaths.ended_by, ending.deliveries)
+    return plans.Outcome(
+        how,
+        ending,
+        exchange.counts.as_dict() | {"pending": exchange.pending},
+        chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
+        detail=detail,
+    )
+
+
 def _simulate(
     spec: RunSpec,
     programs: tuple[Program, ...],
@@ -170,18 +185,7 @@ def _simulate(
         raise
     except OSError as error:
         return _unrecorded(spec, watch, run_dir, error, began)
-    quiescent = status == "finished" and not exchange.heads
-    how = _how_it_ended(status, quiescent)
-    if exchange.deaths is not None and exchange.deaths.ended_by:
-        how, detail = plans.KILLED, killed_text(exchange.deaths.ended_by, ending.deliveries)
-    result = plans.Outcome(
-        how,
-        ending,
-        exchange.counts.as_dict() | {"pending": exchange.pending},
-        chaos=chaos.report() if isinstance(chaos, ChaosRules) else {},
-        detail=detail,
-    )
-    result = _as_recorded(result, schedule)
+    result = _as_recorded(_plan_outcome(exchange, chaos, status, detail, ending), schedule)
     unwritten = ""
     try:
         unwritten = "" if recorder is None else recorder.close(result)

@@ -163,11 +163,8 @@ async def mmu_notifier_release(cpu: Processor, mm: str) -> None:
 
 
 def _any_released_at_exit(world: World) -> bool:
-    return any(
-        part.subscribed(world.kernel)
-        for secondary in secondaries() if secondary.released_at_exit
-        for part in secondary.parts(world)
-    )  # fmt: skip
+    """Of what may have been subscribed by now."""
+    return any(one.released_at_exit and one.parts(world) for one in secondaries())
 
 
 async def mmu_notifier_unregister(cpu: Processor, driver: str, node: str, mm: str) -> None:
