@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 
 import msgspec
 import pytest
@@ -34,7 +35,9 @@ from mmurace.nodes.kernel.variant.switch import (
     owners,
 )
 from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages import program as op
 from mmurace.protocol.records import NotifierCall
+from tests.file_programs import FILE, file_programs, file_world
 from tests.observed import observe
 from tests.worlds import small_programs, small_world
 
@@ -286,7 +289,7 @@ def test_the_newest_release_is_the_last_of_the_table() -> None:
 
 # ---- kernels that call invalidate_page -------------------------------------------------------
 
-SOUND: dict[str, Value] = {"sva_decoder": "exact", "nested_encoding": "exact"}
+SOUND: dict[str, object] = {"sva_decoder": "exact", "nested_encoding": "exact"}
 """Without what those releases do wrong and is not about ``invalidate_page``."""
 
 
@@ -299,6 +302,29 @@ def test_an_old_kernel_calls_invalidate_page_and_is_right(release: str) -> None:
         records = (record for step in ran.steps for record in step.records)
         told |= {(r.callback, r.subscriber) for r in records if isinstance(r, NotifierCall)}
     assert {("invalidate_page", "kvm0"), ("invalidate_page", "iommu0")} <= told
+
+
+MOVES: dict[str, object] = {
+    "mremap_cpu_flush": "under_both_ptl", "mremap_sec_flush": "beside_cpu_flush",
+    "batched_marker": "bool", "refetch_on_perm_fault": True,
+}  # fmt: skip
+"""Cures of what their moves and their batches are known for, and of what no flush repairs."""
+
+
+@pytest.mark.parametrize("arch", ["x86", "arm64"])
+@pytest.mark.parametrize("release", ["v4.9", "v4.11"])
+def test_so_it_is_when_pages_of_files_are_reclaimed_and_written(release: str, arch: str) -> None:
+    daemons = (op.Kswapd(4), op.Writeback(FILE), op.Kswapd(4))
+    told = Counter[str]()
+    for seed in range(6):
+        here = file_world(release, arch, SOUND | MOVES, frames=20)
+        ran = observe(here, file_programs(seed, 30, daemons, (1, 2, 4)), seed)
+        assert not ran.violations, [v.text() for v in ran.violations]
+        for record in (record for step in ran.steps for record in step.records):
+            if isinstance(record, NotifierCall) and record.callback == "invalidate_page":
+                told[record.subscriber] += 1
+    assert told["kvm0"] > 10
+    assert told["iommu0"] > 10
 
 
 def test_without_the_hook_the_vmcs_keeps_the_old_frame() -> None:
