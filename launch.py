@@ -40,7 +40,7 @@ from mmurace.oracle.rules.table import Rule, rule_of
 from mmurace.oracle.rules.table import rules as known_rules
 from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from mmurace.protocol.signals import held
-from mmurace.report import machine, words
+from mmurace.report import formats, machine
 from mmurace.report.arguments import PROGRAM, Form, On, parse
 from mmurace.report.directory import new_run, point_to, replay_name, saved_record
 from mmurace.report.interrupts import Interrupted, interruptible, interrupts
@@ -485,7 +485,7 @@ def parsed(given: list[str]) -> dict[str, Any] | None:
 
 def complain(problem: str, status: int, given: list[str]) -> int:
     """One line on stderr, and one object on stdout if that was asked for; the exit status."""
-    line = words.plain(problem)
+    line = formats.plain(problem)
     write_line(f"{PROGRAM}: {line}", sys.stderr)
     if "--json" in given:
         write_line(machine.as_json({"exit_code": status, "error": line}), sys.stdout)

@@ -48,7 +48,7 @@ class Plan:
     """The run's directory; it must exist and hold no journals."""
     nodes: tuple[str, ...]
     world: bytes
-    """``nodes.runtime.pack_world(world)``."""
+    """``nodes.packing.pack_world(world)``."""
     seed: int
     programs: tuple[Program, ...]
     operations_max: int | None = None

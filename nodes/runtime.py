@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import multiprocess
 import zmq
 
@@ -26,8 +25,9 @@ from mmurace.nodes import plugins, sockets
 from mmurace.nodes.disk import Disk, install
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.journal import Journal
-from mmurace.nodes.world import World, from_plain, to_plain
-from mmurace.protocol import codec, limits, signals, wire
+from mmurace.nodes.packing import read_world
+from mmurace.nodes.world import World
+from mmurace.protocol import limits, signals, wire
 from mmurace.protocol.envelope import Handled
 from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut, UserError
 
@@ -113,19 +113,6 @@ def builder(name: str) -> Build:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(name, f"cannot be imported: {error}", "module:function") from None
     return found
-
-
-def read_world(data: bytes) -> World:
-    """The world that ``pack_world`` made bytes of.  Raises ``PeerError``."""
-    try:
-        return from_plain(codec.unpack(data, limits.ZMQ_MESSAGE_BYTES_MAX))
-    except (msgspec.ValidationError, LookupError, TypeError, ValueError) as error:
-        raise PeerError(f"no world: {error}") from None
-
-
-def pack_world(world: World) -> bytes:
-    """A world as bytes, for another process."""
-    return codec.pack(to_plain(world))
 
 
 def send(socket: sockets.Socket, frames: list[bytes]) -> None:

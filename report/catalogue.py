@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mmurace.oracle.sometimes import describe
-from mmurace.report import words
+from mmurace.report import formats
+from mmurace.report.facts import kernel_text
 from mmurace.scenarios.catalogue import KernelCase, Race
 from mmurace.scenarios.spec import Expectation
 
@@ -95,7 +96,7 @@ def _section(title: str, lines: Iterable[str]) -> str:
 
 
 def _kernel(case: KernelCase) -> str:
-    kernel = f"{case.name} ({case.kernel.release} {case.kernel.machine}): {expected(case.expect)}"
+    kernel = f"{case.name} on {kernel_text(case.kernel)}: {expected(case.expect)}"
     return f"{kernel}\n  {case.expect.description}" if case.expect.description else kernel
 
 
@@ -140,7 +141,7 @@ def _match(match: Mapping[str, Any]) -> str:
 
 def _commands(race: Race) -> list[str]:
     name = race.id if race.in_catalogue() else race.where
-    return [words.command("repro", name, "--kernel", case.name) for case in race.kernels]
+    return [formats.command("repro", name, "--kernel", case.name) for case in race.kernels]
 
 
 def race_dict(race: Race) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mmurace.oracle.violation import Violation
 from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.told import limit
-from mmurace.report import words
+from mmurace.report import formats
 from mmurace.report.labels import range_text
 from mmurace.report.steps import operation_text
 
@@ -44,7 +44,7 @@ def closing(explanation: Explanation) -> str:
         harm = _harm(violation, detail_of(violation))
         return f"In words: {_taken(explanation)}; {_late(explanation)}{harm}."
     detail = detail_of(violation).replace(
-        "this page", words.place(violation.mm, violation.address) or "this page"
+        "this page", formats.place(violation.mm, violation.address) or "this page"
     )
     means = MEANS.get(violation.rule, "")
     who = "" if violation.agent and violation.agent in detail else f"{violation.agent}: "
@@ -73,7 +73,7 @@ def _taken(explanation: Explanation) -> str:
     """Who did what to the page, and how who held it had got it."""
     violation = explanation.violation
     kind, *_, node = violation.owed.split()
-    page = words.place(violation.mm, violation.address)
+    page = formats.place(violation.mm, violation.address)
     did = f"{node}'s {operation_text(kind)} {_did(violation.change, page)}"
     holds = _holds(violation.cache)
     if _cached_after(violation):

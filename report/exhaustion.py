@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mmurace.explorer.exhaustive.search import Exhaustion
 from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED, Outcome
-from mmurace.report import words
+from mmurace.report import formats
 from mmurace.report.machine import outcome_dict
 from mmurace.report.screen import put
 from mmurace.report.terminal import STYLES, WORDS, chosen_violation, repeat_command
@@ -34,19 +34,19 @@ def headline(spec: RunSpec, found: Exhaustion) -> str:
         word += ", exhaustive" if found.exhaustive else ", not exhaustive"
     reasons = found.verdict.reasons
     why = f"{', '.join(reasons)}; " if reasons else ""
-    return words.plain(f"{word}: {why}{spec.name}, {_how(found)}")
+    return formats.plain(f"{word}: {why}{spec.name}, {_how(found)}")
 
 
 def _how(found: Exhaustion) -> str:
     if found.engine == "stateful":
         return (
-            f"{words.many(found.states, 'state')} (stateful), "
-            f"{words.many(found.deliveries, 'delivery', 'deliveries')}"
+            f"{formats.many(found.states, 'state')} (stateful), "
+            f"{formats.many(found.deliveries, 'delivery', 'deliveries')}"
         )
     return (
-        f"{words.many(found.executions, 'execution')} (dpor), "
+        f"{formats.many(found.executions, 'execution')} (dpor), "
         f"{found.blocked:,} cut off as repetitions, "
-        f"{words.many(found.deliveries, 'delivery', 'deliveries')}"
+        f"{formats.many(found.deliveries, 'delivery', 'deliveries')}"
     )
 
 
@@ -54,7 +54,7 @@ def search_line(state: Mapping[str, Any]) -> str:
     """``3.1 s: 2,410 states, 56,010 deliveries``."""
     noun = "states" if state["engine"] == "stateful" else "executions"
     return (
-        f"{words.seconds(float(state['seconds']))}: {state['done']:,} {noun}, "
+        f"{formats.seconds(float(state['seconds']))}: {state['done']:,} {noun}, "
         f"{state['deliveries']:,} deliveries"
     )
 
@@ -62,25 +62,25 @@ def search_line(state: Mapping[str, Any]) -> str:
 def scope_text(spec: RunSpec, found: Exhaustion) -> str:
     """What was searched, and by which rules it was judged."""
     programs = ", ".join(
-        f"{program.name} {words.many(len(tuple(program.steps)), 'operation')}"
+        f"{program.name} {formats.many(len(tuple(program.steps)), 'operation')}"
         for program in spec.programs()
     )
     lines = [f"scope: {programs}; {len(spec.world.nodes())} nodes; no chaos"]
     if found.rules and found.violation is None:
         lines.append(
             f"judged in every state: {', '.join(found.rules)}; "
-            f"all other rules in {words.many(found.judged, 'execution')}"
+            f"all other rules in {formats.many(found.judged, 'execution')}"
         )
     if found.symmetric:
         alike = "; ".join(" and ".join(nodes) for nodes in found.symmetric)
         lines.append(
-            f"interchangeable: {alike}; the {words.many(found.states, 'state')} stand for "
+            f"interchangeable: {alike}; the {formats.many(found.states, 'state')} stand for "
             f"{found.stands_for:,}"
         )
     if found.estimate is not None:
         what = "states" if found.engine == "stateful" else "executions"
         lines.append(f"estimate: some {found.estimate:.0e} {what} in all, within an order or so")
-    return "\n".join(map(words.plain, lines))
+    return "\n".join(map(formats.plain, lines))
 
 
 def print_exhaustion(

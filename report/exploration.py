@@ -14,7 +14,7 @@ from mmurace.explorer.sample.explore import Bound, Exploration
 from mmurace.explorer.sample.statistics import wilson
 from mmurace.oracle.sometimes import describe
 from mmurace.oracle.violation import Violation
-from mmurace.report import words
+from mmurace.report import formats
 from mmurace.report.catalogue import expected
 from mmurace.report.machine import kernel_dict
 from mmurace.report.screen import put
@@ -55,19 +55,19 @@ def headline(found: Exploration) -> str:
     reasons = found.verdict().reasons
     why = f"{reasons[0]}; " if reasons and not found.violations else ""
     broken = f"{_rules(found)}; " if found.violations else ""
-    return words.plain(f"{word}: {broken or why}{_how(found)}")
+    return formats.plain(f"{word}: {broken or why}{_how(found)}")
 
 
 def _rules(found: Exploration) -> str:
     wanted = found.spec.expectation
     meant = wanted.expected() if wanted is not None else None
     broken = sorted(found.violations.values(), key=lambda v: meant is None or not meant.matches(v))
-    return words.listed(dict.fromkeys(f"{v.rule} by {v.agent}" for v in broken))
+    return formats.listed(dict.fromkeys(f"{v.rule} by {v.agent}" for v in broken))
 
 
 def _how(found: Exploration) -> str:
-    schedules = words.many(found.schedules, "schedule")
-    deliveries = words.many(found.deliveries, "delivery", "deliveries")
+    schedules = formats.many(found.schedules, "schedule")
+    deliveries = formats.many(found.deliveries, "delivery", "deliveries")
     return f"{schedules} ({found.options.strategy}), {deliveries}, seed {found.spec.seed:#x}"
 
 
@@ -76,7 +76,7 @@ def facts(found: Exploration) -> str:
     lines, last = [], ""
     for label, text in _facts(found):
         shown = "" if label == last else label
-        lines.append(f"  {shown:<{LABEL_WIDTH}}{words.plain(text)}")
+        lines.append(f"  {shown:<{LABEL_WIDTH}}{formats.plain(text)}")
         last = label
     return "\n".join(lines)
 
@@ -87,7 +87,7 @@ def _facts(found: Exploration) -> Lines:
         low, high = found.interval
         yield (
             "violated",
-            f"{found.violated} of {words.many(found.schedules, 'schedule')} "
+            f"{found.violated} of {formats.many(found.schedules, 'schedule')} "
             f"(95 %: {low:.2%} to {high:.2%})",
         )
     yield from _expectation(found)
@@ -95,25 +95,25 @@ def _facts(found: Exploration) -> Lines:
     for violation in list(found.violations.values())[:VIOLATIONS_LISTED]:
         yield "broken", _violation(violation)
     for policy, tally in found.tallies.items():
-        runs = words.many(tally.schedules, "schedule")
+        runs = formats.many(tally.schedules, "schedule")
         yield "policy", f"{policy:<8}{runs:>17}, {tally.violated:,} violated"
     for bound in found.bounds():
         yield "bound", bound_text(bound)
-    yield "window", f"entered in {found.entered:,} of {words.many(found.schedules, 'schedule')}"
+    yield "window", f"entered in {found.entered:,} of {formats.many(found.schedules, 'schedule')}"
     for at, condition in enumerate(found.spec.sometimes):
-        yield "window", f"{words.many(found.met.get(at, 0), 'time'):>13}  {describe(condition)}"
+        yield "window", f"{formats.many(found.met.get(at, 0), 'time'):>13}  {describe(condition)}"
     coverage = found.coverage
     yield (
         "coverage",
-        f"{words.many(coverage.distinct, 'distinct trace')} in a sample of "
-        f"{words.many(coverage.signed, 'schedule')}; the next one is new with probability "
+        f"{formats.many(coverage.distinct, 'distinct trace')} in a sample of "
+        f"{formats.many(coverage.signed, 'schedule')}; the next one is new with probability "
         f"{coverage.unseen:.3f}",
     )
     for point, count in sorted(coverage.points.items()):
-        yield "coverage", f"{words.many(count, 'schedule'):>17} with {point}"
+        yield "coverage", f"{formats.many(count, 'schedule'):>17} with {point}"
     if found.seconds:
         rate, speed = found.schedules / found.seconds, found.deliveries / found.seconds
-        took = words.seconds(found.seconds)
+        took = formats.seconds(found.seconds)
         yield "took", f"{took}: {rate:,.0f} schedules/s, {speed:,.0f} deliveries/s"
 
 
@@ -142,7 +142,7 @@ def _finding(found: Exploration) -> Lines:
 
 
 def _violation(violation: Violation) -> str:
-    place = words.place(violation.mm, violation.address)
+    place = formats.place(violation.mm, violation.address)
     cache = f" ({violation.cache})" if violation.cache else ""
     return f"{violation.rule} by {violation.agent}{cache} at {place}: {violation.detail}"
 
@@ -161,7 +161,7 @@ def bound_text(bound: Bound) -> str:
 def explore_line(state: Mapping[str, Any]) -> str:
     """``3.1 s: 410 schedules (132/s), 56 of 59 traces distinct, unseen mass 0.95, ...``."""
     return (
-        f"{words.seconds(float(state['seconds']))}: {state['schedules']:,} schedules "
+        f"{formats.seconds(float(state['seconds']))}: {state['schedules']:,} schedules "
         f"({state['rate']:,.0f}/s), {state['distinct']:,} of {state['signed']:,} traces distinct, "
         f"unseen mass {state['unseen']:.3f}, window entered in {state['entered']:,}, "
         f"{state['violated']:,} violated"

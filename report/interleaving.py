@@ -20,14 +20,14 @@ from mmurace.explorer.explain.why import Cure, Explanation, Ordering
 from mmurace.nodes.secondary import secondaries
 from mmurace.oracle.rules.table import rule_of
 from mmurace.protocol.told import DECISIVE, DETAIL
-from mmurace.report import words
+from mmurace.report import formats
 from mmurace.report.arguments import Form
 from mmurace.report.closing import closing, deadline_text, detail_of
 from mmurace.report.condense import condensed
 from mmurace.report.facts import kernel_text
-from mmurace.report.functions import kind_of, operation_of_kind
 from mmurace.report.labels import Labels, missed_text
 from mmurace.report.steps import operation_text, text_of
+from mmurace.report.words import kind_of, operation_of_kind
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100
@@ -91,8 +91,8 @@ def _head(explanation: Explanation, width: int) -> list[list[str]]:
     violation, kernel = explanation.violation, explanation.case.spec.world.kernel
     rule = rule_of(violation.rule)
     kind = rule.name if rule else ""
-    size = words.many(explanation.deliveries, "delivery", "deliveries")
-    switched = words.many(explanation.switches, "switch", "switches")
+    size = formats.many(explanation.deliveries, "delivery", "deliveries")
+    switched = formats.many(explanation.switches, "switch", "switches")
     title = f"{violation.rule} {kind} on {kernel_text(kernel)}: {detail_of(violation)}"
     blocks = [_wrap(f"{title} ({size}, {switched})", width)]
     kinds = explanation.case.kinds()
@@ -115,7 +115,9 @@ def _paragraph(reason: Sequence[str], width: int) -> list[str]:
 
 
 def _wrap(text: str, width: int, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(words.plain(text), width, subsequent_indent=indent, break_on_hyphens=False)
+    return textwrap.wrap(
+        formats.plain(text), width, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 # ---- the table ---------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def _table(rows: Sequence[Row], titles: dict[str, str], labels: Labels, width: i
 def _cells(mark: str, columns: Sequence[str], room: int, texts: dict[str, str]) -> list[str]:
     """One row: as many lines as its longest text needs."""
     wrapped = {
-        column: textwrap.wrap(words.plain(text), room - 2, subsequent_indent="  ")
+        column: textwrap.wrap(formats.plain(text), room - 2, subsequent_indent="  ")
         for column, text in texts.items()
     }
     lines = []
@@ -246,8 +248,8 @@ def _orderings(orderings: Sequence[Ordering], races: int, labels: Labels) -> lis
     """Nothing if no order is necessary by itself."""
     if not orderings:
         return []
-    reversed_ = words.many(races, "race was", "races were")
-    runs = words.many(min(ordering.runs for ordering in orderings), "way")
+    reversed_ = formats.many(races, "race was", "races were")
+    runs = formats.many(min(ordering.runs for ordering in orderings), "way")
     counts = Counter(f"{labels.of(o.early)} before {labels.of(o.late)}" for o in orderings)
     items = [text + (f" ({n} times)" if n > 1 else "") for text, n in counts.items()]
     more = len(items) - ORDERINGS_SHOWN_MAX
@@ -266,7 +268,7 @@ def _fate(fate: Fate, labels: Labels) -> str:
         )
     return (
         f"The death of {fate.node} {after} is necessary: without it all of "
-        f"{words.many(fate.runs, 'way')} to go on passed."
+        f"{formats.many(fate.runs, 'way')} to go on passed."
     )
 
 
@@ -289,14 +291,14 @@ def _owed(explanation: Explanation, labels: Labels) -> list[list[str]]:
     due = deadline_text(explanation)
     by = f" before {due}" if due else ""
     held = f"{violation.agent}'s {violation.cache} entry of "
-    where = words.place(violation.mm, violation.address)
+    where = formats.place(violation.mm, violation.address)
     text = f"Owed by {violation.owed}: to end {held}{where}{by}. "
     return [[text + missed_text(explanation.missed, labels)]]
 
 
 def _cures(cures: Sequence[Cure], contradictory: int) -> str:
     safe = [cure for cure in cures if cure.safe]
-    tried = words.many(len(cures), "other value")
+    tried = formats.many(len(cures), "other value")
     refused = f", {contradictory} contradict this kernel" if contradictory else ""
     if not safe:
         return f"Cures: none of {tried} of a switch makes this schedule safe{refused}."
@@ -334,7 +336,7 @@ def mermaid(explanation: Explanation) -> str:
 
 def _mermaid_text(text: str) -> str:
     """Without what ends a line or begins an entity in Mermaid."""
-    return words.plain(text).replace("#", "no. ").replace(";", ",")
+    return formats.plain(text).replace("#", "no. ").replace(";", ",")
 
 
 def as_dict(explanation: Explanation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from mmurace.explorer.run.outcome import HELD, VIOLATED
 from mmurace.explorer.sample import matrix as explored
 from mmurace.explorer.sample.matrix import Found, Row
-from mmurace.report import machine, words
+from mmurace.report import formats, machine
 from mmurace.report.progress import Progress
 from mmurace.report.screen import say, stderr, stdout, write_out
 
@@ -22,7 +22,7 @@ def matrix(
 ) -> int:
     """Run it and print it; the exit status: 0 if all agree.  Raises ``UserError``."""
     todo = explored.tasks(races, patch, schedules or explored.SCHEDULES, seed)
-    say(f"{words.many(len(todo), 'pair')} of race and kernel, seed {seed:#x}")
+    say(f"{formats.many(len(todo), 'pair')} of race and kernel, seed {seed:#x}")
     done: list[Row] = []
     with Progress(stderr(), _line) as progress:
         for row in explored.rows(todo, jobs):
@@ -71,7 +71,7 @@ def found_text(found: Found) -> str:
 
 def summary(rows: list[Row], patch: str) -> str:
     """How many agree."""
-    pairs = words.many(len(rows), "pair")
+    pairs = formats.many(len(rows), "pair")
     differ = sum(not row.agrees for row in rows)
     if not patch:
         return f"{pairs} of race and kernel: {len(rows) - differ} as expected, {differ} not"

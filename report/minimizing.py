@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmurace.explorer.shrink.minimize import Minimized, Size, Update
-from mmurace.report import words
+from mmurace.report import formats
 
 
 def minimize_line(state: Mapping[str, Any]) -> str:
     """``12.3 s: operations: 9 operations, 210 deliveries (53 tries)``."""
     if "explaining" in state:
         return f"explaining: {state['explaining']}"
-    seconds = words.seconds(float(state.get("seconds", 0.0)))
+    seconds = formats.seconds(float(state.get("seconds", 0.0)))
     return (
         f"{seconds}: {state.get('phase', 'starting')}: {state.get('operations', 0):,} operations, "
         f"{state.get('deliveries', 0):,} deliveries ({state.get('tries', 0):,} tries)"
@@ -45,28 +45,28 @@ def minimized_text(found: Minimized, file: str, seconds: float) -> str:
     """The result for people."""
     how = "interrupted; the best so far" if found.interrupted else found.proof.detail
     if out_of_time(found, seconds):
-        how = f"the best after {words.seconds(seconds)} (--seconds)"
+        how = f"the best after {formats.seconds(seconds)} (--seconds)"
     shortest = "shortest for these operations in this world" if found.proof.shortest else ""
     lines = [
         f"MINIMIZED: {found.target.text()}",
         f"  from       {size_text(found.before)}",
         f"  to         {size_text(found.after)}",
-        f"  tries      {words.number(found.tries)} in {words.seconds(found.seconds)}",
+        f"  tries      {formats.number(found.tries)} in {formats.seconds(found.seconds)}",
         f"  shortest?  {shortest or 'not proved'}: {how}",
         f"  schedule   {file}",
-        f"  explain    {words.command('explain', file)}",
+        f"  explain    {formats.command('explain', file)}",
     ]
     return "\n".join(lines)
 
 
 def size_text(size: Size) -> str:
     """``4 operations, 4 nodes, 131 deliveries, 2 switches``."""
-    faults = f", {words.many(size.faults, 'fault')}" if size.faults else ""
-    deaths = f", {words.many(size.deaths, 'death')}" if size.deaths else ""
+    faults = f", {formats.many(size.faults, 'fault')}" if size.faults else ""
+    deaths = f", {formats.many(size.deaths, 'death')}" if size.deaths else ""
     return (
-        f"{words.many(size.operations, 'operation')}, {words.many(size.nodes, 'node')}{faults}"
-        f"{deaths}, {words.many(size.deliveries, 'delivery', 'deliveries')}, "
-        f"{words.many(size.switches, 'switch', 'switches')}"
+        f"{formats.many(size.operations, 'operation')}, {formats.many(size.nodes, 'node')}{faults}"
+        f"{deaths}, {formats.many(size.deliveries, 'delivery', 'deliveries')}, "
+        f"{formats.many(size.switches, 'switch', 'switches')}"
     )
 
 

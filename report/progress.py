@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 from mmurace.protocol.signals import held
-from mmurace.report import words
+from mmurace.report import formats
 
 Line = Callable[[Mapping[str, Any]], str]
 PLAIN_SECONDS: Final = 5.0
@@ -57,8 +57,8 @@ class Progress:
 def progress_line(state: Mapping[str, Any]) -> str:
     """``12.3 s: 45,210 deliveries, 1,203 operations, 0 violations``."""
     parts = [
-        words.many(int(state[key]), key[:-1], key)
+        formats.many(int(state[key]), key[:-1], key)
         for key in ("deliveries", "operations", "violations")
         if key in state
     ]
-    return f"{words.seconds(float(state.get('seconds', 0.0)))}: {', '.join(parts)}"
+    return f"{formats.seconds(float(state.get('seconds', 0.0)))}: {', '.join(parts)}"

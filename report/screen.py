@@ -9,7 +9,7 @@ from typing import IO, Final, TextIO
 
 from rich.console import Console
 
-from mmurace.report import words
+from mmurace.report import formats
 
 WIDTH: Final = 120
 """Columns of output that goes to no terminal."""
@@ -97,7 +97,7 @@ def console(file: TextIO) -> Console:
 
 def say(line: str) -> None:
     """A line about what is going on."""
-    write_line(words.plain(line), sys.stderr)
+    write_line(formats.plain(line), sys.stderr)
 
 
 def put(console: Console, text: str, style: str = "") -> None:

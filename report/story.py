@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mmurace.explorer.explain.found import Story
 from mmurace.explorer.run.outcome import Outcome
-from mmurace.report import interleaving, words
+from mmurace.report import formats, interleaving
 from mmurace.report.exploration import LABEL_WIDTH
 from mmurace.report.minimizing import size_text
 from mmurace.report.screen import put
@@ -20,15 +20,15 @@ def print_story(console: Console, outcome: Outcome, story: Story) -> None:
     """The explanation of it, and the commands that repeat it."""
     put(console, "\n" + interleaving.terminal(story.explanation))
     put(console, f"\n  {'cut down':<{LABEL_WIDTH}}{_cut_down(story)}")
-    put(console, f"  {'schedule':<{LABEL_WIDTH}}{words.command('replay', str(story.file))}")
+    put(console, f"  {'schedule':<{LABEL_WIDTH}}{formats.command('replay', str(story.file))}")
     put(console, f"  {'reproduce':<{LABEL_WIDTH}}{repeat_command(outcome)}")
 
 
 def _cut_down(story: Story) -> str:
     found = story.minimized
     more = "; minimize goes on" if found.interrupted else ""
-    before = words.many(found.before.deliveries, "delivery", "deliveries")
-    tries = words.many(found.tries, "try", "tries")
+    before = formats.many(found.before.deliveries, "delivery", "deliveries")
+    tries = formats.many(found.tries, "try", "tries")
     return f"from {before} to {size_text(found.after)} in {tries}{more}"
 
 

@@ -15,7 +15,7 @@ from mmurace.explorer.run.latency import Latency
 from mmurace.explorer.run.outcome import OperationCount, Outcome
 from mmurace.oracle.verdict import How
 from mmurace.oracle.violation import Violation
-from mmurace.report import windows, words
+from mmurace.report import formats, windows
 from mmurace.report.catalogue import expected
 from mmurace.report.facts import kernel_text, ran_on
 from mmurace.report.screen import put
@@ -67,7 +67,7 @@ def repeat_command(outcome: Outcome) -> str:
     """The command that runs the recorded schedule again; empty if nothing was recorded."""
     if outcome.run_dir is None or not outcome.ending.deliveries:
         return ""
-    return words.command("replay", outcome.run_dir)
+    return formats.command("replay", outcome.run_dir)
 
 
 # ---- the verdict and how it was reached --------------------------------------------------------
@@ -78,7 +78,7 @@ def headline(outcome: Outcome) -> str:
     word = WORDS.get(outcome.exit_code, "ENDED")
     word += ", NOT as expected" if outcome.expected is False else ""
     why = _why(outcome)
-    return words.plain(f"{word}: {why + '; ' if why else ''}{_how(outcome)}")
+    return formats.plain(f"{word}: {why + '; ' if why else ''}{_how(outcome)}")
 
 
 def _why(outcome: Outcome) -> str:
@@ -96,16 +96,16 @@ def rules_text(violations: Iterable[Violation], wanted: Expectation | None) -> s
     meant = wanted.expected() if wanted is not None else None
     found = sorted(violations, key=lambda v: meant is None or not meant.matches(v))
     counts = Counter(f"{v.rule} by {v.agent}" for v in found)
-    return words.listed(f"{who} ({n})" if n > 1 else who for who, n in counts.items())
+    return formats.listed(f"{who} ({n})" if n > 1 else who for who, n in counts.items())
 
 
 def _how(outcome: Outcome) -> str:
     ending, schedules = outcome.ending, outcome.verdict.how.schedules
-    runs = words.many(schedules, "schedule")
+    runs = formats.many(schedules, "schedule")
     complete = ", exhaustive" if outcome.verdict.how.exhaustive else ""
-    deliveries = words.many(ending.deliveries, "delivery", "deliveries")
-    operations = words.many(ending.finished, "operation")
-    took = words.seconds(outcome.seconds)
+    deliveries = formats.many(ending.deliveries, "delivery", "deliveries")
+    operations = formats.many(ending.finished, "operation")
+    took = formats.seconds(outcome.seconds)
     where, seed = ran_on(outcome), f"seed {outcome.spec.seed:#x}"
     return f"{runs} {where}{complete}, {deliveries}, {operations}, {took}, {seed}"
 
@@ -118,7 +118,7 @@ def summary(outcome: Outcome, width: int = LINE_WIDTH) -> str:
     lines: list[str] = []
     last = ""
     for label, text in _facts(outcome):
-        lines += _wrapped("" if label == last else label, label, words.plain(text), width)
+        lines += _wrapped("" if label == last else label, label, formats.plain(text), width)
         last = label
     return "\n".join(lines)
 
@@ -161,13 +161,13 @@ def _ending(outcome: Outcome) -> Lines:
         yield "stopped", f"feeding ({outcome.stopped})"
     if outcome.ending.waiting:
         waiting = outcome.ending.waiting
-        first = words.listed(f"{src} for {kind} at {dst}" for _, kind, src, dst in waiting[:3])
-        yield "waiting", f"{words.many(len(waiting), 'request')} unanswered: {first}"
+        first = formats.listed(f"{src} for {kind} at {dst}" for _, kind, src, dst in waiting[:3])
+        yield "waiting", f"{formats.many(len(waiting), 'request')} unanswered: {first}"
 
 
 def _what_ran(outcome: Outcome) -> Lines:
     spec = outcome.spec
-    chaos = words.many(len(spec.chaos.rule), "chaos rule") if spec.chaos else "no chaos"
+    chaos = formats.many(len(spec.chaos.rule), "chaos rule") if spec.chaos else "no chaos"
     yield (
         "ran",
         f"{spec.name}: workload {spec.workload.kind}, kernel {kernel_text(spec.world.kernel)}, "
@@ -181,28 +181,30 @@ def _operations(operations: Mapping[str, OperationCount]) -> Lines:
     total = sum(count.done for count in operations.values())
     failed = sum(sum(count.errors.values()) for count in operations.values())
     if operations:
-        kinds = words.listed(
+        kinds = formats.listed(
             _operation(kind, count)
             for kind, count in sorted(operations.items(), key=lambda item: (-item[1].done, item[0]))
         )
-        yield "operations", f"{words.number(total)}, {words.number(failed)} failed: {kinds}"
+        yield "operations", f"{formats.number(total)}, {formats.number(failed)} failed: {kinds}"
 
 
 def _operation(kind: str, count: OperationCount) -> str:
     """``Touch 40 (3 EFAULT)``."""
-    errors = (f"{n} {words.errno_name(error)}" for error, n in sorted(count.errors.items()))
-    failed = words.listed(errors, "")
-    return f"{kind} {words.number(count.done)}" + (f" ({failed})" if failed else "")
+    errors = (f"{n} {formats.errno_name(error)}" for error, n in sorted(count.errors.items()))
+    failed = formats.listed(errors, "")
+    return f"{kind} {formats.number(count.done)}" + (f" ({failed})" if failed else "")
 
 
 def _messages(outcome: Outcome) -> Lines:
     counts = outcome.counts
-    fates = (f"{words.number(counts[fate])} {fate}" for fate in FATES if counts.get(fate))
-    text = [f"{words.number(counts[key])} {key}" for key in ("sent", "delivered") if key in counts]
+    fates = (f"{formats.number(counts[fate])} {fate}" for fate in FATES if counts.get(fate))
+    text = [
+        f"{formats.number(counts[key])} {key}" for key in ("sent", "delivered") if key in counts
+    ]
     if text:
-        yield "messages", words.listed([*text, *fates])
+        yield "messages", formats.listed([*text, *fates])
     for reason, count in sorted(outcome.rejected.items()):
-        yield "rejected", f"{words.number(count)} frames: {reason}"
+        yield "rejected", f"{formats.number(count)} frames: {reason}"
 
 
 def _window(how: How) -> Lines:
@@ -235,23 +237,23 @@ def _statistics(statistics: Mapping[str, Any]) -> Lines:
         "out_of_memory": "allocations that found no free frame",
         "oom_kills": "processes killed by the OOM killer",
     }
-    said = [f"{told} {words.number(statistics[key])}" for key, told in single.items()
+    said = [f"{told} {formats.number(statistics[key])}" for key, told in single.items()
             if statistics.get(key)]  # fmt: skip
     if said:
-        yield "secondaries", words.listed(said)
+        yield "secondaries", formats.listed(said)
 
 
 def _per_key(counts: Any) -> str:
     if not isinstance(counts, Mapping):
         return ""
-    return words.listed((f"{key} {words.number(n)}" for key, n in sorted(counts.items())), "")
+    return formats.listed((f"{key} {formats.number(n)}" for key, n in sorted(counts.items())), "")
 
 
 def _latencies(latencies: Mapping[str, Latency]) -> Lines:
     """How long invalidations took."""
-    told = words.listed(
-        f"{cache} {words.number(found.p50)}/{words.number(found.p99)}/{words.number(found.max)} "
-        f"({words.number(found.count)})"
+    told = formats.listed(
+        f"{cache} {'/'.join(map(formats.number, (found.p50, found.p99, found.max)))} "
+        f"({formats.number(found.count)})"
         for cache, found in latencies.items()
     )
     if latencies:
@@ -264,19 +266,19 @@ def _chaos(outcome: Outcome) -> Lines:
             yield "chaos", f"{rule['name']}: {rule['fault']}, {_what_it_did(rule)}"
     unmatched = outcome.chaos.get("unmatched", ())
     if unmatched:
-        yield "chaos", f"matched nothing: {words.listed(unmatched)}"
+        yield "chaos", f"matched nothing: {formats.listed(unmatched)}"
 
 
 def _what_it_did(rule: Mapping[str, Any]) -> str:
     """Gates count windows, other rules count messages."""
-    hits, matched = words.number(rule["hits"]), words.number(rule["matched"])
+    hits, matched = formats.number(rule["hits"]), formats.number(rule["matched"])
     if rule["fault"] in GATES:
-        early = f", {words.number(rule['gave_up'])} cut short" if rule["gave_up"] else ""
-        return f"closed {words.many(rule['hits'], 'time')}, stopped {matched}{early}"
+        early = f", {formats.number(rule['gave_up'])} cut short" if rule["gave_up"] else ""
+        return f"closed {formats.many(rule['hits'], 'time')}, stopped {matched}{early}"
     if rule["fault"] == KILL:
-        return f"killed {hits} of {words.many(rule['matched'], 'node')}"
+        return f"killed {hits} of {formats.many(rule['matched'], 'node')}"
     unmet = "unmet" if rule["fault"] == "hold" else "early"
-    gave_up = f", {words.number(rule['gave_up'])} let go {unmet}" if rule["gave_up"] else ""
+    gave_up = f", {formats.number(rule['gave_up'])} let go {unmet}" if rule["gave_up"] else ""
     return f"hit {hits} of {matched}{gave_up}"
 
 
@@ -287,8 +289,8 @@ def _notes(notes: Mapping[str, int]) -> Lines:
         reason, _, name = note.rpartition(": ")
         groups.setdefault(reason, []).append((name, count))
     for reason, calls in groups.items():
-        total = words.many(sum(count for _, count in calls), "line")
-        listed = words.listed(f"{name} {words.number(count)}" for name, count in calls)
+        total = formats.many(sum(count for _, count in calls), "line")
+        listed = formats.listed(f"{name} {formats.number(count)}" for name, count in calls)
         yield "log", f"{total} {reason or 'not run'}: {listed}"
 
 
@@ -303,7 +305,7 @@ def _violations(violations: Iterable[Violation]) -> Lines:
 
 def _object(violation: Violation) -> str:
     cache = f" {violation.cache}" if violation.cache else ""
-    where = words.place(violation.mm, violation.address)
+    where = formats.place(violation.mm, violation.address)
     return f"{violation.rule} by {violation.agent}{cache} {where or violation.detail}".rstrip()
 
 

@@ -12,9 +12,9 @@ from typing import Final
 from mmurace.oracle.rules.table import rule_of
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import BROKER, operation_of
-from mmurace.report import words
-from mmurace.report.functions import DATA, RECLAIMED, filled_by, function_of
+from mmurace.report import formats
 from mmurace.report.trail import Trail
+from mmurace.report.words import DATA, RECLAIMED, filled_by, function_of
 
 RULER: Final = "=" * 66
 
@@ -31,7 +31,7 @@ def violation_report(violation: Violation, trail: Trail, repeat: str = "") -> st
         [f"reproduce: {repeat}"] if repeat else [],
     ]
     body = "\n\n".join("\n".join(block) for block in blocks if block)
-    return "\n".join((RULER, *map(words.plain, body.split("\n")), RULER))
+    return "\n".join((RULER, *map(formats.plain, body.split("\n")), RULER))
 
 
 def _title(violation: Violation, trail: Trail) -> str:
@@ -83,7 +83,7 @@ def _cached(violation: Violation) -> list[str]:
     """What was cached by whom, and filled from what."""
     if not violation.cache:
         return []
-    where = words.place(violation.mm, violation.address)
+    where = formats.place(violation.mm, violation.address)
     frame = f" -> frame {violation.frame:#x}" if violation.frame >= 0 else ""
     lines = [f"cached by {violation.agent} ({violation.cache}): {where}{frame}"]
     if violation.filled:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mmurace.oracle.verdict import How
-from mmurace.report import words
+from mmurace.report import formats
 
 HEAD: Final = "entered with a live"
 """What the columns say."""
@@ -31,11 +31,11 @@ def _line(first: str, cells: list[str], width: int) -> str:
 def _cell(count: int | None) -> str:
     if count is None:
         return ""
-    return words.number(count) if count else NEVER
+    return formats.number(count) if count else NEVER
 
 
 def never_entered(how: How) -> str:
     """``3 of 29 windows never entered``; empty if all were, or nobody asked."""
     counts = [count for row in how.windows.values() for count in row.values()]
     never = counts.count(0)
-    return f"{never} of {words.many(len(counts), 'window')} never entered" if never else ""
+    return f"{never} of {formats.many(len(counts), 'window')} never entered" if never else ""

@@ -1,82 +1,123 @@
-"""Small words: numbers, names and commands as people read them."""
+"""What the kernel calls it: the function that a message or an operation stands for.
+
+A message is one access to shared state; the access is made in some kernel function, which
+depends on the access and on the operation that made it.
+"""
 
 from __future__ import annotations
 
-import errno
-import shlex
-import shutil
-import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
-from mmurace.nodes import plugins
+from mmurace.nodes.secondary import caches
+from mmurace.protocol.envelope import REPLY_MARK
+from mmurace.protocol.messages.base import Message, kinds
+from mmurace.protocol.messages.program import Operation
 
-COMMAND: Final = "mmurace"
-LAUNCH: Final = Path(__file__).resolve().parents[1] / "launch.py"
-"""In a checkout."""
+ACCESSES: Final = {
+    "PteWalk": "hardware page walk",
+    "FrameAlloc": "alloc_page",
+    "FrameCopy": "copy_highpage",
+    "PageGet": "try_get_page",
+    "PagePut": "put_page",
+    "PageFreeze": "page_ref_freeze",
+    "PtlLock": "pte_offset_map_lock",
+    "PtlUnlock": "pte_unmap_unlock",
+    "MmapLock": "mmap_lock",
+    "MmapUnlock": "mmap_unlock",
+    "FlushTlbIpi": "flush_tlb_func",
+    "Tlbi": "tlbi",
+    "Tlbie": "tlbie",
+    "CoprosAdd": "mm->context.copros",
+    "Mmdrop": "mmdrop",
+    "PteScan": "ptep_get",
+    "TableWalk": "hardware page walk",
+    "MmapDowngrade": "mmap_write_downgrade",
+    "AnonVmaLock": "anon_vma_lock",
+    "AnonVmaUnlock": "anon_vma_unlock",
+    "FolioAddWaiter": "migration_entry_wait_on_locked",
+    "FolioWait": "io_schedule",
+    "RmapAdd": "folio_add_anon_rmap",
+    "RmapTryDup": "folio_try_dup_anon_rmap_pte",
+    "RmapTryShare": "folio_try_share_anon_rmap_pte",
+    "PageAnonExclusive": "PageAnonExclusive",
+    "SetPageAnonExclusive": "SetPageAnonExclusive",
+    "RmapRemove": "folio_remove_rmap",
+    "RmapMove": "folio_move_anon_rmap",
+    "VmaFind": "find_vma",
+    "VmaReplace": "vma_iter_store",
+    "CpumaskLoad": "mm_cpumask",
+    "CpumaskSet": "switch_mm",
+    "NotifierList": "notifier_subscriptions",
+    "PageCacheLoad": "filemap_get_folio",
+    "PageCacheAdd": "filemap_add_folio",
+    "PageCacheRemove": "filemap_remove_folio",
+    "PageCacheNext": "find_get_entries",
+    "FolioMapping": "folio_mapping",
+    "RemoveMapping": "__remove_mapping",
+    "ReadFolio": "filemap_read_folio",
+    "WritePage": "writepage",
+    "TruncateBlocks": "truncate of the blocks",
+    "InodeLock": "inode_lock",
+    "InodeUnlock": "inode_unlock",
+    "FileSizeLoad": "i_size_read",
+    "FileSizeStore": "i_size_write",
+    "ImmapLock": "i_mmap_lock",
+    "ImmapUnlock": "i_mmap_unlock",
+    "ImmapInsert": "vma_interval_tree_insert",
+    "ImmapRemove": "vma_interval_tree_remove",
+    "ImmapWalk": "vma_interval_tree_foreach",
+    "IsolateLru": "isolate_lru_folios",
+    "PutbackLru": "folio_putback_lru",
+    "SwapCacheGet": "swap_cache_get_folio",
+    "SwapCacheDelete": "delete_from_swap_cache",
+    "SwapCacheAdd": "add_to_swap_cache",
+    "PageSwapEntry": "page_swap_entry",
+    "FreeSwapAndCache": "free_swap_and_cache",
+    "FolioMigrateMapping": "folio_migrate_mapping",
+    "SwapWrite": "swap_writepage",
+    "FreeUnrefPage": "free_unref_folios",
+    "SwapRead": "swap_readpage",
+    "TlbBatchedLoad": "tlb_flush_batched",
+    "TlbBatchedStore": "tlb_flush_batched",
+    "TlbBatchedCmpxchg": "tlb_flush_batched",
+    "SyncIpi": "tlb_remove_table_sync_one",
+}
+"""Message of the core -> the function, or what hardware does, whatever the operation."""
+
+RECLAIMED: Final = {"SwapWrite": "try_to_unmap_one", "FreeUnrefPage": "try_to_unmap_one"}
+"""How a reclaimed page ends -> where its entry was taken away, whatever the operation."""
+ENTRY_CHANGES: Final = frozenset({"PteGetAndClear", "PteSet", "PteCmpxchg"})
+DATA: Final = {"FrameRead": "load", "FrameWrite": "store"}
 
 
-def plain(text: str) -> str:
-    """The text on one line, without anything that a terminal would act on."""
-    return "".join(char if char.isprintable() else " " for char in text)
+def kind_of(name: str) -> type[Message] | None:
+    """The class of a message; None if no message is called so."""
+    return kinds().get(name)
 
 
-def number(value: int) -> str:
-    """12,345."""
-    return f"{value:,}"
+def operation_of_kind(name: str) -> type[Operation]:
+    """The class of an operation; what is none has nothing to say of itself."""
+    found = kind_of(name)
+    return found if found is not None and issubclass(found, Operation) else Operation
 
 
-def many(count: int, one: str, more: str = "") -> str:
-    """``1 frame``, ``2 frames``."""
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
+def filled_by(cache: str) -> str:
+    """Where a translation gets into a cache; empty if nobody says so."""
+    known = caches().get(cache)
+    return known.filled_by if known is not None else {"tlb": "hardware page walk"}.get(cache, "")
 
 
-def seconds(value: float) -> str:
-    """``0.42 s`` or ``3 min 12 s``."""
-    if value < 60:
-        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
-    return f"{int(value) // 60} min {int(value) % 60} s"
+def function_of(kind: str, operation: str) -> str:
+    """The function in which a message of this kind is sent for an operation of that kind.
 
-
-def place(mm: str, address: int) -> str:
-    """``mm0:0x3000``; empty if there is none."""
-    return f"{mm}:{address:#x}" if address >= 0 else mm
-
-
-def errno_name(error: int) -> str:
-    """``EFAULT`` for 14."""
-    return errno.errorcode.get(error, f"errno {error}")
-
-
-def listed(items: Iterable[str], nothing: str = "none") -> str:
-    """``a, b, c``."""
-    return ", ".join(items) or nothing
-
-
-def command(*words: str | Path) -> str:
-    """A command of this program that can be pasted into a shell, here and as it was started."""
-    named = (f"--plugin={_near(Path(plugin.path))}" for plugin in plugins.loaded())
-    return shlex.join([*program(), *named, *map(str, words)])
-
-
-def program() -> tuple[str, ...]:
-    """How this program is started: ``mmurace``, ``python launch.py``, ``.venv/bin/python ...``."""
-    started = Path(sys.argv[0])
-    if started.name == COMMAND:
-        return (COMMAND,) if _is(shutil.which(COMMAND), started) else (_near(started),)
-    python = "python" if _is(shutil.which("python"), sys.executable) else _near(sys.executable)
-    if LAUNCH.exists():
-        return python, _near(LAUNCH)
-    return python, "-m", COMMAND
-
-
-def _is(found: str | None, wanted: str | Path) -> bool:
-    """The very same path: a virtual environment's python is a link to another one."""
-    return found is not None and Path(found).absolute() == Path(wanted).absolute()
-
-
-def _near(path: str | Path) -> str:
-    """Relative to where we are if it lies below, else the whole path."""
-    whole = Path(path).absolute()
-    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+    Either may be empty (unknown); the result is empty if nothing is known.
+    """
+    kind = kind.rstrip(REPLY_MARK)
+    of = operation_of_kind(operation)
+    if kind in ENTRY_CHANGES:
+        return of.CHANGES or kind
+    if kind in DATA:
+        return (of.DATA or f"{of.AGENT} {{}}").format(DATA[kind]).strip()
+    message = kind_of(kind)
+    declared = message.TOLD.function if message is not None else ""
+    return ACCESSES.get(kind) or declared or operation_of_kind(kind).FUNCTION or of.FUNCTION

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mmurace.explorer.sample.policies import CYCLES
+from mmurace.nodes.secondaries.kvm.part import Vm
 from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +60,13 @@ def test_the_portfolio_has_a_row_for_each_of_its_policies() -> None:
 
 def test_speed_is_measured_on_two_vcpus() -> None:
     spec = table.two_vcpus(replace(find("E01").run(), chaos=None))
-    assert spec.world.vms[0].vcpus == ("vcpu0", "vcpu1")
+    assert spec.world.parts_of(Vm)[0].vcpus == ("vcpu0", "vcpu1")
     assert table.bare(spec, 1) == table.ordered(spec, 1) >= 120
 
 
 def test_exploring_needs_neither_sockets_nor_processes() -> None:
     """They would be a fifth of the time to the first violation."""
-    asked = "import sys, explorer.sample.explore; print({'zmq', 'multiprocess'} & set(sys.modules))"
+    asked = "import sys, mmurace.explorer.sample.explore; print({'zmq', 'multiprocess'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", asked],
         capture_output=True, text=True, timeout=60, cwd=ROOT, check=True,

@@ -79,13 +79,13 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--on", "simulator", "--seconds", "1"), "--seconds: the simulator has no clock"),
     (("stress", "--on", "simulator", "--stop-on", "O"), "--stop-on: the simulator runs to the"),
     (("stress", "--stop-on", "S99"), "--stop-on: no rule 'S99' (expected any, or one of O, "),
-    (("stress", "--kernel", "v9.9"), "--kernel: unknown kernel 'v9.9' (expected one of v4.15, "),
+    (("stress", "--kernel", "v9.9"), "--kernel: unknown kernel 'v9.9': newer than v6.6 (expected "),
     (("stress", "--arch", "vax"), "--arch: unknown architecture 'vax' (expected one of x86, "),
     (("stress", "--set", "btm"), "--set: is 'btm' (expected SWITCH=VALUE of a switch)"),
     (("stress", "--set", "release=v5.7"), "--set: is 'release=v5.7' (expected SWITCH=VALUE"),
     (
         ("stress", "--set", "bmt=true"),
-        "--set: unknown switch 'bmt' (expected btm, kvm_retry, batch_mode, ...",
+        "--set: unknown switch 'bmt' (expected perhaps btm, ",
     ),
     (("stress", "--set", "btm=yes"), "--set: btm: is str (expected bool)"),
     (("stress", "--set", "sva_decoder=x"), "--set: sva_decoder: invalid enum value 'x' (expected "),
@@ -317,7 +317,7 @@ def test_a_race_is_provoked_replayed_and_checked(
     assert out.startswith("VIOLATED: ")
     assert "violated: S1 by iommu0 (iotlb): as expected" in out
     assert "BUG: mmu_notifier: S1: use-after-free in zap_pte_range / DMA store" in out
-    command = out.splitlines()[-2].removeprefix("reproduce: python launch.py ").split()
+    command = out.splitlines()[-2].partition("launch.py ")[2].split()
     assert run(*command, "--out", "two") == 1
     assert capsys.readouterr().out.startswith("VIOLATED: ")
     assert run("check", "one", "--json") == 1

@@ -89,7 +89,7 @@ def test_moves_beside_everything_else(release: str, arch: str, unit: bool) -> No
     moved = 0
     for seed in range(8):
         here = world(release, arch, unit)
-        kernel = msgspec.structs.replace(here.kernel, batched_pending_flush="flush_tlb_mm")
+        kernel = here.kernel.replace(batched_pending_flush="flush_tlb_mm")
         here = msgspec.structs.replace(here, kernel=kernel)
         oracle, ending, _, _ = run(here, programs(seed, unit), seed)
         assert ending.complete, ending.waiting

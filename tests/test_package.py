@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mmurace.report import words
+from mmurace.report import formats
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "report")
@@ -65,7 +65,7 @@ def test_a_command_is_printed_as_it_works_here(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [argv0])
     monkeypatch.chdir(ROOT)
-    assert words.command("replay", "runs/x").endswith(f"{said} replay runs/x")
+    assert formats.command("replay", "runs/x").endswith(f"{said} replay runs/x")
 
 
 def test_away_from_the_checkout_the_whole_path_is_printed(
@@ -73,4 +73,4 @@ def test_away_from_the_checkout_the_whole_path_is_printed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(ROOT / "launch.py")])
     monkeypatch.chdir(tmp_path)
-    assert f"{ROOT / 'launch.py'} check" in words.command("check", "run")
+    assert f"{ROOT / 'launch.py'} check" in formats.command("check", "run")

@@ -76,7 +76,7 @@ def test_without_the_retry_check_it_is_found_and_told_in_its_own_words(tmp_path:
     told = run(tmp_path, "explore", str(RACE), "--schedules", "1000", "--seed", "3", plugin=NIC)
     assert told.status == 1
     assert re.match("VIOLATED: .*S4 by nic0", told.out)
-    for word in ("mtt filled", "NicDma(0x10000)", "invalidate_range_start(nic0"):
+    for word in ("mtt filled", "device store to 0x10000", "invalidate_range_start(nic0"):
         assert word in told.out
     assert "Safe under this very schedule: nic_fault = retries (here installs)" in told.out
     assert re.search(r"cut down from \d+ deliveries to [34] operations", " ".join(told.out.split()))

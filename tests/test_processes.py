@@ -20,7 +20,7 @@ from mmurace.broker.plan import ROUTER, Plan
 from mmurace.broker.recorder import broker_records, read_record, read_schedule
 from mmurace.broker.schedules import RandomWalk, Recorded
 from mmurace.broker.supervisor import Supervisor
-from mmurace.nodes.runtime import pack_world
+from mmurace.nodes.packing import pack_world
 from mmurace.protocol import signals, wire
 from mmurace.protocol.errors import EmulatorError, UserError
 from mmurace.protocol.trace import Ending

@@ -30,7 +30,7 @@ from mmurace.broker.recorder import (
 from mmurace.broker.schedules import Arrival, RandomWalk, Recorded, Schedule
 from mmurace.broker.simulator import Simulator
 from mmurace.nodes.journal import Journal, JournalReader, journal_path
-from mmurace.nodes.runtime import read_world
+from mmurace.nodes.packing import read_world
 from mmurace.protocol import codec, wire
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.errors import PeerError, UserError

@@ -23,7 +23,7 @@ from mmurace.protocol.errors import UserError
 from mmurace.protocol.messages.base import Ack, kinds
 from mmurace.protocol.messages.program import operation_kinds
 from mmurace.protocol.trace import Ending
-from mmurace.report import catalogue, directory, functions, machine, terminal, words
+from mmurace.report import catalogue, directory, formats, machine, terminal, words
 from mmurace.report.facts import kernel_text
 from mmurace.report.progress import Progress, progress_line
 from mmurace.report.trail import Trail, trail_of
@@ -104,7 +104,7 @@ def test_the_summary_of_a_run_that_held() -> None:
         "  secondaries operations that invalidated what was cached: iotlb 120, spte 3",
         "              cached frames freed and used again 12",
         "  run         runs/one",
-        f"  repeat      {words.command('replay', 'runs/one')}",
+        f"  repeat      {formats.command('replay', 'runs/one')}",
     ]
 
 
@@ -183,7 +183,7 @@ def test_nothing_that_a_terminal_acts_on_is_printed() -> None:
 def test_the_command_is_never_broken() -> None:
     long = Path("/tmp") / ("x" * 200) / "with space"
     text = printed(an_outcome(run_dir=long))
-    assert f"{words.command('replay', long)}\n" in text
+    assert f"{formats.command('replay', long)}\n" in text
 
 
 # ---- the report of a violation -----------------------------------------------------------------
@@ -244,11 +244,11 @@ def test_a_deadlock_has_no_translation() -> None:
 
 def test_a_run_with_violations_ends_with_the_command_that_repeats_it() -> None:
     lines = printed(an_outcome(VIOLATION)).splitlines()
-    assert lines[-2:] == [f"reproduce: {words.command('replay', 'runs/one')}", RULER]
+    assert lines[-2:] == [f"reproduce: {formats.command('replay', 'runs/one')}", RULER]
 
 
 def test_functions_are_of_messages_that_exist() -> None:
-    named = {*functions.ACCESSES, *functions.DATA, *functions.ENTRY_CHANGES}
+    named = {*words.ACCESSES, *words.DATA, *words.ENTRY_CHANGES}
     assert named <= set(kinds())
 
 
@@ -271,7 +271,7 @@ def test_an_operation_says_which_functions_it_stands_for() -> None:
     ],
 )
 def test_function_of(kind: str, operation: str, function: str) -> None:
-    assert functions.function_of(kind, operation) == function
+    assert words.function_of(kind, operation) == function
 
 
 # ---- for other programs ------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_json_is_one_object_with_everything() -> None:
     assert value["kernel"]["set"] == {"gather_calls_ir": False}
     assert value["operations"]["Touch"] == {"done": 40, "errors": {"14": 3}}
     assert value["violations"][0]["racing"][1]["n"] == 131
-    assert value["repeat"] == words.command("replay", "runs/one")
+    assert value["repeat"] == formats.command("replay", "runs/one")
 
 
 # ---- the catalogue -----------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_a_race_is_shown_with_all_that_it_is() -> None:
     heads = ("Kernels:", "The window was entered if:", "Programs:", "Recipe", "Sources:", "Run it:")
     assert all(head in page for head in heads)
     assert race.story.splitlines()[0] in page
-    assert words.command("repro", "E08", "--kernel", "v6.6") in page
+    assert formats.command("repro", "E08", "--kernel", "v6.6") in page
 
 
 def test_a_race_is_json() -> None:
@@ -336,19 +336,19 @@ def test_a_race_is_json() -> None:
 
 def test_a_kernel_of_no_known_release_is_told_in_full() -> None:
     kernel = preset("v6.6.5")
-    assert kernel_text(kernel) == "v6.6 x86"
+    assert kernel_text(kernel) == "v6.6.5 x86"
     own = structs.replace(kernel, release="me")
     assert kernel_text(own).startswith("me x86 (")
     assert "end_calls_ir=false" in kernel_text(own)
 
 
 def test_words() -> None:
-    assert words.many(1, "delivery", "deliveries") == "1 delivery"
-    assert words.many(1200, "delivery", "deliveries") == "1,200 deliveries"
-    assert words.seconds(0.5) == "0.50 s"
-    assert words.seconds(192.4) == "3 min 12 s"
-    assert words.errno_name(14) == "EFAULT"
-    assert words.errno_name(99999) == "errno 99999"
+    assert formats.many(1, "delivery", "deliveries") == "1 delivery"
+    assert formats.many(1200, "delivery", "deliveries") == "1,200 deliveries"
+    assert formats.seconds(0.5) == "0.50 s"
+    assert formats.seconds(192.4) == "3 min 12 s"
+    assert formats.errno_name(14) == "EFAULT"
+    assert formats.errno_name(99999) == "errno 99999"
 
 
 def test_progress_is_a_plain_line_every_few_seconds() -> None:

@@ -131,7 +131,7 @@ WRONG = [
     ('node = "device0"', 'node = "cpu1"\nname = "x"',
      "race.toml: program[2].steps[0].op: cpu1 cannot do 'dma' "
      "(expected an operation of that node)"),
-    ('release = "v6.6"', 'release = "v9.9"',
+    ('release = "v6.6.5"', 'release = "v9.9"',
      "race.toml: kernel[2]: unknown kernel 'v9.9': newer than v6."),
     ('verdict = "held"', 'verdict = "fine"',
      "race.toml: kernel[1].expect.verdict: invalid enum value 'fine' (expected one of held, "),

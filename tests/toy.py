@@ -16,7 +16,7 @@ from mmurace.broker.programs import Program, Step
 from mmurace.nodes.driver import Driver, Handler
 from mmurace.nodes.kernel.variant import preset
 from mmurace.nodes.node import Node
-from mmurace.nodes.runtime import pack_world
+from mmurace.nodes.packing import pack_world
 from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.world import World
 from mmurace.protocol.envelope import Envelope

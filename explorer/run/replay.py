@@ -18,7 +18,7 @@ from mmurace.explorer.run.outcome import Outcome, Status
 from mmurace.explorer.run.schedule_file import read_case
 from mmurace.explorer.shrink.case import Case
 from mmurace.explorer.shrink.play import How, Player
-from mmurace.nodes.runtime import pack_world
+from mmurace.nodes.packing import pack_world
 from mmurace.oracle.state.trace import step_of
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.errors import ReplayDivergence

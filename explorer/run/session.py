@@ -32,8 +32,8 @@ from mmurace.explorer.run.outcome import OperationCount, Outcome, Status
 from mmurace.explorer.run.stop import Bounds, bytes_in
 from mmurace.nodes.build import build_all
 from mmurace.nodes.journal import journal_path
+from mmurace.nodes.packing import pack_world
 from mmurace.nodes.plugins import at_fault, named_in
-from mmurace.nodes.runtime import pack_world
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.state.trace import step_of
 from mmurace.protocol.envelope import BROKER, Envelope, Handled

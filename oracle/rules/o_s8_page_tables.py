@@ -9,6 +9,9 @@ A walker may keep upper entries.  One that leads to a table must be gone when th
                         x dropped (c)
     table freed (d)                             [Required: c happens before d]
     load through x                              [Required: not after d]
+
+Rule S8 of translations that were read before is judged where they are cached
+(``s1_s3_s8_accesses``).
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Rules S1 and S3, judged at each access that goes through a translation; and S8 at each fill.
 
+S8 at each load through a kept upper entry is in ``o_s8_page_tables``.
+
 A latched value is such a translation too: it is in use whenever the guest runs.
 Accesses without a translation are the kernel's own: it holds a reference to what it touches.
 """

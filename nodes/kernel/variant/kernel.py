@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from mmurace.nodes.kernel.variant.arch import Arch
-from mmurace.nodes.kernel.variant.mm import Mm
+from mmurace.nodes.kernel.variant.arch_by_release import Arch
+from mmurace.nodes.kernel.variant.mm_by_release import Mm
 from mmurace.nodes.kernel.variant.switch import Switches, Value, fields_of, owners
 from mmurace.protocol.errors import UserError
 

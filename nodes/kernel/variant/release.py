@@ -1,4 +1,7 @@
-"""Releases of Linux by name: which there are here, and which came first."""
+"""Releases of Linux by name: which there are here, and which came first.
+
+What they do is in ``mm_by_release``, ``arch_by_release`` and each driver's ``variant``.
+"""
 
 from __future__ import annotations
 

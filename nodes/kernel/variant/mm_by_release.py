@@ -1,4 +1,4 @@
-"""mm/ and kernel/: what the core does."""
+"""mm/ and kernel/: what the core does, and from which release on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @declare
 class Mm(Switches, frozen=True):
-    """mm/ and kernel/: what the core does."""
+    """mm/ and kernel/: what the core does, and from which release on."""
 
     OWNER: ClassVar[str] = "mm"
 
