@@ -18,6 +18,7 @@ from mmurace.explorer.shrink.play import How, play
 from mmurace.explorer.shrink.shortest import look_for_shorter
 from mmurace.explorer.shrink.smaller import with_world
 from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.kernel.variant.switch import fields
 from mmurace.report import interleaving
 from mmurace.report.labels import Labels
 from mmurace.report.machine import as_json

@@ -205,7 +205,7 @@ def test_an_unknown_switch_is_named_with_its_kernel(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kernel_of_a_race_is_told_which_there_are() -> None:
-    with pytest.raises(UserError, match=r"^--kernel: E01 has no kernel 'v1' \(expected one of v4"):
+    with pytest.raises(UserError, match=r"^--kernel: E01 has no kernel 'v1' \(expected one of v5"):
         RACES["E01"].kernel_case("v1")
 
 
