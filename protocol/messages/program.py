@@ -20,6 +20,8 @@ class OpDone(Message, frozen=True):
 class Operation(Request[OpDone], frozen=True):
     """Base of all operations."""
 
+    ONLY_A_BASE: ClassVar[bool] = False
+    """Nobody is asked for it: others are derived from it (said of itself, not of those)."""
     FUNCTION: ClassVar[str] = ""
     """The kernel function that serves it; of an access, that serves its fault."""
     CHANGES: ClassVar[str] = ""
@@ -44,7 +46,7 @@ def operation_kinds() -> list[type[Operation]]:
         kind = todo.pop(0)
         derived = kind.__subclasses__()
         todo += derived
-        if not derived and kind.__name__ != "DeviceAccess":
+        if not derived and not vars(kind).get("ONLY_A_BASE"):
             found.append(kind)
     return found
 

@@ -18,6 +18,7 @@ class DeviceAccess(Operation, frozen=True):
     address: int
     write: bool
     value: int = 0
+    ONLY_A_BASE: ClassVar[bool] = True
     CHANGES: ClassVar[str] = "wp_page_copy"
     AGENT: ClassVar[str] = "device"
     CALLED: ClassVar[str] = "device access"
