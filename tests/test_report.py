@@ -237,7 +237,7 @@ def test_a_deadlock_has_no_translation() -> None:
     waits = Event("PtlLock never answered", 99, "memory", "cpu0/3.1")
     violation = Violation("L3", "memory", "cpu0 waits for itself", racing=(waits,))
     report = violation_report(violation, Trail({}, {}, {"cpu0/3": "Mprotect"}))
-    assert report.splitlines()[1] == "BUG: mmu_notifier: L3: deadlock in do_mprotect"
+    assert report.splitlines()[1] == "BUG: mmu_notifier: L3: deadlock in do_mprotect_pkey"
     assert "cached" not in report
     assert "owed" not in report
 
@@ -265,8 +265,8 @@ def test_an_operation_says_which_functions_it_stands_for() -> None:
         ("PteSet", "", "PteSet"),
         ("FrameRead", "GuestTouch", "guest load"),
         ("PagePut~", "Munmap", "put_page"),
-        ("Munmap", "Munmap", "do_munmap"),
-        ("", "Munmap", "do_munmap"),
+        ("Munmap", "Munmap", "do_vmi_munmap"),
+        ("", "Munmap", "do_vmi_munmap"),
         ("", "", ""),
     ],
 )

@@ -135,7 +135,7 @@ class Munmap(Operation, frozen=True):
     mm: str
     address: int
     length: int
-    FUNCTION: ClassVar[str] = "do_munmap"
+    FUNCTION: ClassVar[str] = "do_vmi_munmap"
     CHANGES: ClassVar[str] = "zap_pte_range"
 
 
@@ -156,7 +156,7 @@ class Mprotect(Operation, frozen=True):
     length: int
     read: bool
     write: bool
-    FUNCTION: ClassVar[str] = "do_mprotect"
+    FUNCTION: ClassVar[str] = "do_mprotect_pkey"
     CHANGES: ClassVar[str] = "change_pte_range"
 
 
