@@ -1,6 +1,6 @@
 # Needs make and a python3 of at least 3.11 (with venv); everything else goes into .venv.
 #
-#   make run    the main job: a mixed workload on real processes for 30 seconds
+#   make run    the main job: a mixed workload on real processes for 45 seconds
 #   make test   all tests
 #   make coverage  the same, with the lines that they reach, in child processes too
 #   make docs   the pages that are made from code
@@ -18,7 +18,7 @@ DEV_STAMP = $(VENV)/.stamp-dev
 .PHONY: run test coverage dev docs clean
 
 run: $(RUN_STAMP)
-	$(VENV)/bin/python launch.py stress --seconds 30 $(ARGS)
+	$(VENV)/bin/python launch.py stress --seconds 45 $(ARGS)
 
 test: $(DEV_STAMP)
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
