@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.errors import EmulatorError, UserError
@@ -308,7 +308,7 @@ def ids_of(kind: Kind) -> frozenset[str]:
     return frozenset(rule.id for rule in _TABLE.values() if rule.kind == kind)
 
 
-def kind_of(rule_id: str) -> Any:
+def kind_of(rule_id: str) -> Kind | None:
     """The kind of a rule; None if nobody knows it."""
     rule = _TABLE.get(rule_id)
     return rule.kind if rule else None
