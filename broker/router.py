@@ -28,8 +28,8 @@ import msgspec
 import zmq
 
 from mmurace.broker import dispatch, plan
+from mmurace.broker.bounded_waits import Clock, Patience, Pulse
 from mmurace.broker.exchange import Exchange
-from mmurace.broker.patience import Clock, Patience, Pulse
 from mmurace.broker.plan import LAUNCHER, Outcome, Plan
 from mmurace.broker.programs import Feeder
 from mmurace.broker.recorder import BrokerJournal

@@ -41,11 +41,11 @@ from multiprocess import forkserver, resource_tracker
 
 from mmurace.broker import plan, router
 from mmurace.broker.aborted import write_aborted
+from mmurace.broker.bounded_waits import Patience
 from mmurace.broker.counts import Counts
-from mmurace.broker.patience import Patience
 from mmurace.broker.plan import ROUTER, Outcome, Plan
 from mmurace.broker.recorder import last_number, write_schedule
-from mmurace.broker.room import check_room
+from mmurace.broker.resources import check_room
 from mmurace.broker.socket_directory import SocketDirectory
 from mmurace.nodes import plugins, runtime, sockets
 from mmurace.nodes.journal import journal_path

@@ -19,12 +19,13 @@ from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
 from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
 from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
 from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
-from mmurace.oracle.rules.o_s8_page_tables import Tables, walked_before
+from mmurace.oracle.rules.o_s8_page_tables import Tables
 from mmurace.oracle.rules.p1_p2_p3_costs import Measures
 from mmurace.oracle.rules.q2_at_rest import stale_at_rest
-from mmurace.oracle.rules.s1_s3_s8_accesses import Safety, foreign_walk
+from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s5_rights import Containment
 from mmurace.oracle.rules.s7_store_order import Coherence
+from mmurace.oracle.rules.s8_walks import foreign_walk, walked_before
 from mmurace.oracle.rules.s10_brackets import Brackets
 from mmurace.oracle.rules.s11_might_sleep import Context
 from mmurace.oracle.rules.s12_tags import Identity

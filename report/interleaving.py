@@ -22,12 +22,12 @@ from mmurace.oracle.rules.table import rule_of
 from mmurace.protocol.told import DECISIVE, DETAIL
 from mmurace.report import formats
 from mmurace.report.arguments import Form
-from mmurace.report.closing import closing, deadline_text, detail_of
 from mmurace.report.condense import condensed
 from mmurace.report.facts import kernel_text
+from mmurace.report.in_words import closing, deadline_text, detail_of
+from mmurace.report.kernel_functions import kind_of, operation_of_kind
 from mmurace.report.labels import Labels, missed_text
 from mmurace.report.steps import operation_text, text_of
-from mmurace.report.words import kind_of, operation_of_kind
 
 MARKDOWN_WIDTH: Final = 75
 TERMINAL_WIDTH: Final = 100

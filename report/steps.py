@@ -13,7 +13,7 @@ from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Message
 from mmurace.protocol.pte import describe, frame_of
 from mmurace.protocol.told import Values, range_text, reply
-from mmurace.report.words import DATA, function_of, kind_of, operation_of_kind
+from mmurace.report.kernel_functions import DATA, function_of, kind_of, operation_of_kind
 
 
 def text_of(row: Row) -> str:

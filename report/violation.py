@@ -13,8 +13,8 @@ from mmurace.oracle.rules.table import rule_of
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import BROKER, operation_of
 from mmurace.report import formats
+from mmurace.report.kernel_functions import DATA, RECLAIMED, filled_by, function_of
 from mmurace.report.trail import Trail
-from mmurace.report.words import DATA, RECLAIMED, filled_by, function_of
 
 RULER: Final = "=" * 66
 

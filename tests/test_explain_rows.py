@@ -20,7 +20,7 @@ from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.records import OpBegin
 from mmurace.report import interleaving
-from mmurace.report.closing import closing
+from mmurace.report.in_words import closing
 from mmurace.report.steps import text_of
 from mmurace.scenarios.catalogue import find
 

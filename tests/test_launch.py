@@ -23,6 +23,7 @@ from mmurace.oracle.rules.table import rules
 from mmurace.oracle.violation import Violation
 from mmurace.protocol.errors import EmulatorError, PeerError, TimedOut
 from mmurace.report import arguments, machine
+from mmurace.report.commands import stress, values
 from mmurace.scenarios.spec import RunSpec
 from tests.test_report import VIOLATION, an_outcome
 
@@ -222,8 +223,8 @@ def test_an_endless_workload_is_bounded(calls: list[Any]) -> None:
     run("stress")
     run("stress", "--on", "simulator")
     run("stress", "--operations", "7")
-    assert calls[0][2] == launch.SECONDS
-    assert calls[1][0].operations_max == launch.OPERATIONS
+    assert calls[0][2] == stress.SECONDS
+    assert calls[1][0].operations_max == stress.OPERATIONS
     assert (calls[2][0].operations_max, calls[2][2]) == (7, None)
 
 
@@ -244,14 +245,14 @@ def test_a_drawn_seed_is_printed(calls: list[Any], capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(("given", "seed"), [("12", 12), ("0x12", 18), ("012", 12), ("0", 0)])
 def test_seeds(given: str, seed: int) -> None:
-    assert launch.seed_from(given) == seed
+    assert values.seed_from(given) == seed
 
 
 @pytest.mark.parametrize(
     ("given", "value"), [("true", True), ("2", 2), ("neg1_neg1", "neg1_neg1"), ('"a"', "a")]
 )
 def test_switch_values(given: str, value: object) -> None:
-    assert launch.switch_value(given) == value
+    assert values.switch_value(given) == value
 
 
 def test_rules_that_stress_can_stop_on_are_all_that_the_oracle_has() -> None:

@@ -23,7 +23,7 @@ from mmurace.protocol.errors import UserError
 from mmurace.protocol.messages.base import Ack, kinds
 from mmurace.protocol.messages.program import operation_kinds
 from mmurace.protocol.trace import Ending
-from mmurace.report import catalogue, directory, formats, machine, terminal, words
+from mmurace.report import catalogue, directory, formats, kernel_functions, machine, terminal
 from mmurace.report.facts import kernel_text
 from mmurace.report.progress import Progress, progress_line
 from mmurace.report.trail import Trail, trail_of
@@ -248,7 +248,7 @@ def test_a_run_with_violations_ends_with_the_command_that_repeats_it() -> None:
 
 
 def test_functions_are_of_messages_that_exist() -> None:
-    named = {*words.ACCESSES, *words.DATA, *words.ENTRY_CHANGES}
+    named = {*kernel_functions.ACCESSES, *kernel_functions.DATA, *kernel_functions.ENTRY_CHANGES}
     assert named <= set(kinds())
 
 
@@ -271,7 +271,7 @@ def test_an_operation_says_which_functions_it_stands_for() -> None:
     ],
 )
 def test_function_of(kind: str, operation: str, function: str) -> None:
-    assert words.function_of(kind, operation) == function
+    assert kernel_functions.function_of(kind, operation) == function
 
 
 # ---- for other programs ------------------------------------------------------------------------

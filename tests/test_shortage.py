@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from mmurace.broker import room
+from mmurace.broker import resources
 from mmurace.protocol.errors import EmulatorError
 from mmurace.report.shortage import shortage
 from tests.runs import nothing_left_behind
@@ -80,14 +80,14 @@ def test_too_little_memory_is_no_verdict(tmp_path: Path, megabytes: int) -> None
 
 
 def test_threads_are_asked_for_before_libzmq_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    room.check_room(5)
+    resources.check_room(5)
 
     def none_left(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(Thread, "start", none_left)
     with pytest.raises(EmulatorError, match="no room for 2 more threads: can't start new"):
-        room.check_room(5)
+        resources.check_room(5)
 
 
 @pytest.mark.parametrize(

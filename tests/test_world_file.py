@@ -12,6 +12,7 @@ from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
 from mmurace.nodes.secondaries.ocxl.part import Link
 from mmurace.protocol.errors import UserError
+from mmurace.report.commands import values
 from mmurace.scenarios.runs import workload_run
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.world_file import WorldFile, load_world
@@ -78,9 +79,9 @@ def test_a_whole_file_makes_that_world_and_runs(tmp_path: Path) -> None:
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = load(tmp_path, WHOLE)
-    kernel = launch.kernel_from(file, "v5.8", "", ["btm=false"])
+    kernel = values.kernel_from(file, "v5.8", "", ["btm=false"])
     assert (kernel.release, kernel.machine, SvaSwitches.of(kernel).btm) == ("v5.8", "arm64", False)
-    plain = launch.kernel_from(WorldFile(), "", "", [])
+    plain = values.kernel_from(WorldFile(), "", "", [])
     assert (plain.release, plain.machine) == ("v6.6.5", "x86")
 
 

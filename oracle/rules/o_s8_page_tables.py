@@ -10,8 +10,7 @@ A walker may keep upper entries.  One that leads to a table must be gone when th
     table freed (d)                             [Required: c happens before d]
     load through x                              [Required: not after d]
 
-Rule S8 of translations that were read before is judged where they are cached
-(``s1_s3_s8_accesses``).
+Rule S8 of translations that were read before is judged where they are cached (``s8_walks``).
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from mmurace.nodes.world import World
-from mmurace.oracle.state.live import Read, State
+from mmurace.oracle.state.live import State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import operation_of
-from mmurace.protocol.pte import frame_of, hw_present
 from mmurace.protocol.ranges import overlaps
 from mmurace.protocol.records import InvalidateDone, TableCached, TableRead, TableUse
 
@@ -55,19 +53,6 @@ class KeptTable:
         """An invalidation has dropped it; walks through it may be on their way."""
         self.closed = 0
         self.reported: set[str] = set()
-
-
-def walked_before(state: State, mm: str, address: int, read: Read) -> Read | None:
-    """What a walk by (mm, address) has found, if its table was moved under it before its last load.
-
-    The load then counts as one of the entry as it was before the move, so whoever moves the table
-    owes the invalidation of what is made of it.  None: no such move is known.
-    """
-    page = state.pages.get((mm, address))
-    for change in reversed(page.changes if page is not None else ()):
-        if hw_present(change.old) and frame_of(change.old) == frame_of(read.pte):
-            return Read(change.n - 1, read.id, change.page, change.old, read.generation)
-    return None
 
 
 class Tables:

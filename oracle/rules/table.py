@@ -91,7 +91,7 @@ _row(
     "S1", "harm", "use-after-free",
     "No access reaches a frame through a translation that was made before the frame was freed.",
     "who freed the frame, and which flush should have come before that",
-    "s1_s3_s8_accesses",
+    "s1_s3_accesses",
 )  # fmt: skip
 _row(
     "S2", "owed", "secondary-flushed-late",
@@ -103,7 +103,7 @@ _row(
     "S3", "harm", "access-after-revocation",
     "Once an operation that takes rights away has returned, no access goes through what it took.",
     "the flush before the return of that system call, and what hides the entry from it",
-    "s1_s3_s8_accesses",
+    "s1_s3_accesses",
 )  # fmt: skip
 _row(
     "S4", "owed", "stale-shadow",
@@ -135,7 +135,7 @@ _row(
     "No walk goes through a page-table page that was freed, and what a walk finds is the entry "
     "of that page.",
     "the flush of upper entries before the table is freed, and who waits for lockless walkers",
-    "s1_s3_s8_accesses", "o_s8_page_tables",
+    "s8_walks", "o_s8_page_tables",
 )  # fmt: skip
 _row(
     "S9", "harm", "lost-store",

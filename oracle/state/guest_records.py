@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mmurace.oracle.rules.l4_completion import Completion
 from mmurace.oracle.rules.o_s4_deadlines import Obligations
-from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
+from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s10_brackets import Brackets
 from mmurace.oracle.state.kinds import Kinds
 from mmurace.oracle.state.live import Cached, Op, State

@@ -7,7 +7,7 @@ from mmurace.oracle.rules.o_inherited import Inherited
 from mmurace.oracle.rules.o_s2_moves import Moves
 from mmurace.oracle.rules.o_s4_deadlines import Obligations, frame_freed
 from mmurace.oracle.rules.o_s8_page_tables import Tables
-from mmurace.oracle.rules.s1_s3_s8_accesses import Safety
+from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s7_store_order import Coherence
 from mmurace.oracle.rules.s12_tags import Identity
 from mmurace.oracle.sometimes import Sometimes

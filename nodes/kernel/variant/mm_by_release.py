@@ -243,8 +243,8 @@ class Mm(Switches, frozen=True):
         since("pmd"),
         unreleased("pud", "v6.12, which is newer than what is known here"),
     )
-    """Which present entry opens its bracket: one of a table of leaf tables, or one of the table
-    above it (v6.12)."""
+    """At which present entry mprotect opens its bracket: one of a table of leaf tables, or one of
+    the table above it (v6.12)."""
     change_protection_upgrades: Literal["dirty_shared", "dirty_exclusive", "exclusive"] = switch(
         "mm/mprotect.c",
         "change_pte_range",

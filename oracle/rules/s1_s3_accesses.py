@@ -1,6 +1,4 @@
-"""Rules S1 and S3, judged at each access that goes through a translation; and S8 at each fill.
-
-S8 at each load through a kept upper entry is in ``o_s8_page_tables``.
+"""Rules S1 and S3, judged at each access that goes through a translation.
 
 A latched value is such a translation too: it is in use whenever the guest runs.
 Accesses without a translation are the kernel's own: it holds a reference to what it touches.
@@ -122,15 +120,4 @@ def _after_revocation(
         change=describe_change(change), owed=change.op.text(), deadline=ended,
         racing=(ended, event),
         detail=f"{'write' if record.write else 'read'} after {change.op.text()} had revoked it",
-    )  # fmt: skip
-
-
-def foreign_walk(
-    agent: str, cache: str, mm: str, address: int, pte: int, event: Event, why: str
-) -> Violation:
-    """Rule S8: a translation was made from a page that was no table of this address (any more)."""
-    return Violation(
-        rule="S8", agent=agent, cache=cache, mm=mm, address=address, frame=ptes.frame_of(pte),
-        filled=event, pte=ptes.describe(pte), racing=(event,),
-        detail=f"the walk went through a page-table page that was not (any more) its own: {why}",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmurace.broker import plan
-from mmurace.broker.patience import Patience, Pulse
+from mmurace.broker.bounded_waits import Patience, Pulse
 from mmurace.broker.router import Router
 from mmurace.protocol import limits, wire
 from tests.runs import nothing_left_behind
