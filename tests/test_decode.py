@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmurace.nodes.secondaries.decode import ALL, Decoder, decode, decode_atc, pages_left
+from mmurace.nodes.secondaries.decode import (
+    ALL,
+    CMDQ_MAX_TLBI_OPS,
+    Decoder,
+    decode,
+    decode_atc,
+    page_by_page,
+    pages_left,
+)
 from mmurace.protocol.limits import CALLBACK_COMMANDS_MAX, PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.ranges import covers
 
@@ -36,6 +44,25 @@ def test_sound_decoders_cover_what_was_asked(
 def test_sound_decoders_have_bounded_work(decoder: Decoder, start: int, end: int) -> None:
     for commands in (decode(decoder, start, end, PAGES), decode_atc(decoder, start, end, PAGES)):
         assert len(list(commands)) <= CALLBACK_COMMANDS_MAX
+
+
+@pytest.mark.parametrize("decoder", SOUND)
+@given(start=ADDRESS, pages=st.integers(1, PAGES))
+def test_a_unit_that_takes_no_ranges_is_told_the_same_pages(
+    decoder: Decoder, start: int, pages: int
+) -> None:
+    end = min(start + pages * PAGE_SIZE, ULONG_MAX)
+    singly = list(page_by_page(decoder, start, end, 2 * PAGES))
+    assert all(command == ALL or command[1] - command[0] <= PAGE_SIZE for command in singly)
+    for first, last in decode(decoder, start, end, PAGES):
+        assert ALL in singly or {first, last} <= {edge for command in singly for edge in command}
+
+
+def test_a_unit_that_takes_no_ranges_is_told_everything_from_a_tableful_on() -> None:
+    most = (CMDQ_MAX_TLBI_OPS - 1) * PAGE_SIZE
+    assert len(list(page_by_page("size0_all", 0, most, 1 << 10))) == CMDQ_MAX_TLBI_OPS - 1
+    assert list(page_by_page("size0_all", 0, most + PAGE_SIZE, 1 << 10)) == [ALL]
+    assert len(list(page_by_page("as_given", 0, most + PAGE_SIZE, 1 << 10))) == CMDQ_MAX_TLBI_OPS
 
 
 def test_everything_by_decoder() -> None:

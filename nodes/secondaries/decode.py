@@ -20,8 +20,8 @@ A decoder that does arithmetic before it looks for that code computes with a siz
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
-from typing import Literal
+from itertools import chain, islice
+from typing import Final, Literal
 
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.ranges import page_of
@@ -36,6 +36,8 @@ Commands = Iterator[tuple[int, int]]
 """Ranges as the unit understands them: half-open, or (0, ULONG_MAX)."""
 
 ALL = (0, ULONG_MAX)
+CMDQ_MAX_TLBI_OPS: Final = 1 << PAGE_SHIFT - 3
+"""``arm-smmu-v3-sva.c`` (d5afb4b47e13, v6.6): as many as a table has entries."""
 _WORD = ULONG_MAX
 
 
@@ -47,6 +49,22 @@ def decode(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:
     if decoder == "per_page_loop":
         return islice(_per_page_loop(start, end), pages_max)
     return iter(_DECODERS[decoder](start, end))
+
+
+def page_by_page(decoder: Decoder, start: int, end: int, pages_max: int) -> Commands:
+    """The same to a unit that takes no ranges (no ``ARM_SMMU_FEAT_RANGE_INV``): pages, or all.
+
+    From v6.6 on the driver then asks for all once it would be ``CMDQ_MAX_TLBI_OPS`` commands.
+    """
+    pages = end - start >> PAGE_SHIFT
+    if decoder == "size0_all" and pages >= CMDQ_MAX_TLBI_OPS:
+        return iter((ALL,))
+    commands = decode(decoder, start, end, pages_max)
+    return islice(chain.from_iterable(map(_pages_of, commands)), pages_max)
+
+
+def _pages_of(command: tuple[int, int]) -> Commands:
+    return iter((ALL,)) if command == ALL else _per_page_loop(*command)
 
 
 def pages_left(start: int, end: int, pages_max: int) -> int:

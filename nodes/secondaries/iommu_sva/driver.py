@@ -13,7 +13,7 @@ from typing import Any
 from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondaries.decode import decode, decode_atc, pages_left
+from mmurace.nodes.secondaries.decode import decode, decode_atc, page_by_page, pages_left
 from mmurace.nodes.secondaries.iommu_sva.messages import (
     AtcInvalidate,
     DetachDevice,
@@ -67,15 +67,20 @@ async def arm_smmu_tlb_inv_range_asid(
         return
     kernel = cpu.world.kernel
     leaf = SvaSwitches.of(kernel).sec_inv_scope == "leaf_only"
-    for first, last in tuple(
-        decode(SvaSwitches.of(kernel).sva_decoder, start, end, _pages_max(cpu))
-    ):
+    for first, last in _tlbi_commands(cpu, start, end):
         await cpu.port.call(unit, IotlbInvalidate(mm, first, last, leaf), command_queue(unit))
     left = pages_left(start, end, _pages_max(cpu))
     if left and SvaSwitches.of(kernel).sva_decoder == "per_page_loop":
         cpu.port.emit(LoopCut(unit, mm, start, end, left, cpu.port.operation))
         rest = IotlbInvalidate(mm, start + _pages_max(cpu) * PAGE_SIZE, end, leaf)
         await cpu.port.call(unit, rest, command_queue(unit))
+
+
+def _tlbi_commands(cpu: Processor, start: int, end: int) -> tuple[tuple[int, int], ...]:
+    """What the range becomes for this unit."""
+    switches = SvaSwitches.of(cpu.world.kernel)
+    form = decode if switches.range_inv else page_by_page
+    return tuple(form(switches.sva_decoder, start, end, _pages_max(cpu)))
 
 
 def _pages_max(cpu: Processor) -> int:

@@ -47,6 +47,14 @@ class SvaSwitches(Switches, frozen=True):
     meet, d5afb4b47e13 and "arm64/smmu: use TLBI ASID when invalidating entire range", of which
     only ids of linux-next were found.  v5.10.9 and v5.4.91 are the point releases after the review
     of 2d6ffc63f124 for stable, which was seen for v5.4."""
+    range_inv: bool = switch(
+        "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h",
+        "ARM_SMMU_FEAT_RANGE_INV",
+        since(True),
+        unreleased(False, "the machine may have it: an SMMUv3 before v3.2"),
+        hardware=True,
+    )
+    """The unit takes commands of ranges; else one for each page (``__arm_smmu_tlb_inv_range``)."""
     sec_inv_scope: Literal["all_levels", "leaf_only"] = switch(
         "drivers/iommu/",
         "invalidate_range",
