@@ -62,7 +62,7 @@ def verdict_of(spec: RunSpec) -> Verdict:
 def test_every_race_runs_to_its_end_on_every_kernel(race: catalogue.Race) -> None:
     for case in race.kernels:
         records, complete = records_of(race.run(case.name, seed=3))
-        assert complete, case.name
+        assert complete or case.expect.rule == "L3", case.name
         assert records
 
 

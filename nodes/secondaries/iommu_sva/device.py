@@ -7,6 +7,7 @@ keeps them in its ATC and goes to memory by itself, so they must be invalidated 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.kernel.errno import EFAULT, ENODEV
@@ -20,6 +21,7 @@ from mmurace.nodes.secondaries.iommu_sva.messages import (
     SurpriseDown,
 )
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
 from mmurace.nodes.translation import Attempts, Entry, TranslationCache, data_access
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
@@ -27,6 +29,9 @@ from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.records import FaultRetry, OpBegin, OpEnd
+
+DOWN: Final = "link down"
+"""What waits for this waits for ever."""
 
 
 class Device(Node):
@@ -67,8 +72,11 @@ class Device(Node):
     async def invalidate(self, message: InvalidateRequest, _: Envelope) -> Ack:
         """Drop translations; complete once no access through them is left.
 
-        A translation request that overlaps it is answered first, and its answer thrown away.
+        A translation request that overlaps it is answered first, and its answer thrown away.  A
+        device that is gone answers nothing; that this is answered is the time-out.
         """
+        if self.gone and not SvaSwitches.of(self.world.kernel).ats_gives_up:
+            await self.port.park(DOWN)
         await self.atc.invalidate(message.pasid, message.start, message.end)
         return Ack()
 

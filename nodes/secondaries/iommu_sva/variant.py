@@ -76,6 +76,18 @@ class SvaSwitches(Switches, frozen=True):
         unreleased(False, "a driver that does not wait for its devices"),
     )
     """It waits until the devices have said that they are done."""
+    ats_gives_up: bool = switch(
+        "drivers/iommu/",
+        "qi_submit_sync",
+        since(True),
+        unreleased(
+            False, "VT-d (to v6.8, 4fc82cd907ac) asks again what timed out"
+        ),
+    )
+    """An ATC invalidation that a device does not answer completes by a time-out, and the driver
+    leaves it at that (``arm_smmu_cmdq_skip_err``).  ``qi_check_fault`` of VT-d begins again after
+    it; v6.9 looks first whether hot-plug knows that the device is gone.  Presets of vt-d have the
+    first value all the same: its unit and hot-plug are assumed to be in time."""
     btm: bool = switch(
         "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h",
         "ARM_SMMU_FEAT_BTM",
