@@ -158,8 +158,19 @@ class Processor(Node):
         return Ack()
 
     async def tlbi(self, message: p.Tlbi, _: Envelope) -> Ack:
-        """Broadcast maintenance: no interrupt is involved."""
-        await self.tlb.invalidate(message.mm, message.start, message.end)
+        """Broadcast maintenance: no interrupt is involved.
+
+        cpu1                                        cpu0 (munmap)
+        a store through the old entry goes out
+                                                    clear pte; TLBI
+        drops the entry                             DSB
+        the store arrives                           [Required: not after the DSB]
+                                                    the frame may be freed
+        """
+        await self.tlb.invalidate(
+            message.mm, message.start, message.end,
+            waits_for_stores=self.world.kernel.arch.tlbi_waits_for_stores,
+        )  # fmt: skip
         return Ack()
 
     async def sync_ipi(self, _message: p.SyncIpi, _: Envelope) -> Ack:

@@ -88,6 +88,8 @@ class TranslationCache:
         self.walks: list[Walk] = []
         self.in_flight: list[Entry] = []
         """Entries with an access that has not been answered, once for each access."""
+        self.stores: list[Entry] = []
+        """Those of them whose access is a store."""
 
     def touch(self, tag: str, address: int, access: str = "write") -> None:
         """Say that what the cache knows of a page was accessed: entry, walks, accesses."""
@@ -185,15 +187,27 @@ class TranslationCache:
         """Send an access that goes through ``entry`` and wait for its answer."""
         self.touch(entry.tag, entry.address)
         self.in_flight.append(entry)
+        stores = isinstance(message, FrameWrite)
+        if stores:
+            self.stores.append(entry)
         request = self.port.post(dst, message)
         self.port.emit(Use(entry.fill, request))
         (reply,) = await self.port.settle((request,))
         self.touch(entry.tag, entry.address)
         self.in_flight.remove(entry)
+        if stores:
+            self.stores.remove(entry)
         self.port.wake("drain", self.cache)
         return reply
 
-    async def invalidate(self, tag: str, start: int, end: int, tables: Range | None = None) -> None:
+    async def invalidate(
+        self,
+        tag: str,
+        start: int,
+        end: int,
+        tables: Range | None = None,
+        waits_for_stores: bool = True,
+    ) -> None:
         """Drop entries of (tag, [start, end)) and wait until none of them is in use.
 
         walker or device                    whoever invalidates
@@ -206,14 +220,16 @@ class TranslationCache:
         none of another: invalidations that overlap are acknowledged each by itself.
 
         ``tables``: what the upper entries map that are dropped with it.  A walk in there may be
-        going through one of them, so it counts as one of the range.
+        going through one of them, so it counts as one of the range.  Without ``waits_for_stores``
+        it leaves stores behind that went out through what itself has dropped.
         """
         first, last = tables or (start, end)
         self._touch_range(tag, first, last)
         hit = [k for k, e in self.entries.items() if e.tag == tag and covers(start, end, k[1])]
         if hit:
             self._touch_order()
-        fills = tuple(self.entries.pop(key).fill for key in hit)
+        dropped = [self.entries.pop(key) for key in hit]
+        fills = tuple(entry.fill for entry in dropped)
         self.port.emit(InvalidateBegin(self.cache, tag, start, end, fills))
         overlapped = []
         for walk in self.walks:
@@ -221,6 +237,8 @@ class TranslationCache:
                 walk.stale = True
                 overlapped.append(walk.load)
         using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
+        if not waits_for_stores:
+            using = [e for e in using if e not in self.stores or e not in dropped]
         while any(w.load in overlapped for w in self.walks) or any(
             entry in self.in_flight for entry in using
         ):

@@ -94,6 +94,7 @@ def _freeze_cache(cache: TranslationCache) -> Frozen:
         _freeze_entries(cache),
         tuple((walk.load, walk.tag, walk.address, walk.stale) for walk in cache.walks),
         tuple(cache.in_flight),
+        tuple(cache.stores),
     )
 
 

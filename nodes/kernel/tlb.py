@@ -67,7 +67,7 @@ async def _flush(
     if before_dsb:
         posted = await post_tlbi(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, told, end)
-        await cpu.port.settle(posted)
+        await dsb(cpu, posted, mm, start, end)
     else:
         await _flush_cpus(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, told, end)
@@ -132,8 +132,18 @@ async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None
 
 
 async def _tlbi_dsb(cpu: Processor, mm: str, start: int, end: int) -> None:
-    posted = await post_tlbi(cpu, mm, start, end)
-    await cpu.port.settle(posted)  # dsb(ish): every observer has completed
+    await dsb(cpu, await post_tlbi(cpu, mm, start, end), mm, start, end)
+
+
+async def dsb(cpu: Processor, posted: list[str], mm: str, start: int, end: int) -> None:
+    """``dsb(ish)``: every observer has completed the TLBI that was posted.
+
+    Where that may leave stores behind, TLBI and DSB follow again (``__tlbi`` with
+    ARM64_WORKAROUND_REPEAT_TLBI); the secondaries have been told before.
+    """
+    await cpu.port.settle(posted)
+    if cpu.world.kernel.arch.tlbi_repeated:
+        await cpu.port.settle(await post_tlbi(cpu, mm, start, end))
 
 
 async def post_tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:

@@ -27,6 +27,24 @@ class Arch(Switches, frozen=True):
         hardware=True,
     )
     """The CPU flush is TLBI and DSB (arm64), or ``tlbie`` (ppc), rather than IPIs (x86)."""
+    tlbi_waits_for_stores: bool = switch(
+        "arch/arm64/kernel/cpu_errata.c",
+        "arm64_errata",
+        since(True),
+        unreleased(False, "processors with an erratum, such as CVE-2025-10263"),
+        hardware=True,
+    )
+    """TLBI and DSB are complete only when stores through the dropped entries have arrived, as the
+    architecture says; or a processor answers as soon as it has dropped them."""
+    tlbi_repeated: bool = switch(
+        "arch/arm64/include/asm/tlbflush.h",
+        "ARM64_WORKAROUND_REPEAT_TLBI",
+        since(False),
+        unreleased(True, "kernels that know a processor to need it (cfd391e74134)"),
+        hardware=True,
+    )
+    """Each TLBI and DSB is done twice: the second waits for what the first has left behind.  Such
+    a kernel puts no flush off (``arch_tlbbatch_should_defer``, v6.6)."""
     tlbie_scope: Literal["all", "by_cpumask", "by_cpumask_and_copros"] = switch(
         "arch/powerpc/mm/book3s64/radix_tlb.c",
         "mm_needs_flush_escalation",
@@ -220,6 +238,10 @@ class Arch(Switches, frozen=True):
                 f"secondary_before_dsb = {self.secondary_before_dsb} without broadcast_tlbi",
                 "no: a flush by IPIs has no DSB",
             )
+        if not self.broadcast_tlbi and not self.tlbi_waits_for_stores:
+            yield "tlbi_waits_for_stores = false without broadcast_tlbi", "true"
+        if self.tlbi_repeated and (not self.broadcast_tlbi or self.batch_mode != "none"):
+            yield "tlbi_repeated without broadcast_tlbi, or with a batch_mode", "batch_mode = none"
         if self.batch_mode == ("ipi_deferred" if self.broadcast_tlbi else "tlbi_nosync"):
             yield (
                 f"batch_mode = {self.batch_mode} contradicts broadcast_tlbi",

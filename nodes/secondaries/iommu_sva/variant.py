@@ -80,9 +80,7 @@ class SvaSwitches(Switches, frozen=True):
         "drivers/iommu/",
         "qi_submit_sync",
         since(True),
-        unreleased(
-            False, "VT-d (to v6.8, 4fc82cd907ac) asks again what timed out"
-        ),
+        unreleased(False, "VT-d (to v6.8, 4fc82cd907ac) asks again what timed out"),
     )
     """An ATC invalidation that a device does not answer completes by a time-out, and the driver
     leaves it at that (``arm_smmu_cmdq_skip_err``).  ``qi_check_fault`` of VT-d begins again after
