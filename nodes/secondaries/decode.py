@@ -13,6 +13,7 @@ A decoder that does arithmetic before it looks for that code computes with a siz
 | ``size0_all`` | arm-smmu-v3-sva.c (v6.6), ATC commands | size ULONG_MAX is 0, and 0 is "all" |
 | ``as_given`` | arm-smmu-v3-sva.c (v5.18 to v6.5) | size = end - start; the IOTLB skips 0 |
 | ``size0_noop`` | arm-smmu-v3-sva.c (v5.13 to v5.17) | size = end - start + 1; the IOTLB skips 0 |
+| ``no_granule`` | arm-smmu-v3.c (v6.10 to v6.14) | ranges of entries of another granule |
 | ``per_page_loop`` | drivers/misc/ocxl/link.c | one command for each page |
 | ``off_by_one`` | arch/riscv (v6.15, in review) | the end counts as inclusive: one page more |
 """
@@ -28,7 +29,7 @@ from mmurace.protocol.ranges import page_of
 
 Decoder = Literal[
     "exact", "round_up_overflow", "unaligned", "page_or_all", "per_page_loop", "size0_noop",
-    "as_given", "size0_all", "off_by_one",
+    "as_given", "size0_all", "off_by_one", "no_granule",
 ]  # fmt: skip
 LinkDecoder = Literal["per_page_loop", "exact"]
 """What there is for an OpenCAPI link, whose registers take a page or everything."""
@@ -149,6 +150,16 @@ def _size0_noop(start: int, end: int) -> list[tuple[int, int]]:
     return _pages(start, end) if size > 1 else []
 
 
+def _no_granule(start: int, end: int) -> list[tuple[int, int]]:
+    """``__arm_smmu_tlb_inv_range`` of a domain without page sizes (``pgsize_bitmap`` is 0).
+
+    ``__ffs(0)`` is 64 on arm64, and the command's granule field comes out as that of 64 KiB.  A
+    unit may keep entries that were made with another granule, and this one does.  By ASID there is
+    no granule.
+    """
+    return [ALL] if end - start in (0, ULONG_MAX) else []
+
+
 def _off_by_one(start: int, end: int) -> list[tuple[int, int]]:
     """One page too many, which is safe; "all" stays what it is."""
     return [ALL] if (start, end) == ALL else _pages(start, end + PAGE_SIZE)
@@ -171,4 +182,5 @@ _DECODERS = {
     "as_given": _pages,
     "size0_all": _size0_all,
     "off_by_one": _off_by_one,
+    "no_granule": _no_granule,
 }

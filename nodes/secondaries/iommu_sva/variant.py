@@ -35,6 +35,7 @@ class SvaSwitches(Switches, frozen=True):
         since("as_given", "v5.18", "95d4782c34a6", on="smmu-v3", backports="v5.17.7"),
         since("size0_all", "v6.6", "d5afb4b47e13", on="smmu-v3", backports="v6.1.56"),
         unreleased("per_page_loop", "a driver of an IOMMU that does as that of an OpenCAPI link"),
+        unreleased("no_granule", "smmu-v3 of v6.10 to v6.14, newer than what is known here"),
         unreleased("off_by_one", "an arch/riscv patch in review in 2025"),
     )
     """How an SVA driver reads the range that it is given (``nodes.secondaries.decode``).
