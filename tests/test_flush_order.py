@@ -137,7 +137,7 @@ def test_what_stands_before_the_hook_hears_the_gather_s_own_range() -> None:
     [
         ("v4.15", "x86", 33),
         ("v4.18", "arm64", 1024),
-        ("v5.7", "arm64", 511),
+        ("v5.1", "arm64", 511),
         ("v6.6.5", "arm64", 511),
     ],
 )

@@ -144,16 +144,25 @@ POINTS = [
     # e649b3f0188f in stable
     ("x86", "apic_reload", "v5.4.46", "range_start", "v5.4.47", "invalidate_range"),
     ("x86", "apic_reload", "v5.6.18", "range_start", "v5.6.19", "invalidate_range"),
+    ("x86", "apic_reload", "v5.7.2", "range_start", "v5.7.3", "invalidate_range"),
     # 2d6ffc63f124 and e7ad6c2a4b1a in stable
     ("x86", "sva_decoder", "v5.4.90", "unaligned", "v5.4.91", "round_up_overflow"),
     ("x86", "sva_decoder", "v6.6.4", "round_up_overflow", "v6.6.5", "exact"),
     # 95d4782c34a6 and d5afb4b47e13 in stable
     ("arm64", "sva_decoder", "v5.17.6", "size0_noop", "v5.17.7", "as_given"),
+    ("arm64", "sva_decoder", "v5.15.38", "size0_noop", "v5.15.39", "as_given"),
+    ("arm64", "sva_decoder", "v5.15.133", "as_given", "v5.15.134", "size0_all"),
     ("arm64", "sva_decoder", "v6.1.55", "as_given", "v6.1.56", "size0_all"),
+    ("arm64", "sva_decoder", "v6.5.5", "as_given", "v6.5.6", "size0_all"),
     # f7edb07ad7c6 in stable
     ("arm64", "arm64_range_start", "v6.6.87", "advanced", "v6.6.88", "kept"),
     # 97113eb39fa7 in stable
     ("x86", "move_pmd_rmap_locks", "v5.13.2", "if_needed", "v5.13.3", "always"),
+    ("x86", "move_pmd_rmap_locks", "v5.10.136", "if_needed", "v5.10.137", "always"),
+    ("x86", "move_pmd_rmap_locks", "v5.4.210", "if_needed", "v5.4.211", "always"),
+    # 7a30df49f63a and 912efa17e512 in stable
+    ("x86", "nested_encoding", "v5.1.12", "exact", "v5.1.13", "neg1_neg1"),
+    ("x86", "clear_refs_flush", "v5.10.19", "nested_gather", "v5.10.20", "flush_tlb_mm"),
 ]
 
 

@@ -63,8 +63,8 @@ class Arch(Switches, frozen=True):
     )
     """``mm_context_remove_copro`` flushes the mm after it has lowered the count that the scope of
     the flush depends on (v4.18, where that count is of coprocessors), or before (to v4.17, where it
-    is of processors; and from cca19f0b684f, of which it was not looked up that v4.19 is the first
-    release)."""
+    is of processors; and from cca19f0b684f, which is not in what could be seen of v4.18 and its
+    point releases: that v4.19 is the first to have it is inferred)."""
     arch_secondary_flush: bool = switch(
         "arch/*/include/asm/tlbflush.h",
         "flush_tlb_range",
@@ -92,11 +92,10 @@ class Arch(Switches, frozen=True):
         "flush_tlb_page_nosync",
         since("no"),
         since("page", "v6.6", "6bbd42e2df8f", on="arm64"),
-        since("page_and_range", "v6.9", "", on="arm64"),
+        since("page_and_range", "v6.9", "d9d8dc2bd3fb", on="arm64"),
     )
     """Which arm64 flushes call the secondaries between their TLBI and its completion: those of
-    one page (v6.6), those of a range as well (v6.9, "arm64/mm: Split __flush_tlb_range() to elide
-    trailing DSB", whose id in the end was not looked up)."""
+    one page (v6.6), those of a range as well (v6.9, ``__flush_tlb_range_nosync``)."""
     arm64_range_start: Literal["kept", "advanced"] = switch(
         "arch/arm64/include/asm/tlbflush.h",
         "__flush_tlb_range",
@@ -105,8 +104,9 @@ class Arch(Switches, frozen=True):
         since("kept", "v6.14", "f7edb07ad7c6", on="arm64", backports="v6.6.88"),
     )
     """What ``__flush_tlb_range`` tells the secondaries after its loop over operations: the start
-    that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13; so it is
-    in v6.6 to v6.6.87).  What a driver makes of that empty range is ``sva_decoder``."""
+    that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13, and v6.6
+    to v6.6.87: f7edb07ad7c6 is in the announcement of v6.6.88).  What a driver makes of that empty
+    range is ``sva_decoder``."""
     upgrade_needs_flush: bool = switch(
         "arch/*/mm/pgtable.c",
         "ptep_set_access_flags",
@@ -172,22 +172,24 @@ class Arch(Switches, frozen=True):
         "flush_tlb_range",
         since(33, on="x86 ppc"),
         since(1024, on="arm64"),
-        since(511, "v5.7", on="arm64"),
-        unreleased(2097151, "v5.9, on arm64 processors with range operations"),
+        since(511, "v5.1", "3d65b6bbc01e", on="arm64"),
+        unreleased(2097151, "d1d3aa98b1d4, v5.9, on arm64 processors with range operations"),
     )
     """The largest range, in pages, that is flushed as a range; a larger one is a flush of the mm.
-    ``tlb_single_page_flush_ceiling`` (x86: 33); ``MAX_TLB_RANGE`` (arm64, v4.15: 1024),
-    ``MAX_TLBI_OPS - 1`` (PTRS_PER_PTE - 1, by v5.7), ``MAX_TLBI_RANGE_PAGES - 1`` (2**21 - 1,
-    v5.9, on processors with range operations; the presets' have none).  No commit looked up."""
+    ``tlb_single_page_flush_ceiling`` (x86: 33, a5102476a24b of 2014; ppc: the same number);
+    ``MAX_TLB_RANGE`` (arm64: 1024), ``MAX_TLBI_OPS - 1`` (3d65b6bbc01e, PTRS_PER_PTE - 1: so it is
+    in v5.1, and whether in v5.0 could not be seen), ``MAX_TLBI_RANGE_PAGES - 1`` (2**21 - 1,
+    d1d3aa98b1d4, v5.9, on processors with range operations; the presets' have none)."""
     ceiling_told: Literal["all", "range"] = switch(
         "arch/*/include/asm/tlbflush.h",
         "flush_tlb_range",
         since("all"),
-        since("range", "v6.6", on="ppc"),
+        since("range", "v6.6", "6bbd42e2df8f", on="ppc"),
         unreleased("range", "x86 from v6.15, 4a02ed8e1cc3"),
     )
     """What the secondaries are told of such a flush: (0, ULONG_MAX), as the CPUs (v6.6), or the
-    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, v6.6, commit not looked up)."""
+    range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, ``__radix__flush_tlb_range``, which
+    may flush the whole PID and calls them with its start and end in either case, v6.6)."""
     spurious_fault_flushes: bool = switch(
         "arch/arm64/include/asm/pgtable.h",
         "flush_tlb_fix_spurious_fault",
@@ -205,9 +207,9 @@ class Arch(Switches, frozen=True):
         since(False, "v4.19", "48a8b97cfd80", on="x86"),
     )
     """A page table is freed when no lockless walk is in progress on any processor
-    (``CONFIG_MMU_GATHER_RCU_TABLE_FREE``: arm64, ppc; x86 to v4.18, and from v6.15 on,
-    a17c9da9264d), or with the pages of its gather: on the bare x86 of v4.19 to v6.14 the IPIs of
-    the flush wait for such walks (48a8b97cfd80)."""
+    (``CONFIG_MMU_GATHER_RCU_TABLE_FREE``: arm64, ppc; x86 to v4.18, and from a37259732a7d on,
+    v6.15), or with the pages of its gather: on the bare x86 of v4.19 to v6.14, which selects it for
+    PARAVIRT (and PT_RECLAIM) alone, the IPIs of the flush wait for such walks (48a8b97cfd80)."""
     tlb_end_vma: Literal["nothing", "flush_cpus", "flush"] = switch(
         "arch/*/include/asm/tlb.h",
         "tlb_end_vma",
@@ -222,10 +224,9 @@ class Arch(Switches, frozen=True):
         "arch/x86/include/asm/tlbflush.h",
         "pte_needs_flush",
         since(False),
-        since(True, "v5.19", on="x86"),
+        since(True, "v5.19", "c9fe66560bf2", on="x86"),
     )
-    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19).
-    No commit looked up."""
+    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""

@@ -79,19 +79,19 @@ class Mm(Switches, frozen=True):
     )
     """What says that an mm has entries cleared and not flushed: nothing (to v4.12), a flag (v4.13),
     or a count of those pending and those flushed (v5.17).  The flag went into stable trees of 2017,
-    too; which point releases was not looked up."""
+    too: which point releases could not be found, no announcement of that year was to be had."""
     nested_encoding: Literal["exact", "neg1_neg1", "zero_neg1", "own_range_only"] = switch(
         "mm/mmu_gather.c",
         "tlb_finish_mmu",
         since("own_range_only"),
         since("exact", "v4.13", "99baac21e458"),
-        since("neg1_neg1", "v5.2", "7a30df49f63a"),
+        since("neg1_neg1", "v5.2", "7a30df49f63a", backports="v5.1.13"),
         since("zero_neg1", "v6.6", "6bbd42e2df8f"),
     )
     """What a nested gather flushes: all that it was asked to unmap (v4.13); the whole mm, of which
     ``invalidate_range`` is told (~0, ~0) (v5.2) or the arch hook (0, ~0) (v6.6); or only what it
-    has unmapped itself (to v4.12).  7a30df49f63a is in a v5.1 point release, which one was not
-    looked up."""
+    has unmapped itself (to v4.12).  7a30df49f63a came with v5.2-rc5, and is in the announcement of
+    v5.1.13."""
     zap_delays_rmap: bool = switch(
         "mm/memory.c",
         "zap_pte_range",
@@ -148,7 +148,9 @@ class Mm(Switches, frozen=True):
     )
     """When ``move_ptes`` flushes: once after all tables (to v4.8); dirty entries under the old
     PTL when the new one is free already, others after all tables (v4.9); all of them before
-    either PTL is free (v4.19).  The point releases are those that CVE-2018-18281 names."""
+    either PTL is free (v4.19).  The point releases are those that CVE-2018-18281 names; a list of
+    the stable trees' fixes has them with the same numbers (e34bd9a96704, 541500abfe9e,
+    d80183541e60)."""
     mremap_sec_flush: Literal["at_end", "beside_cpu_flush"] = switch(
         "mm/mremap.c",
         "move_ptes",
@@ -163,19 +165,19 @@ class Mm(Switches, frozen=True):
         since(False),
         since(True, "v5.0", "2c91bd4a4e2e", on="x86"),
         since(True, "v5.11", "45544eee9606", on="arm64"),
-        since(True, "v5.14", "", on="ppc"),
+        since(True, "v5.14", "feac00aad123", on="ppc"),
     )
     """``move_page_tables`` moves a whole leaf table by its upper entry where both places are
-    aligned to it (``CONFIG_HAVE_MOVE_PMD``: x86 v5.0, arm64 v5.11, ppc v5.14).  "powerpc/mm:
-    enable HAVE_MOVE_PMD support" was found in linux-next only, with an id that did not last."""
+    aligned to it (``CONFIG_HAVE_MOVE_PMD``: x86 v5.0, arm64 v5.11, ppc v5.14)."""
     move_pmd_rmap_locks: Literal["if_needed", "always"] = switch(
         "mm/mremap.c",
         "move_page_tables",
         since("if_needed"),
-        since("always", "v5.14", "97113eb39fa7", backports="v5.13.3"),
+        since("always", "v5.14", "97113eb39fa7", backports="v5.4.211 v5.10.137 v5.13.3"),
     )
     """It takes the rmap locks only where a walk could miss both places (to v5.13), or always
-    (v5.14; v5.13.3, and a point release of 2022 of an older tree)."""
+    (v5.14; the announcements of v5.4.211 and v5.10.137 have it, and v5.13.3 is what a list of the
+    stable trees' fixes says of CVE-2022-41222)."""
     fork_cpu_flush: bool = switch(
         "kernel/fork.c",
         "dup_mmap",
@@ -259,11 +261,11 @@ class Mm(Switches, frozen=True):
         "clear_refs_write",
         since("fullmm_gather"),
         since("nested_gather", "v5.6", "0758cd830494"),
-        since("flush_tlb_mm", "v5.12"),
+        since("flush_tlb_mm", "v5.12", "912efa17e512", backports="v5.10.20"),
     )
     """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
-    flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` ("mm: proc:
-    Invalidate TLB after clearing soft-dirty page state", v5.12, commit not looked up)."""
+    flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` (912efa17e512,
+    v5.12; it is in the review of v5.10.20)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What the arch hook of v6.6 excludes, and what a table that is moved needs."""

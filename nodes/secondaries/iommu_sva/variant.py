@@ -32,8 +32,14 @@ class SvaSwitches(Switches, frozen=True):
         since("page_or_all", "v3.19", "", on="amd-iommu"),
         since("size0_noop", on="smmu-v3"),
         since("size0_noop", "v5.13", "51d113c3be09", on="smmu-v3"),
-        since("as_given", "v5.18", "95d4782c34a6", on="smmu-v3", backports="v5.17.7"),
-        since("size0_all", "v6.6", "d5afb4b47e13", on="smmu-v3", backports="v6.1.56"),
+        since("as_given", "v5.18", "95d4782c34a6", on="smmu-v3", backports="v5.15.39 v5.17.7"),
+        since(
+            "size0_all",
+            "v6.6",
+            "d5afb4b47e13",
+            on="smmu-v3",
+            backports="v5.15.134 v6.1.56 v6.5.6",
+        ),  # fmt: skip
         unreleased("per_page_loop", "a driver of an IOMMU that does as that of an OpenCAPI link"),
         unreleased("no_granule", "smmu-v3 of v6.10 to v6.14, newer than what is known here"),
         unreleased("off_by_one", "an arch/riscv patch in review in 2025"),
@@ -42,12 +48,11 @@ class SvaSwitches(Switches, frozen=True):
 
     vt-d: ``intel_invalidate_range`` and ``intel_flush_svm_range_dev`` (drivers/iommu/intel-svm.c,
     from v5.9 intel/svm.c).  amd-iommu: ``mn_invalidate_range`` of AMD IOMMUv2, whose first release
-    and commit were not looked up.  smmu-v3: ``arm_smmu_mm_invalidate_range``
+    and commit were looked up in vain.  smmu-v3: ``arm_smmu_mm_invalidate_range``
     (arm-smmu-v3-sva.c); before v5.13 the driver flushes no IOTLB (SVA is for units with BTM only,
     and there is none before v5.11): the oldest that does stands for them.  In v6.6 two commits
-    meet, d5afb4b47e13 and "arm64/smmu: use TLBI ASID when invalidating entire range", of which
-    only ids of linux-next were found.  v5.10.9 and v5.4.91 are the point releases after the review
-    of 2d6ffc63f124 for stable, which was seen for v5.4."""
+    meet, d5afb4b47e13 and 38b14e2e3de9.  The announcements of the point releases have each of these
+    commits by its title; of v5.17.7 there was only the list of its commits."""
     range_inv: bool = switch(
         "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h",
         "ARM_SMMU_FEAT_RANGE_INV",

@@ -29,7 +29,7 @@ class KvmSwitches(Switches, frozen=True):
         since("invalidate_page", "v3.18", "38b9917350cb"),
         since("no_hook", "v4.13", "fb1522e099f0"),
         since("range_start", "v4.15", "b1394e745b94"),
-        since("invalidate_range", "v5.8", "e649b3f0188f", backports="v5.4.47 v5.6.19"),
+        since("invalidate_range", "v5.8", "e649b3f0188f", backports="v5.4.47 v5.6.19 v5.7.3"),
         since("zap_retries", "v6.5", "878940b33d76"),
         unreleased("zap_spins", "first suggested on the list, before the retry was posted again"),
     )
@@ -38,8 +38,8 @@ class KvmSwitches(Switches, frozen=True):
     ``range_start``, before it changes (v4.15); ``invalidate_range``, after (v5.8); or the zap, with
     a reload that posts the request again while an invalidation is open (v6.5), or that waits in
     its place until it is over.  The fix of v4.15 went into v4.14 point releases, too: which ones
-    was not looked up.  e649b3f0188f did not apply to v4.19.y; a v5.7.y has it, which one was not
-    looked up, either."""
+    could not be found, no announcement of that year was to be had.  e649b3f0188f did not apply to
+    v4.19.y; the announcements of v5.4.47, v5.6.19 and v5.7.3 have it."""
     kvm_retry: Literal["none", "count", "seq", "count+seq"] = switch(
         "virt/kvm/kvm_main.c",
         "mmu_invalidate_retry",
