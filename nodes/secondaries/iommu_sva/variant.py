@@ -39,7 +39,7 @@ class SvaSwitches(Switches, frozen=True):
             "d5afb4b47e13",
             on="smmu-v3",
             backports="v5.15.134 v6.1.56 v6.5.6",
-        ),  # fmt: skip
+        ),
         unreleased("per_page_loop", "a driver of an IOMMU that does as that of an OpenCAPI link"),
         unreleased("no_granule", "smmu-v3 of v6.10 to v6.14, newer than what is known here"),
         unreleased("off_by_one", "an arch/riscv patch in review in 2025"),
