@@ -7,7 +7,7 @@ kernel as it is break no rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,11 +83,11 @@ async def cleared_and_not_noted(cpu: Any, _ubc: Any, place: tuple[str, int], tab
 
 
 def plant_in_migrate(patch: pytest.MonkeyPatch) -> None:
-    """Only mm/migrate.c has the wrong one."""
-    wrong = {**vars(pgtable), "ptep_clear_flush": cleared_without_flush}
-    patch.setattr(migrate, "pgtable", SimpleNamespace(**wrong))
-    deferred = {**vars(rmap), "clear_or_defer": cleared_and_not_noted}
-    patch.setattr(migrate, "rmap", SimpleNamespace(**deferred))
+    """``try_to_migrate_one`` alone has the wrong one: the same code, which sees other functions."""
+    wrong = SimpleNamespace(**{**vars(pgtable), "ptep_clear_flush": cleared_without_flush})
+    seen = {**vars(rmap), "pgtable": wrong, "_clear_now_or_later": cleared_and_not_noted}
+    planted = FunctionType(rmap.try_to_migrate_one.__code__, seen)
+    patch.setattr(rmap, "try_to_migrate_one", planted)
 
 
 def copies_before_it_flushes(patch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def copies_before_it_flushes(patch: pytest.MonkeyPatch) -> None:
 def backs_out_with_less(patch: pytest.MonkeyPatch) -> None:
     """A migration that gives up puts the page back read-only, and has flushed nobody."""
     plant_in_migrate(patch)
-    patch.setattr(migrate, "_KEPT", ptes.ACCESSED | ptes.DIRTY)
+    patch.setattr(rmap, "MIGRATION_KEEPS", ptes.ACCESSED | ptes.DIRTY)
     patch.setattr(migrate, "FolioMigrateMapping", lambda old, new: PageFreeze(old, 99))
 
 
@@ -194,7 +194,7 @@ def driver_allocates_its_command(patch: pytest.MonkeyPatch) -> None:
 
 def migration_entry_forgets_dirty(patch: pytest.MonkeyPatch) -> None:
     """A migration entry remembers the rights of the old entry and not that it was dirty."""
-    patch.setattr(migrate, "_KEPT", ptes.WRITE | ptes.ACCESSED)
+    patch.setattr(rmap, "MIGRATION_KEEPS", ptes.WRITE | ptes.ACCESSED)
 
 
 def protects_in_two_passes(patch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
-"""mm/migrate.c, with the migration half of mm/rmap.c: move a page to another frame."""
+"""mm/migrate.c: move a page to another frame (``try_to_migrate`` is in ``rmap``)."""
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, page_alloc, pgtable, rmap, tlbbatch
+from mmurace.nodes.kernel import gup, page_alloc, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
 from mmurace.nodes.kernel.locking import (
@@ -12,12 +12,10 @@ from mmurace.nodes.kernel.locking import (
     mmap_read_lock,
     mmap_read_unlock,
 )
-from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.page_ref import get_page, put_page
 from mmurace.nodes.kernel.pgtable import pte_offset_map_lock, pte_unmap_unlock, ptep_get, set_pte_at
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.filemap import FolioMapping
 from mmurace.protocol.messages.memory import (
@@ -36,9 +34,6 @@ from mmurace.protocol.messages.swap import (
 from mmurace.protocol.ranges import page_align
 from mmurace.protocol.records import Coverage
 
-_KEPT = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
-"""What a migration entry remembers of the entry it replaces."""
-
 
 async def move_pages(cpu: Processor, mm: str, address: int, length: int) -> int:
     """``move_pages``: migrate what is mapped in the range; how many pages moved, or -errno."""
@@ -46,14 +41,14 @@ async def move_pages(cpu: Processor, mm: str, address: int, length: int) -> int:
         return -EINVAL
     moved = 0
     for at in range(address, address + page_align(length), PAGE_SIZE):
-        result = await migrate_page(cpu, mm, at)
+        result = await _migrate_one_page(cpu, mm, at)
         if result == -ENOMEM:
             return result
         moved += result == 0
     return moved
 
 
-async def migrate_page(cpu: Processor, mm: str, address: int) -> int:
+async def _migrate_one_page(cpu: Processor, mm: str, address: int) -> int:
     """One page of ``do_pages_move``: 0, or -errno if it stays where it is.
 
     Whoever reclaims passes it over meanwhile (``folio_isolate_lru``).
@@ -114,7 +109,7 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     await folio_trylock(cpu, new)  # whoever finds it in the swap cache waits for its content
     file = (await cpu.mem(FolioMapping(old))).file
     ubc = TlbUbc(mm)
-    replaced = await try_to_migrate(cpu, ubc, old, file)
+    replaced = await rmap.try_to_migrate(cpu, ubc, old, file)
     await tlbbatch.try_to_unmap_flush(cpu, ubc)
     moved = replaced and (await cpu.mem(FolioMigrateMapping(old, new))).value
     if moved:
@@ -127,53 +122,6 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     await put_page(cpu, new)
     await folio_unlock(cpu, old)
     return 0 if moved else -EAGAIN
-
-
-async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bool:
-    """``try_to_migrate``: a migration entry in place of every mapping; whether there was any.
-
-    The rmap goes on listing them, so that whoever moves or copies such an entry (mremap, fork)
-    leads ``remove_migration_ptes`` to it.
-    """
-    replaced = False
-
-    async def visit(place: rmap.Place) -> rmap.Outcome:
-        nonlocal replaced
-        replaced |= await try_to_migrate_one(cpu, ubc, place, old)
-        return "met"
-
-    await rmap.rmap_walk(cpu, old, file, visit)
-    return replaced
-
-
-async def try_to_migrate_one(
-    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
-) -> bool:  # fmt: skip
-    """``try_to_migrate_one``: whether an entry was replaced.
-
-    Not if the mapping has gone, nor if the page is exclusive and may be pinned: then it is back.
-    """
-    mm, address = place
-    replaced = False
-    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await rmap.notify_start(cpu, range_)
-    found = await rmap.page_vma_mapped_walk(cpu, mm, address, old)
-    if found is not None:
-        table, _ = found
-        if cpu.world.kernel.mm.migration_batches:
-            entry = await rmap.clear_or_defer(cpu, ubc, place, table)
-        else:
-            entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-        exclusive = await rmap.anon_exclusive(cpu, old)
-        replaced = not exclusive or await rmap.try_share(cpu, old)
-        flags = ptes.MIGRATION | (entry & _KEPT) | (ptes.EXCLUSIVE if exclusive else 0)
-        now = ptes.make(old, flags) if replaced else entry
-        await set_pte_at(cpu, table, address, now)
-        if replaced:
-            await put_page(cpu, old)
-        await rmap.unlock_and_notify(cpu, range_, table)
-    await rmap.notify_end(cpu, range_)
-    return replaced
 
 
 async def remove_migration_ptes(cpu: Processor, old: int, to: int, file: str) -> None:
@@ -209,7 +157,7 @@ async def remove_migration_pte(
         elif exclusive:
             await cpu.mem(SetPageAnonExclusive(to))
         rights = await _page_prot(cpu, mm, address)
-        await set_pte_at(cpu, table, address, ptes.make(to, rights | (pte & _KEPT)))
+        await set_pte_at(cpu, table, address, ptes.make(to, rights | (pte & rmap.MIGRATION_KEEPS)))
     await pte_unmap_unlock(cpu, table)
     return "met"
 

@@ -56,6 +56,9 @@ Outcome = Literal["met", "again", "stop"]
 """Of a visit: done with the place; the place is on its way (to v5.13); the walk is over."""
 Visit = Callable[[Place], Awaitable[Outcome]]
 
+MIGRATION_KEEPS = ptes.WRITE | ptes.ACCESSED | ptes.DIRTY
+"""What a migration entry remembers of the entry it replaces."""
+
 
 async def folio_mapped(cpu: Processor, folio: int) -> bool:
     """``folio_mapped``: whether any entry maps it."""
@@ -132,16 +135,31 @@ async def _unmet(cpu: Processor, folio: int, met: set[Place]) -> list[Place]:
     return [place for place in places if place not in met]
 
 
+async def rmap_walk_file(
+    cpu: Processor, at: FolioMappingWord, visit: Callable[[FileVma], Awaitable[bool]]
+) -> None:
+    """``rmap_walk_file``: the one page of each VMA that maps it, under the rmap lock of the file.
+
+    The walk is over when a visit returns False.
+    """
+    offset = at.index << PAGE_SHIFT
+    await i_mmap_lock_read(cpu, at.file)
+    for vma in (await cpu.mem(ImmapWalk(at.file, offset, offset + PAGE_SIZE))).vmas:
+        if not await visit(vma):
+            break
+    await i_mmap_unlock_read(cpu, at.file)
+
+
 # ---- who is told -----------------------------------------------------------------------------
 
 
-async def notify_start(cpu: Processor, range_: MmuNotifierRange) -> None:
+async def _begin_one_page(cpu: Processor, range_: MmuNotifierRange) -> None:
     """The begin of the bracket around one entry (from v4.13)."""
     if cpu.world.kernel.mm.rmap_notifies == "range":
         await mmu_notifier.invalidate_range_start(cpu, range_)
 
 
-async def unlock_and_notify(cpu: Processor, range_: MmuNotifierRange, table: int) -> None:
+async def _unlock_and_tell(cpu: Processor, range_: MmuNotifierRange, table: int) -> None:
     """The PTL is given back after a change; up to v4.12 ``invalidate_page`` is called beside that.
 
     cpu0 (reclaim)                      vcpu0 (page fault)
@@ -158,7 +176,7 @@ async def unlock_and_notify(cpu: Processor, range_: MmuNotifierRange, table: int
         await mmu_notifier.invalidate_page(cpu, range_.mm, range_.start)
 
 
-async def notify_end(cpu: Processor, range_: MmuNotifierRange) -> None:
+async def _end_one_page(cpu: Processor, range_: MmuNotifierRange) -> None:
     """The end of that bracket."""
     if cpu.world.kernel.mm.rmap_notifies == "range":
         await mmu_notifier.invalidate_range_end(cpu, range_)
@@ -167,40 +185,27 @@ async def notify_end(cpu: Processor, range_: MmuNotifierRange) -> None:
 # ---- try_to_unmap ----------------------------------------------------------------------------
 
 
-async def try_to_unmap(cpu: Processor, ubc: TlbUbc, folio: int, slot: int) -> None:
-    """``try_to_unmap`` of an anonymous page: a swap entry in place of every mapping.
+async def try_to_unmap(
+    cpu: Processor, ubc: TlbUbc, folio: int, slot: int | None, at: FolioMappingWord | None = None
+) -> None:
+    """``try_to_unmap``: every mapping away, or a swap entry in its place; ``at`` if of a file.
 
-    It stops at a mapping that must stay.
+    Of an anonymous page it stops at a mapping that must stay; of one of a file when nobody maps it
+    any more (``folio_not_mapped``).  The caller has that one locked, so no fault maps it meanwhile;
+    moves and forks that the walk meets half way have linked their new VMA behind the old one.
     """
 
     async def visit(place: Place) -> Outcome:
         return "met" if await try_to_unmap_one(cpu, ubc, place, folio, slot) else "stop"
 
-    await rmap_walk(cpu, folio, "", visit)
-
-
-async def try_to_unmap_file(
-    cpu: Processor, ubc: TlbUbc, folio: int, at: FolioMappingWord
-) -> None:  # fmt: skip
-    """``try_to_unmap`` of a page of a file: ``rmap_walk_file``, until nobody maps it any more.
-
-    The caller has the page locked, so no fault maps it meanwhile; moves and forks that the walk
-    meets half way have linked their new VMA behind the old one.
-    """
-    if not await folio_mapped(cpu, folio):
-        return
-    await i_mmap_lock_read(cpu, at.file)
-    for vma in await _vmas_of(cpu, at):
+    async def visit_vma(vma: FileVma) -> bool:
         await try_to_unmap_one(cpu, ubc, (vma.mm, vma.start), folio, None)
-        if not await folio_mapped(cpu, folio):
-            break
-    await i_mmap_unlock_read(cpu, at.file)
+        return await folio_mapped(cpu, folio)
 
-
-async def _vmas_of(cpu: Processor, at: FolioMappingWord) -> tuple[FileVma, ...]:
-    """The one page of each VMA that maps this page of the file, under the rmap lock of the file."""
-    offset = at.index << PAGE_SHIFT
-    return (await cpu.mem(ImmapWalk(at.file, offset, offset + PAGE_SIZE))).vmas
+    if at is None:
+        await rmap_walk(cpu, folio, "", visit)
+    elif await folio_mapped(cpu, folio):
+        await rmap_walk_file(cpu, at, visit_vma)
 
 
 async def try_to_unmap_one(
@@ -216,11 +221,11 @@ async def try_to_unmap_one(
     mm, address = place
     on = True
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
-    await notify_start(cpu, range_)
+    await _begin_one_page(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
         table = found[0]
-        old = await clear_or_defer(cpu, ubc, (mm, address), table)
+        old = await _clear_now_or_later(cpu, ubc, (mm, address), table)
         if slot is None:
             await _set_dirty(cpu, folio, old)
         elif slot >= 0:
@@ -231,8 +236,8 @@ async def try_to_unmap_one(
             await _unmapped(cpu, place, folio, slot is not None)
         else:
             await set_pte_at(cpu, table, address, old)
-        await unlock_and_notify(cpu, range_, table)
-    await notify_end(cpu, range_)
+        await _unlock_and_tell(cpu, range_, table)
+    await _end_one_page(cpu, range_)
     return on
 
 
@@ -248,8 +253,8 @@ async def _set_swap_pte(
                                         or the cleared entry is]
     """
     await cpu.mem(SwapDuplicate(slot))
-    exclusive = await anon_exclusive(cpu, folio)
-    if exclusive and not await try_share(cpu, folio):
+    exclusive = await _is_exclusive(cpu, folio)
+    if exclusive and not await page_try_share_anon_rmap(cpu, folio):
         await cpu.mem(SwapFree(slot))
         return False
     flags = ptes.SWAP | (ptes.EXCLUSIVE if exclusive else 0)
@@ -257,14 +262,14 @@ async def _set_swap_pte(
     return True
 
 
-async def anon_exclusive(cpu: Processor, folio: int) -> bool:
+async def _is_exclusive(cpu: Processor, folio: int) -> bool:
     """``PageAnonExclusive`` (v5.19, 6c287605fd56)."""
     if cpu.world.kernel.mm.cow_reuse != "anon_exclusive":
         return False
     return (await cpu.mem(PageAnonExclusive(folio))).value
 
 
-async def try_share(cpu: Processor, folio: int) -> bool:
+async def page_try_share_anon_rmap(cpu: Processor, folio: int) -> bool:
     """``page_try_share_anon_rmap`` (``folio_try_share_anon_rmap_pte``, v6.8), entry cleared.
 
     From v6.1 (088b8aa537c2) no flush is needed before it; v5.19 and v6.0, of which there is no
@@ -319,7 +324,7 @@ async def _may_discard(cpu: Processor, place: tuple[str, int], folio: int, pte: 
     return True
 
 
-async def clear_or_defer(
+async def _clear_now_or_later(
     cpu: Processor, ubc: TlbUbc, place: tuple[str, int], table: int
 ) -> int:  # fmt: skip
     """The entry out: flushed at once, or noted for a flush of many; what it was."""
@@ -331,6 +336,56 @@ async def clear_or_defer(
     return old
 
 
+# ---- try_to_migrate ---------------------------------------------------------------------------
+
+
+async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bool:
+    """``try_to_migrate``: a migration entry in place of every mapping; whether there was any.
+
+    The rmap goes on listing them, so that whoever moves or copies such an entry (mremap, fork)
+    leads ``remove_migration_ptes`` to it.
+    """
+    replaced = False
+
+    async def visit(place: Place) -> Outcome:
+        nonlocal replaced
+        replaced |= await try_to_migrate_one(cpu, ubc, place, old)
+        return "met"
+
+    await rmap_walk(cpu, old, file, visit)
+    return replaced
+
+
+async def try_to_migrate_one(
+    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
+) -> bool:  # fmt: skip
+    """``try_to_migrate_one``: whether an entry was replaced.
+
+    Not if the mapping has gone, nor if the page is exclusive and may be pinned: then it is back.
+    """
+    mm, address = place
+    replaced = False
+    range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.CLEAR)
+    await _begin_one_page(cpu, range_)
+    found = await page_vma_mapped_walk(cpu, mm, address, old)
+    if found is not None:
+        table, _ = found
+        if cpu.world.kernel.mm.migration_batches:
+            entry = await _clear_now_or_later(cpu, ubc, place, table)
+        else:
+            entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
+        exclusive = await _is_exclusive(cpu, old)
+        replaced = not exclusive or await page_try_share_anon_rmap(cpu, old)
+        flags = ptes.MIGRATION | (entry & MIGRATION_KEEPS) | (ptes.EXCLUSIVE if exclusive else 0)
+        now = ptes.make(old, flags) if replaced else entry
+        await set_pte_at(cpu, table, address, now)
+        if replaced:
+            await put_page(cpu, old)
+        await _unlock_and_tell(cpu, range_, table)
+    await _end_one_page(cpu, range_)
+    return replaced
+
+
 # ---- folio_mkclean ---------------------------------------------------------------------------
 
 
@@ -340,14 +395,16 @@ async def folio_mkclean(cpu: Processor, folio: int, at: FolioMappingWord) -> boo
     The page is locked.  Private mappings have no such entry and are passed over
     (``invalid_mkclean_vma``).
     """
-    if not await folio_mapped(cpu, folio):
-        return False
     cleaned = False
-    await i_mmap_lock_read(cpu, at.file)
-    for vma in await _vmas_of(cpu, at):
+
+    async def visit(vma: FileVma) -> bool:
+        nonlocal cleaned
         if vma.shared:
             cleaned |= await page_mkclean_one(cpu, vma.mm, vma.start, folio)
-    await i_mmap_unlock_read(cpu, at.file)
+        return True
+
+    if await folio_mapped(cpu, folio):
+        await rmap_walk_file(cpu, at, visit)
     return cleaned
 
 
@@ -365,7 +422,7 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
     """
     cleaned = False
     range_ = MmuNotifierRange(mm, address, address + PAGE_SIZE, MmuNotifierEvent.PROTECTION_PAGE)
-    await notify_start(cpu, range_)
+    await _begin_one_page(cpu, range_)
     found = await page_vma_mapped_walk(cpu, mm, address, folio)
     if found is not None:
         table, pte = found
@@ -374,8 +431,8 @@ async def page_mkclean_one(cpu: Processor, mm: str, address: int, folio: int) ->
             await set_pte_at(cpu, table, address, old & ~(ptes.WRITE | ptes.DIRTY))
             cpu.port.emit(Coverage("folio_mkclean"))
             cleaned = True
-            await unlock_and_notify(cpu, range_, table)
+            await _unlock_and_tell(cpu, range_, table)
         else:
             await pte_unmap_unlock(cpu, table)
-    await notify_end(cpu, range_)
+    await _end_one_page(cpu, range_)
     return cleaned

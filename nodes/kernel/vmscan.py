@@ -143,7 +143,7 @@ async def _shrink_file_folio(cpu: Processor, ubc: TlbUbc, folio: int) -> bool:
     """
     at = await cpu.mem(FolioMapping(folio))
     if at.file:  # else it was truncated before it was locked
-        await rmap.try_to_unmap_file(cpu, ubc, folio, at)
+        await rmap.try_to_unmap(cpu, ubc, folio, None, at)
     keep = not at.file or await rmap.folio_mapped(cpu, folio)
     if not keep and (await cpu.mem(FolioFlags(folio))).dirty:
         await tlbbatch.try_to_unmap_flush_dirty(cpu, ubc)
