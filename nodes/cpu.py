@@ -234,7 +234,7 @@ def _wanted(o: op.Mmap) -> Vma:
 SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Mmap: lambda c, o: mmap.mmap_region(c, o.mm, _wanted(o)),
     op.Munmap: lambda c, o: mmap.vm_munmap(c, o.mm, o.address, o.length),
-    op.Brk: lambda c, o: mmap.do_brk(c, o.mm, o.address),
+    op.Brk: lambda c, o: mmap.sys_brk(c, o.mm, o.address),
     op.Mprotect: lambda c, o: mprotect.do_mprotect_pkey(
         c, o.mm, o.address, o.length, o.read, o.write
     ),

@@ -107,7 +107,7 @@ async def invalidate_range_end(cpu: Processor, node: str, mm: str, start: int, e
 
 async def get_user_page(cpu: Processor, message: GetUserPage) -> UserPage:
     """The driver's page fault: look the page up, and give the reference back."""
-    page = await gup.get_user_page(cpu, message.mm, message.address, message.write)
+    page = await gup.get_user_pages_fast(cpu, message.mm, message.address, message.write)
     if isinstance(page, int):
         return UserPage(0, "")
     await gup.put_page(cpu, page.frame)

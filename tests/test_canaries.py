@@ -64,7 +64,7 @@ async def hva_of(cpu: Any, vm: str, gfn: int) -> int:
 
 async def looked_up(cpu: Any, hva: int, write: bool) -> gup.Gup:
     """``hva_to_pfn`` of a page that is always there to be faulted in."""
-    page = await gup.get_user_page(cpu, cpu.mm, hva, write)
+    page = await gup.get_user_pages_fast(cpu, cpu.mm, hva, write)
     assert isinstance(page, gup.Gup)
     return page
 

@@ -496,5 +496,5 @@ def test_every_preset_has_a_ceiling(release: str, arch: str) -> None:
 
     cpu: Any = Cpu()
     limit = cpu.world.kernel.arch.flush_ceiling
-    assert not tlb.above_ceiling(cpu, page(1), page(1 + limit))
-    assert tlb.above_ceiling(cpu, page(1), page(2 + limit))
+    assert not tlb.flush_tlb_range_limit_excess(cpu, page(1), page(1 + limit))
+    assert tlb.flush_tlb_range_limit_excess(cpu, page(1), page(2 + limit))

@@ -160,7 +160,7 @@ def test_pending_never_comes_round_to_flushed(flushed: int) -> None:
     """``set_tlb_ubc_flush_pending`` resets both counts when that of those pending is large."""
     batch = flushed | flushed << tlbbatch.FLUSHED_SHIFT
     for _ in range(1 << 16):
-        batch = tlbbatch.one_more_pending(batch)
+        batch = tlbbatch._one_more_pending(batch)
         assert batch & tlbbatch.PENDING_MASK != batch >> tlbbatch.FLUSHED_SHIFT
         assert batch < 1 << 31
 

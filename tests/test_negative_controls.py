@@ -205,7 +205,7 @@ def test_stores_may_race_an_operation_until_it_returns(
 
 async def direct_io(cpu: Any, mm: str, address: int) -> int:
     """``read`` with ``O_DIRECT``: the page is pinned, and the disk writes to it by its number."""
-    pinned = await gup.get_user_page(cpu, mm, address, True)
+    pinned = await gup.get_user_pages_fast(cpu, mm, address, True)
     if isinstance(pinned, int):
         return pinned
     for value in range(60):

@@ -182,14 +182,14 @@ def allocates_under_the_lock(patch: pytest.MonkeyPatch) -> None:
 
 def driver_allocates_its_command(patch: pytest.MonkeyPatch) -> None:
     """An SVA driver's callback asks for memory, which may have to be reclaimed first."""
-    right = iommu_sva.invalidate_secondary_tlbs
+    right = iommu_sva.arm_smmu_mm_arch_invalidate_secondary_tlbs
 
     async def callback(cpu: Any, unit: str, mm: str, start: int, end: int) -> None:
         buffer = (await cpu.mem(FrameAlloc("driver"))).frame
         await right(cpu, unit, mm, start, end)
         await cpu.mem(PagePut(buffer))
 
-    patch.setattr(iommu_sva, "invalidate_secondary_tlbs", callback)
+    patch.setattr(iommu_sva, "arm_smmu_mm_arch_invalidate_secondary_tlbs", callback)
 
 
 def migration_entry_forgets_dirty(patch: pytest.MonkeyPatch) -> None:

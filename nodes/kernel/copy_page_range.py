@@ -8,7 +8,7 @@ from mmurace.nodes.kernel.locking import spin_lock, spin_unlock
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.page_ref import get_page, put_page
 from mmurace.nodes.kernel.pagewalk import walk_page_range
-from mmurace.nodes.kernel.pgtable import next_pte, ptep_set_wrprotect, set_pte_at
+from mmurace.nodes.kernel.pgtable import next_pte_not_none, ptep_set_wrprotect, set_pte_at
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
@@ -72,7 +72,7 @@ async def _copy_ptes(
 ) -> int:
     """Under both locks: the address at which a frame is needed, or the end."""
     address, end = part
-    while found := await next_pte(cpu, tables[0], address, end):
+    while found := await next_pte_not_none(cpu, tables[0], address, end):
         address, pte = found
         place = dst_mm, address
         if not ptes.pte_present(pte):

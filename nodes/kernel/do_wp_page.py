@@ -57,7 +57,7 @@ async def do_wp_page(cpu: Processor, fault: VmFault) -> int:
         if reuse:
             await wp_page_reuse(cpu, fault)
             await spin_unlock(cpu, fault.table)
-            await notify_upgrade(cpu, fault)
+            await bracket_after_upgrade(cpu, fault)
             return 0
     if counted:
         await get_page(cpu, folio)
@@ -180,7 +180,7 @@ async def wp_page_shared(cpu: Processor, fault: VmFault) -> int:
         await folio_unlock(cpu, frame)
     await put_page(cpu, frame)
     if changed:
-        await notify_upgrade(cpu, fault)
+        await bracket_after_upgrade(cpu, fault)
     return 0
 
 
@@ -190,11 +190,11 @@ async def wp_page_reuse(cpu: Processor, fault: VmFault) -> None:
     await pgtable.ptep_set_access_flags(cpu, fault.mm, fault.address, fault.table, new, True)
 
 
-async def notify_upgrade(cpu: Processor, fault: VmFault) -> None:
-    """A bracket back to back once the PTL is dropped (proposed in May 2023, never merged).
+async def bracket_after_upgrade(cpu: Processor, fault: VmFault) -> None:
+    """A bracket back to back once the PTL is dropped: what a patch of May 2023 writes out.
 
-    It does not surround the change, so nothing may be concluded from being inside it; a
-    shared-table secondary is flushed by the ``invalidate_range`` of its end.
+    It was not merged.  The bracket does not surround the change, so nothing may be concluded from
+    being inside it; a shared-table secondary is flushed by the ``invalidate_range`` of its end.
     """
     if not cpu.world.kernel.mm.upgrade_notify.startswith("generic_after_ptl"):
         return

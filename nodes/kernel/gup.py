@@ -35,8 +35,8 @@ class Gup:
         return ptes.frame_of(self.pte)
 
 
-async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> Gup | int:
-    """``get_user_pages_unlocked`` for one page: fast, else fault it in and try again.
+async def get_user_pages_fast(cpu: Processor, mm: str, address: int, write: bool) -> Gup | int:
+    """``get_user_pages_fast`` for one page: without a lock, else fault it in and try again.
 
     The kernel's slow path looks the page up under mmap_lock after the fault; here the lockless
     walk is repeated instead, which sees the same entries.  -errno if the fault fails; -EINTR
@@ -44,7 +44,7 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
     """
     address = page_of(address)
     for _ in range(FAULT_ATTEMPTS_MAX):
-        got = await get_user_page_fast(cpu, mm, address, write)
+        got = await lockless_pages_from_mm(cpu, mm, address, write)
         if got is not None:
             return got
         if cpu.fatal_signal_pending:
@@ -56,8 +56,8 @@ async def get_user_page(cpu: Processor, mm: str, address: int, write: bool) -> G
     return -EAGAIN
 
 
-async def get_user_page_fast(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
-    """``get_user_pages_fast``: a lockless walk with interrupts off; None: use the slow way.
+async def lockless_pages_from_mm(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
+    """``lockless_pages_from_mm`` (``gup_fast``, v6.10), interrupts off; None: use the slow way.
 
     ``local_irq_save`` pairs with ``tlb_remove_table_sync_one`` (or the IPIs of the flush): tables
     that the walk has found stay tables.  ``try_get_page`` and the second load of the entry pair

@@ -16,7 +16,7 @@ from mmurace.nodes.kernel.locking import (
 from mmurace.nodes.kernel.mmu_gather import MmuGather
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.pagewalk import walk_page_range
-from mmurace.nodes.kernel.pgtable import next_pte, ptep_get_and_clear, set_pte_at
+from mmurace.nodes.kernel.pgtable import next_pte_not_none, ptep_get_and_clear, set_pte_at
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
@@ -96,7 +96,7 @@ async def madvise_free_pte_range(
     """``madvise_free_pte_range``: the entries of one leaf table, under its PTL."""
     await spin_lock(cpu, table)
     await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
-    while found := await next_pte(cpu, table, address, end):
+    while found := await next_pte_not_none(cpu, table, address, end):
         at, pte = found
         await _free_pte(cpu, gather, table, at, pte)
         address = at + PAGE_SIZE

@@ -39,8 +39,8 @@ from mmurace.nodes.kernel.pgtable import (
     PTE,
     TABLE_FLAGS,
     addr_end,
-    next_entry,
-    next_pte,
+    next_entry_not_none,
+    next_pte_not_none,
     ptep_get,
     ptep_get_and_clear,
     set_pte_at,
@@ -131,7 +131,7 @@ async def _mark_young(cpu: Processor, fault: VmFault) -> int:
         await tlb.flush_tlb_fix_spurious_fault(cpu, fault.mm, fault.address)
     await spin_unlock(cpu, fault.table)
     if changed:
-        await do_wp_page.notify_upgrade(cpu, fault)
+        await do_wp_page.bracket_after_upgrade(cpu, fault)
     return 0
 
 
@@ -211,7 +211,7 @@ async def zap_pte_range(
         await spin_lock(cpu, table)
         await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
         while address < end and not full:
-            found = await next_pte(cpu, table, address, end)
+            found = await next_pte_not_none(cpu, table, address, end)
             address = found[0] + PAGE_SIZE if found else end
             if found:
                 at = found[0]
@@ -316,7 +316,7 @@ async def free_pgd_range(
     VMA in the gap whose fault could look for it, and no rmap leads there.
     """
     address, end, floor, ceiling = span
-    while level > PTE and (found := await next_entry(cpu, level, table, address, end)):
+    while level > PTE and (found := await next_entry_not_none(cpu, level, table, address, end)):
         address, following = found[0], addr_end(cpu, level, found[0], end)
         child = ptes.frame_of(found[1])
         await free_pgd_range(cpu, gather, level - 1, child, (address, following, floor, ceiling))

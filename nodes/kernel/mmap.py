@@ -125,7 +125,7 @@ async def exit_mmap(cpu: Processor, mm: str) -> int:
     return 0
 
 
-async def do_brk(cpu: Processor, mm: str, address: int) -> int:
+async def sys_brk(cpu: Processor, mm: str, address: int) -> int:
     """``brk``: the end of the heap afterwards; 0 only asks, the first other value sets it.
 
     Who makes it shorter downgrades mmap_lock meanwhile (9bc8039e715d, v4.20).

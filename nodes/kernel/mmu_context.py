@@ -25,9 +25,9 @@ async def mm_context_remove_copro(cpu: Processor, mm: str) -> None:
     """
     if cpu.world.kernel.arch.copro_removal == "count_then_flush":
         if (await cpu.mem(CoprosAdd(mm, -1))).value == 0:
-            await radix_tlb.flush_all_mm(cpu, mm)
+            await radix_tlb.radix__flush_all_mm(cpu, mm)
             await cpu.mem(ActiveCpusAdd(mm, -1))
         return
-    await radix_tlb.flush_all_mm(cpu, mm)
+    await radix_tlb.radix__flush_all_mm(cpu, mm)
     if (await cpu.mem(CoprosAdd(mm, -1))).value == 0:
         await cpu.mem(ActiveCpusAdd(mm, -1))

@@ -137,7 +137,7 @@ async def tlb_flush_mmu(cpu: Processor, gather: MmuGather) -> None:
         await cpu.mem(PagePut(frame, swap_cache=True))
     tables, gather.tables = gather.tables, []
     if tables:
-        await tlb.tlb_remove_table_sync(cpu)
+        await tlb.tlb_remove_table_sync_one(cpu)
     for table in tables:
         await put_page(cpu, table)
 

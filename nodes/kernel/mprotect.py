@@ -15,8 +15,8 @@ from mmurace.nodes.kernel.pgtable import (
     PMD,
     PUD,
     addr_end,
-    next_entry,
-    next_pte,
+    next_entry_not_none,
+    next_pte_not_none,
     ptep_get_and_clear,
     set_pte_at,
 )
@@ -104,7 +104,7 @@ async def change_p4d_range(
     if level == PUD:
         await change_pud_range(cpu, gather, vma, frame, address, end)
         return
-    while found := await next_entry(cpu, level, frame, address, end):
+    while found := await next_entry_not_none(cpu, level, frame, address, end):
         address, following = found[0], addr_end(cpu, level, found[0], end)
         child = level - 1, ptes.frame_of(found[1])
         await change_p4d_range(cpu, gather, vma, child, address, following)
@@ -120,7 +120,7 @@ async def change_pud_range(
     that is folded into the pgd, whatever is mapped.
     """
     range_ = None
-    while found := await next_entry(cpu, PUD, table, address, end):
+    while found := await next_entry_not_none(cpu, PUD, table, address, end):
         address, following = found[0], addr_end(cpu, PUD, found[0], end)
         if not range_ and cpu.world.kernel.mm.change_protection_bracket == "pud":
             range_ = MmuNotifierRange(gather.mm, address, end, MmuNotifierEvent.PROTECTION_VMA)
@@ -136,7 +136,7 @@ async def change_pmd_range(
 ) -> None:
     """``change_pmd_range``: to v6.11 the bracket opens here, at the first pmd that is there."""
     range_ = None
-    while found := await next_entry(cpu, PMD, table, address, end):
+    while found := await next_entry_not_none(cpu, PMD, table, address, end):
         address, following = found[0], addr_end(cpu, PMD, found[0], end)
         if not range_ and cpu.world.kernel.mm.change_protection_bracket == "pmd":
             range_ = MmuNotifierRange(gather.mm, address, end, MmuNotifierEvent.PROTECTION_VMA)
@@ -156,7 +156,7 @@ async def change_pte_range(
     """
     await spin_lock(cpu, table)
     await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
-    while found := await next_pte(cpu, table, address, end):
+    while found := await next_pte_not_none(cpu, table, address, end):
         at, pte = found
         address = at + PAGE_SIZE
         if ptes.is_migration(pte) and pte & ptes.WRITE:

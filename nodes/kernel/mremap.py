@@ -22,7 +22,7 @@ from mmurace.nodes.kernel.locking import (
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.pgtable import (
     PMD,
-    next_pte,
+    next_pte_not_none,
     pmd_index,
     pmd_offset,
     pmdp_get,
@@ -286,7 +286,7 @@ async def _move_entries(cpu: Processor, pmc: PagetableMoveControl) -> tuple[bool
     """Move every entry, under both PTLs: whether a present one was there, and a dirty one."""
     address, moved_by = pmc.old_addr, pmc.new_addr - pmc.old_addr
     present = dirty = False
-    while found := await next_pte(cpu, pmc.old_table, address, pmc.old_end):
+    while found := await next_pte_not_none(cpu, pmc.old_table, address, pmc.old_end):
         old, new = found[0], found[0] + moved_by
         pte = await ptep_get_and_clear(cpu, pmc.old_table, old)
         await set_pte_at(cpu, pmc.new_table, new, pte)

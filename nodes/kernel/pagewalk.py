@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.pgtable import PTE, addr_end, next_entry
+from mmurace.nodes.kernel.pgtable import PTE, addr_end, next_entry_not_none
 from mmurace.protocol import pte as ptes
 
 PmdEntry = Callable[[int, int, int], Awaitable[None]]
@@ -31,7 +31,7 @@ async def _walk_range(
     if level == PTE:
         await pmd_entry(table, address, end)
         return
-    while found := await next_entry(cpu, level, table, address, end):
+    while found := await next_entry_not_none(cpu, level, table, address, end):
         address, following = found[0], addr_end(cpu, level, found[0], end)
         child = ptes.frame_of(found[1])
         await _walk_range(cpu, level - 1, child, (address, following), pmd_entry)

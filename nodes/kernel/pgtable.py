@@ -57,7 +57,7 @@ async def ptep_get_and_clear(cpu: Processor, table: int, address: int) -> int:
     return (await cpu.mem(PteGetAndClear(table, pte_index(cpu, address)))).pte
 
 
-async def ptep_cmpxchg(cpu: Processor, table: int, address: int, old: int, new: int) -> int:
+async def _cmpxchg_entry(cpu: Processor, table: int, address: int, old: int, new: int) -> int:
     """``cmpxchg`` of an entry: what was there; it is ``new`` now if that was ``old``."""
     return (await cpu.mem(PteCmpxchg(table, pte_index(cpu, address), old, new))).pte
 
@@ -70,7 +70,7 @@ async def pmdp_get(cpu: Processor, table: int, address: int) -> int:
 async def ptep_set_wrprotect(cpu: Processor, table: int, address: int, pte: int) -> int:
     """``ptep_set_wrprotect``: one read-modify-write, which a walker's bits do not get lost in."""
     while pte & ptes.WRITE:
-        found = await ptep_cmpxchg(cpu, table, address, pte, pte & ~ptes.WRITE)
+        found = await _cmpxchg_entry(cpu, table, address, pte, pte & ~ptes.WRITE)
         if found == pte:
             return pte & ~ptes.WRITE
         pte = found
@@ -122,7 +122,7 @@ def addr_end(cpu: Processor, level: int, address: int, end: int) -> int:
     return min(address - address % size + size, end)
 
 
-async def next_entry(
+async def next_entry_not_none(
     cpu: Processor, level: int, table: int, address: int, end: int
 ) -> tuple[int, int] | None:
     """The loop over a table's entries up to the next that is not none: (its address, the entry).
@@ -143,9 +143,11 @@ async def next_entry(
     return max(address, (address >> shift) + found.index - first << shift), found.pte
 
 
-async def next_pte(cpu: Processor, table: int, address: int, end: int) -> tuple[int, int] | None:
+async def next_pte_not_none(
+    cpu: Processor, table: int, address: int, end: int
+) -> tuple[int, int] | None:
     """The next entry of a leaf table that is not ``pte_none``: (its address, the entry)."""
-    return await next_entry(cpu, PTE, table, address, end)
+    return await next_entry_not_none(cpu, PTE, table, address, end)
 
 
 # ---- entries with their flushes ----------------------------------------------------------------
@@ -230,7 +232,7 @@ async def _merge(cpu: Processor, table: int, address: int, now: int, entry: int)
     found = -1
     while found != now:
         now = found if found >= 0 else now
-        found = await ptep_cmpxchg(cpu, table, address, now, now | bits)
+        found = await _cmpxchg_entry(cpu, table, address, now, now | bits)
 
 
 async def radix__ptep_set_access_flags(

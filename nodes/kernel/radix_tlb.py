@@ -48,7 +48,7 @@ async def flush_type_needed(cpu: Processor, mm: str) -> FlushType:
     return "local" if alone else "global"
 
 
-async def flush_tlb(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def radix__flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``radix__flush_tlb_range``, ``..._page``, ``..._mm``: the processors' own part."""
     needed = await flush_type_needed(cpu, mm)
     if needed == "local":
@@ -80,8 +80,8 @@ def _snoopers(world: World) -> list[str]:
     return [part.name for part in world.parts if not part.told(world.kernel)]
 
 
-async def flush_all_mm(cpu: Processor, mm: str) -> None:
+async def radix__flush_all_mm(cpu: Processor, mm: str) -> None:
     """``radix__flush_all_mm``: everything of the mm; from v6.6 the secondaries hear of it."""
-    await flush_tlb(cpu, mm, 0, ULONG_MAX)
+    await radix__flush_tlb_range(cpu, mm, 0, ULONG_MAX)
     if cpu.world.kernel.arch.flush_mm_notifies:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)

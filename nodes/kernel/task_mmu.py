@@ -15,7 +15,7 @@ from mmurace.nodes.kernel.locking import (
 from mmurace.nodes.kernel.mm_inline import dec_tlb_flush_pending, inc_tlb_flush_pending
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.pagewalk import walk_page_range
-from mmurace.nodes.kernel.pgtable import next_pte, ptep_get_and_clear, set_pte_at
+from mmurace.nodes.kernel.pgtable import next_pte_not_none, ptep_get_and_clear, set_pte_at
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
@@ -85,7 +85,7 @@ async def _clear_soft_dirty_range(cpu: Processor, mm: str) -> None:
 async def clear_refs_pte_range(cpu: Processor, table: int, address: int, end: int) -> None:
     """``clear_refs_pte_range``: ``clear_soft_dirty`` of each entry, under the PTL."""
     await spin_lock(cpu, table)
-    while found := await next_pte(cpu, table, address, end):
+    while found := await next_pte_not_none(cpu, table, address, end):
         at, pte = found
         if ptes.pte_present(pte):
             old = await ptep_get_and_clear(cpu, table, at)

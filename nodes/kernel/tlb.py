@@ -16,11 +16,12 @@ from mmurace.protocol.messages.processor import FlushTlbIpi, SyncIpi, Tlbi
 from mmurace.protocol.ranges import page_align, page_of
 
 
-def above_ceiling(cpu: Processor, start: int, end: int) -> bool:
-    """Whether so large a range is flushed as the whole mm.
+def flush_tlb_range_limit_excess(cpu: Processor, start: int, end: int) -> bool:
+    """``__flush_tlb_range_limit_excess``: so large a range is flushed as the whole mm.
 
-    x86 ``get_flush_tlb_info`` (``flush_tlb_mm_range`` before v6.15) asks whether it has more pages
-    than ``tlb_single_page_flush_ceiling``; arm64 ``__flush_tlb_range`` whether it has MAX_TLBI_OPS
+    That is the function of an arm64 later than v6.6.  x86 ``get_flush_tlb_info``
+    (``flush_tlb_mm_range`` before v6.15) asks whether it has more pages than
+    ``tlb_single_page_flush_ceiling``; arm64 ``__flush_tlb_range`` whether it has MAX_TLBI_OPS
     (MAX_DVM_OPS from v6.7) or, on processors with range operations, MAX_TLBI_RANGE_PAGES of them,
     or, to v4.19, is larger than MAX_TLB_RANGE.
     """
@@ -38,7 +39,7 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
     that was asked for (4a02ed8e1cc3).
     """
     arch = cpu.world.kernel.arch
-    if above_ceiling(cpu, start, end):
+    if flush_tlb_range_limit_excess(cpu, start, end):
         if arch.ceiling_told == "all":
             await flush_tlb_mm(cpu, mm)
         else:
@@ -65,7 +66,7 @@ async def _flush(
     """
     start, end = range_
     if before_dsb:
-        posted = await post_tlbi(cpu, mm, start, end)
+        posted = await tlbi(cpu, mm, start, end)
         await _flush_secondaries(cpu, mm, told, end)
         await dsb(cpu, posted, mm, start, end)
     else:
@@ -80,7 +81,7 @@ async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> N
 
 async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
     if cpu.world.kernel.arch.tlbie_scope != "all":
-        await radix_tlb.flush_tlb(cpu, mm, start, end)
+        await radix_tlb.radix__flush_tlb_range(cpu, mm, start, end)
     elif cpu.world.kernel.arch.broadcast_tlbi:
         await _tlbi_dsb(cpu, mm, start, end)
     else:
@@ -132,7 +133,7 @@ async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None
 
 
 async def _tlbi_dsb(cpu: Processor, mm: str, start: int, end: int) -> None:
-    await dsb(cpu, await post_tlbi(cpu, mm, start, end), mm, start, end)
+    await dsb(cpu, await tlbi(cpu, mm, start, end), mm, start, end)
 
 
 async def dsb(cpu: Processor, posted: list[str], mm: str, start: int, end: int) -> None:
@@ -143,11 +144,11 @@ async def dsb(cpu: Processor, posted: list[str], mm: str, start: int, end: int) 
     """
     await cpu.port.settle(posted)
     if cpu.world.kernel.arch.tlbi_repeated:
-        await cpu.port.settle(await post_tlbi(cpu, mm, start, end))
+        await cpu.port.settle(await tlbi(cpu, mm, start, end))
 
 
-async def post_tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
-    """Broadcast; what a DSB has to wait for."""
+async def tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
+    """``__tlbi``, broadcast (arm64): what a DSB has to wait for."""
     world = cpu.world
     observers = [name for name in world.processors() if name != cpu.name]
     observers += [part.name for part in world.parts if _hears(part, mm, world.kernel)]
@@ -173,8 +174,8 @@ async def flush_tlb_fix_spurious_fault(cpu: Processor, mm: str, address: int) ->
         await cpu.flush_tlb_local(mm, address, address + PAGE_SIZE)
 
 
-async def tlb_remove_table_sync(cpu: Processor) -> None:
-    """A grace period of RCU, or ``tlb_remove_table_sync_one``: no lockless walk is in progress.
+async def tlb_remove_table_sync_one(cpu: Processor) -> None:
+    """``tlb_remove_table_sync_one``, or a grace period: no lockless walk is in progress.
 
     The IPI that it waits for pairs with ``local_irq_save`` of fast GUP: who has loaded the pmd
     before it was cleared answers when its walk is over, and who answered finds the pmd cleared.

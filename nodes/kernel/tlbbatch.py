@@ -96,13 +96,13 @@ async def _count_pending(cpu: Processor, mm: str) -> None:
     """``atomic_inc(&mm->tlb_flush_batched)``: one more pending (5ee2fa2f0636, v5.17)."""
     old = (await cpu.mem(TlbBatchedLoad(mm))).value
     while True:
-        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, one_more_pending(old)))).value
+        found = (await cpu.mem(TlbBatchedCmpxchg(mm, old, _one_more_pending(old)))).value
         if found == old:
             return
         old = found
 
 
-def one_more_pending(batch: int) -> int:
+def _one_more_pending(batch: int) -> int:
     """One more pending; if there are many, one, of which none is flushed.
 
     So the count of those pending never comes round to that of those flushed, which would say that
@@ -118,7 +118,7 @@ async def arch_tlbbatch_add_pending(cpu: Processor, ubc: TlbUbc, mm: str, addres
     """
     kernel = cpu.world.kernel
     if kernel.arch.batch_mode == "tlbi_nosync":
-        ubc.posted += await tlb.post_tlbi(cpu, mm, address, address + PAGE_SIZE)
+        ubc.posted += await tlb.tlbi(cpu, mm, address, address + PAGE_SIZE)
         start, end = address, address + PAGE_SIZE
     else:
         mask = (await cpu.mem(CpumaskLoad(mm))).cpus

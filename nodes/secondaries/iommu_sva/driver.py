@@ -35,7 +35,7 @@ def command_queue(unit: str) -> str:
     return f"{unit}.cmdq"
 
 
-async def invalidate_secondary_tlbs(
+async def arm_smmu_mm_arch_invalidate_secondary_tlbs(
     cpu: Processor, unit: str, mm: str, start: int, end: int
 ) -> None:
     """``arm_smmu_mm_arch_invalidate_secondary_tlbs`` (v6.6), ``..._invalidate_range`` before.
@@ -107,10 +107,10 @@ def notifier_ops(kernel: Kernel) -> Mapping[str, Any]:
     And, to v4.12, ``intel_invalidate_page`` or ``mn_invalidate_page``: the same for one page.
     """
     if kernel.arch.arch_secondary_flush:
-        return {"arch_invalidate_secondary_tlbs": invalidate_secondary_tlbs}
-    ops = {"invalidate_range": invalidate_secondary_tlbs}
+        return {"arch_invalidate_secondary_tlbs": arm_smmu_mm_arch_invalidate_secondary_tlbs}
+    ops = {"invalidate_range": arm_smmu_mm_arch_invalidate_secondary_tlbs}
     if kernel.mm.rmap_notifies != "range":
-        ops["invalidate_page"] = invalidate_secondary_tlbs
+        ops["invalidate_page"] = arm_smmu_mm_arch_invalidate_secondary_tlbs
     return ops
 
 

@@ -103,7 +103,9 @@ def gfn_range(slot: Memslot, start: int, end: int) -> tuple[int, int]:
     return first, hva_to_gfn_memslot(hva_end + PAGE_SIZE - 1, slot)
 
 
-async def memslots_in_hva_range(cpu: Processor, vm: str, start: int, end: int) -> list[Memslot]:
+async def kvm_for_each_memslot_in_hva_range(
+    cpu: Processor, vm: str, start: int, end: int
+) -> list[Memslot]:
     """``kvm_for_each_memslot_in_hva_range``."""
     slots = (await cpu.port.call(vm, MemslotsLoad())).slots
     return [s for s in slots if s.hva < end and start < s.hva + s.pages * PAGE_SIZE]
@@ -178,7 +180,7 @@ async def kvm_mmu_notifier_invalidate_range_start(
     kernel = cpu.world.kernel
     if KvmSwitches.of(kernel).kvm_lockless_skip:
         await cpu.port.call(vm, ActiveInvalidate(1))
-    slots = await memslots_in_hva_range(cpu, vm, start, end)
+    slots = await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end)
     if slots or not KvmSwitches.of(kernel).kvm_lockless_skip:
         await kvm_mmu_lock(cpu, vm)
         await kvm_mmu_invalidate_begin(cpu, vm, start, end)
@@ -232,7 +234,7 @@ async def kvm_mmu_notifier_invalidate_page(
     await cpu.port.call(vm, SeqBump())
     zapped = [
         await kvm_unmap_gfn_range(cpu, vm, slot, start, end)
-        for slot in await memslots_in_hva_range(cpu, vm, start, end)
+        for slot in await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end)
     ]
     if any(zapped):
         await kvm_flush_remote_tlbs(cpu, vm)
@@ -269,7 +271,7 @@ async def kvm_mmu_notifier_invalidate_range_end(
     """
     kernel = cpu.world.kernel
     skips = KvmSwitches.of(kernel).kvm_lockless_skip
-    if not skips or await memslots_in_hva_range(cpu, vm, start, end):
+    if not skips or await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end):
         await kvm_mmu_lock(cpu, vm)
         await kvm_mmu_invalidate_end(cpu, vm, start, end)
         await kvm_mmu_unlock(cpu, vm)

@@ -14,7 +14,7 @@ def kvm_mmu_lock(cpu: Processor, vm: str) -> Awaitable[Ack]:
     return cpu.port.call(vm, MmuLock(True))
 
 
-def kvm_mmu_read_lock(cpu: Processor, vm: str) -> Awaitable[Ack]:
+def read_lock(cpu: Processor, vm: str) -> Awaitable[Ack]:
     """``read_lock(&kvm->mmu_lock)``."""
     return cpu.port.call(vm, MmuLock(False))
 

@@ -8,7 +8,7 @@ from mmurace.nodes.kernel import gup
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EFAULT
 from mmurace.nodes.secondaries.kvm import kvm_main
-from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_lock, kvm_mmu_read_lock, kvm_mmu_unlock
+from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_lock, kvm_mmu_unlock, read_lock
 from mmurace.nodes.secondaries.kvm.messages import (
     Memslot,
     MemslotsLoad,
@@ -67,7 +67,7 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
         else None
     )
     # smp_rmb(): the reply to SeqRead comes before the page is looked up
-    page = await gup.get_user_page(cpu, mm, hva, write)
+    page = await gup.get_user_pages_fast(cpu, mm, hva, write)
     if isinstance(page, int):
         return page
     sampled = early or await cpu.port.call(vm, SeqRead())
@@ -110,5 +110,5 @@ async def _lock_and_read(cpu: Processor, vm: str) -> Seq:
     early = KvmSwitches.of(kernel).kvm_retry_check == "before_mmu_lock"
     now = await cpu.port.call(vm, SeqRead()) if early else None
     exclusive = KvmSwitches.of(kernel).kvm_fault_lock == "exclusive"
-    await (kvm_mmu_lock if exclusive else kvm_mmu_read_lock)(cpu, vm)
+    await (kvm_mmu_lock if exclusive else read_lock)(cpu, vm)
     return now or await cpu.port.call(vm, SeqRead())

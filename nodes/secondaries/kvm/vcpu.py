@@ -160,7 +160,7 @@ class Vcpu(Processor):
         result = -EINTR
         if not self.fatal_signal_pending:
             await self.switch_mm(self.mm)
-            result = await self.kvm_vcpu_run(operation.gpa, operation.write, operation.value)
+            result = await self.vcpu_run(operation.gpa, operation.write, operation.value)
             await self.get_signal(self.mm)
         self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()
@@ -186,7 +186,7 @@ class Vcpu(Processor):
         self.leave()
         return op.OpDone(0)
 
-    async def kvm_vcpu_run(self, gpa: int, write: bool, value: int) -> int:
+    async def vcpu_run(self, gpa: int, write: bool, value: int) -> int:
         """``vcpu_run`` until the access is done: 0, or -errno.
 
         Before each entry it looks whether it is to die (``kvm_vcpu_exit_request``).  A fault that

@@ -13,7 +13,7 @@ from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.secondaries.kvm import kvm_main
 from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
 from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD
-from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_read_lock, kvm_mmu_unlock
+from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_unlock, read_lock
 from mmurace.nodes.secondaries.kvm.messages import RetryWait, SeqRead
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.protocol.limits import PAGE_SHIFT
@@ -48,7 +48,7 @@ async def kvm_vcpu_reload_apic_access_page(vcpu: VcpuThread) -> None:
     if slot is None:
         return
     mm = kvm_main.vm_named(vcpu.world, vcpu.vm).mm
-    page = await gup.get_user_page(vcpu, mm, kvm_mmu.gfn_to_hva_memslot(slot, gfn), True)
+    page = await gup.get_user_pages_fast(vcpu, mm, kvm_mmu.gfn_to_hva_memslot(slot, gfn), True)
     if isinstance(page, int):
         return
     vcpu.vmcs_write_apic_access_addr(page.pte, page.walk)
@@ -75,10 +75,10 @@ async def vmx_set_apic_access_page_addr(vcpu: VcpuThread) -> bool:
         return True
     hva = kvm_mmu.gfn_to_hva_memslot(slot, gfn)
     sampled = await vcpu.port.call(vm, SeqRead())
-    page = await gup.get_user_page(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
+    page = await gup.get_user_pages_fast(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
     if isinstance(page, int):
         return True
-    await kvm_mmu_read_lock(vcpu, vm)
+    await read_lock(vcpu, vm)
     now = await vcpu.port.call(vm, SeqRead())
     retry = kvm_main.mmu_invalidate_retry(vcpu.world.kernel, sampled.seq, now, hva)
     if not retry:
