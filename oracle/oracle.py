@@ -37,6 +37,7 @@ from mmurace.oracle.state import statistics as stats
 from mmurace.oracle.state.guest_records import GuestRecords
 from mmurace.oracle.state.kinds import kinds
 from mmurace.oracle.state.live import Cached, Op, Read, State
+from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.state.memory_records import MemoryRecords
 from mmurace.oracle.state.order import Order, Row
 from mmurace.oracle.state.statistics import Statistics
@@ -89,7 +90,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
         self.context = Context(self.state, self._found)
-        self._watched = self.context.watched | set(self.deadlocks.locks)
+        self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found)
         self.lifetimes = Lifetimes(self._found)
