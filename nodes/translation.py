@@ -93,7 +93,8 @@ class TranslationCache:
 
     def touch(self, tag: str, address: int, access: str = "write") -> None:
         """Say that what the cache knows of a page was accessed: entry, walks, accesses."""
-        self.port.touch((self.cache, tag, page_of(address)), access)
+        if self.port.touched is not None:  # few ask, and it is said at every look-up
+            self.port.touch((self.cache, tag, page_of(address)), access)
 
     def _touch_range(self, tag: str, start: int, end: int) -> None:
         if end - start > PAGES_TOUCHED_MAX * PAGE_SIZE:
