@@ -118,7 +118,9 @@ class Port:
 
     def wake(self, *on: str) -> None:
         """Resume, in order and within this very handling, all that sleep on these words."""
-        self._driver.wake(on)
+        driver = self._driver
+        if driver.parked or self.touched is not None:
+            driver.wake(on)
 
     def choose(self, name: str, ways: int) -> int:
         """A freedom of the hardware: 0 <= result < ways, drawn by (seed, identity) or given."""

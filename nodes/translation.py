@@ -191,9 +191,8 @@ class TranslationCache:
         stores = isinstance(message, FrameWrite)
         if stores:
             self.stores.append(entry)
-        request = self.port.post(dst, message)
-        self.port.emit(Use(entry.fill, request))
-        (reply,) = await self.port.settle((request,))
+        self.port.emit(Use(entry.fill, self.port.upcoming))
+        reply: Message = await self.port.call(dst, message)
         self.touch(entry.tag, entry.address)
         self.in_flight.remove(entry)
         if stores:
