@@ -138,10 +138,10 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(cls, kernel: Kernel) -> Self:
         """This owner's part of a kernel; its place there is that among the owners."""
         place = _PLACES.get(cls, len(kernel.groups))
-        if place >= len(kernel.groups):
-            raise EmulatorError(f"{kernel.release} was made without {cls.OWNER}")
-        group: Self = kernel.groups[place]
-        return group
+        group = kernel.groups[place] if place < len(kernel.groups) else None
+        if isinstance(group, cls):
+            return group
+        raise EmulatorError(f"{kernel.release} was made without {cls.OWNER}")
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
         """(problem, what was expected) for values that exclude each other."""
