@@ -215,9 +215,8 @@ class Driver:
             self._reply(request, envelope.src, envelope.kind, result)
 
     def _take_reply(self, envelope: Envelope) -> None:
-        # A reply is sent on the path of its request, a repetition on one of its own.
-        request = envelope.id[:-1] if envelope.copy else envelope.path
-        body, touched = envelope.body, self.port.touched
+        request, body = envelope.id[:-1], envelope.body  # without REPLY_MARK
+        touched = self.port.touched
         if touched is not None and not self.tracked:
             touched.append(((), "write"))  # a resumed coroutine may touch anything here
         task = self.waiting.pop(request, None)
