@@ -36,14 +36,18 @@ def memory_class(world: World) -> type[Memory]:
 
 def build(name: str, world: World, seed: int) -> Driver:
     """The driver of one node, ready for its first delivery.  Raises ``PluginError``."""
-    driver = PluginDriver(name, seed, world) if plugins.loaded() else Driver(name, seed)
     with plugins.at_fault():
-        node = node_class(name, world)(name, world, driver.port)
-        driver.handlers = node.handlers()
-    driver.node = node
+        return _build(name, world, seed)
+
+
+def _build(name: str, world: World, seed: int) -> Driver:
+    driver = PluginDriver(name, seed, world) if plugins.loaded() else Driver(name, seed)
+    driver.node = node = node_class(name, world)(name, world, driver.port)
+    driver.handlers = node.handlers()
     return driver
 
 
 def build_all(world: World, seed: int) -> dict[str, Driver]:
-    """Drivers of every node."""
-    return {name: build(name, world, seed) for name in world.nodes()}
+    """Drivers of every node.  Raises ``PluginError``."""
+    with plugins.at_fault():
+        return {name: _build(name, world, seed) for name in world.nodes()}

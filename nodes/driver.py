@@ -60,6 +60,8 @@ class Port:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self.touched: list[tuple[ObjectKey, str]] | None = None
+        """Objects accessed by this handling, if somebody asked (a list), else None."""
 
     @types.coroutine
     def call(self, dst: str, message: Request[R], stream: str = "") -> Generator[Any, Any, R]:
@@ -116,7 +118,9 @@ class Port:
 
     def wake(self, *on: str) -> None:
         """Resume, in order and within this very handling, all that sleep on these words."""
-        self._driver.wake(on)
+        driver = self._driver
+        if driver.parked or self.touched is not None:
+            driver.wake(on)
 
     def choose(self, name: str, ways: int) -> int:
         """A freedom of the hardware: 0 <= result < ways, drawn by (seed, identity) or given."""
@@ -128,9 +132,8 @@ class Port:
 
     def touch(self, key: ObjectKey, access: str = "write") -> None:
         """Say which shared object was accessed beyond what the message declares."""
-        touched = self._driver.touched
-        if touched is not None:
-            touched.append((key, access))
+        if self.touched is not None:
+            self.touched.append((key, access))
 
 
 class Driver:
@@ -157,8 +160,6 @@ class Driver:
         self.given: list[tuple[str, int, int]] | None = None
         self.chooser: Chooser | None = None
         """Decides choices that are not given, instead of the seed (search and replay)."""
-        self.touched: list[tuple[ObjectKey, str]] | None = None
-        """Objects accessed by this handling, if somebody asked (a list), else None."""
         self.tracked = False
         """The node itself notes what its coroutines access (``footprint.track``)."""
 
@@ -199,8 +200,9 @@ class Driver:
         handler = self.handlers.get(type(body))  # none for bytes
         if handler is None:
             raise EmulatorError(f"{self.name} does not handle {envelope.kind} ({request})")
-        if self.touched is not None and not self.tracked:
-            self.touched.append((body.object_key(), body.ACCESS))
+        touched = self.port.touched
+        if touched is not None and not self.tracked:
+            touched.append((body.object_key(), body.ACCESS))
         self.current = plain = self.plain
         plain.path, plain.sends, plain.choices = request, 0, 0
         result: Any = handler(body, envelope)
@@ -214,8 +216,9 @@ class Driver:
 
     def _take_reply(self, envelope: Envelope) -> None:
         request, body = envelope.id[:-1], envelope.body  # without REPLY_MARK
-        if self.touched is not None and not self.tracked:
-            self.touched.append(((), "write"))  # a resumed coroutine may touch anything here
+        touched = self.port.touched
+        if touched is not None and not self.tracked:
+            touched.append(((), "write"))  # a resumed coroutine may touch anything here
         task = self.waiting.pop(request, None)
         if task is not None:
             self._step(task, body)  # nothing else is ready yet
@@ -230,8 +233,9 @@ class Driver:
 
     def _step(self, task: Task, value: Any) -> None:
         self.current = task
-        if self.touched is not None:
-            self.touched.append((("task", task.path), "write"))
+        touched = self.port.touched
+        if touched is not None:
+            touched.append((("task", task.path), "write"))
         try:
             waits_for = task.coroutine.send(value)
         except StopIteration as stop:
@@ -245,8 +249,9 @@ class Driver:
             self.parked.setdefault(waits_for[0], deque()).append(task)
 
     def _settle(self, task: Task, wanted: tuple[str, ...]) -> None:
-        if self.touched is not None:
-            self.touched += [(("posted", request), "read") for request in wanted]
+        touched = self.port.touched
+        if touched is not None:
+            touched += [(("posted", request), "read") for request in wanted]
         for request in wanted:
             if self.posted[request] is None:
                 self.settling[task] = wanted
@@ -256,8 +261,9 @@ class Driver:
 
     def wake(self, on: Park) -> None:
         """Make the sleepers on ``on`` ready, in the order in which they went to sleep."""
-        if self.touched is not None:
-            self.touched.append((("park", *on), "write" if on in self.parked else "read"))
+        touched = self.port.touched
+        if touched is not None:
+            touched.append((("park", *on), "write" if on in self.parked else "read"))
         for task in self.parked.pop(on, ()):
             self.ready.append((task, None))
 

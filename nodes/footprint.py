@@ -73,9 +73,9 @@ def footprint_of(driver: Driver, envelope: Envelope) -> Footprint:
     """Handle ``envelope`` and say what that touched.  The driver moves on."""
     track(driver)
     touched: Footprint = []
-    driver.touched = touched
+    driver.port.touched = touched
     driver.deliver(0, envelope)
-    driver.touched = None
+    driver.port.touched = None
     return touched
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
@@ -227,8 +228,7 @@ _SECONDARIES: Final[dict[str, Secondary]] = {}
 
 def register(secondary: Secondary) -> Secondary:
     """Make it known.  Raises ``EmulatorError`` if its name, its key or a cache is taken."""
-    caches = {cache.name for other in _SECONDARIES.values() for cache in other.caches}
-    twice = [cache.name for cache in secondary.caches if cache.name in caches]
+    twice = [cache.name for cache in secondary.caches if cache.name in caches()]
     keys = {other.key for other in _SECONDARIES.values()}
     for what, taken in (
         (f"secondary {secondary.name!r}", secondary.name in _SECONDARIES),
@@ -238,20 +238,25 @@ def register(secondary: Secondary) -> Secondary:
         if taken:
             raise EmulatorError(f"{what} is registered twice")
     _SECONDARIES[secondary.name] = secondary
+    for asked in (secondaries, by_node_order, caches):
+        asked.cache_clear()
     return secondary
 
 
+@cache
 def secondaries() -> tuple[Secondary, ...]:
     """All that are known, in the order in which they were registered."""
     return tuple(_SECONDARIES.values())
 
 
+@cache
 def by_node_order() -> tuple[Secondary, ...]:
     """All that are known, in the order in which a world has their nodes."""
     return tuple(sorted(_SECONDARIES.values(), key=lambda secondary: secondary.place))
 
 
-def caches() -> dict[str, Cache]:
+@cache
+def caches() -> Mapping[str, Cache]:
     """What all of them cache, by name."""
     ordered = by_node_order()
     return {cache.name: cache for secondary in ordered for cache in secondary.caches}
@@ -264,4 +269,9 @@ def named(name: str) -> Secondary:
 
 def of(part: Part) -> Secondary:
     """The one that a row belongs to."""
-    return next(s for s in _SECONDARIES.values() if s.part is type(part))
+    return _of_class(type(part))
+
+
+@cache
+def _of_class(part: type[Part]) -> Secondary:
+    return next(s for s in _SECONDARIES.values() if s.part is part)

@@ -93,7 +93,8 @@ class TranslationCache:
 
     def touch(self, tag: str, address: int, access: str = "write") -> None:
         """Say that what the cache knows of a page was accessed: entry, walks, accesses."""
-        self.port.touch((self.cache, tag, page_of(address)), access)
+        if self.port.touched is not None:  # few ask, and it is said at every look-up
+            self.port.touch((self.cache, tag, page_of(address)), access)
 
     def _touch_range(self, tag: str, start: int, end: int) -> None:
         if end - start > PAGES_TOUCHED_MAX * PAGE_SIZE:
@@ -190,9 +191,8 @@ class TranslationCache:
         stores = isinstance(message, FrameWrite)
         if stores:
             self.stores.append(entry)
-        request = self.port.post(dst, message)
-        self.port.emit(Use(entry.fill, request))
-        (reply,) = await self.port.settle((request,))
+        self.port.emit(Use(entry.fill, self.port.upcoming))
+        reply: Message = await self.port.call(dst, message)
         self.touch(entry.tag, entry.address)
         self.in_flight.remove(entry)
         if stores:

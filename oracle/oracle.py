@@ -37,6 +37,7 @@ from mmurace.oracle.state import statistics as stats
 from mmurace.oracle.state.guest_records import GuestRecords
 from mmurace.oracle.state.kinds import kinds
 from mmurace.oracle.state.live import Cached, Op, Read, State
+from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.state.memory_records import MemoryRecords
 from mmurace.oracle.state.order import Order, Row
 from mmurace.oracle.state.statistics import Statistics
@@ -89,7 +90,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
         self.context = Context(self.state, self._found)
-        self._watched = self.context.watched | set(self.deadlocks.locks)
+        self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found)
         self.lifetimes = Lifetimes(self._found)
@@ -127,32 +128,44 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def observe(self, message: Delivered, handled: Handled | TraceStep) -> list[Violation]:
         """The same with what was delivered and what came of it apart."""
-        n = handled.n
-        try:
-            at = self._index[message.dst]
-        except KeyError:
-            stray = f"delivery {n} went to {message.dst}, which is not in this world"
-            raise EmulatorError(stray) from None
-        row = self.order.deliver(n, at, message.causes)
-        self.statistics.deliveries += 1
-        if message.kind in self._watched:
-            self._lock_moved(n, message, row)
-        if at == self._memory and (self._unheard or self._walking):
-            self._memory_reached(n, message, row)
-        records = handled.records
-        if records:
-            self._n, self._node, self._at, self._row = n, message.dst, at, row
-            self._id = message_id = message.id
-            self._op_id = operation_of(message_id)
-            for record in records:
-                handler = _HANDLERS.get(type(record))
-                if handler is not None:
-                    handler(self, record)
-            if self.added:
-                self._judge_added(records)
-            if self.state.sweep_due():
-                self.state.sweep(self.order.last[self._memory])
-        return self._take() if self._found else _NOTHING
+        return self.observe_all(((message, handled),))
+
+    def observe_all(
+        self, deliveries: Sequence[tuple[Delivered, Handled | TraceStep]]
+    ) -> list[Violation]:
+        """Many deliveries, in their order; what they broke."""
+        index, deliver, memory = self._index, self.order.deliver, self._memory
+        watched, unheard, walking = self._watched, self._unheard, self._walking
+        broken = _NOTHING
+        for message, handled in deliveries:
+            n, at = handled.n, index.get(message.dst)
+            if at is None:
+                stray = f"delivery {n} went to {message.dst}, which is not in this world"
+                raise EmulatorError(stray)
+            row = deliver(n, at, message.causes)
+            if message.kind in watched:
+                self._lock_moved(n, message, row)
+            if at == memory and (unheard or walking):
+                self._memory_reached(n, message, row)
+            if handled.records:
+                self._n, self._node, self._at, self._row = n, message.dst, at, row
+                self._id = message.id
+                self._op_id = operation_of(message.id)
+                self._records(handled.records)
+            if self._found:
+                broken = [*broken, *self._take()]
+        self.statistics.deliveries += len(deliveries)
+        return broken
+
+    def _records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            handler = _HANDLERS.get(type(record))
+            if handler is not None:
+                handler(self, record)
+        if self.added:
+            self._judge_added(records)
+        if self.state.sweep_due:
+            self.state.sweep(self.order.last[self._memory])
 
     def _judge_added(self, records: Sequence[Record]) -> None:
         """Rules of plug-ins."""

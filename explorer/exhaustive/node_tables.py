@@ -294,9 +294,9 @@ class Machine:
     def _run(self, state: int, message: Sent, ways: Ways) -> Move:
         self.runs += 1
         driver = self._bring(state)
-        driver.touched = touched = []
+        driver.port.touched = touched = []
         handled = _deliver(driver, message, ways)
-        driver.touched = None
+        driver.port.touched = None
         target = self._arrive(driver, (state, message, ways))
         touched += _recorded(handled.records)
         operation = self.tables.kind_of(message)

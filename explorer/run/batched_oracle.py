@@ -38,7 +38,5 @@ class Stretches:
 
     def flush(self) -> None:
         """Tell the oracle of everything so far."""
-        observe = self._oracle.observe
-        for envelope, handled in self._kept:
-            observe(envelope, handled)
+        self._oracle.observe_all(self._kept)
         self._kept.clear()

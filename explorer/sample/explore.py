@@ -119,7 +119,7 @@ def _signature(drivers: Mapping[str, Driver]) -> Signature:
     """A signature that sees what the drivers' handlings touch."""
     footprint: Footprint = []
     for driver in drivers.values():
-        driver.touched = footprint
+        driver.port.touched = footprint
     return Signature(footprint)
 
 

@@ -196,9 +196,9 @@ class Player:
         if not self.how.keep:
             return driver.deliver(self.exchange.number, envelope)
         touched: Footprint = []
-        driver.touched = touched
+        driver.port.touched = touched
         handled = driver.deliver(self.exchange.number, envelope)
-        driver.touched = None
+        driver.port.touched = None
         self.moments.append(Moment(handled.n, name, envelope, handled, touched))
         return handled
 

@@ -76,8 +76,8 @@ class Context:
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
         locks = lock_kinds()
-        self._moved = {kind: of for kind, of in locks.moved.items() if of[0] in locks.spins}
-        self.watched = frozenset({*self._moved, *locks.sleeps})
+        self._moved = locks.spun
+        self.watched = locks.in_context
         """Kinds of deliveries that this rule looks at."""
         self.threads: dict[str, _Thread] = {}
         """By operation in flight; those that have come to no lock and no callback are not here."""

@@ -38,11 +38,12 @@ _Told = tuple[int, str, int, int]
 
 def to_be_told(world: World) -> dict[str, str]:
     """Who hears no broadcast and so must be told, with the cache that it has."""
+    walked = kinds().walked
     return {
         part.name: cache.name
         for one in secondaries()
         for cache in one.caches
-        if cache.name in kinds().walked
+        if cache.name in walked
         for part in one.parts(world)
         if part.told(world.kernel)
     }
@@ -56,6 +57,7 @@ class Targeting:
     ) -> None:
         """``units``: those that must be told, with their cache; ``mm_of``: whose a tag is."""
         self.units, self.found, self.mm_of = units, found, mm_of
+        self._walked = kinds().walked
         self._told: dict[_Key, list[_Told]] = {}
         self._before: dict[_Key, int] = {}
         """How many commands there were when the callback in progress began."""
@@ -63,7 +65,7 @@ class Targeting:
 
     def invalidated(self, record: InvalidateBegin, op: Op, event: Event) -> None:
         """A command (or a broadcast) arrived at a unit."""
-        if record.cache in kinds().walked:
+        if record.cache in self._walked:
             told = self._told.setdefault((op.id, event.node), [])
             told.append((event.n, self.mm_of(record.tag), record.start, record.end))
 

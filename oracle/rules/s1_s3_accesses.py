@@ -27,7 +27,7 @@ class Safety:
         if frame.generation != fill.read.generation and "S1" not in fill.reported:
             fill.reported.add("S1")
             self.found.append(self._after_free(fill, frame.freed, record, event))
-        revoked = _revoked_by(fill, record.write, row)
+        revoked = _revoked_by(fill, record.write, row) if fill.read.page.changes else None
         if revoked is not None and "S3" not in fill.reported:
             fill.reported.add("S3")
             late = _after_revocation(fill, revoked, record, event)
@@ -99,7 +99,7 @@ def _grants(pte: int, frame: int, write: bool) -> bool:
 def _revoked_by(fill: Cached, write: bool, row: Row) -> tuple[Change, Event] | None:
     """The change that took this access away by an operation which had returned before it."""
     page = fill.read.page
-    if not page.changes or _grants(page.pte, fill.frame, write):
+    if _grants(page.pte, fill.frame, write):
         return None
     for change in page.changes:
         if fill.read.n < change.n and not _grants(change.new, fill.frame, write):

@@ -228,6 +228,8 @@ class State:
         """Operations of which something was recorded before they began, or after they ended."""
         self._untidy: dict[Page, None] = {}
         self._kept, self._sweep_at = 0, ORACLE_SWEEP_MIN
+        self.sweep_due = False
+        """Whether enough was kept that tidying is worth it."""
 
     # -- by name ---------------------------------------------------------------------------
 
@@ -371,10 +373,7 @@ class State:
     def _keep(self, page: Page) -> None:
         self._untidy[page] = None
         self._kept += 1
-
-    def sweep_due(self) -> bool:
-        """Whether enough was kept that tidying is worth it."""
-        return self._kept >= self._sweep_at
+        self.sweep_due = self._kept >= self._sweep_at
 
     def sweep(self, memory_row: Row) -> None:
         """Drop what can no longer matter; amortised constant per closed fill or change."""
@@ -385,6 +384,7 @@ class State:
         for page in untidy:
             self._tidy(page, memory_row, oldest)
         self._sweep_at = max(ORACLE_SWEEP_MIN, 2 * self._kept)
+        self.sweep_due = False
         for frame in self.frames.values():
             if frame.changes:
                 frame.changes = [c for c in frame.changes if not c.dropped]

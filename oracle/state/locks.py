@@ -18,6 +18,12 @@ class LockKinds(NamedTuple):
     """Locks whose holders do not sleep."""
     sleeps: frozenset[str]
     """Requests that may sleep: for a lock, for memory, for a grace period."""
+    spun: dict[str, tuple[str, bool]]
+    """Of those in ``moved``, the ones of locks whose holders do not sleep."""
+    in_context: frozenset[str]
+    """Those of ``spun`` and ``sleeps``."""
+    watched: frozenset[str]
+    """Those of ``moved`` and ``sleeps``."""
 
 
 def lock_kinds() -> LockKinds:
@@ -39,4 +45,6 @@ def _lock_kinds(_known: int) -> LockKinds:
             moved[kind] = given.name, False
         if message.MAY_SLEEP:
             sleeps.add(kind)
-    return LockKinds(moved, frozenset(spins), frozenset(sleeps))
+    spun = {kind: lock for kind, lock in moved.items() if lock[0] in spins}
+    in_context, watched = frozenset({*spun, *sleeps}), frozenset({*moved, *sleeps})
+    return LockKinds(moved, frozenset(spins), frozenset(sleeps), spun, in_context, watched)

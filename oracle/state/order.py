@@ -54,13 +54,13 @@ class Order:
                 raise EmulatorError(f"delivery {n}: its cause {cause} is not in the trace")
             if row is None:
                 if other[index] == before[index]:  # who knows of that knows all that it knew
-                    row = list(other)
+                    row = [*other]
                     continue
-                row = list(before)
+                row = [*before]
             for at, known in enumerate(other):  # several times faster than map(max, ...)
                 if known > row[at]:
                     row[at] = known
-        row = list(before) if row is None else row
+        row = [*before] if row is None else row
         row[index] = n
         self.last[index] = rows[n] = found = tuple(row)
         return found

@@ -136,10 +136,11 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, kernel: Kernel) -> Self:
-        """This owner's part of a kernel."""
-        for group in kernel.groups:
-            if type(group) is cls:
-                return group
+        """This owner's part of a kernel; its place there is that among the owners."""
+        place = _PLACES.get(cls, len(kernel.groups))
+        group = kernel.groups[place] if place < len(kernel.groups) else None
+        if isinstance(group, cls):
+            return group
         raise EmulatorError(f"{kernel.release} was made without {cls.OWNER}")
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
@@ -148,6 +149,7 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _OWNERS: Final[dict[str, type[Switches]]] = {}
+_PLACES: Final[dict[type[Switches], int]] = {}
 
 
 def declare(owner: type[Switches]) -> type[Switches]:
@@ -157,6 +159,7 @@ def declare(owner: type[Switches]) -> type[Switches]:
     if owner.OWNER in _OWNERS or twice:
         what = f"switch {twice[0]!r}" if twice else f"owner {owner.OWNER!r}"
         raise EmulatorError(f"{what} is declared twice")
+    _PLACES[owner] = len(_OWNERS)
     _OWNERS[owner.OWNER] = owner
     return owner
 
