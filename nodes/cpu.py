@@ -167,10 +167,8 @@ class Processor(Node):
         the store arrives                           [Required: not after the DSB]
                                                     the frame may be freed
         """
-        await self.tlb.invalidate(
-            message.mm, message.start, message.end,
-            waits_for_stores=self.world.kernel.arch.tlbi_waits_for_stores,
-        )  # fmt: skip
+        left = self.tlb.leaves_stores
+        await self.tlb.invalidate(message.mm, message.start, message.end, leaves_stores=left)
         return Ack()
 
     async def sync_ipi(self, _message: p.SyncIpi, _: Envelope) -> Ack:

@@ -89,7 +89,8 @@ class TranslationCache:
         self.in_flight: list[Entry] = []
         """Entries with an access that has not been answered, once for each access."""
         self.stores: list[Entry] = []
-        """Those of them whose access is a store."""
+        """Those of them whose access is a store, if invalidations may leave such behind."""
+        self.leaves_stores = not world.kernel.arch.tlbi_waits_for_stores
 
     def touch(self, tag: str, address: int, access: str = "write") -> None:
         """Say that what the cache knows of a page was accessed: entry, walks, accesses."""
@@ -188,7 +189,7 @@ class TranslationCache:
         """Send an access that goes through ``entry`` and wait for its answer."""
         self.touch(entry.tag, entry.address)
         self.in_flight.append(entry)
-        stores = isinstance(message, FrameWrite)
+        stores = self.leaves_stores and isinstance(message, FrameWrite)
         if stores:
             self.stores.append(entry)
         self.port.emit(Use(entry.fill, self.port.upcoming))
@@ -206,7 +207,7 @@ class TranslationCache:
         start: int,
         end: int,
         tables: Range | None = None,
-        waits_for_stores: bool = True,
+        leaves_stores: bool = False,
     ) -> None:
         """Drop entries of (tag, [start, end)) and wait until none of them is in use.
 
@@ -220,8 +221,8 @@ class TranslationCache:
         none of another: invalidations that overlap are acknowledged each by itself.
 
         ``tables``: what the upper entries map that are dropped with it.  A walk in there may be
-        going through one of them, so it counts as one of the range.  Without ``waits_for_stores``
-        it leaves stores behind that went out through what itself has dropped.
+        going through one of them, so it counts as one of the range.  ``leaves_stores``: it does
+        not wait for those that went out through what itself has dropped.
         """
         first, last = tables or (start, end)
         self._touch_range(tag, first, last)
@@ -237,7 +238,7 @@ class TranslationCache:
                 walk.stale = True
                 overlapped.append(walk.load)
         using = [e for e in self.in_flight if e.tag == tag and covers(start, end, e.address)]
-        if not waits_for_stores:
+        if leaves_stores:
             using = [e for e in using if e not in self.stores or e not in dropped]
         while any(w.load in overlapped for w in self.walks) or any(
             entry in self.in_flight for entry in using
