@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from mmurace.explorer.run import outcome as codes
 from mmurace.nodes import plugins
+from mmurace.nodes.plugin_watchdog import last_word
 from mmurace.protocol.errors import UserError
 from mmurace.report import formats, machine
 from mmurace.report.arguments import PROGRAM, parse
@@ -54,19 +55,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status.  Every error is one line on stderr."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
+        last_word(lambda said: complain(said, codes.USAGE, given))
         options = parsed(given)
+        last_word(lambda said: complain(said, codes.BROKEN, given))
         return codes.HELD if options is None else COMMANDS[options.pop("command")](**options)
     except UserError as error:
         return complain(str(error), codes.USAGE, given)
-    except (Interrupted, KeyboardInterrupt) as error:
+    except Interrupted as error:
         return complain(f"interrupted{error}", codes.INTERRUPTED, given)
-    except (Exception, plugins.PluginLoops) as error:
-        if "--debug" in given:
-            traceback.print_exc()
-        if blamed := plugins.said_of(error):
-            return complain(blamed, codes.BROKEN if plugins.ran(error) else codes.USAGE, given)
-        problem = shortage(error) or f"{type(error).__name__}: {error}"
-        return complain(problem, codes.BROKEN, given)
+    except BaseException as error:
+        if plugins.is_interrupt(error):
+            return complain("interrupted", codes.INTERRUPTED, given)
+        return broke(error, given)
+
+
+def broke(error: BaseException, given: list[str]) -> int:
+    """Say what broke, and which plug-in if it is one; the exit status.  Raises what is no error."""
+    if "--debug" in given:
+        traceback.print_exception(error)
+    if blamed := plugins.said_of(error):  # whatever it is: a plug-in may have called sys.exit
+        return complain(blamed, codes.BROKEN if plugins.ran(error) else codes.USAGE, given)
+    if not isinstance(error, Exception):
+        raise error
+    problem = shortage(error) or f"{type(error).__name__}: {error}"
+    return complain(problem, codes.BROKEN, given)
 
 
 def parsed(given: list[str]) -> dict[str, Any] | None:
@@ -91,4 +103,5 @@ if __name__ == "__main__":
     open_closed_streams()
     status = interruptible(main)
     settle()
+    plugins.leave(status)
     sys.exit(status)

@@ -11,8 +11,15 @@ from typing import Final
 
 from mmurace.nodes import secondary
 from mmurace.nodes.driver import Driver
-from mmurace.nodes.plugin_watchdog import PluginLoops, moved_on
-from mmurace.nodes.plugins import author_of, author_of_function, author_of_patch, blame
+from mmurace.nodes.plugin_watchdog import moved_on
+from mmurace.nodes.plugins import (
+    author_of,
+    author_of_function,
+    author_of_patch,
+    blame,
+    is_interrupt,
+    raise_noted,
+)
 from mmurace.nodes.world import World
 from mmurace.protocol import codec
 from mmurace.protocol.envelope import BROKER, REPLY_MARK, Envelope, Handled, operation_of
@@ -39,8 +46,11 @@ class PluginDriver(Driver):
             handled = super().deliver(n, envelope, choices)
         except (PluginError, ReplayDivergence):
             raise
-        except (Exception, PluginLoops) as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             raise self._blamed(error, envelope) from error
+        raise_noted()
         if self._checked:
             self._check(envelope, handled)
         return handled

@@ -8,10 +8,12 @@ wrong in it is its author's fault, and is told by file and line: ``UserError`` w
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +25,8 @@ from typing import Any, Final
 import msgspec
 
 from mmurace.nodes.kernel import variant
-from mmurace.nodes.plugin_watchdog import PluginLoops as PluginLoops
-from mmurace.nodes.plugin_watchdog import watch
+from mmurace.nodes.plugin_guard import guard
+from mmurace.nodes.plugin_watchdog import PluginLoops, watch, watched
 from mmurace.protocol.errors import EmulatorError, PluginError, UserError
 from mmurace.protocol.messages.base import Message, kinds
 
@@ -94,15 +96,23 @@ def _import(name: str, path: Path) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # What it prints is for people: on stdout there may be one JSON object, and nothing else.
+    vars(module)["print"] = functools.partial(print, file=sys.stderr)
     sys.modules[name] = module
     before = set(kinds())
     watch(str(file))
+    guard()
+    sys.unraisablehook = _note
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit, PluginLoops) as error:
+    except BaseException as error:
         del sys.modules[name]
+        if is_interrupt(error):
+            raise
         raise UserError(*_where(error, path)) from None
     _check_messages(module, path, before)
+    if _NOTED:
+        raise UserError(str(path), _NOTED[0])
 
 
 def _check_messages(module: ModuleType, path: Path, before: set[str]) -> None:
@@ -119,9 +129,7 @@ def _where(error: BaseException, path: Path) -> tuple[str, str]:
     if isinstance(error, SyntaxError) and error.filename == str(path.resolve()):
         return f"{path}:{error.lineno}", f"is not Python: {error.msg}"
     line = _line_in(error.__traceback__, path)
-    ours = isinstance(error, (EmulatorError, UserError))
-    what = str(error) if ours else _said(error)
-    return (f"{path}:{line}" if line else str(path)), what
+    return (f"{path}:{line}" if line else str(path)), _said(error)
 
 
 def _line_in(found: TracebackType | None, path: Path) -> int:
@@ -131,7 +139,7 @@ def _line_in(found: TracebackType | None, path: Path) -> int:
 
 
 def _said(error: BaseException) -> str:
-    if isinstance(error, PluginLoops):
+    if isinstance(error, (EmulatorError, PluginLoops, UserError)):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -167,13 +175,47 @@ def start(_: Needed, target: Callable[..., None], given: tuple[Any, ...]) -> Non
 
 def blame(error: BaseException) -> str:
     """Which plug-in an error came from: ``nic.py:40 (access): KeyError: 'x'``; empty: none."""
-    files = {plugin.path: plugin.name for plugin in _LOADED.values()}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = str(Path(frame.filename).resolve())
-        if path in files:
-            name = Path(path).name
+    return _blame(error, error.__traceback__)
+
+
+def _blame(error: BaseException, found: TracebackType | None) -> str:
+    for frame in reversed(traceback.extract_tb(found)):
+        if str(Path(frame.filename).resolve()) in watched():
+            name = Path(frame.filename).name
             return f"{_BLAMED}{name}:{frame.lineno} ({frame.name}): {_said(error)}"
     return ""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C: one that a plug-in raises is an error like any other."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return not last or last[0].filename not in watched()
+
+
+_NOTED: Final[list[str]] = []
+"""What went wrong where nothing can be raised: in a destructor, or a coroutine that is closed."""
+
+
+def _note(found: sys.UnraisableHookArgs) -> None:
+    """In the place of a traceback on stderr, which nobody could make anything of."""
+    code = getattr(found.object, "cr_code", None) or getattr(found.object, "__code__", None)
+    error = found.exc_value
+    said = _blame(error, found.exc_traceback) if error is not None else ""
+    if said:
+        _NOTED.append(said)
+    elif code is not None and code.co_filename in watched():
+        name = Path(code.co_filename).name
+        _NOTED.append(f"{_BLAMED}{name}:{code.co_firstlineno} ({code.co_name}): {_said(error)}")
+    else:
+        sys.__unraisablehook__(found)
+
+
+def raise_noted() -> None:
+    """Raise ``PluginError`` if something went wrong meanwhile where nothing can be raised."""
+    if _NOTED:
+        raise PluginError(_NOTED[0])
 
 
 def said_of(error: BaseException) -> str:
@@ -188,15 +230,28 @@ def ran(error: BaseException) -> bool:
 
 @contextmanager
 def at_fault() -> Iterator[None]:
-    """While something runs: what goes wrong in a plug-in's code becomes a ``PluginError``."""
+    """While something runs: what goes wrong in a plug-in's code becomes a ``PluginError``.
+
+    Whatever it raises: ``sys.exit`` in a callback is no end of the run.
+    """
     try:
         yield
+        raise_noted()
     except PluginError:
         raise
-    except (Exception, PluginLoops) as error:
-        if blamed := blame(error):
+    except BaseException as error:
+        if not is_interrupt(error) and (blamed := blame(error)):
             raise PluginError(blamed) from error
         raise
+
+
+def leave(status: int) -> None:
+    """With plug-ins, end this process now: what they leave behind (an ``atexit``, a destructor,
+    a coroutine that will not close) has nothing to say any more, and could wait for ever.
+    """
+    if _LOADED:
+        atexit._run_exitfuncs()
+        os._exit(status)
 
 
 def named_in(text: str) -> str:

@@ -9,6 +9,7 @@ journal, by frames to the router, or by the exit status.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 import multiprocess
 import zmq
 
-from mmurace.nodes import plugins, sockets
+from mmurace.nodes import plugin_watchdog, plugins, sockets
 from mmurace.nodes.disk import Disk, install
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.journal import Journal
@@ -60,6 +61,7 @@ def main(
     context: zmq.Context[sockets.Socket] = zmq.Context()
     socket = sockets.dealer(context, endpoint)
     broke = False
+    plugin_watchdog.last_word(functools.partial(_last_word, context, socket))
     try:
         send(socket, [wire.control_frame("hello", name, token)])
         driver = builder(build)(name, read_world(world), seed)
@@ -130,6 +132,13 @@ def _report(socket: sockets.Socket, text: str) -> None:
         send(socket, [wire.control_frame("broken", text[-limits.MESSAGE_BYTES_MAX // 2 :])])
     except (zmq.ZMQError, TimedOut):
         sys.stderr.write(text)  # the last way to be heard
+
+
+def _last_word(context: zmq.Context[sockets.Socket], socket: sockets.Socket, said: str) -> int:
+    """A plug-in is stuck in the main thread, which so does not use the socket."""
+    _report(socket, said)
+    sockets.close(context, FAREWELL_SECONDS)
+    return EXIT_BROKEN
 
 
 class _Runtime:

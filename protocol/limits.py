@@ -60,7 +60,14 @@ READY_SECONDS_MAX: Final = 60.0
 """From spawning the processes until the last one said hello (spawn imports take about 1 s)."""
 
 PLUGIN_STEP_SECONDS: Final = 5.0
-"""How long one call of a plug-in (its import, a handler, a rule) may take: then it loops."""
+"""Processor time that one call of a plug-in (import, handler, rule) may take: then it loops."""
+
+PLUGIN_IDLE_SECONDS: Final = 15.0
+"""How long one may take if it waits instead, or the machine has no time for it; less than
+``HANDLING_SECONDS_MAX``, after which a node is given up, and nobody would know why."""
+
+PLUGIN_GRACE_SECONDS: Final = 3.0
+"""From the order to a plug-in's call to end until the process ends with it."""
 
 PLUGIN_SENDS_MAX: Final = 4096
 """Requests that a plug-in may send for one that it handles: a retry that never ends does not stop.

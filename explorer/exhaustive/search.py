@@ -24,6 +24,7 @@ from mmurace.explorer.exhaustive.symmetry import Forms
 from mmurace.explorer.exhaustive.trace_verdicts import Counterexample, Judge, counterexample
 from mmurace.explorer.exhaustive.world_state import Config, Model, model_of
 from mmurace.explorer.run.garbage_collector import collector_of_the_young
+from mmurace.nodes.plugins import at_fault
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.verdict import Verdict, combine
 from mmurace.protocol.errors import EmulatorError
@@ -176,7 +177,7 @@ def search_dpor(
 def _run(search: Callable[[], bool]) -> tuple[bool, bool]:
     """Whether a search saw everything, and whether Ctrl-C ended it."""
     try:
-        with collector_of_the_young():
+        with collector_of_the_young(), at_fault():
             return search(), False
     except KeyboardInterrupt:
         return False, True

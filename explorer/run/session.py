@@ -405,6 +405,7 @@ def _compare(outcome: Outcome, source: Path, out: Path, last: int | None) -> Non
         outcome.detail = f"{node}, delivery {number}, field {field}: differs from the record"
 
 
+@at_fault()
 def check(source: Path) -> Outcome:
     """The oracle alone on a saved run, whole or cut short.
 

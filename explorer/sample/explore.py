@@ -27,6 +27,7 @@ from mmurace.explorer.sample.statistics import at_most, missed_by, pct_bound, wi
 from mmurace.nodes.build import build_all
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.footprint import Footprint
+from mmurace.nodes.plugins import at_fault
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.sometimes import describe
 from mmurace.oracle.verdict import How, Verdict, decide
@@ -319,7 +320,7 @@ def explore(spec: RunSpec, options: Options, progress: Progress | None = None) -
     found = Exploration(spec, options, Policies(options.strategy, spec.seed))
     began = time.monotonic()
     try:
-        with collector_at_rest():
+        with collector_at_rest(), at_fault():
             _search(found, began, progress)
     except KeyboardInterrupt:
         found.interrupted = True

@@ -10,12 +10,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import multiprocess
 
+from mmurace.explorer.run import outcome as codes
 from mmurace.explorer.sample.explore import Exploration, Options, explore
-from mmurace.nodes import plugins
+from mmurace.nodes import plugin_watchdog, plugins
+from mmurace.protocol.errors import PluginError, UserError
 from mmurace.scenarios import catalogue
 from mmurace.scenarios.spec import Expectation, RunSpec
 
@@ -23,6 +25,8 @@ RECIPE_SCHEDULES: Final = 20
 """Schedules with the recipe, which hits in nearly all of them."""
 SCHEDULES: Final = 100
 """Schedules without the recipe, if nothing else is said."""
+LOOK_SECONDS: Final = 1.0
+"""How often it is looked whether a plug-in has ended one of the processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +101,40 @@ def rows(todo: list[Task], jobs: int) -> Iterator[Row]:
         yield from map(row, todo)
         return
     needed = [plugin.path for plugin in plugins.loaded()]
-    with multiprocess.get_context("spawn").Pool(jobs, _prepare, (needed,)) as pool:
-        yield from pool.imap(row, todo)
+    context = multiprocess.get_context("spawn")
+    stuck = context.SimpleQueue()
+    with context.Pool(jobs, _prepare, (needed, stuck)) as pool:
+        made = pool.imap(row, todo)
+        for _ in todo:
+            yield _next(made, stuck)
 
 
-def _prepare(needed: list[str]) -> None:
+def _next(made: Any, stuck: Any) -> Row:
+    """The next row.  Raises ``PluginError``: a pool waits for a process that has ended for ever."""
+    while True:
+        try:
+            found: Row = made.next(LOOK_SECONDS)
+        except multiprocess.TimeoutError:
+            if not stuck.empty():
+                raise PluginError(stuck.get()) from None
+        else:
+            return found
+
+
+def _prepare(needed: list[str], stuck: Any) -> None:
     """What a process does first: Ctrl-C is its parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    plugins.load(needed)
+
+    def last_word(said: str) -> int:
+        stuck.put(said)
+        return codes.BROKEN
+
+    plugin_watchdog.last_word(last_word)
+    try:
+        plugins.load(needed)
+    except UserError as error:  # though its parent could load them
+        last_word(f"plug-in {error}")
+        raise
 
 
 def row(task: Task) -> Row:

@@ -29,6 +29,7 @@ from mmurace.explorer.shrink.deaths import Death, NamedDeaths, moved_back
 from mmurace.nodes.build import build_all
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.footprint import Footprint
+from mmurace.nodes.plugins import at_fault
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.violation import Violation
 from mmurace.protocol.envelope import Envelope, Handled, operation_of
@@ -142,6 +143,7 @@ class Player:
         for driver in self.drivers.values():
             driver.chooser = self._choose
 
+    @at_fault()
     def run(self) -> Played:
         """Until the target is found, the (strict) order ends, or nothing can move."""
         self.exchange.start()
