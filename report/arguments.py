@@ -169,6 +169,13 @@ def _out(parser: Parser, what: str = "directory of the run; else runs/<time>-<na
     parser.add_argument("--out", type=Path, help=what)
 
 
+def _driver(parser: Parser) -> None:
+    parser.add_argument(
+        "--driver", dest="drivers", action="append", default=[], metavar="PROFILE",
+        help="a driver that is not the machine's usual one (see kernels)",
+    )  # fmt: skip
+
+
 def _stress(commands: Commands) -> None:
     what = "Run a workload under chaos until a time, an operation count or a violation."
     add = (parser := commands.add("stress", what)).add_argument
@@ -177,6 +184,7 @@ def _stress(commands: Commands) -> None:
     add("--kernel", default="", metavar="RELEASE",
         help=f"a release from {OLDEST} to {NEWEST}; else v6.6.5")  # fmt: skip
     add("--arch", default="", help="x86, arm64 or ppc; else x86")
+    _driver(parser)
     add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
         help="differ in a switch")  # fmt: skip
     add("--world", type=Path, metavar="FILE", help="TOML: nodes, sizes, kernel, mix")
@@ -206,6 +214,7 @@ def _kernels(commands: Commands) -> None:
     parser = commands.add("kernels", "Say what releases do, or how two of them differ.")
     parser.add_argument("releases", nargs="*", metavar="RELEASE", help="v6.1, v6.6.5, ...")
     parser.add_argument("--arch", default="x86", help="x86, arm64 or ppc; else x86")
+    _driver(parser)
 
 
 def _explore(commands: Commands) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmurace.explorer.run.outcome import Outcome
 from mmurace.nodes.kernel.variant import Kernel, usual
-from mmurace.nodes.kernel.variant.preset import differences
+from mmurace.nodes.kernel.variant.preset import differences, offered
 from mmurace.protocol.errors import UserError
 
 
@@ -20,11 +20,16 @@ def switches_set(kernel: Kernel) -> dict[str, Any]:
 
 
 def kernel_text(kernel: Kernel) -> str:
-    """``v6.2 x86 (gather_calls_ir=false)``."""
+    """``v6.2 x86 (gather_calls_ir=false)``, ``v5.10 x86 amd-iommu``."""
     switches = ", ".join(f"{key}={_toml(value)}" for key, value in switches_set(kernel).items())
     patched = f" with {', '.join(kernel.patches)}" if kernel.patches else ""
     differs = f" ({switches})" if switches else ""
-    return f"{kernel.release} {kernel.machine}{patched}{differs}"
+    unusual = [profile for profile in kernel.profiles if profile not in _usual(kernel.machine)]
+    return " ".join((kernel.release, kernel.machine, *unusual)) + patched + differs
+
+
+def _usual(machine: str) -> tuple[str, ...]:
+    return tuple(profiles[0] for profiles in offered(machine).values())
 
 
 def _toml(value: object) -> str:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.kernel.variant.preset import differences, origin
+from mmurace.nodes.kernel.variant.preset import differences, offered, origin
 from mmurace.nodes.kernel.variant.switch import ALWAYS, Field, Since, Unreleased, Value, fields
 from mmurace.report.facts import kernel_text
 
@@ -26,11 +26,28 @@ def table_of(kernels: Iterable[Kernel]) -> Table:
     heads = (f"{kernel.release} {kernel.machine}" for kernel in columns)
     for head in ("owner", "switch", *heads, "since"):
         table.add_column(head, overflow="fold", no_wrap=head == "switch")
+    for owner, usual, chosen in profiles(columns):
+        table.add_row(owner, "(driver)", *chosen, usual)
     values = [kernel.switches() for kernel in columns]
     for field in fields():
         here = (shown(switches[field.name]) for switches in values)
         table.add_row(field.owner.OWNER, field.name, *here, history(field))
     return table
+
+
+def profiles(kernels: Iterable[Kernel]) -> list[tuple[str, str, list[str]]]:
+    """(owner, the drivers that the machine may have, the one of each kernel)."""
+    columns = list(kernels)
+    machines = dict.fromkeys(kernel.machine for kernel in columns)
+    offers = {owner: of for machine in machines for owner, of in offered(machine).items()}
+    return [
+        (
+            owner,
+            f"{known[0]} (usual)" + "".join(f", {other}" for other in known[1:]),
+            [next((p for p in kernel.profiles if p in known), "") for kernel in columns],
+        )
+        for owner, known in offers.items()
+    ]
 
 
 def history(field: Field) -> str:
@@ -100,4 +117,11 @@ def differences_dict(left: Kernel, right: Kernel) -> dict[str, Any]:
 
 def table_dict(kernels: Iterable[Kernel]) -> dict[str, Any]:
     """The table for programs."""
-    return {"kernels": {f"{k.release} {k.machine}": k.switches() for k in kernels}}
+    columns = list(kernels)
+    names = [f"{kernel.release} {kernel.machine}" for kernel in columns]
+    machines = dict.fromkeys(kernel.machine for kernel in columns)
+    return {
+        "kernels": {name: k.switches() for name, k in zip(names, columns, strict=True)},
+        "drivers": {name: list(k.profiles) for name, k in zip(names, columns, strict=True)},
+        "profiles": {machine: offered(machine) for machine in machines},
+    }

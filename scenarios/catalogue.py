@@ -16,7 +16,8 @@ import msgspec
 from mmurace.broker.chaos import ChaosConfig, parse_rules
 from mmurace.broker.chaos_config import check_names
 from mmurace.broker.programs import Program
-from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.kernel.variant import MACHINES, Kernel
+from mmurace.nodes.kernel.variant.preset import drivers_of
 from mmurace.nodes.world import World
 from mmurace.oracle.rules.o_s8_page_tables import PWC
 from mmurace.oracle.rules.table import chosen_rules
@@ -265,6 +266,8 @@ def _kernels(value: Any, where: str) -> tuple[KernelCase, ...]:
     cases: list[KernelCase] = []
     for index, table in enumerate(convert_each(value, KernelTable, where)):
         place = f"{where}[{index}]"
+        if table.drivers and table.arch in MACHINES:
+            drivers_of(table.arch, table.drivers, f"{place}.drivers")
         kernel = kernel_from(
             table.release, table.arch, table.set, place, "set", table.drivers, table.patches
         )

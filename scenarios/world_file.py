@@ -4,9 +4,10 @@
 
     schema = 1
 
-    [kernel]                     # what --kernel, --arch and --set say; those win
+    [kernel]                     # what --kernel, --arch, --driver and --set say; those win
     release = "v6.6.5"
     arch = "arm64"
+    drivers = ["smmu-v3"]
     set = { btm = true }
 
     [nodes]                      # how many of each
@@ -26,6 +27,7 @@ Every key may be left out but ``schema``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -33,6 +35,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.nodes.kernel.variant.preset import drivers_of
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
@@ -54,6 +57,8 @@ class KernelTable(TomlTable, frozen=True):
 
     release: str = RELEASE
     arch: str = ARCH
+    drivers: list[str] = []
+    """Driver profiles other than the usual ones."""
     set: dict[str, Any] = {}
 
 
@@ -89,7 +94,11 @@ class WorldFile:
     mixed: Table | None = None
 
     def kernel_of(
-        self, release: str = "", arch: str = "", switches: Switches | None = None
+        self,
+        release: str = "",
+        arch: str = "",
+        switches: Switches | None = None,
+        drivers: Sequence[str] = (),
     ) -> Kernel:
         """The kernel: what is given here, else what the file says, else v6.6.5 on x86.
 
@@ -99,8 +108,9 @@ class WorldFile:
         named = (release or table.release, arch or table.arch)
         preset(named[0])
         preset(*named, where="--arch")
+        profiles = drivers_of(named[1], drivers or table.drivers, "--driver")
         where = "--set" if switches else "--kernel"
-        return kernel_from(*named, dict(table.set) | (switches or {}), where)
+        return kernel_from(*named, dict(table.set) | (switches or {}), where, drivers=profiles)
 
     def options(self, kernel: Kernel | None = None) -> MixedOptions:
         """The options of the mixed workload, which ``kernel`` must have room for: ``UserError``."""
@@ -149,7 +159,10 @@ class WorldFile:
         table = self.kernel
         preset(table.release, where=self._at("kernel.release"))
         preset(RELEASE, table.arch, where=self._at("kernel.arch"))
-        kernel_from(table.release, table.arch, table.set, self._at("kernel.set"))
+        drivers_of(table.arch, table.drivers, self._at("kernel.drivers"))
+        kernel_from(
+            table.release, table.arch, table.set, self._at("kernel.set"), drivers=table.drivers
+        )
         self.options()
 
     def _at(self, key: str) -> str:

@@ -34,13 +34,17 @@ def list_rules(as_json: bool) -> int:
     return codes.HELD
 
 
-def kernels(releases: list[str], arch: str, as_json: bool) -> int:
+def kernels(releases: list[str], arch: str, drivers: list[str], as_json: bool) -> int:
     """Say what releases do, or how two of them differ."""
     from mmurace.nodes.kernel.variant import preset
+    from mmurace.nodes.kernel.variant.preset import drivers_of
     from mmurace.nodes.kernel.variant.release import NEWEST
     from mmurace.report import kernels as pages
 
-    presets = [preset(release, arch, where="kernels") for release in releases or [str(NEWEST)]]
+    named = releases or [str(NEWEST)]
+    preset(named[0], arch, where="kernels")
+    profiles = drivers_of(arch, drivers, "--driver")
+    presets = [preset(release, arch, where="kernels", profiles=profiles) for release in named]
     if len(releases) == 2:
         if as_json:
             return print_json(pages.differences_dict(*presets))

@@ -24,6 +24,7 @@ def stress(
     kernel: str,
     arch: str,
     switches: list[str],
+    drivers: list[str],
     world: Path | None,
     chaos: str | None,
     seconds: float | None,
@@ -44,7 +45,7 @@ def stress(
 
     check_bounds(on, seconds, operations, stop_on, journal_max)
     file = load_world(world)
-    variant = kernel_from(file, kernel, arch, switches)
+    variant = kernel_from(file, kernel, arch, switches, drivers)
     rules = None if chaos is None else load_rules(chaos)
     spec = workload_run(workload, variant, seed_from(seed), rules, operations, file)
     if rules is not None:

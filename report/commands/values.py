@@ -30,16 +30,18 @@ def seed_from(text: str | None) -> int:
     return seed
 
 
-def kernel_from(file: WorldFile, release: str, arch: str, settings: list[str]) -> Kernel:
+def kernel_from(
+    file: WorldFile, release: str, arch: str, settings: list[str], drivers: list[str]
+) -> Kernel:
     """The kernel of the options and the file.  Raises ``UserError`` that names the option."""
-    file.kernel_of(release, arch)
+    file.kernel_of(release, arch, drivers=drivers)
     overrides: dict[str, object] = {}
     for setting in settings:
         switch, equals, value = setting.partition("=")
         if not equals or switch in ("release", "arch"):
             raise UserError("--set", f"is {setting!r}", "SWITCH=VALUE of a switch")
         overrides[switch.strip()] = switch_value(value.strip())
-    return file.kernel_of(release, arch, overrides)
+    return file.kernel_of(release, arch, overrides, drivers)
 
 
 def switch_value(text: str) -> Any:

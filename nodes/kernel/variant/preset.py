@@ -45,18 +45,31 @@ def preset(
 
 
 def drivers_of(machine: str, asked: Iterable[str], where: str) -> tuple[str, ...]:
-    """The driver profile of each owner that has several: the one asked for, else the usual one."""
-    wanted, chosen = set(asked), []
-    offers = [owner.PROFILES.get(machine, ()) for owner in owners()]
-    for offered in offers:
-        for profile in [p for p in offered if p in wanted] or offered[:1]:
-            chosen.append(profile)
-            wanted.discard(profile)
-    if wanted:
-        there = [profile for offered in offers for profile in offered]
-        problem = f"no driver {min(wanted)!r} on {machine}"
-        raise UserError(where, problem, f"one of {', '.join(there)}")
+    """The driver profile of each owner that has several: the one asked for, else the usual one.
+
+    Raises ``UserError`` for one that the machine has not, with the nearest names, and for two of
+    one owner.
+    """
+    wanted, offers = set(asked), offered(machine)
+    there = [profile for profiles in offers.values() for profile in profiles]
+    for name in sorted(wanted - set(there)):
+        near = get_close_matches(name, there, NEAR, 0)
+        problem, perhaps = f"no driver {name!r} on {machine}", f"perhaps {', '.join(near)}"
+        raise UserError(where, problem, perhaps if near else "none has another driver")
+    chosen = []
+    for owner, profiles in offers.items():
+        named = [profile for profile in profiles if profile in wanted]
+        if len(named) > 1:
+            problem = f"{' and '.join(named)} are both drivers of {owner}"
+            raise UserError(where, problem, "one of them")
+        chosen += named or profiles[:1]
     return tuple(chosen)
+
+
+def offered(machine: str) -> dict[str, tuple[str, ...]]:
+    """Owners that have profiles on a machine -> those, the usual one first."""
+    known = {owner.OWNER: owner.PROFILES.get(machine, ()) for owner in owners()}
+    return {owner: profiles for owner, profiles in known.items() if profiles}
 
 
 def field_named(name: str, where: str) -> Field:
