@@ -200,16 +200,19 @@ _NOTED: Final[list[str]] = []
 
 def _note(found: sys.UnraisableHookArgs) -> None:
     """In the place of a traceback on stderr, which nobody could make anything of."""
-    code = getattr(found.object, "cr_code", None) or getattr(found.object, "__code__", None)
     error = found.exc_value
-    said = _blame(error, found.exc_traceback) if error is not None else ""
-    if said:
+    if error is not None and (said := _blame(error, found.exc_traceback)):
         _NOTED.append(said)
-    elif code is not None and code.co_filename in watched():
-        name = Path(code.co_filename).name
-        _NOTED.append(f"{_BLAMED}{name}:{code.co_firstlineno} ({code.co_name}): {_said(error)}")
-    else:
-        sys.__unraisablehook__(found)
+        return
+    waits = found.object
+    while inspect.iscoroutine(waits):  # one that does not close takes along who waits for it
+        code = waits.cr_code
+        if code.co_filename in watched():
+            name = Path(code.co_filename).name
+            _NOTED.append(f"{_BLAMED}{name}:{code.co_firstlineno} ({code.co_name}): {error}")
+            return
+        waits = waits.cr_await
+    sys.__unraisablehook__(found)
 
 
 def raise_noted() -> None:

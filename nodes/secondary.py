@@ -98,6 +98,24 @@ class Death:
     """It is gone before the tasks; otherwise with the last of its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a workload has drawn for an access."""
+
+    mm: str
+    address: int
+    """A byte address of ``mm``."""
+    write: bool
+    value: int
+    """What is written."""
+    page: int
+    """The page that all agents are on at the moment; most of the time ``address`` is in it."""
+    anywhere: bool
+    """The access may as well be somewhere else."""
+    number: int
+    """For what else there is to draw."""
+
+
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One secondary of a world: a row under its key.  Subclasses add fields.
 
@@ -211,6 +229,11 @@ class Secondary:
         default_factory=dict
     )
     """Operations of its own nodes: (row) -> the nodes that can be asked for them."""
+    drawn: Mapping[type[Operation], Callable[[Any, Drawn], Operation]] = field(default_factory=dict)
+    """Of those, the ones that the workload ``mixed`` draws: (row, what was drawn) -> the operation,
+    which may be one of another kind if that is what such an access is."""
+    made: Callable[[str, str, str], Part] | None = None
+    """(name, mm, cpu) -> a row, where a workload makes its own world; None: it cannot."""
     named_by: Mapping[str, Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
     """Fields of operations that name it, or a node of it: (row) -> the names that fit."""
     machines: tuple[str, ...] = ("x86", "arm64", "ppc")

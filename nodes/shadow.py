@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
+import msgspec
+
 from mmurace.nodes.driver import Port
 from mmurace.nodes.kernel import gup
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.node import Handlers, Node
-from mmurace.nodes.secondary import Cache, Part, Secondary, register
+from mmurace.nodes.secondary import Cache, Drawn, Part, Secondary, register
 from mmurace.nodes.translation import TranslationCache
 from mmurace.nodes.world import World
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.errors import EmulatorError
 from mmurace.protocol.messages.base import Ack
-from mmurace.protocol.messages.program import OpDone
+from mmurace.protocol.messages.program import OpDone, Operation
 from mmurace.protocol.messages.shadow import (
     DeviceAccess,
     GetUserPage,
@@ -132,6 +134,10 @@ def register_shadow(
             raise EmulatorError(f"{node.__name__} does not say its {said}")
     if node.access is ShadowNode.access:
         raise EmulatorError(f"{node.__name__} does not say what an access does (async def access)")
+
+    def draw(row: ShadowPart, drawn: Drawn) -> Operation:
+        return node.ACCESS(row.mm, drawn.address, drawn.write, drawn.value)
+
     cache = Cache(node.CACHE, "shadow", filled_by=node.FAULT, dropped_by=(InvalidateRangeStart,))
     return register(
         Secondary(
@@ -143,5 +149,13 @@ def register_shadow(
             ops=lambda _kernel: CALLBACKS,
             work={GetUserPage: get_user_page},
             accesses={node.ACCESS: lambda row: (row.name,)},
+            drawn={node.ACCESS: draw} if _has_only(node.ACCESS, DeviceAccess) else {},
+            made=part if _has_only(part, ShadowPart) else None,
         )
     )
+
+
+def _has_only(kind: type[msgspec.Struct], base: type[msgspec.Struct]) -> bool:
+    """Whether it can be made of the fields of a base: its own have defaults."""
+    own = [field for field in msgspec.structs.fields(kind) if field.required]
+    return {field.name for field in own} <= set(base.__struct_fields__)

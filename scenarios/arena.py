@@ -7,12 +7,17 @@ from typing import Annotated, Final
 
 import msgspec
 
-from mmurace.nodes.secondaries.kvm.part import Slot
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.iommu_sva.part import Unit
+from mmurace.nodes.secondaries.kvm.part import Slot, Vm
+from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.secondary import Part
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.scenarios.tables import TomlTable
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+NodeCount = Annotated[int, msgspec.Meta(ge=0, le=8)]
 Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 FILE: Final = "data"
@@ -85,6 +90,10 @@ class MixedOptions(Counts, frozen=True):
     mix: Mix = Mix()
     operations: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Operations per program; 0: endless."""
+    added: dict[str, NodeCount] = {}
+    """How many of a plug-in's secondaries, by their keys in world files; else one of each."""
+    accesses: dict[str, Weight] = {}
+    """Weights of accesses of secondaries by name, among those of the same node; else 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +113,40 @@ class Arena:
         return self.slot(self.options.slots)
 
     @property
-    def apic(self) -> int:
-        """The VMM's address of KVM's APIC-access page."""
-        return self.end + PAGE_SIZE
-
-    @property
-    def apic_gpa(self) -> int:
-        """The guest's address of it."""
-        return self.apic - GUEST_BASE
+    def private(self) -> int | None:
+        """The page that only one secondary uses: the VMM's address of KVM's APIC-access page."""
+        return self.end + PAGE_SIZE if self.options.vcpus else None
 
     def memslots(self) -> tuple[Slot, ...]:
         """The whole arena is guest memory, and so is the heap, behind the APIC page."""
-        pages = (self.end - GUEST_BASE) >> PAGE_SHIFT
-        apic = self.apic_gpa >> PAGE_SHIFT
+        apic = self.end + PAGE_SIZE
+        gfn = (apic - GUEST_BASE) >> PAGE_SHIFT
         return (
-            Slot(0, pages, GUEST_BASE),
-            Slot(apic, 1, self.apic, True),
-            Slot(apic + 1, self.options.heap, HEAP_BASE),
+            Slot(0, (self.end - GUEST_BASE) >> PAGE_SHIFT, GUEST_BASE),
+            Slot(gfn, 1, apic, True),
+            Slot(gfn + 1, self.options.heap, HEAP_BASE),
         )
 
-    def gpa(self, address: int) -> int:
-        """The guest's address of a byte of the arena or of the heap."""
-        if address < GUEST_BASE:
-            return self.apic_gpa + PAGE_SIZE + address - HEAP_BASE
-        return address - GUEST_BASE
+    def parts(self, kernel: Kernel) -> tuple[Part, ...]:
+        """The built-in secondaries that are there.  Raises ``UserError``."""
+        options, cpu = self.options, cpu_names(self.options.cpus)[-1]
+        power = kernel.machine == "ppc"
+        if options.links and not power:
+            raise UserError(
+                "nodes.links", f"is {options.links} on {kernel.machine}", "0, or arch = ppc"
+            )
+        devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
+        return (
+            *(
+                Unit(f"iommu{n}", behind, (self.mm,), cpu, options.ats)
+                for n, behind in enumerate(_shared_out("device", devices, options.iommus))
+            ),
+            *(
+                Vm(f"kvm{n}", vcpus, self.mm, self.memslots())
+                for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
+            ),
+            *(Link(f"link{n}", (self.mm,), cpu) for n in range(links)),
+        )
 
     def span(self, slot: int) -> tuple[int, int]:
         """(address, length) of a slot."""
@@ -138,3 +157,14 @@ class Arena:
         options = self.options
         page = self.slot(number % options.slots) + (number >> 8) % options.pages * PAGE_SIZE
         return page + (number >> 16) % 8 * 8
+
+
+def cpu_names(count: int) -> tuple[str, ...]:
+    """``cpu0``, ``cpu1``, ..."""
+    return tuple(f"cpu{n}" for n in range(count))
+
+
+def _shared_out(name: str, count: int, among: int) -> list[tuple[str, ...]]:
+    """``name0``, ``name1``, ... in turn to each of so many; who gets nothing is left out."""
+    names = [f"{name}{n}" for n in range(count)]
+    return [tuple(names[n::among]) for n in range(min(among, count))]

@@ -1,7 +1,7 @@
 """The ``mixed`` workload: every memory call, all agents, a small arena, for ever.
 
 The arena is a row of slots.  A CPU program owns every n-th slot and maps, unmaps and protects
-only those, but touches all of them; the device and the guest use all of them too and ask nobody.
+only those, but touches all of them; secondaries use all of them too and ask nobody.
 So translations are held of nearly everything that is taken away, freed frames are reused at
 once, and now and then an access finds nothing mapped, which is a legal outcome.
 """
@@ -17,17 +17,13 @@ import msgspec
 from mmurace.broker.programs import Program, Step
 from mmurace.nodes.driver import draw
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondaries.iommu_sva.messages import Dma
-from mmurace.nodes.secondaries.iommu_sva.part import Unit
-from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from mmurace.nodes.secondaries.kvm.part import Vm
-from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
-from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.secondary import Drawn
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.scenarios import rounds
+from mmurace.scenarios.agents import Agent, added_parts, agents, apart, names_of_accesses
 from mmurace.scenarios.arena import (
     FILE,
     FRAMES,
@@ -37,6 +33,7 @@ from mmurace.scenarios.arena import (
     Counts,
     Mix,
     MixedOptions,
+    cpu_names,
 )
 from mmurace.scenarios.rounds import Meetings, Round
 from mmurace.scenarios.tables import Table, convert
@@ -105,10 +102,10 @@ class CpuSteps:
         return list(range(self.number, options.slots, options.cpus))
 
     def _prelude(self, state: _CpuState) -> Iterator[ops.Operation]:
-        """Map the APIC page (the first program) and one's own slots."""
+        """Map the private page (the first program) and one's own slots."""
         if self.number == 0:
-            if self.arena.options.vcpus:
-                yield ops.Mmap(self.arena.mm, self.arena.apic, PAGE_SIZE, True, True)
+            if self.arena.private is not None:
+                yield ops.Mmap(self.arena.mm, self.arena.private, PAGE_SIZE, True, True)
             yield ops.Brk(self.arena.mm, HEAP_BASE)
             state.heap = 0
         for slot in self._owned():
@@ -198,10 +195,10 @@ class CpuSteps:
         return ops.Mremap(self.arena.mm, old, length, new, length)
 
     def _migrate(self, detail: int) -> ops.Operation:
-        """Some page, or one time in four the APIC page."""
-        arena = self.arena
-        apic = arena.options.vcpus and detail % 4 == 0
-        page = arena.apic if apic else arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
+        """Some page, or one time in four the private page."""
+        arena, page = self.arena, self.arena.private
+        if page is None or detail % 4:
+            page = arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
         return ops.MigratePages(arena.mm, page, PAGE_SIZE)
 
     def _brk(self, state: _CpuState, detail: int) -> ops.Operation:
@@ -220,13 +217,17 @@ class CpuSteps:
 
 @dataclass(frozen=True, slots=True)
 class SecondarySteps:
-    """The endless steps of a device (``guest`` false) or of a guest."""
+    """The endless steps of a secondary's node."""
 
     arena: Arena
-    name: str
+    agent: Agent
     seed: int
-    guest: bool
     meetings: Meetings
+
+    @property
+    def name(self) -> str:
+        """The node."""
+        return self.agent.name
 
     def __iter__(self) -> Iterator[Step]:
         index = 0
@@ -251,15 +252,9 @@ class SecondarySteps:
         address, write = round_.beside(position, number)
         if position == rounds.READY:
             address, write = self.arena.somewhere(number >> 20), number % 3 > 0
-        value = (number >> 2) & 0xFFFF
-        if self.name.startswith("link"):
-            return AfuTouch(self.arena.mm, address, write, value)
-        if not self.guest:
-            return Dma(self.arena.mm, address, write, value)
-        apic = round_.page == self.arena.apic
-        if apic or (position == rounds.READY and (number >> 18) & 3 == 0):
-            return GuestApic(self.arena.apic_gpa, write, value)
-        return GuestTouch(self.arena.gpa(address), write, value)
+        value, anywhere = (number >> 2) & 0xFFFF, position == rounds.READY
+        drawn = Drawn(self.arena.mm, address, write, value, round_.page, anywhere, number)
+        return self.agent.draw(drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,27 +268,10 @@ class Mixed:
         """A world for it: four levels of 512 entries and few frames."""
         options = self.options
         cpus = cpu_names(options.cpus)
-        slots = Arena(options).memslots()
-        power = kernel.machine == "ppc"
-        if options.links and not power:
-            raise UserError(
-                "nodes.links", f"is {options.links} on {kernel.machine}", "0, or arch = ppc"
-            )
-        devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
         return World(
             kernel=kernel,
             cpus=cpus,
-            parts=(
-                *(
-                    Unit(f"iommu{n}", behind, ("mm0",), cpus[-1], options.ats)
-                    for n, behind in enumerate(_shared_out("device", devices, options.iommus))
-                ),
-                *(
-                    Vm(f"kvm{n}", vcpus, "mm0", slots)
-                    for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
-                ),
-                *(Link(f"link{n}", ("mm0",), cpus[-1]) for n in range(links)),
-            ),
+            parts=(*Arena(options).parts(kernel), *added_parts(options.added, kernel, cpus)),
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
@@ -302,21 +280,20 @@ class Mixed:
         )
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
-        """One program per CPU, device and vCPU of the world."""
+        """One program per CPU, and per node of a secondary that can be asked for an access."""
         arena = Arena(self.options, world.mms[0])
-        vcpus = [name for part in world.parts for name in part.processors()]
-        devices = [name for name in world.nodes() if name.startswith(("device", "link"))]
-        meetings = Meetings(arena, seed, self.acts(), tuple(vcpus), tuple(devices))
+        devices, processors = agents(world, self.options.accesses)
+        meetings = Meetings(
+            arena, seed, self.acts(), tuple(a.name for a in processors),
+            tuple(a.name for a in devices),
+        )  # fmt: skip
         cpus = [
             Program(
                 name, name, CpuSteps(arena, number, seed, meetings), frozenset(), meetings.order
             )
             for number, name in enumerate(world.cpus)
         ]
-        steps = [
-            SecondarySteps(arena, name, seed, name in vcpus, meetings)
-            for name in (*devices, *vcpus)
-        ]
+        steps = [SecondarySteps(arena, agent, seed, meetings) for agent in (*devices, *processors)]
         return (
             *cpus,
             *(Program(s.name, s.name, s, frozenset(s.after(0)), meetings.order) for s in steps),
@@ -327,8 +304,8 @@ class Mixed:
         kinds, short = sorted(self.kinds()), []
         if self.options.mix.touch:
             short += ["Touch"] * 2
-        if self.options.vcpus and self.options.mix.migrate:
-            short += [rounds.APIC_MOVED] * 3
+        if Arena(self.options).private is not None and self.options.mix.migrate:
+            short += [rounds.PRIVATE_MOVED] * 3
         half = len(kinds) // 2
         return (*kinds[:half], *short, *kinds[half:])
 
@@ -346,12 +323,12 @@ class Mixed:
     def to_table(self, directory: Path) -> Table:  # noqa: ARG002
         """The ``[workload]`` table."""
         table: Table = msgspec.to_builtins(self.options)
-        return table
+        return {key: value for key, value in table.items() if value != {}}
 
     @classmethod
     def from_table(cls, table: Table, where: str) -> Mixed:
         """The workload of a ``[workload]`` table.  Raises ``UserError``."""
-        options = convert(table, MixedOptions, where)
+        options = convert(_with_accesses(table), MixedOptions, where)
         if not sum(msgspec.structs.astuple(options.mix)):
             raise UserError(f"{where}.mix", "has no weight above 0", "at least one")
         return cls(options)
@@ -361,12 +338,10 @@ class Mixed:
         return self
 
 
-def cpu_names(count: int) -> tuple[str, ...]:
-    """``cpu0``, ``cpu1``, ..."""
-    return tuple(f"cpu{n}" for n in range(count))
-
-
-def _shared_out(name: str, count: int, among: int) -> list[tuple[str, ...]]:
-    """``name0``, ``name1``, ... in turn to each of so many; who gets nothing is left out."""
-    names = [f"{name}{n}" for n in range(count)]
-    return [tuple(names[n::among]) for n in range(min(among, count))]
+def _with_accesses(table: Table) -> Table:
+    """The table with the weights of secondaries' accesses apart: ``mix`` has them with the rest."""
+    mix = table.get("mix")
+    if not isinstance(mix, dict):
+        return table
+    rest, own = apart(mix, names_of_accesses())
+    return table | {"mix": rest} | ({"accesses": own} if own else {})

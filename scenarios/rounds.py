@@ -35,14 +35,15 @@ READY, WARM, ACT, RESTORE = range(4)
 PROCESSOR_LENGTH: Final = 30
 DEVICE_LENGTH: Final = 14
 """Operations of a round: so many that all are still there when the one beside them comes to its
-flush.  A processor's own accesses, and those of a guest, are the shortest."""
+flush.  A processor's own accesses, and those of one that it stands for, are the shortest."""
 FREE: Final = 2
 """Operations of who acts that are from the mix."""
 BESIDE_ONE_IN: Final = 8
 """One in so many accesses beside an operation is somewhere else."""
 WRITE_ONE_IN: Final = 24
 """One in so many accesses beside a copy on write wants one, too."""
-APIC_MOVED: Final = "MigratePages of the APIC page"
+PRIVATE_MOVED: Final = "MigratePages of a private page"
+"""The page that only one secondary uses (``Arena.private``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ class Round:
     def page(self) -> int:
         """The page that everybody is on."""
         options = self.arena.options
-        if self.kind == APIC_MOVED:
-            return self.arena.apic
+        if self.kind == PRIVATE_MOVED:
+            return self.arena.private or 0
         if self.kind == "Brk":
             return HEAP_BASE + self.draw % options.heap * PAGE_SIZE
         return self.arena.slot(self.actor) + self.draw % options.pages * PAGE_SIZE
@@ -75,7 +76,7 @@ class Round:
         own draw.
         """
         word, page = (number >> 24) % 8 * 8, self.page
-        away = (2 if self.kind == APIC_MOVED else BESIDE_ONE_IN) if position > WARM else 0
+        away = (2 if self.kind == PRIVATE_MOVED else BESIDE_ONE_IN) if position > WARM else 0
         if position == READY or (away and (number >> 16) % away == 0):
             # Pages next to it, so that an operation on the slot has more than one to do.
             page = self.span[0] + (number >> 32) % self.arena.options.pages * PAGE_SIZE
@@ -129,7 +130,7 @@ class Round:
             "Mremap": ops.Mremap(mm, address, length, to, length),
             "Brk": ops.Brk(mm, HEAP_BASE),
             "MigratePages": ops.MigratePages(mm, self.page, PAGE_SIZE),
-            APIC_MOVED: ops.MigratePages(mm, self.page, PAGE_SIZE),
+            PRIVATE_MOVED: ops.MigratePages(mm, self.page, PAGE_SIZE),
             "Kswapd": ops.Kswapd(self.arena.options.slots * self.arena.options.pages),
             "Writeback": ops.Writeback(FILE),
         }
@@ -151,14 +152,14 @@ class Meetings:
     seed: int
     kinds: tuple[str, ...]
     """What is done, in turn."""
-    vcpus: tuple[str, ...]
+    processors: tuple[str, ...]
     devices: tuple[str, ...]
     """Programs that never act."""
     order: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
         first = {f"cpu{n}": self.prelude(n) for n in range(self.arena.options.cpus)}
-        first |= dict.fromkeys((*self.vcpus, *self.devices), 0)
+        first |= dict.fromkeys((*self.processors, *self.devices), 0)
         length = dict.fromkeys(first, PROCESSOR_LENGTH)
         length |= dict.fromkeys(self.devices, DEVICE_LENGTH)
         order = Rounds(first, length, WARM + 1)
@@ -167,7 +168,7 @@ class Meetings:
     def prelude(self, number: int) -> int:
         """How many operations a CPU program does before the first round."""
         options = self.arena.options
-        first = (1 + bool(options.vcpus)) if number == 0 else 0
+        first = (1 + (self.arena.private is not None)) if number == 0 else 0
         return first + len(range(number, options.slots, options.cpus))
 
     def round(self, number: int) -> Round:

@@ -38,7 +38,9 @@ from mmurace.nodes.kernel.variant import Kernel, preset
 from mmurace.nodes.kernel.variant.preset import drivers_of
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
-from mmurace.scenarios.mixed import Counts, Mixed, MixedOptions, cpu_names
+from mmurace.scenarios.agents import addable, apart
+from mmurace.scenarios.arena import Counts, MixedOptions, NodeCount, cpu_names
+from mmurace.scenarios.mixed import Mixed
 from mmurace.scenarios.switches import kernel_from
 from mmurace.scenarios.tables import Table, TomlTable, convert, read_toml
 from mmurace.scenarios.worlds import FRAMES_MAX, Few, Levels, OneIn
@@ -114,11 +116,14 @@ class WorldFile:
 
     def options(self, kernel: Kernel | None = None) -> MixedOptions:
         """The options of the mixed workload, which ``kernel`` must have room for: ``UserError``."""
-        counts = convert(self.nodes or {}, Counts, self._at("nodes"))
+        nodes, added = apart(self.nodes or {}, frozenset(addable()))
+        counts = convert(nodes, Counts, self._at("nodes"))
         for key in self.mixed or {}:
-            if key in Counts.__struct_fields__:
+            if key in (*Counts.__struct_fields__, "added"):
                 raise UserError(self._at(f"mixed.{key}"), "is not of the workload", f"nodes.{key}")
         options = Mixed.from_table(self.mixed or {}, self._at("mixed")).options
+        own = {k: convert(n, NodeCount, self._at(f"nodes.{k}")) for k, n in added.items()}
+        options = msgspec.structs.replace(options, added=own)
         counts.check(self._at("nodes"))
         if kernel is not None and counts.links and kernel.machine != "ppc":
             problem = f"is {counts.links} on {kernel.machine}"

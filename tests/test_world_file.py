@@ -79,9 +79,9 @@ def test_a_whole_file_makes_that_world_and_runs(tmp_path: Path) -> None:
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = load(tmp_path, WHOLE)
-    kernel = values.kernel_from(file, "v5.8", "", ["btm=false"])
+    kernel = values.kernel_from(file, "v5.8", "", ["btm=false"], [])
     assert (kernel.release, kernel.machine, SvaSwitches.of(kernel).btm) == ("v5.8", "arm64", False)
-    plain = values.kernel_from(WorldFile(), "", "", [])
+    plain = values.kernel_from(WorldFile(), "", "", [], [])
     assert (plain.release, plain.machine) == ("v6.6.5", "x86")
 
 

@@ -56,7 +56,7 @@ def drivers_of(machine: str, asked: Iterable[str], where: str) -> tuple[str, ...
         near = get_close_matches(name, there, NEAR, 0)
         problem, perhaps = f"no driver {name!r} on {machine}", f"perhaps {', '.join(near)}"
         raise UserError(where, problem, perhaps if near else "none has another driver")
-    chosen = []
+    chosen: list[str] = []
     for owner, profiles in offers.items():
         named = [profile for profile in profiles if profile in wanted]
         if len(named) > 1:

@@ -52,5 +52,6 @@ SVA = Secondary(
     work={PageRequest: driver.iommu_sva_handle_iopf},
     calls={DeviceRemove: driver.iommu_release_device},
     accesses={Dma: lambda unit: unit.devices},
+    drawn={Dma: lambda _unit, d: Dma(d.mm, d.address, d.write, d.value)},
 )  # fmt: skip
 """The declaration."""

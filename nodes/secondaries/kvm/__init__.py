@@ -22,9 +22,10 @@ from mmurace.nodes.secondaries.kvm.part import Vm
 from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
-from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.nodes.secondary import Cache, Drawn, Secondary
 from mmurace.nodes.world import World
 from mmurace.protocol.events import MmuNotifierEvent
+from mmurace.protocol.limits import PAGE_SHIFT
 
 
 def node_class(vm: Vm, name: str) -> type[Node]:
@@ -44,6 +45,14 @@ def passes_over(kernel: Kernel, event: MmuNotifierEvent) -> bool:
         return KvmSwitches.of(kernel).shadow_passes_over == "protection_page"
     upgrade = event is MmuNotifierEvent.PROTECTION_UPGRADE
     return upgrade and kernel.mm.upgrade_notify == "generic_after_ptl+event_filter"
+
+
+def drawn(vm: Vm, what: Drawn) -> GuestTouch | GuestApic:
+    """An access of the guest: to its APIC page where all are on that, else one time in four."""
+    apic = next((slot for slot in vm.slots if slot.apic), None)
+    if apic and (what.page == apic.hva or (what.anywhere and what.number >> 18 & 3 == 0)):
+        return GuestApic(apic.gfn << PAGE_SHIFT, what.write, what.value)
+    return GuestTouch(vm.guest_address(what.address), what.write, what.value)
 
 
 KVM = Secondary(
@@ -84,5 +93,6 @@ KVM = Secondary(
         KvmDestroyVm: kvm_main.kvm_destroy_vm,
     },
     accesses=dict.fromkeys((GuestTouch, GuestApic, Sigkill), lambda vm: vm.vcpus),
+    drawn={GuestTouch: drawn},
 )  # fmt: skip
 """The declaration."""

@@ -17,6 +17,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
 )
 from mmurace.nodes.secondary import Death, Number, Part, Positive, Task
 from mmurace.nodes.world import World
+from mmurace.protocol.errors import EmulatorError
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.program import Operation
 
@@ -55,6 +56,13 @@ class Vm(Part, frozen=True):
         """The memslots."""
         for slot in self.slots:
             yield self.mm, slot.gfn << PAGE_SHIFT, slot.hva, slot.pages * PAGE_SIZE
+
+    def guest_address(self, address: int) -> int:
+        """The guest's address of a byte that is in one of its memslots."""
+        for slot in self.slots:
+            if slot.hva <= address < slot.hva + slot.pages * PAGE_SIZE:
+                return (slot.gfn << PAGE_SHIFT) + address - slot.hva
+        raise EmulatorError(f"{address:#x} is in no memslot of {self.name}")
 
     def holders(self) -> Mapping[str, tuple[str, ...]]:
         """The shadow MMU, and the vCPUs; of the APIC page only where there is one."""

@@ -54,6 +54,7 @@ OCXL = Secondary(
     work={XslFault: context.xsl_fault_handler_bh},
     calls={OcxlAttach: context.ocxl_context_attach, OcxlDetach: context.ocxl_context_detach},
     accesses={AfuTouch: lambda link: (link.name,)},
+    drawn={AfuTouch: lambda _link, d: AfuTouch(d.mm, d.address, d.write, d.value)},
     machines=("ppc",),
 )  # fmt: skip
 """The declaration."""
