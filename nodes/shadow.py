@@ -29,6 +29,8 @@ from mmurace.protocol.messages.shadow import (
     InvalidateRangeStart,
     UserPage,
 )
+from mmurace.protocol.ranges import page_of
+from mmurace.protocol.records import FaultRetry
 
 
 class ShadowPart(Part, frozen=True):
@@ -61,6 +63,8 @@ class ShadowNode(Node):
         assert isinstance(part, ShadowPart)
         self.cpu = part.cpu
         self.table = TranslationCache(self.CACHE, world, port)
+        self._looked_up: dict[str, int] = {}
+        """Operation in flight -> the page that was looked up for it."""
 
     def handlers(self) -> Handlers:
         """Its accesses and the two callbacks."""
@@ -82,11 +86,22 @@ class ShadowNode(Node):
         """Lift the bar."""
 
     async def get_user_page(self, mm: str, address: int, write: bool) -> UserPage:
-        """Have the driver look a page up; it may be gone again when this returns."""
+        """Have the driver look a page up; it may be gone again when this returns.
+
+        Whoever looks the same page up once more did not use what was found first: that shows, in
+        the record, that the driver's check was put to use.
+        """
+        operation, page = self.port.operation, page_of(address)
+        if self._looked_up.get(operation) == page:
+            why = refusal(self.CACHE)
+            self.port.emit(FaultRetry(mm, address, write, why, operation))
+        self._looked_up[operation] = page
         return await self.port.call(self.cpu, GetUserPage(self.name, mm, address, write))
 
     async def _operate(self, access: DeviceAccess, _: Envelope) -> OpDone:
-        return await self.operate(access, self.access(access))
+        done = await self.operate(access, self.access(access))
+        self._looked_up.pop(self.port.operation, None)
+        return done
 
     async def _start(self, message: InvalidateRangeStart, _: Envelope) -> Ack:
         await self.invalidate_range_start(message.mm, message.start, message.end)
@@ -138,7 +153,10 @@ def register_shadow(
     def draw(row: ShadowPart, drawn: Drawn) -> Operation:
         return node.ACCESS(row.mm, drawn.address, drawn.write, drawn.value)
 
-    cache = Cache(node.CACHE, "shadow", filled_by=node.FAULT, dropped_by=(InvalidateRangeStart,))
+    cache = Cache(
+        node.CACHE, "shadow", filled_by=node.FAULT, dropped_by=(InvalidateRangeStart,),
+        refused=refusal(node.CACHE),
+    )  # fmt: skip
     return register(
         Secondary(
             name=name,
@@ -153,6 +171,11 @@ def register_shadow(
             made=part if _has_only(part, ShadowPart) else None,
         )
     )
+
+
+def refusal(cache: str) -> str:
+    """Why a page that was looked up is not installed, as a record (``FaultRetry``) says it."""
+    return f"{cache} retry"
 
 
 def _has_only(kind: type[msgspec.Struct], base: type[msgspec.Struct]) -> bool:

@@ -186,10 +186,14 @@ def window_conditions(
 ) -> tuple[Condition, ...]:
     """Every window of these kinds of operations that somebody can be in, in ``world``.
 
-    With ``asked`` the others, and those of what a guest holds, are counted and not demanded.
+    With ``asked`` the others, and those of what a guest holds, are counted and not demanded.  Nor
+    are those of a device that the workload does not know: it may keep everybody out.
     """
+    counted = {cache.name for one in by_node_order() if one.made for cache in one.caches}
+    if asked is not None:
+        counted |= of_guests()
     return tuple(
-        Entered(kind, cache, int(asked is None or (kind in asked and cache not in of_guests())))
+        Entered(kind, cache, int(cache not in counted and (asked is None or kind in asked)))
         for kind, cache in cells_of(kinds, world)
     )
 

@@ -36,6 +36,11 @@ class FaultProgress:
             for part in one.parts(world)
         }
         """Who names pages by addresses of its own."""
+        self.silent = {
+            cache.refused for one in secondaries() if not one.own_bracket for cache in one.caches
+            if cache.table == "shadow" and cache.refused
+        }  # fmt: skip
+        """Reasons that are a device's own affair: it counts invalidations, and shows nobody."""
         self.stuck: Final[dict[str, dict[tuple[str, int], tuple[tuple[int, ...], int]]]] = {}
         """Operation in flight -> what it retries -> what it saw, and how often."""
 
@@ -48,6 +53,8 @@ class FaultProgress:
         """
         guest = self.guests.get(record.tag)
         place = _host_page(guest, record)
+        if record.why in self.silent:
+            return
         seen = self._seen(place, record.write, guest, row, brackets)
         stuck, key = self.stuck.setdefault(op, {}), (record.tag, page_of(record.address))
         before, count = stuck.get(key, ((), 0))
