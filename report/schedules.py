@@ -66,7 +66,15 @@ def other_plugins(source: Path) -> list[str]:
         wanted = msgspec.convert(run.get("plugin", []), list[Plugin])
     except (UserError, msgspec.ValidationError, LookupError, AttributeError):
         return []  # whoever reads it for good says what is wrong
-    return [f"{name}.py" for name in others(wanted)]
+    changed = set(others(wanted))
+    return [_text_of(plugin) for plugin in wanted if plugin.name in changed]
+
+
+def _text_of(plugin: Plugin) -> str:
+    """What is another one now: a file, or what is installed under a name."""
+    file = f"{plugin.name}.py"
+    is_file = Path(plugin.path).name == file
+    return file if is_file else f"version of the plug-in {plugin.name!r}"
 
 
 def _directory(recorded: Path) -> Path:

@@ -165,13 +165,15 @@ class RunSpec:
 
 
 def _check_plugins(wanted: list[plugins.Plugin], where: str) -> None:
-    """Those that a run was made with are there."""
-    there = {plugin.name for plugin in plugins.loaded()}
+    """Those that a run was made with are there, under another name perhaps."""
+    there = {key for plugin in plugins.loaded() for key in (plugin.name, plugin.sha256)}
     for at, plugin in enumerate(wanted):
-        if plugin.name not in there:
+        if plugin.name not in there and plugin.sha256 not in there:
+            gone = "" if Path(plugin.path).is_file() else ", or where it is now: that is gone"
             raise UserError(
-                f"{where}: plugin[{at}]", f"made with the plug-in {plugin.name!r}",
-                f"--plugin {plugin.path}",
+                f"{where}: plugin[{at}]",
+                f"made with the plug-in {plugin.name!r}, sha256 {plugin.sha256[:12]}",
+                f"--plugin {plugin.path}{gone}",
             )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from mmurace.protocol.errors import (
     UserError,
 )
 from mmurace.report.matrix import matrix_dict, summary
-from tests.test_plugins import DATA, run
+from tests.plugin_commands import DATA, run
 
 PATCH = DATA / "shorter_bracket.py"
 PATCHED = ("--patch", "shorter-bracket")

@@ -1,69 +1,24 @@
-"""Plug-ins from outside: a NIC of sixty lines, a patch of twenty, and whatever is wrong with them.
-
-A plug-in stays in the process that has imported it, so each of these has a process of its own.
-"""
+"""Plug-ins from outside: a NIC of sixty lines, alone, in the mix, and again from a record."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.plugin_commands import (
+    COMMANDS_ON_A_RUN,
+    ENGINES,
+    NIC,
+    PROCESSES,
+    RACE,
+    SIMULATED,
+    edited,
+    run,
+)
 from tests.runs import nothing_left_behind as nothing_left_behind
-
-ROOT = Path(__file__).resolve().parents[1]
-NIC = ROOT / "tests" / "data" / "plugins" / "nic.py"
-DATA = NIC.parent
-RACE = NIC.with_suffix(".toml")
-RUN_SECONDS = 120.0
-SIMULATED = ("repro", str(RACE), "--on", "simulator", "--seed", "1")
-PROCESSES = ("repro", str(RACE), "--on", "processes", "--seed", "1")
-ENGINES = pytest.mark.parametrize(
-    "engine", [SIMULATED, pytest.param(PROCESSES, marks=pytest.mark.processes)],
-    ids=["simulator", "processes"],
-)  # fmt: skip
-
-
-@dataclass
-class Done:
-    """A command that has ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-def run(directory: Path, *words: str, plugin: Path | None = None) -> Done:
-    """The command line in a process of its own, in an empty directory."""
-    given = [*words, "--plugin", str(plugin)] if plugin else [*words]
-    done = subprocess.run(
-        [sys.executable, "-m", "mmurace", *given], cwd=directory, capture_output=True, text=True,
-        timeout=RUN_SECONDS, check=False, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert "Traceback" not in done.stdout + done.stderr
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def edited(directory: Path, old: str, new: str, name: str = "nic.py") -> Path:
-    """The NIC with one thing changed."""
-    text = NIC.read_text()
-    assert text.count(old) == 1, old
-    path = directory / name
-    path.write_text(text.replace(old, new))
-    return path
-
-
-def line_of(path: Path, words: str) -> int:
-    """The number of the one line with these words."""
-    found = [n for n, line in enumerate(path.read_text().splitlines(), 1) if words in line]
-    assert len(found) == 1, found
-    return found[0]
-
 
 # ---- the NIC -----------------------------------------------------------------------------------
 
@@ -120,10 +75,45 @@ def test_a_run_on_processes_replays_in_the_simulator(tmp_path: Path) -> None:
 
 def test_without_its_plugin_a_run_is_refused_by_name(tmp_path: Path) -> None:
     assert run(tmp_path, *SIMULATED, "--out", "run", plugin=NIC).status == 1
-    for command in ("replay", "check", "minimize", "explain"):
+    for command in COMMANDS_ON_A_RUN:
         told = run(tmp_path, command, "run")
         assert told.status == 2
-        assert f"made with the plug-in 'nic' (expected --plugin {NIC})" in told.err
+        assert re.search(r"made with the plug-in 'nic', sha256 [0-9a-f]{12} \(expected", told.err)
+        assert told.err.endswith(f"--plugin {NIC})\n")
+
+
+def test_a_plugin_that_is_gone_is_named_with_what_it_was(tmp_path: Path) -> None:
+    plugin = tmp_path / "nic.py"
+    plugin.write_text(NIC.read_text())
+    assert run(tmp_path, *SIMULATED, "--out", "run", plugin=plugin).status == 1
+    moved = plugin.rename(tmp_path / "moved.py")
+    for command in COMMANDS_ON_A_RUN:
+        told = run(tmp_path, command, "run")
+        assert (told.status, told.out, told.err.count("\n")) == (2, "", 1)
+        assert f"--plugin {plugin}, or where it is now: that is gone" in told.err
+        told = run(tmp_path, command, "run", plugin=plugin)
+        assert (told.status, told.err.count("\n")) == (2, 1)
+        assert f"{plugin}: cannot be read: No such file or directory" in told.err
+    assert run(tmp_path, "replay", "run", plugin=moved).status == 1  # the same text
+
+
+def test_what_is_installed_in_another_version_is_said(tmp_path: Path) -> None:
+    installed(tmp_path, "1", NIC.read_text())
+    assert run(tmp_path, *SIMULATED, "--plugin", "a-nic", "--out", "run").status == 1
+    assert "another" not in run(tmp_path, "check", "run", "--plugin", "a-nic").err
+    installed(tmp_path, "2", NIC.read_text() + "# Better.\n")
+    told = run(tmp_path, "check", "run", "--plugin", "a-nic")
+    assert told.status == 1
+    assert "run was made with another version of the plug-in 'a-nic'" in told.err
+
+
+def installed(directory: Path, version: str, text: str) -> None:
+    """A package of one module, as an installer leaves it in a directory of the path."""
+    (directory / "a_nic.py").write_text(text)
+    metadata = directory / "a_nic.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: a-nic\nVersion: {version}\n")
+    (metadata / "entry_points.txt").write_text("[mmurace.plugins]\na-nic = a_nic\n")
 
 
 def test_a_race_of_a_plugin_without_it_is_refused(tmp_path: Path) -> None:
@@ -137,163 +127,71 @@ def test_another_text_is_said(tmp_path: Path) -> None:
     same = run(tmp_path, "replay", "run", plugin=NIC)
     assert (same.status, "another" in same.err) == (1, False)
     other = edited(tmp_path, '"""The NIC: its', '"""The NIC; its')
-    told = run(tmp_path, "replay", "run", plugin=other)
-    assert told.status == 1
-    assert "run was made with another nic.py" in told.err
+    for command in COMMANDS_ON_A_RUN:
+        told = run(tmp_path, command, "run", plugin=other)
+        assert told.status == 1
+        assert "run was made with another nic.py" in told.err
 
 
-# ---- wrong before anything runs ----------------------------------------------------------------
+# ---- in the mix ----------------------------------------------------------------------------------
 
-BEGIN = '"""An RDMA NIC with on-demand paging: an own translation table, kept right by'
-IMPORT = "from mmurace import plugin as api\n"
-NO_SUCH = '@api.replaces("mm/mprotect.c", "change_pte_rnage")\nasync def new(*given): ...\n'
-NO_FILE = '@api.replaces("mm/mprotekt.c", "change_pte_range")\nasync def new(*given): ...\n'
-NOT_ASYNC = '@api.replaces("mm/mprotect.c", "change_pte_range")\ndef new(*given): ...\n'
-TOO_FEW = '@api.replaces("mm/mprotect.c", "change_pte_range")\nasync def new(cpu): ...\n'
-RULE = 'api.add_rule(api.Rule("S1", "harm", "mine", "Mine.", "me"))\n'
-ACK = "\nclass Ack(api.Request[api.Ack], frozen=True): ...\nclass NicDma("
-AT_IMPORT = {
-    "syntax": ("class Nic(api.ShadowPart, frozen=True):", "class Nic(", "is not Python"),
-    "indentation": ("    CACHE, ACCESS", "   CACHE, ACCESS", "is not Python"),
-    "no such function": (IMPORT, IMPORT + NO_SUCH, "no function 'change_pte_rnage' of mm/"),
-    "no such file": (IMPORT, IMPORT + NO_FILE, "no file 'mm/mprotekt.c' is modelled"),
-    "not async": (IMPORT, IMPORT + NOT_ASYNC, "has to be an async function"),
-    "too few arguments": (IMPORT, IMPORT + TOO_FEW, "(mm/mprotect.c) takes (cpu, gather"),
-    "loop": (IMPORT, IMPORT + "while True: pass\n", "does not come back within 5 s"),
-    "exit": (IMPORT, IMPORT + "raise SystemExit(0)\n", "SystemExit: 0"),
-    "error": (IMPORT, IMPORT + "1 / 0\n", "ZeroDivisionError: division by zero"),
-    "no such name": ("api.ShadowNode)", "api.ShadowNoed)", "no attribute 'ShadowNoed'"),
-    "name taken": ('register_shadow("nic"', 'register_shadow("kvm"', "secondary 'kvm' is"),
-    "key taken": ('"nics", Nic', '"vms", Nic', "key 'vms' is registered twice"),
-    "cache taken": ('FAULT = "mtt"', 'FAULT = "spte"', "cache 'spte' is registered twice"),
-    "switch taken": ("    nic_fault: Lit", "    kvm_retry: Lit", "switch 'kvm_retry' is"),
-    "rule taken": (IMPORT, IMPORT + RULE, "rule 'S1' is there twice"),
-    "message taken": ("\nclass NicDma(", ACK, "there is a message 'Ack' already"),
-    "no access": ("async def access(", "async def axess(", "does not say what an access does"),
-}  # fmt: skip
+STRESS = ("stress", "--plugin", str(NIC), "--operations", "4000", "--seed", "3")
+MIXED_WORLD = """\
+schema = 1
 
+[nodes]
+nics = 2
+devices = 0
+vcpus = 0
 
-@pytest.mark.parametrize("case", AT_IMPORT)
-def test_what_is_wrong_at_import_is_told_by_line(case: str, tmp_path: Path) -> None:
-    old, new, words = AT_IMPORT[case]
-    path = edited(tmp_path, old, new)
-    told = run(tmp_path, *SIMULATED, plugin=path)
-    assert told.status == 2
-    assert words in told.err
-    assert re.match(rf"\S+: {re.escape(str(path))}:\d+: ", told.err)
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert not (tmp_path / "runs").exists()
+[mixed]
+mix = { nic_dma = 3, dontneed = 20, brk = 0, mmap = 0, mprotect = 0, munmap = 0, migrate = 0 }
+"""
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "on", ["simulator", pytest.param("processes", marks=pytest.mark.processes)]
+)
+def test_the_mix_drives_it_and_finds_its_mistake(on: str, tmp_path: Path) -> None:
+    (tmp_path / "world.toml").write_text(MIXED_WORLD)
+    words = (*STRESS, "--world", "world.toml", "--on", on, "--json")
+    wrong = json.loads(run(tmp_path, *words, "--set", "nic_fault=installs").out)
+    broken = {(found["rule"], found["agent"]) for found in wrong["violations"]}
+    assert {("S4", "nic0"), ("S4", "nic1")} <= broken
+    told = run(tmp_path, *words)
+    right = json.loads(told.out)
+    assert (told.status, right["violations"]) == (0, [])
+    assert right["verdict"]["how"]["windows"]["MadviseDontneed"]["mtt"] > 0
+    assert {"NicDma"} == {name for name in right["operations"] if name.endswith("Dma")}
+
+
+def test_the_mix_of_all_has_it_once(tmp_path: Path) -> None:
+    told = run(tmp_path, *STRESS, "--on", "simulator")
+    assert "memory cpu0 cpu1 iommu0 device0 kvm0 vcpu0 nic0\n" in told.out
+    assert "mtt" in told.out
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
     [
-        (IMPORT, IMPORT + "1 / 0\n"),
-        (IMPORT, IMPORT + "while 1: pass\n"),
-        ("\nclass Nic(", "\nclass"),
+        ("[nodes]\nnics = 9", "nodes.nics: is"),
+        ("[nodes]\nnisc = 1", "nodes.nisc: unknown key"),
+        ("[mixed.mix]\nnic_dma = -1", "nic_dma: is"),
+        ("[mixed.mix]\nnic_dam = 1", "mixed.mix.nic_dam: unknown key"),
+        ("[mixed]\nadded = { nics = 1 }", "mixed.added: is not of the workload"),
     ],
 )
-def test_a_file_beside_one_is_named_as_it_was_given(old: str, new: str, tmp_path: Path) -> None:
-    edited(tmp_path, old, new)
-    told = run(tmp_path, *SIMULATED, plugin=Path("nic.py"))
-    assert told.status == 2
-    assert re.match(r"\S+: nic\.py:\d+: ", told.err)
-
-
-def test_two_plugins_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    other = edited(tmp_path, '"nics", Nic', '"nicks", Nic')
-    told = run(tmp_path, *SIMULATED, "--plugin", str(NIC), plugin=other)
-    assert told.status == 2
-    assert "another plug-in 'nic' is loaded" in told.err
-
-
-def test_the_same_one_twice_is_once(tmp_path: Path) -> None:
-    assert run(tmp_path, *SIMULATED, "--plugin", str(NIC), plugin=NIC).status == 1
-
-
-@pytest.mark.parametrize("given", ["nothere.py", "nothere", "", str(RACE)])
-def test_what_is_no_plugin_is_refused(given: str, tmp_path: Path) -> None:
-    told = run(tmp_path, *SIMULATED, f"--plugin={given}")
+def test_a_wrong_key_of_the_mix_is_refused(table: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "world.toml").write_text(f"schema = 1\n{table}\n")
+    told = run(tmp_path, *STRESS, "--world", "world.toml")
     assert (told.status, told.out) == (2, "")
-
-
-# ---- wrong while it runs -----------------------------------------------------------------------
-
-LOOKUP = "page = await self.get_user_page(dma.mm, dma.address, dma.write)"
-FOO = "class Foo(api.Request[api.Ack], frozen=True):\n    pass\n\n\nclass Nic("
-JUDGE = """
-
-class Judge:
-    def record(self, record, op, event):
-        {}
-
-
-api.add_rule(api.Rule("X1", "harm", "mine", "Mine.", "me", judge=lambda *_: Judge()))
-api.register_shadow("""
-CATCHES = """while True:
-                try: len([])
-                except Exception: pass"""
-RUNNING = {
-    "error in an access": (LOOKUP, "page = {}['x']", "(access): KeyError: 'x'"),
-    "error in a callback": ("self.open += 1", "self.open += ''", "(invalidate_range_start): Type"),
-    "error in a constructor": ("self.seq = self.open = 0", "self.seq = 1 / 0", "(__init__): Zero"),
-    "loop": (LOOKUP, "while True: pass", "(access): does not come back within 5 s"),
-    "loop that catches": (LOOKUP, CATCHES, "does not come back within 5 s"),
-    "endless retry": (LOOKUP, f"while True: {LOOKUP}", "has sent 4096 requests for one"),
-    "no message": (LOOKUP, 'await self.port.call("cpu0", "hello")', "sends 'hello', which is no"),
-    "to nobody": (LOOKUP, 'await self.port.call("cpu7", api.GetUserPage("nic0", "mm0", 0, True))',
-                  "sends GetUserPage to 'cpu7', which is not in this world"),
-    "of an mm that is not": (LOOKUP, 'page = await self.get_user_page("mm7", dma.address, True)',
-                             "plug-in nic.py: GetUserPage from nic0 to cpu1: "),
-    "wrong value": (LOOKUP, 'await self.get_user_page("mm0", "x", True)', "with a wrong value"),
-    "no result": ("                return 0\n", "                return None\n", "wrong value"),
-    "no record": (LOOKUP, f"self.port.emit('hello'); {LOOKUP}", "records 'hello'"),
-    "error in a rule": ("\napi.register_shadow(", JUDGE.format("1 / 0"), "(record): Zero"),
-    "loop in a rule": ("\napi.register_shadow(", JUDGE.format("while 1: pass"), "(record): does"),
-}  # fmt: skip
-
-
-@ENGINES
-@pytest.mark.parametrize("case", RUNNING)
-def test_what_is_wrong_while_it_runs_is_no_verdict(
-    case: str, engine: tuple[str, ...], tmp_path: Path
-) -> None:
-    old, new, words = RUNNING[case]
-    told = run(tmp_path, *engine, "--out", "run", plugin=edited(tmp_path, old, new))
-    assert told.status == 4
-    assert "plug-in nic.py" in told.err
     assert words in told.err
-    assert told.out == ""
-    assert (tmp_path / "run" / "run.toml").exists()
 
 
-@ENGINES
-def test_a_message_that_nobody_handles_is_no_verdict(
-    engine: tuple[str, ...], tmp_path: Path
-) -> None:
-    path = edited(tmp_path, "class Nic(", FOO)
-    path.write_text(path.read_text().replace(LOOKUP, 'await self.port.call("cpu0", Foo())'))
-    told = run(tmp_path, *engine, plugin=path)
-    assert (told.status, told.out) == (4, "")
-    assert "plug-in nic.py: Foo from nic0 to cpu0: cpu0 does not handle Foo" in told.err
-
-
-def test_a_loop_of_a_file_beside_one_is_found(tmp_path: Path) -> None:
-    edited(tmp_path, LOOKUP, "while True: pass")
-    told = run(tmp_path, *SIMULATED, plugin=Path("nic.py"))
-    assert told.status == 4
-    assert "(access): does not come back within 5 s" in told.err
-
-
-def test_an_exploration_ends_with_it_too(tmp_path: Path) -> None:
-    path = edited(tmp_path, LOOKUP, "page = {}['x']")
-    for words in (("explore", str(RACE)), ("explore", str(RACE), "--exhaustive")):
-        told = run(tmp_path, *words, "--json", plugin=path)
-        assert told.status == 4
-        said = json.loads(told.out)
-        assert said["exit_code"] == 4
-        line = line_of(path, "page = {}['x']")
-        assert f"plug-in nic.py:{line} (access): KeyError: 'x'" in said["error"]
+def test_nothing_is_asked_of_it_with_weight_0(tmp_path: Path) -> None:
+    (tmp_path / "world.toml").write_text("schema = 1\n[mixed.mix]\nnic_dma = 0\n")
+    told = run(tmp_path, *STRESS, "--world", "world.toml", "--on", "simulator", "--json")
+    assert "NicDma" not in json.loads(told.out)["operations"]
 
 
 # ---- a rule ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ FUNCTION_LINES_MAX = 60
 FILE_LINES_MAX = 500
 PURE_EXCEPT = {
     "runtime.py", "sockets.py", "journal.py", "files.py", "disk.py", "plugins.py",
-    "plugin_watchdog.py",
+    "plugin_guard.py", "plugin_watchdog.py",
 }  # fmt: skip
 """Files of ``nodes/`` that run a node as a process, or read plug-ins; all else is node logic."""
 IMPURE = {
@@ -323,8 +323,6 @@ DECLARED = (
 """Where they are declared."""
 USERS = {
     "scenarios/arena.py": "how many of each the workload ``mixed`` has, and what its guest sees",
-    "scenarios/mixed.py": "the workload that has an access of every kind",
-    "scenarios/rounds.py": "its rounds",
     "scenarios/strace.py": "the world of the workload ``strace``: a device and a guest",
     "scenarios/log_programs.py": "what these two do beside a log",
 }
