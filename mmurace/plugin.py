@@ -13,8 +13,8 @@ from mmurace.nodes.kernel.variant import Kernel, preset
 from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
 from mmurace.nodes.node import Handlers, Node
 from mmurace.nodes.plugins import replaces
-from mmurace.nodes.secondary import Cache, Death, Part, Secondary, Task, register
-from mmurace.nodes.shadow import ShadowNode, ShadowPart, register_shadow
+from mmurace.nodes.secondary import Cache, Death, Drawn, Part, Secondary, Task, register
+from mmurace.nodes.shadow import ShadowNode, ShadowPart, get_user_page, register_shadow
 from mmurace.nodes.translation import TranslationCache, data_access, walk_page_table
 from mmurace.nodes.world import World
 from mmurace.oracle.rules.table import Rule, add_rule
@@ -33,6 +33,7 @@ __all__ = [
     "Cache",
     "Death",
     "DeviceAccess",
+    "Drawn",
     "Envelope",
     "Event",
     "GetUserPage",
@@ -63,6 +64,7 @@ __all__ = [
     "data_access",
     "declare",
     "errno",
+    "get_user_page",
     "gup",
     "memory",
     "mmu_notifier",

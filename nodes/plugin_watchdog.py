@@ -9,8 +9,8 @@ A thread, and not a timer: a timer is one of a process, and a plug-in that sets 
 moves, but not which line does not, and cannot tell a loop from a long search.  What a thread cannot
 stop is a single call of C code that never lets another thread run.
 
-What is counted is processor time, so that a machine with much else to do is no loop, and looks, so
-that one that was asleep is none either.
+What is counted is processor time, so that a call is no loop because the machine has much else to
+do, and looks at which none was used, so that it does not wait because the machine was asleep.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from mmurace.protocol.limits import (
 )
 
 LOOK_SECONDS: Final = 1.0
+IDLE_SECONDS: Final = 0.02
+"""Who uses less of the processor between two looks waits; one of fifty that are ready has more."""
 EXIT_BROKEN: Final = 4
 WAKES: Final = signal.SIGURG
 """Interrupts what the main thread waits in.  Nobody else has a use for it, and by itself it does
@@ -58,10 +60,10 @@ class _Watchdog:
         self.last_word: Callable[[str], int] = _last_word
         self._main = threading.main_thread().ident or 0
         self._seen: tuple[FrameType | None, int] = (None, 0)
-        self._used = 0.0
-        """Processor time of the main thread when it was first seen there."""
-        self._looks = 0
-        """How often it was, since then."""
+        self._used = self._last = 0.0
+        """Processor time of the main thread when it was first seen there, and when last."""
+        self._idle = 0
+        """How often it had hardly used any since the look before."""
         self._asked = 0
         """How often it was, since it was asked to end; 0: it was not."""
 
@@ -77,9 +79,10 @@ class _Watchdog:
         used = time.clock_gettime(clock)
         seen = (self._call(sys._current_frames().get(self._main)), self.steps)
         if seen[0] is None or seen != self._seen:
-            self._seen, self._used, self._looks, self._asked = seen, used, 0, 0
+            self._seen, self._used, self._last, self._idle, self._asked = seen, used, used, 0, 0
             return
-        self._looks += 1
+        self._idle += used - self._last < IDLE_SECONDS
+        self._last = used
         if self._asked:
             self._asked += 1
             if self._asked * LOOK_SECONDS > PLUGIN_GRACE_SECONDS:
@@ -90,14 +93,14 @@ class _Watchdog:
 
     def raised(self, _signal: int, frame: FrameType | None) -> None:
         """The handler in the main thread.  Raises ``PluginLoops`` if it was asked for."""
-        if self._asked == 1 and self._call(frame) is self._seen[0]:
+        if self._asked and self._call(frame) is self._seen[0]:
             raise PluginLoops(self._why(time.thread_time()))
 
     def _why(self, used: float) -> str:
         """What is wrong with the call that was seen; empty: nothing yet."""
         if used - self._used >= PLUGIN_STEP_SECONDS:
             return f"does not come back within {PLUGIN_STEP_SECONDS:g} s"
-        if self._looks * LOOK_SECONDS >= PLUGIN_IDLE_SECONDS:
+        if self._idle * LOOK_SECONDS >= PLUGIN_IDLE_SECONDS:
             return f"waits for {PLUGIN_IDLE_SECONDS:g} s"
         return ""
 

@@ -29,7 +29,6 @@ from mmurace.protocol.messages.shadow import (
     InvalidateRangeStart,
     UserPage,
 )
-from mmurace.protocol.ranges import page_of
 from mmurace.protocol.records import FaultRetry
 
 
@@ -64,7 +63,7 @@ class ShadowNode(Node):
         self.cpu = part.cpu
         self.table = TranslationCache(self.CACHE, world, port)
         self._looked_up: dict[str, int] = {}
-        """Operation in flight -> the page that was looked up for it."""
+        """Operation in flight -> the address whose page was looked up for it."""
 
     def handlers(self) -> Handlers:
         """Its accesses and the two callbacks."""
@@ -88,14 +87,14 @@ class ShadowNode(Node):
     async def get_user_page(self, mm: str, address: int, write: bool) -> UserPage:
         """Have the driver look a page up; it may be gone again when this returns.
 
-        Whoever looks the same page up once more did not use what was found first: that shows, in
+        Whoever looks the same one up once more did not use what was found first: that shows, in
         the record, that the driver's check was put to use.
         """
-        operation, page = self.port.operation, page_of(address)
-        if self._looked_up.get(operation) == page:
+        operation = self.port.operation
+        if self._looked_up.get(operation) == address:
             why = refusal(self.CACHE)
             self.port.emit(FaultRetry(mm, address, write, why, operation))
-        self._looked_up[operation] = page
+        self._looked_up[operation] = address
         return await self.port.call(self.cpu, GetUserPage(self.name, mm, address, write))
 
     async def _operate(self, access: DeviceAccess, _: Envelope) -> OpDone:

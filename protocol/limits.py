@@ -63,10 +63,10 @@ PLUGIN_STEP_SECONDS: Final = 5.0
 """Processor time that one call of a plug-in (import, handler, rule) may take: then it loops."""
 
 PLUGIN_IDLE_SECONDS: Final = 15.0
-"""How long one may take if it waits instead, or the machine has no time for it; less than
-``HANDLING_SECONDS_MAX``, after which a node is given up, and nobody would know why."""
+"""How long one may wait instead (sleep, read); less than ``HANDLING_SECONDS_MAX``, after which a
+node is given up, and nobody would know why."""
 
-PLUGIN_GRACE_SECONDS: Final = 3.0
+PLUGIN_GRACE_SECONDS: Final = 5.0
 """From the order to a plug-in's call to end until the process ends with it."""
 
 PLUGIN_SENDS_MAX: Final = 4096

@@ -7,7 +7,7 @@
     [kernel]                     # what --kernel, --arch, --driver and --set say; those win
     release = "v6.6.5"
     arch = "arm64"
-    drivers = ["smmu-v3"]
+    drivers = []
     set = { btm = true }
 
     [nodes]                      # how many of each
