@@ -20,7 +20,7 @@ def switches_set(kernel: Kernel) -> dict[str, Any]:
 
 
 def kernel_text(kernel: Kernel) -> str:
-    """``v6.2 x86 (gather_calls_ir=false)``; a driver other than the usual one stands behind that."""
+    """``v6.2 x86 (gather_calls_ir=false)``; a driver that is not the usual one is told too."""
     switches = ", ".join(f"{key}={_toml(value)}" for key, value in switches_set(kernel).items())
     patched = f" with {', '.join(kernel.patches)}" if kernel.patches else ""
     differs = f" ({switches})" if switches else ""
