@@ -212,6 +212,9 @@ def _note(found: sys.UnraisableHookArgs) -> None:
             _NOTED.append(f"{_BLAMED}{name}:{code.co_firstlineno} ({code.co_name}): {error}")
             return
         waits = waits.cr_await
+    if inspect.iscoroutine(found.object):  # of ours none catches what closes it
+        _NOTED.append(f"{_BLAMED}{', '.join(Path(file).name for file in watched())}: {error}")
+        return
     sys.__unraisablehook__(found)
 
 
