@@ -37,6 +37,8 @@ from mmurace.nodes.kernel.variant.switch import (
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.records import NotifierCall
+from mmurace.report.facts import kernel_text
+from mmurace.report.kernels import profiles, table_dict
 from tests.file_programs import FILE, file_programs, file_world
 from tests.observed import observe
 from tests.worlds import small_programs, small_world
@@ -220,6 +222,20 @@ def test_what_is_not_known_is_refused_by_name(name: str, said: str) -> None:
 def test_a_driver_that_a_machine_cannot_have_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"no driver 'vt-d' on arm64 .*smmu-v3"):
         preset("v6.6", "arm64", profiles=["vt-d"])
+    with pytest.raises(UserError, match="vt-d and amd-iommu are both drivers of sva"):
+        preset("v6.6", profiles=["amd-iommu", "vt-d"])
+
+
+def test_profiles_are_shown_and_decide_what_a_kernel_does() -> None:
+    usual, other = preset("v5.10"), preset("v5.10", profiles=["amd-iommu"])
+    said = table_dict([other])
+    assert said["drivers"] == {"v5.10 x86": ["amd-iommu", "kvm-x86"]}
+    assert said["profiles"]["x86"] == {"sva": ("vt-d", "amd-iommu"), "kvm": ("kvm-x86",)}
+    assert (kernel_text(usual), kernel_text(other)) == ("v5.10 x86", "v5.10 x86 amd-iommu")
+    assert usual.switches() != other.switches()
+    assert [chosen for _, _, chosen in profiles([usual, other])] == [
+        ["vt-d", "amd-iommu"], ["kvm-x86"] * 2,
+    ]  # fmt: skip
 
 
 # ---- the data itself -------------------------------------------------------------------------

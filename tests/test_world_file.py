@@ -85,6 +85,14 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert (plain.release, plain.machine) == ("v6.6.5", "x86")
 
 
+def test_a_driver_is_named_by_file_or_option(tmp_path: Path) -> None:
+    file = load(tmp_path, 'schema = 1\n[kernel]\ndrivers = ["amd-iommu"]\n')
+    assert file.kernel_of("v5.10").profiles == ("amd-iommu", "kvm-x86")
+    assert file.kernel_of("v5.10", drivers=["vt-d"]).profiles == ("vt-d", "kvm-x86")
+    with pytest.raises(UserError, match=r"kernel.drivers: no driver 'smmu' on x86"):
+        load(tmp_path, 'schema = 1\n[kernel]\ndrivers = ["smmu"]\n')
+
+
 def test_no_devices_and_no_vcpus_means_no_iommu_and_no_vm(tmp_path: Path) -> None:
     file = load(tmp_path, "schema = 1\n[nodes]\ncpus = 1\ndevices = 0\nvcpus = 0\n")
     world = workload_run("mixed", file.kernel_of(), 0, file=file).world
