@@ -33,6 +33,7 @@ from mmurace.scenarios.arena import (
     Counts,
     Mix,
     MixedOptions,
+    Weight,
     cpu_names,
 )
 from mmurace.scenarios.rounds import Meetings, Round
@@ -328,7 +329,7 @@ class Mixed:
     @classmethod
     def from_table(cls, table: Table, where: str) -> Mixed:
         """The workload of a ``[workload]`` table.  Raises ``UserError``."""
-        options = convert(_with_accesses(table), MixedOptions, where)
+        options = convert(_with_accesses(table, where), MixedOptions, where)
         if not sum(msgspec.structs.astuple(options.mix)):
             raise UserError(f"{where}.mix", "has no weight above 0", "at least one")
         return cls(options)
@@ -338,10 +339,11 @@ class Mixed:
         return self
 
 
-def _with_accesses(table: Table) -> Table:
+def _with_accesses(table: Table, where: str) -> Table:
     """The table with the weights of secondaries' accesses apart: ``mix`` has them with the rest."""
     mix = table.get("mix")
     if not isinstance(mix, dict):
         return table
     rest, own = apart(mix, names_of_accesses())
-    return table | {"mix": rest} | ({"accesses": own} if own else {})
+    weights = {name: convert(own[name], Weight, f"{where}.mix.{name}") for name in own}
+    return table | {"mix": rest} | ({"accesses": weights} if weights else {})

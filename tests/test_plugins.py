@@ -89,7 +89,7 @@ def test_a_plugin_that_is_gone_is_named_with_what_it_was(tmp_path: Path) -> None
     moved = plugin.rename(tmp_path / "moved.py")
     for command in COMMANDS_ON_A_RUN:
         told = run(tmp_path, command, "run")
-        assert (told.status, told.out, told.err.count("\n")) == (2, "", 1)
+        assert (told.status, told.out) == (2, "")
         assert f"--plugin {plugin}, or where it is now: that is gone" in told.err
         told = run(tmp_path, command, "run", plugin=plugin)
         assert (told.status, told.err.count("\n")) == (2, 1)
@@ -174,10 +174,10 @@ def test_the_mix_of_all_has_it_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("[nodes]\nnics = 9", "nodes.nics: is"),
-        ("[nodes]\nnisc = 1", "nodes.nisc: unknown key"),
-        ("[mixed.mix]\nnic_dma = -1", "nic_dma: is"),
-        ("[mixed.mix]\nnic_dam = 1", "mixed.mix.nic_dam: unknown key"),
+        ("[nodes]\nnics = 9", "nodes.nics: expected `int` <= 8"),
+        ("[nodes]\nnisc = 1", "nodes: unknown key 'nisc'"),
+        ("[mixed.mix]\nnic_dma = -1", "mixed.mix.nic_dma: expected `int` >= 0"),
+        ("[mixed.mix]\nnic_dam = 1", "mixed.mix: unknown key 'nic_dam'"),
         ("[mixed]\nadded = { nics = 1 }", "mixed.added: is not of the workload"),
     ],
 )
