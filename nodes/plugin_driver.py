@@ -68,7 +68,7 @@ class PluginDriver(Driver):
         """The plug-in of the sender, the receiver, or the node whose operation this is."""
         program = operation_of(envelope.id).partition("/")[0]
         for name in (envelope.src, envelope.dst, program):
-            if author := _author_of_node(name, self.world):
+            if author := author_of_node(name, self.world):
                 return author
         return ", ".join(filter(None, map(author_of_patch, self.world.kernel.patches)))
 
@@ -112,7 +112,7 @@ class PluginDriver(Driver):
         return PluginError(f"plug-in {author or 'unknown'}: {problem}")
 
 
-def _author_of_node(name: str, world: World) -> str:
+def author_of_node(name: str, world: World) -> str:
     """The plug-in that a node comes from; empty: none."""
     part = world.part_of(name)
     if part is None:
@@ -122,7 +122,7 @@ def _author_of_node(name: str, world: World) -> str:
 
 def _runs_foreign_code(name: str, world: World) -> bool:
     """Whether a plug-in's code can run in a node: its own, a driver's part, a patched function."""
-    if _author_of_node(name, world):
+    if author_of_node(name, world):
         return True
     foreign = (one for one in secondary.secondaries() if one.parts(world))
     functions = (f for s in foreign for f in (*s.work.values(), *s.calls.values()))

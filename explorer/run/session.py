@@ -33,7 +33,9 @@ from mmurace.explorer.run.stop import Bounds, bytes_in
 from mmurace.nodes.build import build_all
 from mmurace.nodes.journal import journal_path
 from mmurace.nodes.packing import pack_world
+from mmurace.nodes.plugin_driver import author_of_node
 from mmurace.nodes.plugins import at_fault, named_in
+from mmurace.nodes.world import World
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.state.trace import step_of
 from mmurace.protocol.envelope import BROKER, Envelope, Handled
@@ -285,12 +287,21 @@ def follow_plan(
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
-    if status == "broken" and (blamed := named_in(result.detail)):
+    if status == "broken" and (blamed := _blamed(result, spec.world)):
         raise PluginError(blamed)
     outcome = conclude(spec, "processes", live.watch, result, status, elapsed, plan.directory)
     outcome.stopped = live.stopped
     outcome.unwritten = (unwritten,) if unwritten else ()
     return outcome
+
+
+def _blamed(result: plans.Outcome, world: World) -> str:
+    """Which plug-in broke a run: as its process said, or as the broker says of a node of it."""
+    if said := named_in(result.detail):
+        return said
+    node = result.detail.partition(" ")[0]
+    author = author_of_node(node, world) if node in world.nodes() else ""
+    return f"plug-in {author}: {result.detail}" if author else ""
 
 
 class _Live:
