@@ -1,4 +1,4 @@
-"""``fork`` into an mm that has a name already: nobody waits for ever, only a new one is copied into."""
+"""``fork`` into an mm that has a name already: nobody waits for ever, only a new one is a copy."""
 
 from __future__ import annotations
 
