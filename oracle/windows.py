@@ -40,7 +40,7 @@ Cell = tuple[str, str]
 
 TAKES_AWAY: Final = frozenset({
     "Mmap", "Mremap", "Fork", "Execve", "Exit", "Truncate", "Writeback", "Munmap", "Brk",
-    "Mprotect", "MadviseDontneed", "MadviseFree", "Kswapd", "MigratePages", "Touch",
+    "Mprotect", "MadviseDontneed", "MadviseFree", "Kswapd", "MigratePages", "ClearRefs", "Touch",
 })  # fmt: skip
 """Operations that are there to take entries away, and ``Touch`` as it copies on write.
 

@@ -208,7 +208,9 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
             known = ", ".join(world.mms)
             raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
     if getattr(operation, "child", "") == getattr(operation, "mm", None):
-        raise UserError(f"{where}.child", "is the parent itself", "an mm in which nothing is mapped")
+        raise UserError(
+            f"{where}.child", "is the parent itself", "an mm in which nothing is mapped"
+        )
     for secondary in secondaries():
         for key, names in secondary.named_by.items():
             named = getattr(operation, key, "")
