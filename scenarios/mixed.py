@@ -29,10 +29,13 @@ from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.scenarios import rounds
 from mmurace.scenarios.arena import (
+    APIC_MORE_OFTEN,
+    EVICT_ONE_IN,
     FILE,
     FRAMES,
     GATHER_BATCH,
     HEAP_BASE,
+    MORE_OFTEN,
     Arena,
     Counts,
     Mix,
@@ -69,7 +72,7 @@ class CpuSteps:
         yield from map(Step, self._prelude(state))
         index = 0
         while options.operations == 0 or index < options.operations:
-            number, position = divmod(index, rounds.PROCESSOR_LENGTH)
+            number, position = divmod(index, rounds.LENGTH)
             round_ = self.meetings.round(number)
             operation = self._in_round(state, round_, position, self._draw(index))
             yield self.meetings.step(f"cpu{self.number}", round_, position, operation)
@@ -124,26 +127,28 @@ class CpuSteps:
         if unmapped and number & 3:
             return self._mmap(state, unmapped[detail % len(unmapped)])
         mapped = list(state.rights)
-        weights: list[tuple[int, Callable[[_CpuState, int, int], ops.Operation]]] = [
+        on_slots: list[tuple[int, Callable[[_CpuState, int, int], ops.Operation]]] = [
             (mix.munmap, self._munmap), (mix.mprotect, self._mprotect),
             (mix.dontneed, self._dontneed), (mix.mmap, self._map_over),
             (mix.madvise_free, self._free), (mix.mremap, self._mremap),
             (mix.file, self._map_file),
         ]  # fmt: skip
-        others = mix.touch + mix.migrate + mix.brk + mix.kswapd + mix.writeback
-        at = (number >> 8) % (sum(w for w, _ in weights) + others or 1)
-        for weight, make in weights:
+        others: list[tuple[int, Callable[[_CpuState, int], ops.Operation]]] = [
+            (mix.migrate, self._migrate), (mix.brk, self._brk),
+            (mix.kswapd, lambda _, detail: ops.Kswapd(1 + detail % 4)),
+            (mix.writeback, lambda *_: ops.Writeback(FILE)),
+            (mix.clear_refs, lambda *_: ops.ClearRefs(self.arena.mm)),
+            (mix.pinned_dma, self._pinned_dma), (mix.touch, self._touch),
+        ]  # fmt: skip
+        at = (number >> 8) % (sum(weight for weight, _ in (*on_slots, *others)) or 1)
+        for weight, make in on_slots:
             if at < weight and mapped:
                 return make(state, mapped[detail % len(mapped)], detail >> 8)
             at -= weight
-        if 0 <= at < mix.migrate:
-            return self._migrate(detail)
-        if mix.migrate <= at < mix.migrate + mix.brk and state.heap >= 0:
-            return self._brk(state, detail)
-        if 0 <= at - mix.migrate - mix.brk < mix.kswapd:
-            return ops.Kswapd(1 + detail % 4)
-        if 0 <= at - mix.migrate - mix.brk - mix.kswapd < mix.writeback:
-            return ops.Writeback(FILE)
+        for weight, do in others:
+            if 0 <= at < weight:
+                return do(state, detail)
+            at -= weight
         return self._touch(state, detail)
 
     def _span(self, slot: int, detail: int) -> tuple[int, int]:
@@ -197,14 +202,20 @@ class CpuSteps:
         old, new = self.arena.slot(slot), self.arena.slot(to)
         return ops.Mremap(self.arena.mm, old, length, new, length)
 
-    def _migrate(self, detail: int) -> ops.Operation:
+    def _migrate(self, _: _CpuState, detail: int) -> ops.Operation:
         """Some page, or one time in four the APIC page."""
         arena = self.arena
         apic = arena.options.vcpus and detail % 4 == 0
         page = arena.apic if apic else arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
         return ops.MigratePages(arena.mm, page, PAGE_SIZE)
 
+    def _pinned_dma(self, _: _CpuState, detail: int) -> ops.Operation:
+        address, write = self.arena.somewhere(detail >> 4), detail % 3 > 0
+        return ops.PinnedDma(self.arena.mm, address, write, detail & 0xFFFF)
+
     def _brk(self, state: _CpuState, detail: int) -> ops.Operation:
+        if state.heap < 0:
+            return self._touch(state, detail)
         state.heap = detail % (self.arena.options.heap + 1)
         return ops.Brk(self.arena.mm, HEAP_BASE + state.heap * PAGE_SIZE)
 
@@ -298,7 +309,7 @@ class Mixed:
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
             gather_batch=GATHER_BATCH,
-            evict_one_in=50,
+            evict_one_in=EVICT_ONE_IN,
         )
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
@@ -324,13 +335,13 @@ class Mixed:
 
     def acts(self) -> tuple[str, ...]:
         """What is done in rounds, in turn; more often whose windows are the shortest."""
-        kinds, short = sorted(self.kinds()), []
-        if self.options.mix.touch:
-            short += ["Touch"] * 2
+        kinds = sorted(self.kinds())
+        more = dict(MORE_OFTEN)
         if self.options.vcpus and self.options.mix.migrate:
-            short += [rounds.APIC_MOVED] * 3
-        half = len(kinds) // 2
-        return (*kinds[:half], *short, *kinds[half:])
+            more[rounds.APIC_MOVED] = APIC_MORE_OFTEN
+            kinds.append(rounds.APIC_MOVED)
+        turns = 1 + max(more.values())
+        return tuple(kind for turn in range(turns) for kind in kinds if turn <= more.get(kind, 0))
 
     def kinds(self) -> frozenset[str]:
         """The kinds of operations of its CPU programs."""
@@ -340,6 +351,7 @@ class Mixed:
             ops.MadviseDontneed: mix.dontneed, ops.Mmap: mix.mmap + mix.file, ops.Brk: mix.brk,
             ops.MigratePages: mix.migrate, ops.MadviseFree: mix.madvise_free,
             ops.Mremap: mix.mremap, ops.Kswapd: mix.kswapd, ops.Writeback: mix.writeback,
+            ops.ClearRefs: mix.clear_refs,
         }  # fmt: skip
         return frozenset(kind.__name__ for kind, weight in drawn.items() if weight)
 

@@ -1,4 +1,4 @@
-"""Rules O and S6 around reclaim: whose place a slot takes, and whom the write of a page binds."""
+"""Rules O, S6 and S9 where frames are used again: whose place a slot takes, whom a write binds."""
 
 from __future__ import annotations
 
@@ -126,3 +126,32 @@ def test_a_page_that_is_written_says_nothing_of_one_that_was_there_before(flush:
     s.end("k/0", "cpu1", "Kswapd")
     found = [rule for rule, _, _ in broken(s)]
     assert found == ([] if flush else ["O"])
+
+
+# ---- S9: a copy that was thrown away -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("thrown_away", "rules"), [(True, []), (False, ["S9"])])
+def test_a_copy_that_was_thrown_away_takes_nobodys_place(
+    thrown_away: bool, rules: list[str]
+) -> None:
+    """The page is stored to and swapped out; its frame of later was once to be a copy of it."""
+    s = Story()
+    s.map("t/0", entry(3, DIRTY))
+    s.dma("d/0", entry(3, DIRTY), "f")
+    s.begin("w/0", "cpu1", "Touch")
+    s.call("w/0", "memory", r.FrameAllocated(4, "anon"))
+    s.call("w/0", "memory", r.FrameCopied(3, 4))
+    s.begin("d/1", "dev0", "Dma")
+    s.go("d/1", "iommu0")
+    s.use("d/1", "iommu0", "f", 3)
+    s.end("d/1", "dev0", "Dma")
+    if thrown_away:
+        s.call("w/0", "memory", r.FrameFreed(4))
+        s.call("w/0", "memory", r.FrameAllocated(4, "anon"))
+    s.begin("k/0", "cpu0", "Munmap")
+    s.call("k/0", "memory", change(entry(3, DIRTY), 0))
+    s.call("k/0", "iommu0", *dropped("iotlb", "f"))
+    s.call("w/0", "memory", change(0, entry(4, DIRTY)))
+    s.end("w/0", "cpu1", "Touch")
+    assert [rule for rule, _, _ in broken(s)] == rules
