@@ -340,6 +340,7 @@ class Mixed:
         if self.options.vcpus and self.options.mix.migrate:
             more[rounds.APIC_MOVED] = APIC_MORE_OFTEN
             kinds.append(rounds.APIC_MOVED)
+        kinds.sort(key=lambda kind: -more.get(kind, 0))
         turns = 1 + max(more.values())
         return tuple(kind for turn in range(turns) for kind in kinds if turn <= more.get(kind, 0))
 
