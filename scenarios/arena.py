@@ -61,7 +61,7 @@ class Mix(TomlTable, frozen=True):
     """Write that file back.  Up to v6.1 a store beside an unmap may be lost (S9)."""
     clear_refs: Weight = 0
     """Write-protect everything.  From v5.6 to v5.11 the CPUs are not flushed (S3)."""
-    pinned_dma: Weight = 2
+    pinned_access: Weight = 2
     """Pin a page, let a device store to its frame, unpin it."""
 
 

@@ -138,7 +138,7 @@ class CpuSteps:
             (mix.kswapd, lambda _, detail: ops.Kswapd(1 + detail % 4)),
             (mix.writeback, lambda *_: ops.Writeback(FILE)),
             (mix.clear_refs, lambda *_: ops.ClearRefs(self.arena.mm)),
-            (mix.pinned_dma, self._pinned_dma), (mix.touch, self._touch),
+            (mix.pinned_access, self._pinned_access), (mix.touch, self._touch),
         ]  # fmt: skip
         at = (number >> 8) % (sum(weight for weight, _ in (*on_slots, *others)) or 1)
         for weight, make in on_slots:
@@ -209,9 +209,9 @@ class CpuSteps:
         page = arena.apic if apic else arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
         return ops.MigratePages(arena.mm, page, PAGE_SIZE)
 
-    def _pinned_dma(self, _: _CpuState, detail: int) -> ops.Operation:
+    def _pinned_access(self, _: _CpuState, detail: int) -> ops.Operation:
         address, write = self.arena.somewhere(detail >> 4), detail % 3 > 0
-        return ops.PinnedDma(self.arena.mm, address, write, detail & 0xFFFF)
+        return ops.PinnedAccess(self.arena.mm, address, write, detail & 0xFFFF)
 
     def _brk(self, state: _CpuState, detail: int) -> ops.Operation:
         if state.heap < 0:

@@ -47,7 +47,7 @@ def beside(taker: str, release: str = "v6.6.5", arch: str = "x86") -> RunSpec:
         levels=2, entries=8, frames=48,
     )  # fmt: skip
     begin = [op.Mmap(MM, 0, page(2), True, True), op.Touch(MM, 0, True, 1)]
-    dmas = [op.PinnedDma(MM, 0, True, 7 + n) for n in range(3)]
+    dmas = [op.PinnedAccess(MM, 0, True, 7 + n) for n in range(3)]
     programs = (
         Program("cpu0", "cpu0", [Step(one) for one in (*begin, *dmas)]),
         Program("cpu1", "cpu1", [Step(one, ("cpu0/1",)) for one in TAKERS[taker]]),
@@ -84,7 +84,7 @@ def moved_away(release: str, monkeypatch: pytest.MonkeyPatch) -> bool:
         pinned.append(frame)
 
     monkeypatch.setattr(umem, "ib_umem_release", hold)
-    steps = [op.Mmap(MM, 0, page(1), True, True), op.PinnedDma(MM, 0, True, 7),
+    steps = [op.Mmap(MM, 0, page(1), True, True), op.PinnedAccess(MM, 0, True, 7),
              op.Fork(MM, CHILD), op.Touch(MM, 0, True, 9)]  # fmt: skip
     world = beside("fork", release).world
     programs = (Program("cpu0", "cpu0", [Step(one) for one in steps]),)
@@ -95,7 +95,7 @@ def moved_away(release: str, monkeypatch: pytest.MonkeyPatch) -> bool:
 
 def test_what_may_not_be_written_is_not_pinned() -> None:
     world = beside("fork").world
-    steps = [op.Mmap(MM, 0, page(1), True, False), op.PinnedDma(MM, 0, False)]
+    steps = [op.Mmap(MM, 0, page(1), True, False), op.PinnedAccess(MM, 0, False)]
     programs = (Program("cpu0", "cpu0", [Step(one) for one in steps]),)
     seen, _ = records_of(RunSpec("t", world, 0, Script(programs)))
     assert [one.result for one in seen if isinstance(one, r.OpEnd)] == [0, -EFAULT]

@@ -104,7 +104,7 @@ async def copy_present_pte(
 
 
 async def _try_dup(cpu: Processor, place: tuple[str, int], frame: int) -> bool:
-    """``page_try_dup_anon_rmap`` (v5.19; before, ``page_needs_cow_for_dma``): False to copy."""
+    """``page_try_dup_anon_rmap`` (v5.19; before, ``copy_present_page``): False to copy."""
     if cpu.world.kernel.mm.fork_copies_pinned:
         return (await cpu.mem(RmapTryDup(frame, *place))).value
     await cpu.mem(RmapAdd(frame, *place))

@@ -39,7 +39,7 @@ async def ib_umem_release(cpu: Processor, frame: int, dirty: bool) -> None:
     await unpin_user_page(cpu, frame)
 
 
-async def pinned_dma(cpu: Processor, mm: str, address: int, write: bool, value: int) -> int:
+async def pinned_access(cpu: Processor, mm: str, address: int, write: bool, value: int) -> int:
     """A region of one page is registered, its device accesses a word, and it is given up again."""
     frame = await ib_umem_get(cpu, mm, address)
     if frame < 0:

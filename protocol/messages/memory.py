@@ -292,7 +292,7 @@ class RmapAdd(Request[Ack], frozen=True):
 class RmapTryDup(Request[Flag], frozen=True):
     """``folio_try_dup_anon_rmap_pte`` (v5.19), under both PTLs of a fork: mapped once more, and
     nobody's alone (not ``PageAnonExclusive``); or refused, as it is so and may be pinned
-    (v5.9 to v5.18: as it may be pinned, ``page_needs_cow_for_dma``).
+    (v5.9 to v5.18: as it may be pinned, ``copy_present_page``).
     """
 
     frame: int

@@ -188,7 +188,7 @@ class Kswapd(Operation, frozen=True):
     CHANGES: ClassVar[str] = "try_to_unmap_one"
 
 
-class PinnedDma(Operation, frozen=True):
+class PinnedAccess(Operation, frozen=True):
     """A driver pins a page (``FOLL_PIN``), its device loads or stores a word of the frame, and the
     driver unpins it, as for an RDMA region without on-demand paging.
     """
