@@ -36,7 +36,8 @@ class Anon(Swap):
 
     def rmap_try_dup(self, message: m.RmapTryDup, _: Envelope) -> m.Flag:
         """A mapping in another process, unless only a copy will do."""
-        shared = self._share(message.frame)
+        exclusive = self.world.kernel.mm.cow_reuse == "anon_exclusive"
+        shared = self._share(message.frame, or_else=not exclusive)
         if shared:
             self._mapped(message.frame, message.mm, message.address)
         return m.Flag(shared)
@@ -45,10 +46,11 @@ class Anon(Swap):
         """A swap or migration entry, which a fork copies as it is, is about to lead to it."""
         return m.Flag(self._share(message.frame))
 
-    def _share(self, number: int) -> bool:
+    def _share(self, number: int, or_else: bool = False) -> bool:
+        """Unless it is pinned, and exclusive ``or_else``."""
         folio = self.frame(number)
         self.port.touch(("page", number))
-        if folio.anon_exclusive and folio.pins:
+        if folio.pins and (folio.anon_exclusive or or_else):
             return False
         folio.anon_exclusive = False
         return True

@@ -18,6 +18,7 @@ from mmurace.nodes.kernel import (
     page_writeback,
     task_mmu,
     truncate,
+    umem,
     vmscan,
 )
 from mmurace.nodes.kernel.errno import EAGAIN, EINTR
@@ -248,6 +249,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Truncate: lambda c, o: truncate.truncate_setsize(c, o.file, o.size),
     op.Writeback: lambda c, o: page_writeback.write_cache_pages(c, o.file),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
+    op.PinnedAccess: lambda c, o: umem.pinned_access(c, o.mm, o.address, o.write, o.value),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }

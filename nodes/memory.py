@@ -334,7 +334,13 @@ class Memory(Anon):
             return m.Flag(False)
         frame.refs += 1
         self._counted(message.frame)
+        self._pinned(message.frame, message.pin)
         return m.Flag(True)
+
+    def _pinned(self, number: int, more: int) -> None:
+        if more:
+            self.port.touch(("page", number))
+            self.frames[number].pins += more
 
     def _counted(self, number: int) -> None:
         """Drops commute while one is left: whichever of them comes last sees how few there are.
@@ -349,6 +355,7 @@ class Memory(Anon):
         """Drop a reference; free the frame with the last one."""
         if message.swap_cache:
             self.free_swap_cache(message.frame)
+        self._pinned(message.frame, -message.pin)
         self.put(message.frame)
         return Ack()
 

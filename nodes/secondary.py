@@ -178,6 +178,14 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether the node that was asked for an operation needs it no more afterwards."""
         return False
 
+    def misused_by(
+        self,
+        node: str,  # noqa: ARG002
+        operation: Operation,  # noqa: ARG002
+    ) -> tuple[str, str, str] | None:
+        """(key, problem, what was expected) if an operation of its node means nothing in it."""
+        return None
+
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """The same with a node less that no program uses; None: without it."""
         if not any(name in used for name in self.nodes()):

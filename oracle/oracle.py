@@ -342,12 +342,6 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _invalidate_done(self, record: r.InvalidateDone) -> None:
         self.completion.invalidation(record, self._event("invalidation completed"))
-        if (
-            self.windows is not None
-            and record.cache in self._kinds.shadow & self._kinds.derived
-            and record.fills
-        ):
-            self.windows.kicked(record.fills, self._op_id)
         for name in record.fills:
             self._close(name)
         self.state.drained(record, self._node, self._n)

@@ -29,7 +29,7 @@ from typing import Final
 from mmurace.nodes.secondary import Part, caches, of
 from mmurace.nodes.world import World
 from mmurace.oracle.state.kinds import kinds
-from mmurace.oracle.state.live import Cached, Change, Op, Page, State
+from mmurace.oracle.state.live import Cached, Change, Op, Page, Read, State
 from mmurace.oracle.state.order import Row
 from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.limits import ORACLE_ACCESSES_KEPT
@@ -40,11 +40,13 @@ Cell = tuple[str, str]
 
 TAKES_AWAY: Final = frozenset({
     "Mmap", "Mremap", "Fork", "Execve", "Exit", "Truncate", "Writeback", "Munmap", "Brk",
-    "Mprotect", "MadviseDontneed", "MadviseFree", "Kswapd", "MigratePages", "Touch",
+    "Mprotect", "MadviseDontneed", "MadviseFree", "Kswapd", "MigratePages", "ClearRefs", "Touch",
 })  # fmt: skip
 """Operations that are there to take entries away, and ``Touch`` as it copies on write.
 
 Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
+SOFT_DIRTY: Final = frozenset({"x86", "ppc"})
+"""Architectures with ``CONFIG_MEM_SOFT_DIRTY``; ``ClearRefs`` changes nothing on others."""
 _MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
 """Operations that workloads use on a page of which somebody latches the frame."""
 
@@ -57,6 +59,8 @@ def of_guests() -> frozenset[str]:
 def cells_of(kinds: Iterable[str], world: World) -> tuple[Cell, ...]:
     """The cells that operations of these ``kinds`` can meet in ``world``, in a fixed order."""
     taking = sorted(TAKES_AWAY.intersection(kinds))
+    if world.kernel.machine not in SOFT_DIRTY:
+        taking = [kind for kind in taking if kind != "ClearRefs"]
     return tuple((kind, cache) for kind in taking for cache in _caches(world, kind))
 
 
@@ -78,10 +82,12 @@ def _is_asked(part: Part) -> bool:
 class _Zap:
     """A shadow MMU lost what it held of a page; the entry is still there."""
 
-    __slots__ = ("by", "inside", "row")
+    __slots__ = ("by", "inside", "read", "row")
 
-    def __init__(self, row: Row, by: frozenset[str]) -> None:
+    def __init__(self, row: Row, by: frozenset[str], read: Read) -> None:
         self.row, self.by = row, by
+        self.read = read
+        """What the lost entry was made from; and so was what a guest holds of it."""
         self.inside = False
         """Whether a guest was seen to use it since."""
 
@@ -138,9 +144,22 @@ class Windows:
         """Memory answers an access of ``op`` through ``fill``."""
         if fill.cache in self.kinds.by_guest_address:
             self._last_access(fill.name, n)
+        if fill.cache in self.from_.values():
+            self._through_zapped(fill)
         if fill.read.page.changes:
             for change in _since(fill.read.page, fill.read.n):
                 self._beside(change, fill.cache, op)
+
+    def _through_zapped(self, fill: Cached) -> None:
+        """A guest uses an entry whose source is gone: before it was flushed, so inside.
+
+        It need not be in the guest when the request comes: then it flushes before it enters again.
+        """
+        source = caches()[fill.cache].source
+        for zaps in self.zapped.values():
+            zap = zaps.get((fill.read.page, source))
+            if zap is not None and zap.read is fill.read:
+                zap.inside = True
 
     def _last_access(self, name: str, n: int) -> None:
         self._accessed.pop(name, None)
@@ -180,31 +199,19 @@ class Windows:
         for name in fills:
             fill = self.state.fills.get(name)
             if fill is not None:
-                self._opens(op, fill.read.page, fill.cache, _Zap(row, self.shadow[node]))
+                self._opens(op, fill, _Zap(row, self.shadow[node], fill.read))
 
     def reload(self, latched: Iterable[Cached], op: Op, node: str, row: Row) -> None:
         """``op`` makes ``node`` drop these."""
         for fill in latched:
-            self._opens(op, fill.read.page, fill.cache, _Zap(row, frozenset((node,))))
+            self._opens(op, fill, _Zap(row, frozenset((node,)), fill.read))
 
-    def _opens(self, op: Op, page: Page, cache: str, zap: _Zap) -> None:
-        self.zapped.setdefault(op.id, {}).setdefault((page, cache), zap)
-
-    def kicked(self, fills: Iterable[str], op_id: str) -> None:
-        """An operation has made somebody lose these translations of a guest."""
-        zaps = self.zapped.get(op_id)
-        if not zaps:
-            return
-        for name in fills:
-            fill = self.state.fills.get(name)
-            zap = self._zap_of(fill, zaps) if fill is not None else None
-            if zap is not None and self._accessed.get(name, 0) > zap.row[self.memory]:
-                zap.inside = True
-
-    def _zap_of(self, fill: Cached, zaps: _Zaps) -> _Zap | None:
-        """The zap of what a guest translation was filled from."""
-        source = caches()[fill.cache].source if fill.cache in self.kinds.derived else ""
-        return zaps.get((fill.read.page, source))
+    def _opens(self, op: Op, lost: Cached, zap: _Zap) -> None:
+        key = lost.read.page, lost.cache
+        zap = self.zapped.setdefault(op.id, {}).setdefault(key, zap)
+        for fill in lost.read.page.fills:
+            if fill.read is zap.read and fill.cache in self.from_.values():
+                zap.inside |= self._accessed.get(fill.name, 0) > zap.row[self.memory]
 
     def retried(self, record: FaultRetry, op_id: str) -> None:
         """A fault may not install what it has loaded."""

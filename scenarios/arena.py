@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -31,6 +32,17 @@ GATHER_BATCH: Final = 2
 """Pages of a gather: fewer than a slot has, so that frames are freed in the middle of a range."""
 
 
+MORE_OFTEN: Final[Mapping[str, int]] = {
+    "Brk": 2, "Mmap": 2, "Mprotect": 2, "Munmap": 1, "Touch": 4,
+}  # fmt: skip
+"""Operations with short windows: so many more rounds, for one of every other."""
+PRIVATE_MORE_OFTEN: Final = 4
+"""And so many of the private page: a frame is latched for a moment only."""
+EVICT_ONE_IN: Final = 12
+"""A guest whose TLB entry is evicted between the zap of its shadow entry and the kick faults early
+enough to load the entry of the page table once more."""
+
+
 class Mix(TomlTable, frozen=True):
     """Relative weights of what a CPU program does next."""
 
@@ -52,6 +64,10 @@ class Mix(TomlTable, frozen=True):
     """Map over what is mapped, a part of one file that all slots share, shared or private."""
     writeback: Weight = 0
     """Write that file back.  Up to v6.1 a store beside an unmap may be lost (S9)."""
+    clear_refs: Weight = 0
+    """Write-protect everything.  From v5.6 to v5.11 the CPUs are not flushed (S3)."""
+    pinned_access: Weight = 2
+    """Pin a page, let a device store to its frame, unpin it."""
 
 
 class Counts(TomlTable, frozen=True):

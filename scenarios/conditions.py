@@ -47,7 +47,7 @@ def never_change() -> frozenset[str]:
 def copying() -> frozenset[str]:
     """Operations that copy frames: migration, and whatever faults (copy on write, swap)."""
     accesses = (kind.__name__ for one in secondaries() for kind in one.accesses)
-    return frozenset({"MigratePages", "Touch", *accesses}) - never_change()
+    return frozenset({"MigratePages", "Touch", "PinnedAccess", *accesses}) - never_change()
 
 
 def _through_guest_addresses(cache: str) -> bool:

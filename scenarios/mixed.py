@@ -25,10 +25,13 @@ from mmurace.protocol.messages import program as ops
 from mmurace.scenarios import rounds
 from mmurace.scenarios.agents import Agent, added_parts, agents, apart, names_of_accesses
 from mmurace.scenarios.arena import (
+    EVICT_ONE_IN,
     FILE,
     FRAMES,
     GATHER_BATCH,
     HEAP_BASE,
+    MORE_OFTEN,
+    PRIVATE_MORE_OFTEN,
     Arena,
     Counts,
     Mix,
@@ -67,7 +70,7 @@ class CpuSteps:
         yield from map(Step, self._prelude(state))
         index = 0
         while options.operations == 0 or index < options.operations:
-            number, position = divmod(index, rounds.PROCESSOR_LENGTH)
+            number, position = divmod(index, rounds.LENGTH)
             round_ = self.meetings.round(number)
             operation = self._in_round(state, round_, position, self._draw(index))
             yield self.meetings.step(f"cpu{self.number}", round_, position, operation)
@@ -122,26 +125,28 @@ class CpuSteps:
         if unmapped and number & 3:
             return self._mmap(state, unmapped[detail % len(unmapped)])
         mapped = list(state.rights)
-        weights: list[tuple[int, Callable[[_CpuState, int, int], ops.Operation]]] = [
+        on_slots: list[tuple[int, Callable[[_CpuState, int, int], ops.Operation]]] = [
             (mix.munmap, self._munmap), (mix.mprotect, self._mprotect),
             (mix.dontneed, self._dontneed), (mix.mmap, self._map_over),
             (mix.madvise_free, self._free), (mix.mremap, self._mremap),
             (mix.file, self._map_file),
         ]  # fmt: skip
-        others = mix.touch + mix.migrate + mix.brk + mix.kswapd + mix.writeback
-        at = (number >> 8) % (sum(w for w, _ in weights) + others or 1)
-        for weight, make in weights:
+        others: list[tuple[int, Callable[[_CpuState, int], ops.Operation]]] = [
+            (mix.migrate, self._migrate), (mix.brk, self._brk),
+            (mix.kswapd, lambda _, detail: ops.Kswapd(1 + detail % 4)),
+            (mix.writeback, lambda *_: ops.Writeback(FILE)),
+            (mix.clear_refs, lambda *_: ops.ClearRefs(self.arena.mm)),
+            (mix.pinned_access, self._pinned_access), (mix.touch, self._touch),
+        ]  # fmt: skip
+        at = (number >> 8) % (sum(weight for weight, _ in (*on_slots, *others)) or 1)
+        for weight, make in on_slots:
             if at < weight and mapped:
                 return make(state, mapped[detail % len(mapped)], detail >> 8)
             at -= weight
-        if 0 <= at < mix.migrate:
-            return self._migrate(detail)
-        if mix.migrate <= at < mix.migrate + mix.brk and state.heap >= 0:
-            return self._brk(state, detail)
-        if 0 <= at - mix.migrate - mix.brk < mix.kswapd:
-            return ops.Kswapd(1 + detail % 4)
-        if 0 <= at - mix.migrate - mix.brk - mix.kswapd < mix.writeback:
-            return ops.Writeback(FILE)
+        for weight, do in others:
+            if 0 <= at < weight:
+                return do(state, detail)
+            at -= weight
         return self._touch(state, detail)
 
     def _span(self, slot: int, detail: int) -> tuple[int, int]:
@@ -195,14 +200,20 @@ class CpuSteps:
         old, new = self.arena.slot(slot), self.arena.slot(to)
         return ops.Mremap(self.arena.mm, old, length, new, length)
 
-    def _migrate(self, detail: int) -> ops.Operation:
+    def _migrate(self, _: _CpuState, detail: int) -> ops.Operation:
         """Some page, or one time in four the private page."""
         arena, page = self.arena, self.arena.private
         if page is None or detail % 4:
             page = arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
         return ops.MigratePages(arena.mm, page, PAGE_SIZE)
 
+    def _pinned_access(self, _: _CpuState, detail: int) -> ops.Operation:
+        address, write = self.arena.somewhere(detail >> 4), detail % 3 > 0
+        return ops.PinnedAccess(self.arena.mm, address, write, detail & 0xFFFF)
+
     def _brk(self, state: _CpuState, detail: int) -> ops.Operation:
+        if state.heap < 0:
+            return self._touch(state, detail)
         state.heap = detail % (self.arena.options.heap + 1)
         return ops.Brk(self.arena.mm, HEAP_BASE + state.heap * PAGE_SIZE)
 
@@ -277,7 +288,7 @@ class Mixed:
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
             gather_batch=GATHER_BATCH,
-            evict_one_in=50,
+            evict_one_in=EVICT_ONE_IN,
         )
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
@@ -302,13 +313,14 @@ class Mixed:
 
     def acts(self) -> tuple[str, ...]:
         """What is done in rounds, in turn; more often whose windows are the shortest."""
-        kinds, short = sorted(self.kinds()), []
-        if self.options.mix.touch:
-            short += ["Touch"] * 2
+        kinds = sorted(self.kinds())
+        more = dict(MORE_OFTEN)
         if Arena(self.options).private is not None and self.options.mix.migrate:
-            short += [rounds.PRIVATE_MOVED] * 3
-        half = len(kinds) // 2
-        return (*kinds[:half], *short, *kinds[half:])
+            more[rounds.PRIVATE_MOVED] = PRIVATE_MORE_OFTEN
+            kinds.append(rounds.PRIVATE_MOVED)
+        kinds.sort(key=lambda kind: -more.get(kind, 0))
+        turns = 1 + max(more.values())
+        return tuple(kind for turn in range(turns) for kind in kinds if turn <= more.get(kind, 0))
 
     def kinds(self) -> frozenset[str]:
         """The kinds of operations of its CPU programs."""
@@ -318,6 +330,7 @@ class Mixed:
             ops.MadviseDontneed: mix.dontneed, ops.Mmap: mix.mmap + mix.file, ops.Brk: mix.brk,
             ops.MigratePages: mix.migrate, ops.MadviseFree: mix.madvise_free,
             ops.Mremap: mix.mremap, ops.Kswapd: mix.kswapd, ops.Writeback: mix.writeback,
+            ops.ClearRefs: mix.clear_refs,
         }  # fmt: skip
         return frozenset(kind.__name__ for kind, weight in drawn.items() if weight)
 

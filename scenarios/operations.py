@@ -207,6 +207,10 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         if mm not in world.mms:
             known = ", ".join(world.mms)
             raise UserError(f"{where}.{key}", f"unknown mm {mm!r}", f"one of {known}")
+    if getattr(operation, "child", "") == getattr(operation, "mm", None):
+        raise UserError(
+            f"{where}.child", "is the parent itself", "an mm in which nothing is mapped"
+        )
     for secondary in secondaries():
         for key, names in secondary.named_by.items():
             named = getattr(operation, key, "")
@@ -215,6 +219,9 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
             if named and named not in known.split(", "):
                 problem = f"unknown name {named!r} in {secondary.key}"
                 raise UserError(f"{where}.{key}", problem, f"one of {known}")
+    for part in world.parts:
+        if misused := part.misused_by(node, operation):
+            raise UserError(f"{where}.{misused[0]}", *misused[1:])
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
     if end > world.address_end():
         raise UserError(

@@ -1,8 +1,8 @@
 """The rounds of the ``mixed`` workload, so that somebody is beside every operation.
 
 Left to themselves, agents that pick pages at random are hardly ever on the page that an operation
-takes away while it does.  So all programs meet on one page again and again.  A round has six
-operations of every program, and in turn one CPU program *acts*:
+takes away while it does.  So all programs meet on one page again and again.  In a round one CPU
+program *acts*, in turn, a few times:
 
     who acts                        everybody else
     ready: the page is there        something
@@ -11,15 +11,17 @@ operations of every program, and in turn one CPU program *acts*:
     ---- all wait for all ----
     the operation of this round     access the page
     put back what it took           access the page
+    access the page                 access the page
+    the operation again             access the page
+    ...                             ...
     something                       access the page
-    something                       access the page
+    access the page                 access the page
 
 What happens beside what is for the broker to decide; the workload only lets it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -30,14 +32,20 @@ from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.scenarios.arena import FILE, HEAP_BASE, Arena
 
-READY, WARM, ACT, RESTORE = range(4)
+READY, WARM, ACT = range(3)
 """Positions in a round."""
-PROCESSOR_LENGTH: Final = 30
-DEVICE_LENGTH: Final = 14
-"""Operations of a round: so many that all are still there when the one beside them comes to its
-flush.  A processor's own accesses, and those of one that it stands for, are the shortest."""
+ACTS: Final = 3
+"""Times that the operation is done in a round."""
+ACT_LENGTH: Final = 3
+"""Each time: the operation, what puts the page back, an access to it."""
 FREE: Final = 2
-"""Operations of who acts that are from the mix."""
+"""Operations of who acts that are from the mix, after that."""
+LENGTH: Final = 40
+"""Operations of a round: so many that all are still there when the one beside them comes to its
+last flush.  What is left of its own is as short as can be."""
+LAST_PAGES: Final = 2
+"""A page of a round is one of the last of what is taken away: the entries of a shadow MMU go first,
+so the longer the others take, the longer its entry of the page table outlives its shadow entry."""
 BESIDE_ONE_IN: Final = 8
 """One in so many accesses beside an operation is somewhere else."""
 WRITE_ONE_IN: Final = 24
@@ -59,17 +67,21 @@ class Round:
     @property
     def page(self) -> int:
         """The page that everybody is on."""
-        options = self.arena.options
         if self.kind == PRIVATE_MOVED:
             return self.arena.private or 0
-        if self.kind == "Brk":
-            return HEAP_BASE + self.draw % options.heap * PAGE_SIZE
-        return self.arena.slot(self.actor) + self.draw % options.pages * PAGE_SIZE
+        address, length = self.span
+        return address + length - (1 + self.draw % min(LAST_PAGES, self._pages)) * PAGE_SIZE
 
     @property
     def span(self) -> tuple[int, int]:
-        """(address, length) of the slot that the operation is about."""
+        """(address, length) of the slot, or the heap, that the operation is about."""
+        if self.kind == "Brk":
+            return HEAP_BASE, self.arena.options.heap * PAGE_SIZE
         return self.arena.span(self.actor)
+
+    @property
+    def _pages(self) -> int:
+        return self.span[1] // PAGE_SIZE
 
     def beside(self, position: int, number: int) -> tuple[int, bool]:
         """(address, whether to write) of somebody else's access at ``position``; ``number``: its
@@ -79,7 +91,7 @@ class Round:
         away = (2 if self.kind == PRIVATE_MOVED else BESIDE_ONE_IN) if position > WARM else 0
         if position == READY or (away and (number >> 16) % away == 0):
             # Pages next to it, so that an operation on the slot has more than one to do.
-            page = self.span[0] + (number >> 32) % self.arena.options.pages * PAGE_SIZE
+            page = self.span[0] + (number >> 32) % self._pages * PAGE_SIZE
         if self.kind == "Touch":  # all but once in a while leave the copy to the actor
             return page + word, position > ACT + 3 and (number >> 40) % WRITE_ONE_IN == 0
         return page + word, position < ACT or number % 3 > 0
@@ -88,18 +100,22 @@ class Round:
 
     def act(self, position: int) -> ops.Operation | None:
         """What the actor does at ``position``; None: anything."""
+        if position == READY:
+            return self._ready()
         if position == WARM:
-            return self._touch(write=self.kind != "Touch")
-        if position > RESTORE + FREE:
-            return self._elsewhere(position)
-        make: Callable[[], ops.Operation | None] | None = {
-            READY: self._ready, ACT: self._act, RESTORE: self._restore,
-        }.get(position)  # fmt: skip
-        return make() if make is not None else None
+            return self._warm()
+        if position >= ACT + ACTS * ACT_LENGTH:
+            free = position < ACT + ACTS * ACT_LENGTH + FREE
+            return None if free else self._touch(write=False)
+        last = position >= ACT + (ACTS - 1) * ACT_LENGTH
+        acts = (self._act, self._restore if last else self._again, self._warm)
+        return acts[(position - ACT) % ACT_LENGTH]()
 
-    def _elsewhere(self, position: int) -> ops.Operation:
-        address = self.arena.somewhere(self.draw >> position)
-        return ops.Touch(self.arena.mm, address, bool(position % 3), self.draw & 0xFFFF)
+    def _warm(self) -> ops.Operation:
+        return self._touch(write=self.kind != "Touch")
+
+    def _again(self) -> ops.Operation:
+        return (None if self.kind == "Writeback" else self._restore()) or self._ready()
 
     def _touch(self, write: bool) -> ops.Operation:
         return ops.Touch(self.arena.mm, self.page, write, self.draw & 0xFFFF)
@@ -131,6 +147,7 @@ class Round:
             "Brk": ops.Brk(mm, HEAP_BASE),
             "MigratePages": ops.MigratePages(mm, self.page, PAGE_SIZE),
             PRIVATE_MOVED: ops.MigratePages(mm, self.page, PAGE_SIZE),
+            "ClearRefs": ops.ClearRefs(mm),
             "Kswapd": ops.Kswapd(self.arena.options.slots * self.arena.options.pages),
             "Writeback": ops.Writeback(FILE),
         }
@@ -160,9 +177,7 @@ class Meetings:
     def __post_init__(self) -> None:
         first = {f"cpu{n}": self.prelude(n) for n in range(self.arena.options.cpus)}
         first |= dict.fromkeys((*self.processors, *self.devices), 0)
-        length = dict.fromkeys(first, PROCESSOR_LENGTH)
-        length |= dict.fromkeys(self.devices, DEVICE_LENGTH)
-        order = Rounds(first, length, WARM + 1)
+        order = Rounds(first, dict.fromkeys(first, LENGTH), WARM + 1)
         object.__setattr__(self, "order", order)
 
     def prelude(self, number: int) -> int:
@@ -202,7 +217,7 @@ class Meetings:
 
     def _whole_rounds(self) -> float:
         operations = self.arena.options.operations
-        return operations // PROCESSOR_LENGTH if operations else inf
+        return operations // LENGTH if operations else inf
 
     def step(self, program: str, round_: Round, position: int, operation: ops.Operation) -> Step:
         """The step of a program."""

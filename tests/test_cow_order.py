@@ -238,6 +238,14 @@ def test_a_child_gets_a_copy_of_a_pinned_page(monkeypatch: pytest.MonkeyPatch) -
     assert values(records) == [1]
 
 
+@pytest.mark.parametrize(("release", "copies"), [("v5.8", False), ("v5.10", True), ("v6.2", True)])
+def test_from_which_release_on_fork_copies_a_pinned_page(
+    release: str, copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned(monkeypatch)
+    assert ("FrameCopy" in names(of_last(world(release), *MAPPED, FORK))) == copies
+
+
 @pytest.mark.parametrize("way", ["swap", "migration"])
 def test_an_exclusive_page_is_exclusive_again_but_not_after_a_fork(way: str) -> None:
     """``pte_swp_exclusive`` and the migration entry remember it; fork takes it away."""

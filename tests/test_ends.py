@@ -35,7 +35,6 @@ from mmurace.scenarios.operations import programs_from
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.runs import nothing_left_behind
-from tests.test_cases import case
 from tests.test_nodes import LEAF, Hand, replies
 from tests.worlds import MM, page
 
@@ -81,12 +80,6 @@ def test_a_device_that_is_gone_has_no_translations(release: str, arch: str) -> N
     assert found.incomplete == 0
 
 
-@pytest.mark.parametrize("kernel", ["v6.6.5", ""])
-def test_the_case_of_a_device_that_was_removed_holds(kernel: str) -> None:
-    found = explore(case("device-removed").run(kernel), Options(schedules=100))
-    assert found.verdict().outcome == "held", found.verdict().reasons
-
-
 def keeping(write: bool = False) -> Hand:
     """A device that has asked for a translation."""
     hand = Hand(build("device0", world_of(), 0))
@@ -130,27 +123,6 @@ def test_nor_does_it_ask_again_after_a_page_request() -> None:
 
 
 # ---- VMs -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kernel", ["v6.6.5", "v5.12", "v6.6.88-arm64"])
-def test_a_vm_that_is_idle_may_be_destroyed(kernel: str) -> None:
-    found = explore(case("vm-destroyed-idle").run(kernel), Options(schedules=60))
-    assert found.verdict().outcome == "held", found.verdict().reasons
-
-
-@pytest.mark.parametrize(("kernel", "outcome"), [("no-srcu", "violated"), ("v6.2", "held")])
-def test_its_notifier_is_waited_for(kernel: str, outcome: str) -> None:
-    found = explore(case("unregister-callback").run(kernel), Options(schedules=200))
-    assert found.verdict().outcome == outcome
-    assert {v.rule for v in found.violations.values()} <= {"S13"}
-
-
-def test_a_vm_that_runs_cannot_be_destroyed() -> None:
-    """Every vCPU's file holds a reference."""
-    with pytest.raises(UserError) as error:
-        case("vm-destroyed-busy")
-    assert "vm-destroyed-busy.toml: program[1].steps[0]" in str(error.value)
-    assert "vcpu0/6" in str(error.value)
 
 
 @pytest.mark.parametrize(("release", "arch"), KERNELS)

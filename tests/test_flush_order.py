@@ -35,10 +35,9 @@ from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.processor import FlushTlbIpi, Tlbi
 from mmurace.protocol.records import NotifierCall
-from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE
+from tests.test_cases import case
 from tests.test_file_reclaim import Steps
-from tests.test_flush_cases import DATA
 from tests.test_kernel_order import delivered, names
 from tests.test_madvise_free import one_after_the_other, run
 from tests.worlds import page
@@ -148,7 +147,7 @@ def test_the_ceiling_by_release(release: str, arch: str, pages: int) -> None:
 
 def test_measures_count_what_the_secondaries_were_told() -> None:
     """P1 and P2: a whole mm, not 40 pages, and once."""
-    race = find(str(DATA / "flush-ceiling.toml"))
+    race = case("flush-ceiling")
     whole = simulate(race.run("v6.6-exact", 1)).verdict.how.statistics
     assert whole["secondary_whole"]["Munmap"] == 1
     assert "Munmap" not in whole["secondary_pages"]

@@ -39,7 +39,7 @@ from tests.file_programs import FILE, KERNELS, file_programs, file_world
 from tests.mm_programs import several_programs, several_world
 from tests.test_madvise_free import one_after_the_other
 
-READ_FAULT = Path(__file__).parent / "data" / "cases" / "read-fault-over-dirty.toml"
+READ_FAULT = Path(__file__).parent / "data" / "cases" / "false-s16-read-fault.toml"
 DAEMONS = (op.Kswapd(4), op.Writeback(FILE), op.MadviseFree("mm0", 0, 4 * 4096))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,6 @@ from mmurace.broker.exchange import Exchange
 from mmurace.broker.programs import Feeder, Program, Step
 from mmurace.broker.schedules import RandomWalk, Schedule
 from mmurace.broker.simulator import Simulator
-from mmurace.explorer.sample.explore import Options, explore
 from mmurace.explorer.sample.strategies import Paces, Pos, Stall
 from mmurace.nodes.build import build_all
 from mmurace.nodes.kernel import rmap
@@ -34,11 +32,9 @@ from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages import swap as s
 from mmurace.protocol.messages.base import Ack
-from mmurace.scenarios.catalogue import load_race
 from tests.file_programs import FILE
 from tests.worlds import page
 
-DATA = Path(__file__).parent / "data"
 MM, CHILD = "mm0", "mm1"
 TABLE = 8
 """Pages that a leaf table of these worlds maps."""
@@ -61,19 +57,6 @@ def world(release: str, arch: str, switches: dict[str, object]) -> World:
         kernel=preset(release, arch, switches), cpus=("cpu0", "cpu1", "cpu2"), mms=(MM, CHILD),
         levels=2, entries=TABLE, frames=48, gather_batch=2,
     )  # fmt: skip
-
-
-# ---- cases ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kernel", ["v6.6.5", "v6.6-arm64"])
-@pytest.mark.parametrize("case", ["reuse-while-migrating", "moved-while-reclaimed"])
-def test_what_looks_wrong_and_is_right(case: str, kernel: str) -> None:
-    race = load_race(DATA / f"{case}.toml")
-    found = explore(race.run(kernel, seed=1), Options(schedules=300))
-    assert [v.text() for v in found.violations.values()] == []
-    assert (found.schedules, found.incomplete) == (300, 0)
-    assert found.entered > 200
 
 
 # ---- every walker beside every mover -------------------------------------------------------------

@@ -275,7 +275,9 @@ def _alive(change: Change, kept: _Kept) -> bool:
 
 
 def _change(change: Change, kept: _Kept) -> Frozen:
-    deadlines = frozenset((d.rule, d.new, d.agents, d.event.what) for d in change.deadlines)
+    deadlines = frozenset(
+        (d.rule, d.new, d.agents, d.frame, d.event.what) for d in change.deadlines
+    )
     op = "" if change.op.ended else change.op.id
     unlocked = op and kept.denials and change.n < change.op.unlocked
     return (

@@ -88,18 +88,26 @@ async def copy_present_pte(
 ) -> bool:
     """``copy_present_pte``: the child maps the same page, and neither may write to it.
 
-    An anonymous page is nobody's alone from now on; if it is so and may be pinned, the child gets
-    a copy (``page_try_dup_anon_rmap``, v5.19), for which ``prealloc`` is needed: False without.
+    An anonymous page is nobody's alone from now on; if it may be pinned, the child gets a copy
+    (v5.9; from v5.19 if it is exclusive), for which ``prealloc`` is needed: False without.
     """
     src, dst = tables
     frame = ptes.frame_of(pte)
     if not pte & ptes.SPECIAL:
         await get_page(cpu, frame)
-        if not (await cpu.mem(RmapTryDup(frame, *place))).value:
+        if not await _try_dup(cpu, place, frame):
             await put_page(cpu, frame)
             return await copy_present_page(cpu, place, dst, frame, prealloc)
     pte = await ptep_set_wrprotect(cpu, src, place[1], pte)
     await set_pte_at(cpu, dst, place[1], pte & ~ptes.ACCESSED)
+    return True
+
+
+async def _try_dup(cpu: Processor, place: tuple[str, int], frame: int) -> bool:
+    """``page_try_dup_anon_rmap`` (v5.19; before, ``copy_present_page``): False to copy."""
+    if cpu.world.kernel.mm.fork_copies_pinned:
+        return (await cpu.mem(RmapTryDup(frame, *place))).value
+    await cpu.mem(RmapAdd(frame, *place))
     return True
 
 

@@ -23,9 +23,16 @@ async def dup_mmap(cpu: Processor, oldmm: str, mm: str) -> int:
     flush the parent's TLBs
     return                              [Required: no such entry from here on: the child
                                         would see what the parent writes]
+
+    The kernel locks the parent's mm, and below it (``SINGLE_DEPTH_NESTING``) the child's, for which
+    nobody can wait: it is new, and known to nobody (v6.6).  Here an mm is a name that may be in
+    use, so that two forks can each be into what the other copies; both locks are taken in the
+    order of the names, by which nobody waits for ever, and one of the two finds no new mm.
     """
-    await mmap_write_lock(cpu, oldmm)
-    await mmap_write_lock(cpu, mm)
+    if mm == oldmm:
+        return -EINVAL
+    for name in sorted((oldmm, mm)):
+        await mmap_write_lock(cpu, name)
     if (await cpu.mem(VmaFind(mm, 0, cpu.world.address_end()))).vmas:
         await mmap_write_unlock(cpu, mm)
         await mmap_write_unlock(cpu, oldmm)

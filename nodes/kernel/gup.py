@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
-from mmurace.nodes.kernel.page_ref import get_page, try_get_page
+from mmurace.nodes.kernel.page_ref import get_page, try_grab_page, unpin_user_page
 from mmurace.nodes.kernel.page_ref import put_page as put_page  # for drivers, too
 from mmurace.nodes.kernel.pgtable import (
     pmd_offset,
@@ -35,8 +35,13 @@ class Gup:
         return ptes.frame_of(self.pte)
 
 
-async def get_user_pages_fast(cpu: Processor, mm: str, address: int, write: bool) -> Gup | int:
+async def get_user_pages_fast(
+    cpu: Processor, mm: str, address: int, write: bool, pin: bool = False
+) -> Gup | int:
     """``get_user_pages_fast`` for one page: without a lock, else fault it in and try again.
+
+    ``pin``: ``FOLL_PIN`` in the place of ``FOLL_GET``; only for writing, for who reads would first
+    have to see to it that an anonymous page is his alone (``gup_must_unshare``, v5.19).
 
     The kernel's slow path looks the page up under mmap_lock after the fault; here the lockless
     walk is repeated instead, which sees the same entries.  -errno if the fault fails; -EINTR
@@ -44,7 +49,7 @@ async def get_user_pages_fast(cpu: Processor, mm: str, address: int, write: bool
     """
     address = page_of(address)
     for _ in range(FAULT_ATTEMPTS_MAX):
-        got = await lockless_pages_from_mm(cpu, mm, address, write)
+        got = await lockless_pages_from_mm(cpu, mm, address, write, pin)
         if got is not None:
             return got
         if cpu.fatal_signal_pending:
@@ -56,7 +61,9 @@ async def get_user_pages_fast(cpu: Processor, mm: str, address: int, write: bool
     return -EAGAIN
 
 
-async def lockless_pages_from_mm(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
+async def lockless_pages_from_mm(
+    cpu: Processor, mm: str, address: int, write: bool, pin: bool = False
+) -> Gup | None:
     """``lockless_pages_from_mm`` (``gup_fast``, v6.10), interrupts off; None: use the slow way.
 
     ``local_irq_save`` pairs with ``tlb_remove_table_sync_one`` (or the IPIs of the flush): tables
@@ -74,12 +81,14 @@ async def lockless_pages_from_mm(cpu: Processor, mm: str, address: int, write: b
     not change what is in it.
     """
     cpu.irq_disable()
-    got = await gup_fast_pte_range(cpu, mm, address, write)
+    got = await gup_fast_pte_range(cpu, mm, address, write, pin)
     cpu.irq_enable()
     return got
 
 
-async def gup_fast_pte_range(cpu: Processor, mm: str, address: int, write: bool) -> Gup | None:
+async def gup_fast_pte_range(
+    cpu: Processor, mm: str, address: int, write: bool, pin: bool
+) -> Gup | None:
     """``gup_pmd_range`` and ``gup_pte_range`` (``gup_fast_pte_range``, v6.10), interrupts off."""
     pmds = await pmd_offset(cpu, mm, address)
     if pmds < 0:
@@ -89,22 +98,22 @@ async def gup_fast_pte_range(cpu: Processor, mm: str, address: int, write: bool)
         return None
     table = ptes.frame_of(pmd)
     pte = await ptep_get(cpu, table, address)
-    if not ptes.permits(pte, write) or not await _try_get(cpu, pte):
+    if not ptes.permits(pte, write) or not await _try_grab(cpu, pte, pin):
         return None
     rechecks = cpu.world.kernel.mm.gup_fast_rechecks_pmd
     same = not rechecks or await pmdp_get(cpu, pmds, address) == pmd
     walk = cpu.port.upcoming
     if same and await ptep_get(cpu, table, address) == pte:
         return Gup(pte, walk)
-    await put_page(cpu, ptes.frame_of(pte))
+    await (unpin_user_page if pin else put_page)(cpu, ptes.frame_of(pte))
     return None
 
 
-async def _try_get(cpu: Processor, pte: int) -> bool:
+async def _try_grab(cpu: Processor, pte: int, pin: bool) -> bool:
     """``try_grab_page``; the zero page is not counted."""
     if pte & ptes.SPECIAL:
         return True
-    return await try_get_page(cpu, ptes.frame_of(pte))
+    return await try_grab_page(cpu, ptes.frame_of(pte), pin)
 
 
 async def follow_page(cpu: Processor, mm: str, address: int) -> int:

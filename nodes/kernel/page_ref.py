@@ -21,6 +21,11 @@ async def try_get_page(cpu: Processor, frame: int) -> bool:
     return (await cpu.mem(PageGet(frame))).value
 
 
+async def try_grab_page(cpu: Processor, frame: int, pin: bool) -> bool:
+    """``try_grab_page`` (``try_grab_folio``, v5.18): with ``FOLL_PIN`` or with ``FOLL_GET``."""
+    return (await cpu.mem(PageGet(frame, pin))).value
+
+
 async def get_page(cpu: Processor, frame: int) -> None:
     """``get_page``: the caller knows that the page has a reference."""
     await cpu.mem(PageGet(frame))
@@ -30,3 +35,8 @@ async def put_page(cpu: Processor, frame: int) -> None:
     """``put_page``; the zero page is not counted."""
     if frame != ZERO_PAGE:
         await cpu.mem(PagePut(frame))
+
+
+async def unpin_user_page(cpu: Processor, frame: int) -> None:
+    """``unpin_user_page`` (v5.6): what ``FOLL_PIN`` has taken."""
+    await cpu.mem(PagePut(frame, pin=True))

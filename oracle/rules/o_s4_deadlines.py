@@ -55,19 +55,28 @@ class Obligations:
 
     def frame_freed(self, changes: list[Change], event: Event, row: Row) -> None:
         """The frame that ``changes`` took out of entries is free."""
-        self._pass_all(changes, event, row)
+        self._pass_of_frame(changes, event, row)
 
     def frame_copied(self, op: Op, source: int, event: Event, row: Row) -> None:
         """The operation copied a frame that it had unmapped (migration)."""
         changes = [c for c in op.changes if ptes.frame_of(c.old) == source]
-        self._pass_all(changes, event, row)
+        self._pass_of_frame(changes, event, row)
 
     def page_written(self, op: Op, frame: int, event: Event, row: Row) -> None:
-        """The operation wrote a page that it had unmapped: who may still read it may stay."""
+        """The operation wrote a page that it had unmapped: who cannot store to it may stay.
+
+        Who walks the table itself cannot through a copy that is clean: he looks for the entry
+        first, to make it dirty (``serves``).
+
+        cpu0 (fork)                 cpu1 (reclaim)
+        entry: read-only, clean     clear it; write the page; flush
+        flush                       [Required: no store after the page was written; of a copy
+                                    that is writable and clean, nothing]
+        """
         for change in op.changes:
             if ptes.frame_of(change.old) == frame:
                 new = ptes.make(frame, ptes.PRESENT)
-                self._pass(change, Deadline("O", event, row, new), row)
+                self._pass(change, Deadline("O", event, row, new, frame=frame, stores=True), row)
 
     def bracket_ended(
         self, changes: list[Change], agents: frozenset[str], event: Event, row: Row
@@ -83,6 +92,19 @@ class Obligations:
     def _pass_all(self, changes: list[Change], event: Event, row: Row) -> None:
         for change in changes:
             self._pass(change, Deadline("O", event, row, change.new), row)
+
+    def _pass_of_frame(self, changes: list[Change], event: Event, row: Row) -> None:
+        """What becomes of a frame does not matter to a copy of another one.
+
+        cpu0 (reclaim)              cpu1 (reads the page back)  cpu2 (reclaim)
+        clear; flush deferred
+                                    maps another frame
+                                                                clear; write; flush; free that one
+        flush; free the first       [Required: of a copy of the first frame, only this]
+        """
+        for change in changes:
+            frame = ptes.frame_of(change.old)
+            self._pass(change, Deadline("O", event, row, change.new, frame=frame), row)
 
     def _pass(self, change: Change, deadline: Deadline, row: Row) -> None:
         change.deadlines.append(deadline)
@@ -105,11 +127,21 @@ class Obligations:
             or (deadline.rule == "S4" and fill.cache not in self.state.kinds.shadow)
         ):
             return
+        if deadline.frame is not None and fill.frame != deadline.frame:
+            return
+        if deadline.stores and not self._stores(fill):
+            return
         key = (deadline.rule, fill.agent, fill.cache)
         if key in change.reported or not ptes.takes_away(fill.pte, deadline.new):
             return
         change.reported.add(key)
         self.found.append(_report(fill, change, deadline))
+
+    def _stores(self, fill: Cached) -> bool:
+        """Whether it is enough for a store; a guest asks no entry, dirty or not."""
+        if fill.cache in self.state.kinds.shadow:
+            return ptes.permits(fill.pte, True)
+        return ptes.serves(fill.pte, True)
 
 
 def _report(fill: Cached, change: Change, deadline: Deadline) -> Violation:

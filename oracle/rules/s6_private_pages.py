@@ -7,13 +7,17 @@
     writes the page to swap             [... still leads to the page: its process would read it]
 
 An entry leads to a page if it maps it, waits for its migration, or names the slot that reclaim has
-put in its place, until the page's frame is free.
+put in its place, until the page's frame is free.  Only the first entry that names a slot says whose
+place it takes: others are copied by a fork, or moved to where the same call has unmapped a page.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmurace.oracle.state.live import Op, Page
 from mmurace.oracle.violation import Event, Violation
+from mmurace.protocol.limits import ORACLE_SLOTS_KEPT
 from mmurace.protocol.pte import (
     SPECIAL,
     WRITE,
@@ -26,6 +30,9 @@ from mmurace.protocol.pte import (
 )
 from mmurace.protocol.records import FrameAllocated
 
+GONE: Final = -1
+"""Of a slot: the frame whose place it took is free."""
+
 
 class PrivatePages:
     """Which entries lead to which anonymous page."""
@@ -35,7 +42,7 @@ class PrivatePages:
         self.anon: set[int] = set()
         """Frames that were allocated for anonymous memory."""
         self.slots: dict[int, int] = {}
-        """Swap slot -> the frame whose place it has taken in some entry."""
+        """Swap slot -> the frame whose place it has taken in some entry, or ``GONE``."""
         self._leads: dict[int, dict[Page, None]] = {}
         """Frame -> the pages whose entries name it."""
         self._swapped: dict[int, dict[Page, None]] = {}
@@ -50,7 +57,9 @@ class PrivatePages:
         """Its content is gone, or in a slot for good."""
         self.anon.discard(frame)
         if frame in self.slots.values():
-            self.slots = {slot: f for slot, f in self.slots.items() if f != frame}
+            self.slots = {slot: GONE if f == frame else f for slot, f in self.slots.items()}
+            for slot in list(self.slots)[:-ORACLE_SLOTS_KEPT]:
+                del self.slots[slot]
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """An entry changed."""

@@ -93,7 +93,12 @@ class LostStores:
                     self._lost(copy, change, stored)
 
     def freed(self, frame: int) -> None:
-        """A frame was freed: of a page in swap, what is left is what was written."""
+        """A frame was freed: of a page in swap, what is left is what was written.
+
+        A copy that was thrown away, as the entry had changed, is none of what the frame has next.
+        """
+        for kept in self._of.values():
+            kept[:] = [c for c in kept if c.slot or c.heirs or c.target != frame]
         for copy in self._of.pop(frame, ()):
             for page, stored in copy.stores.items() if copy.slot else ():
                 if is_swap(page.pte) and frame_of(page.pte) == copy.target:

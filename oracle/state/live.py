@@ -162,14 +162,20 @@ class Cached:
 
 
 class Deadline:
-    """A moment by which older copies must be gone; ``new`` is what the entry grants then."""
+    """A moment by which older copies must be gone; ``new`` is what the entry grants then.
 
-    __slots__ = ("agents", "event", "index", "n", "new", "rule")
+    ``agents``: whose copies; ``frame``: those of which frame (none: of any); ``stores``: those
+    through which somebody may store without another look at the entry.
+    """
+
+    __slots__ = ("agents", "event", "frame", "index", "n", "new", "rule", "stores")
 
     def __init__(
-        self, rule: str, event: Event, row: Row, new: int, agents: frozenset[str] | None = None
-    ) -> None:
+        self, rule: str, event: Event, row: Row, new: int,
+        agents: frozenset[str] | None = None, frame: int | None = None, stores: bool = False,
+    ) -> None:  # fmt: skip
         self.rule, self.event, self.n, self.new, self.agents = rule, event, event.n, new, agents
+        self.frame, self.stores = frame, stores
         self.index = row.index(event.n)  # no other delivery has this number
 
 

@@ -240,6 +240,8 @@ class PageGet(Request[Flag], frozen=True):
     """``try_get_page``: one more reference, unless there is none left."""
 
     frame: int
+    pin: bool = False
+    """``FOLL_PIN``: a reference that fork, reclaim and migration can tell from others."""
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
     ACCESS: ClassVar[str] = "add"
 
@@ -248,6 +250,8 @@ class PagePut(Request[Ack], frozen=True):
     """``put_page``: one reference less; the frame is free at none."""
 
     frame: int
+    pin: bool = False
+    """``unpin_user_page``."""
     swap_cache: bool = False
     """``free_page_and_swap_cache``: before that out of the swap cache if nobody maps the page, has
     locked it or has an entry of its slot (``free_swap_cache``)."""
@@ -287,7 +291,8 @@ class RmapAdd(Request[Ack], frozen=True):
 
 class RmapTryDup(Request[Flag], frozen=True):
     """``folio_try_dup_anon_rmap_pte`` (v5.19), under both PTLs of a fork: mapped once more, and
-    nobody's alone (not ``PageAnonExclusive``); or refused, as it is so and may be pinned.
+    nobody's alone (not ``PageAnonExclusive``); or refused, as it is so and may be pinned
+    (v5.9 to v5.18: as it may be pinned, ``copy_present_page``).
     """
 
     frame: int

@@ -188,6 +188,19 @@ class Kswapd(Operation, frozen=True):
     CHANGES: ClassVar[str] = "try_to_unmap_one"
 
 
+class PinnedAccess(Operation, frozen=True):
+    """A driver pins a page (``FOLL_PIN``), its device loads or stores a word of the frame, and the
+    driver unpins it, as for an RDMA region without on-demand paging.
+    """
+
+    mm: str
+    address: int
+    write: bool
+    value: int = 0
+    FUNCTION: ClassVar[str] = "ib_umem_get"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+
+
 class MigratePages(Operation, frozen=True):
     """``move_pages``: migrate the pages mapped in [address, address + length)."""
 

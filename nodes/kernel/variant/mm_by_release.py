@@ -185,6 +185,14 @@ class Mm(Switches, frozen=True):
         unreleased(False, "to see what the flush is for"),
     )
     """``dup_mmap`` calls ``flush_tlb_mm`` of the parent when all is copied (all releases)."""
+    fork_copies_pinned: bool = switch(
+        "mm/memory.c",
+        "copy_present_page",
+        since(False),
+        since(True, "v5.9", "70e806e4e645"),
+    )
+    """``fork`` gives the child a copy of an anonymous page that may be pinned, so that the parent
+    keeps the one that its device knows (70e806e4e645, v5.9), or shares that, too."""
     unregister_waits: bool = switch(
         "mm/mmu_notifier.c",
         "mmu_notifier_unregister",

@@ -104,6 +104,17 @@ class Vm(Part, frozen=True):
         """A vCPU's thread that is killed closes its file."""
         return isinstance(operation, Sigkill)
 
+    def misused_by(self, node: str, operation: Operation) -> tuple[str, str, str] | None:
+        """``GuestApic`` of what is no APIC-access page: its frame is in no VMCS."""
+        if not isinstance(operation, GuestApic) or node not in self.vcpus:
+            return None
+        pages = [slot.gfn for slot in self.slots if slot.apic]
+        if operation.gpa >> PAGE_SHIFT in pages:
+            return None
+        known = ", ".join(hex(gfn << PAGE_SHIFT) for gfn in pages)
+        expected = known or f"a slot of {self.name} with apic = true"
+        return "gpa", f"{operation.gpa:#x} is in no APIC-access page", expected
+
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """Without it if nothing of it is used, else with one vCPU less."""
         if not any(name in used for name in self.nodes()):
