@@ -67,6 +67,8 @@ def test_the_world_of_the_page_runs(tmp_path: Path) -> None:
 
 def test_every_key_of_a_world_file_is_explained() -> None:
     text = (DOCS / "worlds.md").read_text()
+    said_in_a_file = {"added": "KEY", "accesses": "mix"}
     for struct in (Counts, MixedOptions, SizeTable):
         for field in struct.__struct_fields__:
-            assert re.search(rf"`\w+\.{field}`", text), field
+            key = said_in_a_file.get(field, field)
+            assert re.search(rf"`\w+\.{key}`", text), field
