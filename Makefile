@@ -3,7 +3,7 @@
 #   make run    the main job: a mixed workload on real processes for 45 seconds
 #   make test   all tests
 #   make coverage  the same, with the lines that they reach, in child processes too
-#   make docs   the pages that are made from code
+#   make docs   the pages that are made from code, which takes some minutes
 #
 # ARGS goes to the program or to pytest: make run ARGS="--seed 7", make test ARGS="-k chaos".
 
@@ -36,6 +36,7 @@ coverage: $(DEV_STAMP)
 docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/generate.py
 	$(VENV)/bin/python docs/architecture.py
+	$(VENV)/bin/python docs/races.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no python3 of at least 3.11 with venv found; name one with PYTHON=" >&2; exit 2; }

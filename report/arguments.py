@@ -210,6 +210,15 @@ def _repro(commands: Commands) -> None:
     _out(parser)
 
 
+def _list(commands: Commands) -> None:
+    add = commands.add("list", "List the catalogue of races, or the rules.").add_argument
+    add("--rules", action="store_true", help="the oracle's rules")
+    add("--subsystem", default="", metavar="NAME", help="races of mm, arch, kvm, sva, ...")
+    add("--rule", default="", help="races that break it")
+    add("--release", default="", help="races of that kernel")
+    add("--cve", action="store_true", help="races with a CVE")
+
+
 def _kernels(commands: Commands) -> None:
     parser = commands.add("kernels", "Say what releases do, or how two of them differ.")
     parser.add_argument("releases", nargs="*", metavar="RELEASE", help="v6.1, v6.6.5, ...")
@@ -275,8 +284,7 @@ def parser_of_all() -> Parser:
     """The parser of the command line, with every command."""
     commands = Commands()
     _stress(commands)
-    listing = commands.add("list", "List the catalogue of races, or the rules.")
-    listing.add_argument("--rules", action="store_true", help="the oracle's rules")
+    _list(commands)
     show = commands.add("show", "Tell all about one race, or one rule.")
     show.add_argument("race", metavar="ID", help="id or name of a race, its file, or a rule")
     _kernels(commands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from mmurace.oracle.sometimes import describe
 from mmurace.report import formats
 from mmurace.report.facts import kernel_text
 from mmurace.scenarios.catalogue import KernelCase, Race
+from mmurace.scenarios.index import terms_of
 from mmurace.scenarios.spec import Expectation
 
 WIDE: Final = 110
@@ -78,7 +80,7 @@ def page_of(race: Race) -> str:
     """All about one race, as text."""
     parts = [
         f"{race.id} {race.name}: {race.title}",
-        f"family: {race.family}",
+        _found_under(race),
         race.story,
         _section("Kernels", (_kernel(case) for case in race.kernels)),
         _section("The window was entered if", map(describe, race.sometimes)),
@@ -88,6 +90,16 @@ def page_of(race: Race) -> str:
         _section("Run it", _commands(race)),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _found_under(race: Race) -> str:
+    """The words under which ``list`` finds it."""
+    terms = terms_of(race)
+    cves = f"\ncve: {', '.join(terms.cves)}" if terms.cves else ""
+    return (
+        f"family: {race.family}\nsubsystems: {', '.join(terms.subsystems)}\n"
+        f"breaks: {', '.join(terms.rules)}, on {', '.join(terms.releases)}{cves}"
+    )
 
 
 def _section(title: str, lines: Iterable[str]) -> str:
@@ -151,6 +163,7 @@ def race_dict(race: Race) -> dict[str, Any]:
         "name": race.name,
         "title": race.title,
         "family": race.family,
+        "found_under": asdict(terms_of(race)),
         "kernels": [msgspec.to_builtins(case) for case in race.kernels],
         "sometimes": msgspec.to_builtins(race.sometimes),
         "source": list(race.source),

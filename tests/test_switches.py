@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
+from mmurace.explorer.explain.why import other_values
+from mmurace.explorer.run.session import simulate
 from mmurace.nodes.kernel.variant import preset
 from mmurace.protocol.errors import UserError
+from mmurace.scenarios.catalogue import find
 
 CASES = [
     ("v6.6.5", "x86", {"upgrade_notify": "none"}, "upgrade_notify = none"),
@@ -28,3 +34,22 @@ def test_a_contradiction_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         preset(release, arch, switches)
+
+
+@pytest.mark.parametrize(
+    ("race", "kernel"), [("E02", "v6.6-arm64"), ("E08", "v6.6"), ("E34", "v6.2")]
+)
+def test_every_value_of_every_switch_is_refused_or_runs(race: str, kernel: str) -> None:
+    """On each machine; ``explain`` tries them all."""
+    spec = find(race).run(kernel, seed=1)
+    ran = 0
+    for switch, value in other_values(spec.world.kernel):
+        changed = spec.world.kernel.replace(**{switch: value})
+        try:
+            changed.validate(switch)
+        except UserError:
+            continue
+        world = msgspec.structs.replace(spec.world, kernel=changed)
+        assert simulate(replace(spec, world=world)).status == "finished", (switch, value)
+        ran += 1
+    assert ran > 50

@@ -5,18 +5,24 @@ from __future__ import annotations
 from mmurace.explorer.run import outcome as codes
 from mmurace.oracle.rules.table import Rule, rule_of
 from mmurace.oracle.rules.table import rules as known_rules
+from mmurace.protocol.errors import UserError
 from mmurace.report.commands.run import print_json
 from mmurace.report.screen import stdout, write_out
-from mmurace.scenarios import catalogue
+from mmurace.scenarios import catalogue, index
 
 
-def list_races(rules: bool, as_json: bool) -> int:
-    """List the catalogue of races, or the rules."""
+def list_races(
+    rules: bool, subsystem: str, rule: str, release: str, cve: bool, as_json: bool
+) -> int:
+    """List the catalogue of races, or those that are found under some words; or the rules."""
     from mmurace.report import catalogue as pages
 
     if rules:
         return list_rules(as_json)
-    races = catalogue.load_all().values()
+    if rule and rule_of(rule) is None:
+        known = ", ".join(one.id for one in known_rules())
+        raise UserError("--rule", f"no rule {rule!r}", f"one of {known}")
+    races = index.chosen(catalogue.load_all().values(), subsystem, rule, release, cve)
     if as_json:
         return print_json({"races": [pages.race_dict(race) for race in races]})
     console = stdout()

@@ -228,7 +228,7 @@ class Arch(Switches, frozen=True):
     )
     """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
 
-    def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
+    def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""
         if self.upgrade_tlbi_scope == "local" and not self.upgrade_needs_flush:
             yield "upgrade_tlbi_scope = local without upgrade_needs_flush", "broadcast"
@@ -250,6 +250,8 @@ class Arch(Switches, frozen=True):
             )
         if self.tlbie_scope != "all" and not self.broadcast_tlbi:
             yield f"tlbie_scope = {self.tlbie_scope} without broadcast_tlbi", "all"
+        if self.tlbie_scope != "all" and kernel.machine != "ppc":
+            yield f"tlbie_scope = {self.tlbie_scope} without a POWER machine", "all"
         if self.batch_mode != "none" and self.tlbie_scope != "all":
             yield f"batch_mode = {self.batch_mode} contradicts tlbie_scope", "none"
         if self.spurious_fault_flushes and not self.upgrade_needs_flush:
