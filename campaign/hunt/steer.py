@@ -1,0 +1,96 @@
+"""Where to look next: what few programs had so far, and what led to something new.
+
+*Items* are what a draft has in it, known before it runs: pairs of operations that race on one page,
+operations beside a kind of cache, operations on pages that were prepared in some way.  Of a few
+drafts the one with the rarest items is taken.  *Points* are what its runs went through: windows
+that somebody was inside, coverage points, reasons of retries.  A draft with a new point is kept,
+and later drafts are made from it by small changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Final
+
+from mmurace.campaign.hunt.draft import Draft
+from mmurace.campaign.hunt.mutate import mutated
+from mmurace.campaign.hunt.programs import Drawer, Sketch
+from mmurace.explorer.shrink.smaller import pages
+from mmurace.nodes.driver import draw
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.world import World
+from mmurace.protocol.messages.program import Operation
+
+CANDIDATES: Final = 4
+"""Drafts of which the one with the rarest items is taken."""
+KEPT_MAX: Final = 400
+"""Drafts that others are made from; the oldest go."""
+
+
+@dataclass(slots=True)
+class Steering:
+    """What was drawn and what was seen.  The seed and what it is told determine what it draws."""
+
+    kernel: Kernel
+    seed: int
+    items: Counter[str] = field(default_factory=Counter)
+    """Item -> drafts that had it."""
+    points: Counter[str] = field(default_factory=Counter)
+    """Point -> programs that passed it."""
+    kept: list[Sketch] = field(default_factory=list)
+    """Drafts that passed a point as the first."""
+
+    def draw(self, index: int) -> Sketch:
+        """The draft of program ``index``; to be asked in order.  Raises ``UserError``."""
+        drawer = Drawer(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
+        candidates = [self._candidate(drawer) for _ in range(CANDIDATES)]
+        best = max(candidates, key=lambda sketch: self.rarity(sketch.draft))
+        self.items.update(set(items(best.draft)))
+        return best
+
+    def _candidate(self, drawer: Drawer) -> Sketch:
+        if self.kept and drawer.chance.below(5) < 2:
+            return mutated(drawer, drawer.chance.choice(self.kept))
+        return drawer.sketch()
+
+    def rarity(self, draft: Draft) -> float:
+        """How little was seen of it so far: 1, if nothing."""
+        found = set(items(draft))
+        return sum(1 / (1 + self.items[item]) for item in found) / (len(found) or 1)
+
+    def learn(self, sketch: Sketch, points: Iterable[str]) -> None:
+        """What a program went through."""
+        passed = set(points)
+        if passed - self.points.keys():
+            self.kept.append(sketch)
+            del self.kept[:-KEPT_MAX]
+        self.points.update(passed)
+
+
+def items(draft: Draft) -> Iterator[str]:
+    """What a draft has in it."""
+    world = draft.world
+    sides = [(party.node, party.race) for party in draft.parties]
+    for (node, ours), (other, theirs) in combinations(sides, 2):
+        for one in ours:
+            for two in theirs:
+                if meet(one, node, two, other, world):
+                    first, second = sorted((type(one).__name__, type(two).__name__))
+                    yield f"{first} beside {second}"
+    caches = {cache for part in world.parts for cache in part.holders()}
+    prepared = {type(op).__name__ for op in draft.setup} - {"Mmap", "Touch", "Brk"}
+    file = next((op for op in draft.setup if getattr(op, "file", "")), None)
+    pages_are = "private" if file is None else "shared" if getattr(file, "shared", 0) else "a file"
+    for kind in {type(op).__name__ for _, op in draft.raced()}:
+        yield f"{kind} of {pages_are}"
+        yield from (f"{kind} beside {cache}" for cache in caches)
+        yield from (f"{kind} after {what}" for what in prepared)
+
+
+def meet(one: Operation, node: str, two: Operation, other: str, world: World) -> bool:
+    """Whether two operations concern a page of both; what names none concerns all."""
+    here, there = pages(one, node, world), pages(two, other, world)
+    return not here or not there or bool(here & there)

@@ -1,0 +1,163 @@
+"""One program, tried: its schedules, what they went through, what they broke.
+
+A trial is determined by its task; it knows nothing of other trials but what the task says, so that
+it can run in any process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mmurace.broker.schedules import Schedule
+from mmurace.campaign.hunt.draft import Draft
+from mmurace.campaign.hunt.finding import Finding, cut_down
+from mmurace.explorer.run.schedule_file import case_from
+from mmurace.explorer.sample.coverage import points_of
+from mmurace.explorer.sample.explore import run_schedule
+from mmurace.explorer.sample.policies import Policies
+from mmurace.explorer.shrink.case import Target, target_of
+from mmurace.nodes.driver import draw
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.oracle.oracle import Oracle
+from mmurace.oracle.sometimes import window_conditions
+from mmurace.scenarios.spec import RunSpec
+from mmurace.scenarios.tables import parse_toml
+from mmurace.scenarios.workloads import Script
+
+DELIVERIES_MAX: Final = 20_000
+"""A schedule is cut off there: small programs need some hundreds."""
+CUT_DOWN_MAX: Final = 2
+"""A program that shows more bugs at once shows the others another time."""
+INSIDE: Final = "inside "
+"""What a point begins with that says in whose window somebody was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a trial needs; plain values, for another process."""
+
+    index: int
+    seed: int
+    """Of the hunt."""
+    draft: Draft
+    schedules: int
+    known: frozenset[Target]
+    """Bugs that are found already, or are no news."""
+    against: Kernel | None = None
+    """What this one shows too is no news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of it."""
+
+    index: int
+    schedules: int
+    deliveries: int
+    points: tuple[str, ...]
+    """What its runs went through, in words."""
+    windows: int
+    """Schedules with somebody inside a window."""
+    bugs: tuple[Target, ...]
+    """What was broken, that the other kernel does not break."""
+    findings: tuple[tuple[Target, Finding], ...]
+    """New ones: what each was called before it was cut down, and after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The first schedule that showed a bug, not begun yet."""
+
+    spec: RunSpec
+    schedule: Schedule
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the schedules of one program on one kernel showed."""
+
+    deliveries: int = 0
+    windows: int = 0
+    points: frozenset[str] = frozenset()
+    bugs: dict[Target, Shown] = field(default_factory=dict)
+
+
+def spec_of(index: int, seed: int, draft: Draft) -> RunSpec:
+    """The run of a program, with windows counted."""
+    kinds = {type(operation).__name__ for operation in draft.operations()}
+    counted = window_conditions(kinds, draft.world, frozenset())
+    seeded = draw(seed, f"hunt/program/{index}") >> 1
+    script = Script(draft.programs())
+    return RunSpec(f"hunt-{index}", draft.world, seeded, script, sometimes=counted)
+
+
+def tried(task: Task) -> Tried:
+    """Run a task.  Raises ``KeyboardInterrupt``."""
+    spec = spec_of(task.index, task.seed, task.draft)
+    seen = _run(spec, task.schedules)
+    bugs = seen.bugs
+    if bugs and task.against is not None:
+        other = _run(_on(spec, task.against), task.schedules)
+        bugs = {bug: shown for bug, shown in bugs.items() if bug not in other.bugs}
+    fresh = [bug for bug in bugs if bug not in task.known][:CUT_DOWN_MAX]
+    cut = [(bug, _cut_down(bugs[bug], bug, task)) for bug in fresh]
+    found = tuple((bug, finding) for bug, finding in cut if finding is not None)
+    return Tried(
+        task.index, task.schedules, seen.deliveries, tuple(sorted(seen.points)), seen.windows,
+        tuple(bugs), found,
+    )  # fmt: skip
+
+
+def _run(spec: RunSpec, schedules: int) -> _Seen:
+    """The schedules of one program on one kernel."""
+    policies, seen, kinds = Policies("portfolio", spec.seed), _Seen(), _kinds(spec)
+    for index in range(schedules):
+        schedule = policies.schedule(index)
+        seeded = spec.with_seed(policies.node_seed(index))
+        trial = run_schedule(seeded, schedule, DELIVERIES_MAX, signed=False)
+        points = frozenset(_points(trial.oracle))
+        seen.deliveries += trial.deliveries
+        seen.points |= points
+        seen.windows += any(point.startswith(INSIDE) for point in points)
+        for violation in trial.oracle.violations:
+            bug = target_of(violation, spec.world, kinds)
+            if bug not in seen.bugs:
+                seen.bugs[bug] = Shown(seeded, policies.schedule(index))
+        policies.finished(schedule)
+    return seen
+
+
+def _kinds(spec: RunSpec) -> dict[str, str]:
+    return {
+        f"{program.name}/{at}": type(step.operation).__name__
+        for program in spec.programs()
+        for at, step in enumerate(program.steps)
+    }
+
+
+def _points(oracle: Oracle) -> list[str]:
+    """What a run went through, in words."""
+    found = list(points_of(oracle.statistics))
+    if oracle.windows is not None:
+        entered = oracle.windows.entered.items()
+        found += [f"{INSIDE}{kind}: {cache}" for (kind, cache), count in entered if count]
+    return found
+
+
+def _on(spec: RunSpec, kernel: Kernel) -> RunSpec:
+    """The same run on another kernel."""
+    return replace(spec, world=msgspec.structs.replace(spec.world, kernel=kernel))
+
+
+def _cut_down(shown: Shown, bug: Target, task: Task) -> Finding | None:
+    """A bug, cut down; None if the other kernel shows what is left of it."""
+    finding = cut_down(shown.spec, shown.schedule, bug, task.index, DELIVERIES_MAX)
+    if finding is None or task.against is None:
+        return finding
+    case, _ = case_from(parse_toml(finding.schedule, "finding"), "finding", Path())
+    other = _run(_on(case.spec, task.against), task.schedules)
+    return finding if bug not in other.bugs else None
