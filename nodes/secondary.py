@@ -214,8 +214,8 @@ class Secondary:
     named_by: Mapping[str, Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
     """Fields of operations that name it, or a node of it: (row) -> the names that fit."""
     row: Callable[[Ground, int], Any] | None = None
-    """A row for a small world, the n-th (from 0) of its kind; None: drawn by the kinds of its fields,
-    which are names of mms and CPUs, and yes or no."""
+    """A row for a small world, the n-th (from 0) of its kind; None: drawn by the kinds of its
+    fields, which are names of mms and CPUs, and yes or no."""
     given: Mapping[type[Operation], Callable[[Ground, Any], Mapping[str, Any] | None]] = field(
         default_factory=dict
     )

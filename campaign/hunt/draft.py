@@ -139,7 +139,10 @@ class _Writer:
     def _ends_process(self, operation: Operation, node: str, theirs: Operation) -> bool:
         if not isinstance(operation, (Exit, Execve)) or node not in self.world.processors():
             return False
-        if getattr(theirs, "mm", "") == operation.mm or getattr(theirs, "child", "") == operation.mm:
+        if (
+            getattr(theirs, "mm", "") == operation.mm
+            or getattr(theirs, "child", "") == operation.mm
+        ):
             return True
         part = self.world.part_of(node)
         mms = [getattr(part, key) for key in part.MMS] if part is not None else []

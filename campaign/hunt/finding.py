@@ -26,7 +26,7 @@ from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.errors import EmulatorError
 from mmurace.protocol.messages.program import Operation
-from mmurace.scenarios.operations import operations, op_name
+from mmurace.scenarios.operations import op_name, operations
 from mmurace.scenarios.spec import RunSpec
 
 TRIES: Final = 250

@@ -4,8 +4,8 @@
         print(finding.text)
 
 What it finds is determined by the seed and the number of programs, not by how many processes try
-them: program ``n`` is drawn with what is known of programs up to ``n - LAG``, and what comes back is
-taken in order.
+them: program ``n`` is drawn with what is known of programs up to ``n - LAG``, and what comes back
+is taken in order.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _hands(jobs: int) -> Iterator[Callable[[Task], Trying]]:
         return
     needed = [plugin.path for plugin in plugins.loaded()]
     with multiprocess.get_context("spawn").Pool(jobs, _prepare, (needed,)) as pool:
-        yield lambda task: _Handed(pool.apply_async(tried, (task,)))  # type: ignore[no-any-return]
+        yield lambda task: _Handed(pool.apply_async(tried, (task,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +242,3 @@ def _prepare(needed: list[str]) -> None:
 def hunt(kernel: Kernel, options: Options, progress: Progress | None = None) -> Iterator[Finding]:
     """What random small programs show of a kernel, as it is found.  Raises ``PluginError``."""
     return iter(Hunt(kernel, options, None, progress))
-

@@ -18,9 +18,7 @@ CHANGES_MAX = 3
 
 def mutated(drawer: Drawer, sketch: Sketch) -> Sketch:
     """The draft with one to three small changes; a new one if nothing legal comes of it."""
-    scene = replace(
-        sketch.scene, ground=replace(sketch.scene.ground, below=drawer.chance.below)
-    )
+    scene = replace(sketch.scene, ground=replace(sketch.scene.ground, below=drawer.chance.below))
     draft = sketch.draft
     for _ in range(1 + drawer.chance.below(CHANGES_MAX)):
         draft = drawer.chance.choice(WAYS)(drawer, scene, draft)

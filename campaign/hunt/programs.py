@@ -166,23 +166,23 @@ class Drawer:
             yield ops.Brk(mm, HEAP)
             yield ops.Brk(mm, HEAP + 2 * PAGE_SIZE)
             yield ops.Touch(mm, HEAP, True, self._new_value())
-        if scene.file and chance.one_in(4):
+        second = bool(scene.file) and chance.one_in(4)
+        if second:
             yield ops.Mmap(MMS[1], START, length, True, True, FILE, 0, scene.shared)
             yield ops.Touch(MMS[1], ground.page(scene.hot[0]), chance.one_in(2), self._new_value())
         for page in range(ground.pages):
             if page in scene.hot or chance.below(3):
                 yield ops.Touch(mm, ground.page(page), chance.below(5) > 0, self._new_value())
-        yield from self._prepared(scene)
+        yield from self._prepared(scene, second)
 
-    def _prepared(self, scene: Scene) -> Iterator[Operation]:
+    def _prepared(self, scene: Scene, second: bool) -> Iterator[Operation]:
         """What makes pages other than new: shared, read-only, clean, swapped out."""
         chance, mm = self.chance, scene.ground.mm
         kind = chance.below(14)
         page = scene.ground.page(scene.hot[0])
-        forked = not scene.file or not any(isinstance(op, ops.Mmap) for op in ())
-        if kind == 0 and forked:
+        if kind == 0 and not second:
             yield ops.Fork(mm, MMS[1])
-        elif kind == 1 and forked:
+        elif kind == 1 and not second:
             yield ops.Fork(mm, MMS[1])
             yield ops.Exit(MMS[1])
         elif kind == 2:
@@ -318,7 +318,7 @@ class Drawer:
             "mm": lambda: mm,
             "child": lambda: MMS[1] if mm == MMS[0] else MMS[0],
             "address": lambda: self._address(kind, scene),
-            "length": lambda: self._length(kind, scene, values["address"]),
+            "length": lambda: self._length(scene, values["address"]),
             "new_address": lambda: self._target(values, scene),
             "new_length": lambda: values["length"],
             "value": self._new_value,
@@ -356,7 +356,7 @@ class Drawer:
             return SPARE
         return ground.page(chance.choice((0, 0, *scene.hot, *scene.hot)))
 
-    def _length(self, kind: type[Operation], scene: Scene, address: int) -> int:
+    def _length(self, scene: Scene, address: int) -> int:
         """To the end, or as far as a hot page, or one page."""
         if address in (QUIET, SPARE):
             return PAGE_SIZE * (1 if address == QUIET else scene.ground.pages)

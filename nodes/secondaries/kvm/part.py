@@ -115,7 +115,7 @@ APIC_GFN: Final = 0xFEE00
 
 
 def row(ground: Ground, number: int) -> Vm:
-    """A guest with one or two vCPUs, to which all pages belong; every other one has an APIC page."""
+    """A guest with one or two vCPUs, to which all pages belong; half of them have an APIC page."""
     slots = [Slot(0, ground.pages, ground.start)]
     if ground.one_in(2):
         slots.append(Slot(APIC_GFN, 1, ground.quiet, True))
