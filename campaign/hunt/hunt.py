@@ -100,6 +100,8 @@ class Hunt:
     options: Options
     log: Log | None = None
     progress: Progress | None = None
+    clock: Callable[[], float] = time.monotonic
+    """What ``Options.seconds`` are measured with."""
     tally: Tally = field(default_factory=Tally)
     interrupted: bool = False
     seconds: float = 0.0
@@ -114,25 +116,25 @@ class Hunt:
 
     def __iter__(self) -> Iterator[Finding]:
         """Findings, in order of their programs.  Ctrl-C ends it; so does whoever stops asking."""
-        began = time.monotonic()
+        began = self.clock()
         try:
             with collector_at_rest(), _hands(self.options.jobs) as begin:
                 yield from self._all(began, begin)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
-            self.seconds = time.monotonic() - began
+            self.seconds = self.clock() - began
 
     def _all(self, began: float, begin: Callable[[Task], Trying]) -> Iterator[Finding]:
         recorded = self.log.before() if self.log is not None else iter(())
         for done in recorded:
             yield from self._next(_Recorded(done).again)
-        while not self.options.spent(self._drawn, time.monotonic() - began):
+        while not self.options.spent(self._drawn, self.clock() - began):
             yield from self._next(begin)
-            self._tell(time.monotonic() - began)
+            self._tell(self.clock() - began)
         while self._under_way:
             yield from self._take()
-            self._tell(time.monotonic() - began)
+            self._tell(self.clock() - began)
 
     def _next(self, begin: Callable[[Task], Trying]) -> Iterator[Finding]:
         """Draw one program more, once the one that was drawn ``LAG`` programs before is done."""

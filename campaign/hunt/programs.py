@@ -13,9 +13,8 @@ of a secondary can look like, the registry says.  Where they go is the same smal
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -49,13 +48,13 @@ def kinds_on_cpus() -> list[type[Operation]]:
     return [kind for kind in operation_kinds() if kind not in elsewhere]
 
 
-@cache
-def _weights() -> dict[type[Operation], int]:
-    """How often an operation is drawn, if nothing else is known: what ends a process seldom is."""
-    return {ops.Touch: 2, ops.Exit: 1, ops.Execve: 1, ops.ClearRefs: 2}
+def group_of(kind: type[Operation]) -> str:
+    """What an operation does to entries, as the kernel function that does it is called."""
+    return kind.CHANGES or kind.FUNCTION or kind.__name__
 
 
-USUAL_WEIGHT: Final = 4
+SELDOM: Final = (ops.Exit, ops.Execve, ops.Brk)
+"""Within its group an operation is drawn seldom that needs much else, or ends a process."""
 
 
 class Chance(random.Random):
@@ -84,6 +83,11 @@ class Scene:
     """The pages of main that the parties meet on."""
 
 
+Pair = tuple[str, str]
+"""Two groups (``group_of``)."""
+Role = Callable[[Scene, str, Sequence[Operation]], Party]
+
+
 @dataclass(frozen=True, slots=True)
 class Sketch:
     """A draft and what it is about, so that it can be changed."""
@@ -98,15 +102,23 @@ class Drawer:
     def __init__(self, kernel: Kernel, seed: int) -> None:
         self.kernel, self.chance = kernel, Chance(seed)
         self._value = 0
+        self._first: list[str] = []
+        """Groups that the next changers begin with."""
 
-    def sketch(self) -> Sketch:
-        """One that is a legal use of everything in it.  Raises ``UserError`` if there is none."""
+    def sketch(self, pair: Pair = ("", "")) -> Sketch:
+        """One that is a legal use of everything in it.
+
+        ``pair``: the groups of the first things that two of the parties do, if that can be.
+        Raises ``UserError`` if there is none.
+        """
         problem: UserError | None = None
         for _ in range(REDRAWS):
-            scene = self._scene()
-            setup = tuple(self._setup(scene))
+            self._first = [group for group in pair if group]
+            roles = self._roles()
+            scene = self._scene(self._first, len(roles))
+            setup = tuple(self._setup(scene, self._taker in roles))
             try:
-                draft = Draft(scene.world, setup, self._parties(scene, setup))
+                draft = Draft(scene.world, setup, self._parties(scene, setup, roles))
                 return Sketch(scene, checked(draft))
             except UserError as error:
                 problem = error
@@ -114,21 +126,21 @@ class Drawer:
 
     # -- worlds ----------------------------------------------------------------------------
 
-    def _scene(self) -> Scene:
+    def _scene(self, groups: Collection[str], parties: int) -> Scene:
         chance = self.chance
-        cpus = tuple(f"cpu{n}" for n in range(chance.choice((2, 2, 3, 3, 3, 4))))
-        if self.kernel.machine == "ppc" and chance.one_in(3):
-            cpus = cpus[:1]
-        pages = chance.choice((1, 1, 2, 2, 3, 4, 4, ENTRIES))
+        cpus = tuple(f"cpu{n}" for n in range(parties + chance.one_in(6)))
+        pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES))
         ground = Ground(MMS, cpus, START, pages, QUIET, chance.below)
         world = World(
             kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground)),
-            levels=2 if chance.below(5) else 3, entries=ENTRIES,
+            levels=2 if chance.below(8) else 3, entries=ENTRIES,
             frames=40 if chance.below(6) else 10 + chance.below(8),
             gather_batch=8 if chance.below(3) else 1 + chance.below(2),
         )  # fmt: skip
         kind = chance.choice(("anon", "anon", "anon", "shared", "private"))
-        hot = tuple(sorted(chance.sample(range(pages), min(pages, 1 + chance.one_in(3)))))
+        if any(_of_files(group) for group in groups):
+            kind = chance.choice(("shared", "shared", "private"))
+        hot = tuple(sorted(chance.sample(range(pages), min(pages, 1 + chance.one_in(4)))))
         file = "" if kind == "anon" else FILE
         return Scene(
             replace(ground, world=world), world, file, kind == "shared", chance.one_in(8), hot
@@ -139,7 +151,7 @@ class Drawer:
         there = [s for s in by_node_order() if self.kernel.machine in s.machines]
         if not there:
             return
-        wanted = self.chance.choice((0, 1, 1, 1, 1, 1, 1, 2, 2))
+        wanted = self.chance.choice((0, 0, 0, 1, 1, 1, 1, 1, 1, 2))
         chosen = [self.chance.choice(there) for _ in range(wanted)]
         for one in there:
             for number in range(chosen.count(one)):
@@ -153,7 +165,7 @@ class Drawer:
 
     # -- preparing -------------------------------------------------------------------------
 
-    def _setup(self, scene: Scene) -> Iterator[Operation]:
+    def _setup(self, scene: Scene, taken: bool) -> Iterator[Operation]:
         chance, ground = self.chance, scene.ground
         mm = ground.mm
         length = ground.pages * PAGE_SIZE
@@ -161,7 +173,8 @@ class Drawer:
             yield ops.Mmap(mm, QUIET, PAGE_SIZE, True, True)
             yield ops.Touch(mm, QUIET, True, self._new_value())
         yield ops.Mmap(mm, START, length, True, True, scene.file, 0, scene.shared)
-        yield ops.Mmap(mm, OWN, 3 * PAGE_SIZE, True, True)
+        if taken:
+            yield ops.Mmap(mm, OWN, 3 * PAGE_SIZE, True, True)
         if scene.heap:
             yield ops.Brk(mm, HEAP)
             yield ops.Brk(mm, HEAP + 2 * PAGE_SIZE)
@@ -171,7 +184,7 @@ class Drawer:
             yield ops.Mmap(MMS[1], START, length, True, True, FILE, 0, scene.shared)
             yield ops.Touch(MMS[1], ground.page(scene.hot[0]), chance.one_in(2), self._new_value())
         for page in range(ground.pages):
-            if page in scene.hot or chance.below(3):
+            if page in scene.hot or chance.one_in(4):
                 yield ops.Touch(mm, ground.page(page), chance.below(5) > 0, self._new_value())
         yield from self._prepared(scene, second)
 
@@ -202,30 +215,44 @@ class Drawer:
 
     # -- parties ---------------------------------------------------------------------------
 
-    def _parties(self, scene: Scene, setup: Sequence[Operation]) -> tuple[Party, ...]:
-        chance = self.chance
-        found = [self._changer(scene, scene.world.cpus[0], setup)]
-        for cpu in scene.world.cpus[1:]:
-            make: Callable[[Scene, str, Sequence[Operation]], Party] = chance.choice(
-                (self._changer, self._changer, self._toucher, self._toucher, self._taker)
-            )
-            if chance.below(5):
-                found.append(make(scene, cpu, setup))
+    def _parties(
+        self, scene: Scene, setup: Sequence[Operation], roles: Sequence[Role]
+    ) -> tuple[Party, ...]:
+        """Those of processors, and whoever of the secondaries can be asked for something."""
+        cpus = scene.world.cpus
+        found = [make(scene, cpu, setup) for make, cpu in zip(roles, cpus, strict=False)]
         for part in scene.world.parts:
             found += self._accessors(scene, part)
         return tuple(found)
 
+    def _roles(self) -> list[Role]:
+        """What processors do: two that change something, an adversary or two, or just one."""
+        changer, toucher, taker = self._changer, self._toucher, self._taker
+        few: tuple[list[Role], ...] = (
+            [changer], [changer, toucher], [changer, toucher], [changer, taker],
+            [changer, changer], [changer, changer], [changer, changer], [changer, changer],
+            [changer, changer, toucher], [changer, changer, taker], [changer, toucher, taker],
+            [changer, changer, changer],
+        )  # fmt: skip
+        if len(self._first) > 1 and self.chance.below(4):
+            few = tuple(roles for roles in few if roles[1:2] == [changer])
+        return self.chance.choice(few)
+
     def _changer(self, scene: Scene, cpu: str, setup: Sequence[Operation]) -> Party:
-        """Takes entries away, or does what else processors do."""
-        count = self.chance.choice((1, 1, 2, 2, 3, 4))
-        race = [self.on_cpu(scene, setup) for _ in range(count)]
-        warm = (self._touch(scene, scene.ground.mm),) if self.chance.one_in(3) else ()
-        return Party(cpu, cpu, warm, tuple(race), self.chance.one_in(6))
+        """Takes entries away, or does what else processors do; has them in its TLB, or not."""
+        chance, mm = self.chance, self._mm(setup)
+        race: list[Operation] = []
+        for _ in range(chance.choice((1, 1, 1, 1, 1, 2, 3))):
+            race.append(self.on_cpu(scene, setup, self._first.pop(0) if self._first else ""))
+            if chance.below(5) < 2:
+                race.append(self._touch(scene, mm))
+        warm = (self._touch(scene, mm),) if chance.one_in(2) else ()
+        return Party(cpu, cpu, warm, tuple(race), chance.one_in(6))
 
     def _toucher(self, scene: Scene, cpu: str, setup: Sequence[Operation]) -> Party:
         """Has the pages in its TLB, and uses them."""
         mm = self._mm(setup)
-        count = self.chance.choice((1, 2, 3, 4, 5))
+        count = self.chance.choice((1, 1, 1, 2, 3))
         race = tuple(self._touch(scene, mm) for _ in range(count))
         return Party(cpu, cpu, (self._touch(scene, mm),), race, self.chance.one_in(6))
 
@@ -243,7 +270,7 @@ class Drawer:
             fitting = [kind for kind, nodes in of(part).accesses.items() if node in nodes(part)]
             if not fitting or not self.chance.below(8):
                 continue
-            count = self.chance.choice((1, 2, 3, 4, 6))
+            count = self.chance.choice((1, 1, 1, 1, 2, 3))
             made = [self.on_node(scene, part, fitting) for _ in range(count + 1)]
             done = [operation for operation in made if operation is not None]
             if done:
@@ -260,16 +287,22 @@ class Drawer:
         kind = self.chance.choice(data if data and self.chance.below(12) else list(fitting))
         return self._made(kind, scene, part, scene.ground.mm)
 
-    def on_cpu(self, scene: Scene, setup: Sequence[Operation]) -> Operation:
-        """An operation of a processor."""
-        kinds = [kind for kind in kinds_on_cpus() if self._suits(kind, scene, setup)]
-        weights = [_weights().get(kind, USUAL_WEIGHT) for kind in kinds]
+    def on_cpu(self, scene: Scene, setup: Sequence[Operation], group: str = "") -> Operation:
+        """An operation of a processor; of that group, if one of it has something to be done to."""
+        groups: dict[str, list[type[Operation]]] = {}
+        for kind in kinds_on_cpus():
+            if self._suits(kind, scene, setup):
+                groups.setdefault(group_of(kind), []).extend([kind] * (1 if kind in SELDOM else 4))
         while True:
-            (kind,) = self.chance.choices(kinds, weights)
+            kind = self.chance.choice(groups.get(group) or groups[self._some(groups)])
             part = self._part_for(kind, scene.world)
             made = self._made(kind, scene, part, self._mm(setup))
             if made is not None:
                 return made
+            group = ""
+
+    def _some(self, groups: Collection[str]) -> str:
+        return self.chance.choice(list(groups))
 
     def _suits(self, kind: type[Operation], scene: Scene, setup: Sequence[Operation]) -> bool:
         """Whether it has something to be done to."""
@@ -377,6 +410,20 @@ class Drawer:
     def _new_value(self) -> int:
         self._value += 1
         return self._value
+
+
+def _of_files(group: str) -> bool:
+    """Whether only operations on files do that."""
+    kinds = [kind for kind in kinds_on_cpus() if group_of(kind) == group]
+    return bool(kinds) and all("file" in kind.__struct_fields__ for kind in kinds)
+
+
+def pairs_of_groups() -> list[Pair]:
+    """Every two groups of what core mm does on processors, and every one with itself."""
+    calls = {kind for one in secondaries() for kind in one.calls}
+    kinds = [kind for kind in kinds_on_cpus() if kind not in calls]
+    groups = list(dict.fromkeys(map(group_of, kinds)))
+    return [(one, two) for at, one in enumerate(groups) for two in groups[at:]]
 
 
 def _second_process(setup: Sequence[Operation]) -> bool:

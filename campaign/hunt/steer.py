@@ -1,8 +1,9 @@
 """Where to look next: what few programs had so far, and what led to something new.
 
-*Items* are what a draft has in it, known before it runs: pairs of operations that race on one page,
-operations beside a kind of cache, operations on pages that were prepared in some way.  Of a few
-drafts the one with the rarest items is taken.  *Points* are what its runs went through: windows
+Two of the parties begin with the pair of operations that had its turn least often, by what they do
+to entries.  *Items* are what a draft has in it, known before it runs: pairs of operations that race
+on one page, operations beside a kind of cache, or on pages that were prepared in some way.  Of a
+few drafts the one with the rarest items is taken.  *Points* are what its runs went through: windows
 that somebody was inside, coverage points, reasons of retries.  A draft with a new point is kept,
 and later drafts are made from it by small changes.
 """
@@ -17,14 +18,14 @@ from typing import Final
 
 from mmurace.campaign.hunt.draft import Draft
 from mmurace.campaign.hunt.mutate import mutated
-from mmurace.campaign.hunt.programs import Drawer, Sketch
+from mmurace.campaign.hunt.programs import Drawer, Pair, Sketch, pairs_of_groups
 from mmurace.explorer.shrink.smaller import pages
 from mmurace.nodes.driver import draw
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.world import World
 from mmurace.protocol.messages.program import Operation
 
-CANDIDATES: Final = 4
+CANDIDATES: Final = 3
 """Drafts of which the one with the rarest items is taken."""
 KEPT_MAX: Final = 400
 """Drafts that others are made from; the oldest go."""
@@ -38,23 +39,35 @@ class Steering:
     seed: int
     items: Counter[str] = field(default_factory=Counter)
     """Item -> drafts that had it."""
+    pairs: Counter[Pair] = field(default_factory=Counter)
+    """Pair -> its turns."""
     points: Counter[str] = field(default_factory=Counter)
     """Point -> programs that passed it."""
     kept: list[Sketch] = field(default_factory=list)
     """Drafts that passed a point as the first."""
+    groups: list[Pair] = field(default_factory=pairs_of_groups)
 
     def draw(self, index: int) -> Sketch:
         """The draft of program ``index``; to be asked in order.  Raises ``UserError``."""
         drawer = Drawer(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
-        candidates = [self._candidate(drawer) for _ in range(CANDIDATES)]
+        pair = self._pair(drawer)
+        candidates = [self._candidate(drawer, pair) for _ in range(CANDIDATES)]
         best = max(candidates, key=lambda sketch: self.rarity(sketch.draft))
         self.items.update(set(items(best.draft)))
         return best
 
-    def _candidate(self, drawer: Drawer) -> Sketch:
-        if self.kept and drawer.chance.below(5) < 2:
+    def _pair(self, drawer: Drawer) -> Pair:
+        """One that had its turn least often."""
+        least = min((self.pairs[pair] for pair in self.groups), default=0)
+        pair = drawer.chance.choice([p for p in self.groups if self.pairs[p] == least])
+        self.pairs[pair] += 1
+        one, two = pair
+        return pair if drawer.chance.one_in(2) else (two, one)
+
+    def _candidate(self, drawer: Drawer, pair: Pair) -> Sketch:
+        if self.kept and drawer.chance.one_in(4):
             return mutated(drawer, drawer.chance.choice(self.kept))
-        return drawer.sketch()
+        return drawer.sketch(pair)
 
     def rarity(self, draft: Draft) -> float:
         """How little was seen of it so far: 1, if nothing."""

@@ -115,12 +115,12 @@ APIC_GFN: Final = 0xFEE00
 
 
 def row(ground: Ground, number: int) -> Vm:
-    """A guest with one or two vCPUs, to which all pages belong; half of them have an APIC page."""
+    """A guest with a vCPU or two, to which all pages belong; half of them have an APIC page."""
     slots = [Slot(0, ground.pages, ground.start)]
     if ground.one_in(2):
         slots.append(Slot(APIC_GFN, 1, ground.quiet, True))
     first = 2 * number
-    vcpus = [f"vcpu{first}"] + [f"vcpu{first + 1}"] * ground.one_in(4)
+    vcpus = [f"vcpu{first}"] + [f"vcpu{first + 1}"] * ground.one_in(8)
     return Vm(f"kvm{number}", tuple(vcpus), ground.mm, tuple(slots))
 
 
