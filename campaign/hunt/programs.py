@@ -12,7 +12,9 @@ of a secondary can look like, the registry says.  Where they go is the same smal
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -418,12 +420,19 @@ def _of_files(group: str) -> bool:
     return bool(kinds) and all("file" in kind.__struct_fields__ for kind in kinds)
 
 
-def pairs_of_groups() -> list[Pair]:
-    """Every two groups of what core mm does on processors, and every one with itself."""
+def pairs_of_groups() -> dict[Pair, float]:
+    """Every two groups of what core mm does on processors, and every one with itself.
+
+    Each with a weight: twice the operations, half as much again of the turns.
+    """
     calls = {kind for one in secondaries() for kind in one.calls}
-    kinds = [kind for kind in kinds_on_cpus() if kind not in calls]
-    groups = list(dict.fromkeys(map(group_of, kinds)))
-    return [(one, two) for at, one in enumerate(groups) for two in groups[at:]]
+    sizes = Counter(group_of(kind) for kind in kinds_on_cpus() if kind not in calls)
+    groups = list(sizes)
+    return {
+        (one, two): math.sqrt(sizes[one] * sizes[two])
+        for at, one in enumerate(groups)
+        for two in groups[at:]
+    }
 
 
 def _second_process(setup: Sequence[Operation]) -> bool:

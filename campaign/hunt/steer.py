@@ -45,7 +45,7 @@ class Steering:
     """Point -> programs that passed it."""
     kept: list[Sketch] = field(default_factory=list)
     """Drafts that passed a point as the first."""
-    groups: list[Pair] = field(default_factory=pairs_of_groups)
+    groups: dict[Pair, float] = field(default_factory=pairs_of_groups)
 
     def draw(self, index: int) -> Sketch:
         """The draft of program ``index``; to be asked in order.  Raises ``UserError``."""
@@ -57,9 +57,10 @@ class Steering:
         return best
 
     def _pair(self, drawer: Drawer) -> Pair:
-        """One that had its turn least often."""
-        least = min((self.pairs[pair] for pair in self.groups), default=0)
-        pair = drawer.chance.choice([p for p in self.groups if self.pairs[p] == least])
+        """One that had its turn least often, for how many operations it stands for."""
+        turns = {pair: self.pairs[pair] / weight for pair, weight in self.groups.items()}
+        least = min(turns.values())
+        pair = drawer.chance.choice([pair for pair, had in turns.items() if had == least])
         self.pairs[pair] += 1
         one, two = pair
         return pair if drawer.chance.one_in(2) else (two, one)

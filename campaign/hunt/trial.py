@@ -6,6 +6,7 @@ it can run in any process.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from mmurace.campaign.hunt.draft import Draft
 from mmurace.campaign.hunt.finding import Finding, cut_down
 from mmurace.explorer.run.schedule_file import case_from
 from mmurace.explorer.sample.coverage import points_of
-from mmurace.explorer.sample.explore import run_schedule
+from mmurace.explorer.sample.explore import COLLECT_EVERY, run_schedule
 from mmurace.explorer.sample.policies import Policies
 from mmurace.explorer.shrink.case import Target, target_of
 from mmurace.nodes.driver import draw
@@ -134,6 +135,8 @@ def _run(spec: RunSpec, schedules: int) -> _Seen:
             if bug not in seen.bugs:
                 seen.bugs[bug] = Shown(seeded, policies.schedule(index))
         policies.finished(schedule)
+        if index % COLLECT_EVERY == 0:
+            gc.collect()
     return seen
 
 
