@@ -1,11 +1,11 @@
 """How many of the catalogue's bad kernels does a hunt find, without being told their programs?
 
-    python benchmarks/hunt.py --seconds 60 [--race E08]... [--schedules 24] [--seed 1]
+    python benchmarks/hunt.py --seconds 60 [--race E08]... [--schedules 60] [--seed 1]
 
 Each race's bad kernels are hunted in one process, so many seconds of one core each, against a
-kernel of that race which is right.  *Found* is a violation that the right one does not show; *as expected* one
-with the rule and the kind of cache that the race's file says.  The hunt of a kernel ends with the
-latter.  A kernel of a plain release has other bugs than the race's, so only *as expected* counts.
+kernel of that race which is right.  *Found* is a violation that the right one does not show; *as
+expected* one with the rule and the kind of cache that the race's file says.  The hunt of a kernel
+ends with the latter.  A plain release has other bugs than the race's, so only *as expected* counts.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
     """The table, and how many."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--schedules", type=int, default=24)
+    parser.add_argument("--schedules", type=int, default=60)
     parser.add_argument("--race", action="append", default=[])
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()

@@ -72,7 +72,7 @@ class Tally:
     """Schedules with somebody inside a window of something that takes an entry away."""
     findings: int = 0
     again: int = 0
-    """Programs that showed only what was found before."""
+    """Programs that showed only what was found before, or what the other kernel shows."""
 
 
 class Log(Protocol):
@@ -159,7 +159,7 @@ class Hunt:
         tally.deliveries += done.deliveries
         tally.windows += done.windows
         fresh = [finding for _, finding in done.findings if self._is_new(finding)]
-        self._known.update(dict.fromkeys(bug for bug, _ in done.findings))
+        self._known.update(dict.fromkeys((*done.both, *(bug for bug, _ in done.findings))))
         tally.findings += len(fresh)
         tally.again += bool(done.bugs) and not fresh
         if self.log is not None and not isinstance(trying, _Recorded):

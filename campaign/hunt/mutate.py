@@ -8,24 +8,20 @@ from dataclasses import replace
 import msgspec
 
 from mmurace.campaign.hunt.draft import Draft, Party
-from mmurace.campaign.hunt.programs import RACE_MAX, Drawer, Scene, Sketch, checked
+from mmurace.campaign.hunt.programs import RACE_MAX, Drawer, Scene, Sketch
 from mmurace.nodes.secondary import of
-from mmurace.protocol.errors import UserError
 from mmurace.protocol.messages.program import Operation
 
 CHANGES_MAX = 3
 
 
 def mutated(drawer: Drawer, sketch: Sketch) -> Sketch:
-    """The draft with one to three small changes; a new one if nothing legal comes of it."""
+    """The draft with one to three small changes; whether it is legal, ``checked`` says."""
     scene = replace(sketch.scene, ground=replace(sketch.scene.ground, below=drawer.chance.below))
     draft = sketch.draft
     for _ in range(1 + drawer.chance.below(CHANGES_MAX)):
         draft = drawer.chance.choice(WAYS)(drawer, scene, draft)
-    try:
-        return Sketch(replace(scene, world=draft.world), checked(draft))
-    except UserError:
-        return drawer.sketch()
+    return Sketch(replace(scene, world=draft.world), draft)
 
 
 def _with(draft: Draft, number: int, race: tuple[Operation, ...]) -> Draft:

@@ -38,8 +38,6 @@ QUIET, START, SPARE, HEAP, OWN = 0x8000, 0x10000, 0x20000, 0x30000, 0x38000
 """Each in a leaf table of its own, with ``ENTRIES`` of them."""
 FILE: Final = "data"
 MMS: Final = ("mm0", "mm1")
-REDRAWS: Final = 50
-"""Drafts that are thrown away before it is our fault."""
 RACE_MAX: Final = 6
 """Operations of a party that are done at once."""
 
@@ -87,6 +85,8 @@ class Scene:
 
 Pair = tuple[str, str]
 """Two groups (``group_of``)."""
+Turn = tuple[Pair, tuple[str, ...]]
+"""A pair, and the secondaries beside which it is."""
 Role = Callable[[Scene, str, Sequence[Operation]], Party]
 
 
@@ -107,34 +107,28 @@ class Drawer:
         self._first: list[str] = []
         """Groups that the next changers begin with."""
 
-    def sketch(self, pair: Pair = ("", "")) -> Sketch:
-        """One that is a legal use of everything in it.
+    def sketch(self, turn: Turn | None = None) -> Sketch:
+        """Any; whether it is a legal use of everything in it, ``checked`` says.
 
-        ``pair``: the groups of the first things that two of the parties do, if that can be.
-        Raises ``UserError`` if there is none.
+        ``turn``: whose turn it is, if that can be.
         """
-        problem: UserError | None = None
-        for _ in range(REDRAWS):
-            self._first = [group for group in pair if group]
-            roles = self._roles()
-            scene = self._scene(self._first, len(roles))
-            setup = tuple(self._setup(scene, self._taker in roles))
-            try:
-                draft = Draft(scene.world, setup, self._parties(scene, setup, roles))
-                return Sketch(scene, checked(draft))
-            except UserError as error:
-                problem = error
-        raise problem or UserError("hunt", "draws nothing")
+        pair, chosen = turn or (("", ""), self._secondaries())
+        self._first = [group for group in pair if group]
+        roles = self._roles()
+        scene = self._scene(self._first, chosen, len(roles))
+        setup = tuple(self._setup(scene, self._taker in roles))
+        draft = Draft(scene.world, setup, self._parties(scene, setup, roles))
+        return Sketch(scene, draft)
 
     # -- worlds ----------------------------------------------------------------------------
 
-    def _scene(self, groups: Collection[str], parties: int) -> Scene:
+    def _scene(self, groups: Collection[str], chosen: Sequence[str], parties: int) -> Scene:
         chance = self.chance
         cpus = tuple(f"cpu{n}" for n in range(parties + chance.one_in(6)))
         pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES))
         ground = Ground(MMS, cpus, START, pages, QUIET, chance.below)
         world = World(
-            kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground)),
+            kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground, chosen)),
             levels=2 if chance.below(8) else 3, entries=ENTRIES,
             frames=40 if chance.below(6) else 10 + chance.below(8),
             gather_batch=8 if chance.below(3) else 1 + chance.below(2),
@@ -148,15 +142,15 @@ class Drawer:
             replace(ground, world=world), world, file, kind == "shared", chance.one_in(8), hot
         )
 
-    def _parts(self, ground: Ground) -> Iterator[Part]:
-        """Most worlds have one secondary, some none or several."""
-        there = [s for s in by_node_order() if self.kernel.machine in s.machines]
-        if not there:
-            return
-        wanted = self.chance.choice((0, 0, 0, 1, 1, 1, 1, 1, 1, 2))
-        chosen = [self.chance.choice(there) for _ in range(wanted)]
-        for one in there:
-            for number in range(chosen.count(one)):
+    def _secondaries(self) -> tuple[str, ...]:
+        """Names of those of a world: most have one, some none or two."""
+        there = names_of_secondaries(self.kernel)
+        count = self.chance.choice((0, 1, 1, 1, 1, 2))
+        return tuple(self.chance.choice(there) for _ in range(count)) if there else ()
+
+    def _parts(self, ground: Ground, chosen: Sequence[str]) -> Iterator[Part]:
+        for one in by_node_order():
+            for number in range(chosen.count(one.name)):
                 yield self._row(one, ground, number)
 
     def _row(self, one: Secondary, ground: Ground, number: int) -> Part:
@@ -435,6 +429,18 @@ def pairs_of_groups() -> dict[Pair, float]:
     }
 
 
+def names_of_secondaries(kernel: Kernel) -> list[str]:
+    """Those that a machine has."""
+    return [one.name for one in by_node_order() if kernel.machine in one.machines]
+
+
+def turns_of(kernel: Kernel) -> dict[Turn, float]:
+    """Every pair beside every secondary, and without any; with weights."""
+    beside: list[tuple[str, ...]] = [(), *((name,) for name in names_of_secondaries(kernel))]
+    pairs = pairs_of_groups()
+    return {(pair, chosen): weight for pair, weight in pairs.items() for chosen in beside}
+
+
 def _second_process(setup: Sequence[Operation]) -> bool:
     """Whether there is one when the parties begin."""
     alive = False
@@ -489,3 +495,12 @@ def checked(draft: Draft) -> Draft:
     world = world_from(world_to(draft.world), draft.world.kernel, "world")
     programs_from(programs_to(draft.programs()), world, "program")
     return draft
+
+
+def is_legal(draft: Draft) -> bool:
+    """Whether it can be said in a race's file."""
+    try:
+        checked(draft)
+    except UserError:
+        return False
+    return True

@@ -1,11 +1,11 @@
 """Where to look next: what few programs had so far, and what led to something new.
 
-Two of the parties begin with the pair of operations that had its turn least often, by what they do
-to entries.  *Items* are what a draft has in it, known before it runs: pairs of operations that race
-on one page, operations beside a kind of cache, or on pages that were prepared in some way.  Of a
-few drafts the one with the rarest items is taken.  *Points* are what its runs went through: windows
-that somebody was inside, coverage points, reasons of retries.  A draft with a new point is kept,
-and later drafts are made from it by small changes.
+Two of the parties begin with the pair of operations, by what they do to entries, that had its turn
+least often beside some secondary.  *Items* are what a draft has in it, known before it runs: pairs
+of operations that race on one page, operations beside a kind of cache, or on pages that were
+prepared in some way.  Of a few drafts the one with the rarest items is taken.  *Points* are what
+its runs went through: windows that somebody was inside, coverage points, reasons of retries.  A draft
+with a new point is kept, and later drafts are made from it by small changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 from mmurace.campaign.hunt.draft import Draft
 from mmurace.campaign.hunt.mutate import mutated
-from mmurace.campaign.hunt.programs import Drawer, Pair, Sketch, pairs_of_groups
+from mmurace.campaign.hunt.programs import Drawer, Sketch, Turn, checked, is_legal, turns_of
 from mmurace.explorer.shrink.smaller import pages
 from mmurace.nodes.driver import draw
 from mmurace.nodes.kernel.variant import Kernel
@@ -27,6 +27,8 @@ from mmurace.protocol.messages.program import Operation
 
 CANDIDATES: Final = 3
 """Drafts of which the one with the rarest items is taken."""
+REDRAWS: Final = 50
+"""Drafts that are no legal use, before that is our fault."""
 KEPT_MAX: Final = 400
 """Drafts that others are made from; the oldest go."""
 
@@ -39,36 +41,48 @@ class Steering:
     seed: int
     items: Counter[str] = field(default_factory=Counter)
     """Item -> drafts that had it."""
-    pairs: Counter[Pair] = field(default_factory=Counter)
-    """Pair -> its turns."""
+    had: Counter[Turn] = field(default_factory=Counter)
+    """Whose turn it was how often."""
     points: Counter[str] = field(default_factory=Counter)
     """Point -> programs that passed it."""
     kept: list[Sketch] = field(default_factory=list)
     """Drafts that passed a point as the first."""
-    groups: dict[Pair, float] = field(default_factory=pairs_of_groups)
+    turns: dict[Turn, float] = field(init=False)
+    """All that have their turns, with weights."""
+
+    def __post_init__(self) -> None:
+        self.turns = turns_of(self.kernel)
 
     def draw(self, index: int) -> Sketch:
-        """The draft of program ``index``; to be asked in order.  Raises ``UserError``."""
+        """The draft of program ``index``; to be asked in order.
+
+        Raises ``UserError`` if a secondary does not say enough to be drawn.
+        """
         drawer = Drawer(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
-        pair = self._pair(drawer)
-        candidates = [self._candidate(drawer, pair) for _ in range(CANDIDATES)]
-        best = max(candidates, key=lambda sketch: self.rarity(sketch.draft))
+        turn = self._turn(drawer)
+        for _ in range(REDRAWS):
+            candidates = [self._candidate(drawer, turn) for _ in range(CANDIDATES)]
+            best = max(candidates, key=lambda sketch: self.rarity(sketch.draft))
+            if is_legal(best.draft):
+                break
+        else:
+            checked(best.draft)
         self.items.update(set(items(best.draft)))
         return best
 
-    def _pair(self, drawer: Drawer) -> Pair:
-        """One that had its turn least often, for how many operations it stands for."""
-        turns = {pair: self.pairs[pair] / weight for pair, weight in self.groups.items()}
-        least = min(turns.values())
-        pair = drawer.chance.choice([pair for pair, had in turns.items() if had == least])
-        self.pairs[pair] += 1
-        one, two = pair
-        return pair if drawer.chance.one_in(2) else (two, one)
+    def _turn(self, drawer: Drawer) -> Turn:
+        """One that was least often, for how many operations it stands for."""
+        had = {turn: self.had[turn] / weight for turn, weight in self.turns.items()}
+        least = min(had.values())
+        turn = drawer.chance.choice([turn for turn, count in had.items() if count == least])
+        self.had[turn] += 1
+        (one, two), beside = turn
+        return turn if drawer.chance.one_in(2) else ((two, one), beside)
 
-    def _candidate(self, drawer: Drawer, pair: Pair) -> Sketch:
+    def _candidate(self, drawer: Drawer, turn: Turn) -> Sketch:
         if self.kept and drawer.chance.one_in(4):
             return mutated(drawer, drawer.chance.choice(self.kept))
-        return drawer.sketch(pair)
+        return drawer.sketch(turn)
 
     def rarity(self, draft: Draft) -> float:
         """How little was seen of it so far: 1, if nothing."""

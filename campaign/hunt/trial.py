@@ -21,6 +21,7 @@ from mmurace.explorer.sample.coverage import points_of
 from mmurace.explorer.sample.explore import COLLECT_EVERY, run_schedule
 from mmurace.explorer.sample.policies import Policies
 from mmurace.explorer.shrink.case import Target, target_of
+from mmurace.explorer.shrink.play import How, attempt
 from mmurace.nodes.driver import draw
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.oracle.oracle import Oracle
@@ -66,7 +67,9 @@ class Tried:
     windows: int
     """Schedules with somebody inside a window."""
     bugs: tuple[Target, ...]
-    """What was broken, that the other kernel does not break."""
+    """What was broken."""
+    both: tuple[Target, ...]
+    """Of that, what the other kernel breaks too."""
     findings: tuple[tuple[Target, Finding], ...]
     """New ones: what each was called before it was cut down, and after."""
 
@@ -102,25 +105,34 @@ def spec_of(index: int, seed: int, draft: Draft) -> RunSpec:
 def tried(task: Task) -> Tried:
     """Run a task.  Raises ``KeyboardInterrupt``."""
     spec = spec_of(task.index, task.seed, task.draft)
-    seen = _run(spec, task.schedules)
-    bugs = seen.bugs
-    if bugs and task.against is not None:
+    seen = _run(spec, task.schedules, probing=True)
+    fresh = [bug for bug in seen.bugs if bug not in task.known]
+    both: list[Target] = []
+    if fresh and task.against is not None:
         other = _run(_on(spec, task.against), task.schedules)
-        bugs = {bug: shown for bug, shown in bugs.items() if bug not in other.bugs}
-    fresh = [bug for bug in bugs if bug not in task.known][:CUT_DOWN_MAX]
-    cut = [(bug, _cut_down(bugs[bug], bug, task)) for bug in fresh]
-    found = tuple((bug, finding) for bug, finding in cut if finding is not None)
+        both = [bug for bug in fresh if bug in other.bugs]
+        fresh = [bug for bug in fresh if bug not in other.bugs]
+    found: list[tuple[Target, Finding]] = []
+    for bug in fresh[:CUT_DOWN_MAX]:
+        finding = _cut_down(seen.bugs[bug], bug, task)
+        if finding is not None and task.against is not None and _shows(task.against, finding, task):
+            both.append(bug)
+        elif finding is not None:
+            found.append((bug, finding))
     return Tried(
         task.index, seen.schedules, seen.deliveries, tuple(sorted(seen.points)), seen.windows,
-        tuple(bugs), found,
+        tuple(seen.bugs), tuple(both), tuple(found),
     )  # fmt: skip
 
 
-def _run(spec: RunSpec, schedules: int) -> _Seen:
-    """The schedules of one program on one kernel; only a few if nobody gets into a window."""
+def _run(spec: RunSpec, schedules: int, probing: bool = False) -> _Seen:
+    """The schedules of one program on one kernel.
+
+    ``probing``: only a few, if nobody gets into a window by then and nothing breaks.
+    """
     policies, seen, kinds = Policies("portfolio", spec.seed), _Seen(), _kinds(spec)
     for index in range(schedules):
-        if index == PROBES and not seen.windows and not seen.bugs:
+        if probing and index == PROBES and not seen.windows and not seen.bugs:
             break
         schedule = policies.schedule(index)
         seeded = spec.with_seed(policies.node_seed(index))
@@ -163,10 +175,12 @@ def _on(spec: RunSpec, kernel: Kernel) -> RunSpec:
 
 
 def _cut_down(shown: Shown, bug: Target, task: Task) -> Finding | None:
-    """A bug, cut down; None if the other kernel shows what is left of it."""
-    finding = cut_down(shown.spec, shown.schedule, bug, task.index, DELIVERIES_MAX)
-    if finding is None or task.against is None:
-        return finding
-    case, _ = case_from(parse_toml(finding.schedule, "finding"), "finding", Path())
-    other = _run(_on(case.spec, task.against), task.schedules)
-    return finding if bug not in other.bugs else None
+    return cut_down(shown.spec, shown.schedule, bug, task.index, DELIVERIES_MAX)
+
+
+def _shows(kernel: Kernel, finding: Finding, task: Task) -> bool:
+    """Whether what is left of a finding breaks the same on another kernel."""
+    case, bug = case_from(parse_toml(finding.schedule, "finding"), "finding", Path())
+    other = replace(case, spec=_on(case.spec, kernel))
+    again = (attempt(other, How(bug, eager=eager)) for eager in (False, True))
+    return any(again) or bug in _run(other.spec, task.schedules).bugs
