@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,6 @@ import msgspec
 
 from mmurace.campaign.hunt.finding import Finding
 from mmurace.campaign.hunt.hunt import Hunt
-from mmurace.nodes import plugins
 from mmurace.report import formats
 from mmurace.report.terminal import WORDS
 
@@ -29,7 +27,7 @@ def hunt_line(state: Mapping[str, Any]) -> str:
 
 
 def finding_line(finding: Finding, race: Path | None) -> str:
-    """``S4 by vcpu0 (vmcs) in try_to_migrate_one / kvm_...: 4 operations, 41 deliveries; ...``."""
+    """``S3 by cpu1 (tlb) in zap_pte_range / try_to_unmap_one: 6 operations, ...; python ...``."""
     cache = f" ({finding.cache})" if finding.cache else ""
     raced = f" in {' / '.join(finding.functions)}" if finding.functions else ""
     size = (
@@ -42,8 +40,7 @@ def finding_line(finding: Finding, race: Path | None) -> str:
 
 def show_command(race: Path) -> str:
     """What shows why it fails."""
-    needed = [word for plugin in plugins.loaded() for word in ("--plugin", plugin.path)]
-    return formats.command("explain", shlex.quote(str(race)), *needed)
+    return formats.command("explain", race)
 
 
 def summary(hunt: Hunt) -> str:

@@ -14,10 +14,12 @@ from mmurace import launch
 from mmurace.campaign.hunt.directory import DONE, FINDINGS, Directory
 from mmurace.campaign.hunt.draft import Draft, Party
 from mmurace.campaign.hunt.finding import Finding
+from mmurace.campaign.hunt.groups import group_of, kinds_on_cpus
 from mmurace.campaign.hunt.hunt import Hunt, Options
 from mmurace.campaign.hunt.mutate import mutated
-from mmurace.campaign.hunt.programs import START, Drawer, group_of, is_legal, kinds_on_cpus
+from mmurace.campaign.hunt.programs import Drawer, is_legal
 from mmurace.campaign.hunt.race_file import race_text
+from mmurace.campaign.hunt.scene import START
 from mmurace.campaign.hunt.steer import Steering, items
 from mmurace.campaign.hunt.trial import spec_of
 from mmurace.explorer.shrink.case import Case

@@ -4,8 +4,8 @@
     warm      each party fills its cache; after the setup
     race      each party does its few operations; after everybody is warm
 
-As steps it is what anybody could write into a race's file: whoever ends a process, or a guest,
-comes after all who need it.
+As steps it is what anybody could write into a race's file: whoever ends a process, or a
+part of the world, comes after all who need it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from dataclasses import replace
 import msgspec
 
 from mmurace.campaign.hunt.draft import Draft, Party
-from mmurace.campaign.hunt.programs import RACE_MAX, Drawer, Scene, Sketch
+from mmurace.campaign.hunt.programs import RACE_MAX, Drawer, Sketch
+from mmurace.campaign.hunt.scene import Scene
 from mmurace.nodes.secondary import of
 from mmurace.protocol.messages.program import Operation
 

@@ -4,8 +4,8 @@ Two of the parties begin with the pair of operations, by what they do to entries
 least often beside some secondary.  *Items* are what a draft has in it, known before it runs: pairs
 of operations that race on one page, operations beside a kind of cache, or on pages that were
 prepared in some way.  Of a few drafts the one with the rarest items is taken.  *Points* are what
-its runs went through: windows that somebody was inside, coverage points, reasons of retries.  A draft
-with a new point is kept, and later drafts are made from it by small changes.
+its runs went through: windows that somebody was inside, coverage points, reasons of retries.  A
+draft with a new point is kept, and later drafts are made from it by small changes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from itertools import combinations
 from typing import Final
 
 from mmurace.campaign.hunt.draft import Draft
+from mmurace.campaign.hunt.groups import Turn, turns_of
 from mmurace.campaign.hunt.mutate import mutated
-from mmurace.campaign.hunt.programs import Drawer, Sketch, Turn, checked, is_legal, turns_of
+from mmurace.campaign.hunt.programs import Drawer, Sketch, checked, is_legal
 from mmurace.explorer.shrink.smaller import pages
 from mmurace.nodes.driver import draw
 from mmurace.nodes.kernel.variant import Kernel
