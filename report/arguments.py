@@ -256,6 +256,8 @@ def _hunt(commands: Commands) -> None:
     add("--schedules", type=count, default=100, help="run so many of each; else 100")
     add("--jobs", type=count, default=1, help="in so many processes")
     add("--resume", type=Path, metavar="DIR", help="go on with a hunt, wherever it ended")
+    add("--explain", dest="explanation", action=argparse.BooleanOptionalAction, default=True,
+        help="say in a page beside each why it fails, or do not")  # fmt: skip
     _seed(parser)
     _out(parser, "directory of the hunt; else runs/<time>-hunt-<kernel>")
 

@@ -218,15 +218,16 @@ def test_the_command_tells_a_line_a_finding_and_goes_on(
     words = ["hunt", "--kernel", "v6.6.5", "--seed", "3"]
     words += ["--set", "kvm_retry=none", "--set", "kvm_retry_hva=n"]
     out = str(tmp_path / "hunt")
-    bounds = ["--programs", "6", "--schedules", "14"]
+    bounds = ["--programs", "6", "--schedules", "14", "--no-explain"]
     assert launch.main([*words, *bounds, "--out", out, "--json"]) in (0, 1)
     first = json.loads(capsys.readouterr().out)
     assert first["programs"] == 6
     assert launch.main(["hunt", "--resume", out, "--programs", "12"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("VIOLATED: ")
-    files = {path.name for path in (Path(out) / FINDINGS).glob("*.toml")}
-    assert len(files) == 2 * (len(lines) - 1)
+    files = [path.suffix for path in (Path(out) / FINDINGS).iterdir()]
+    assert files.count(".toml") == 2 * (len(lines) - 1)
+    assert files.count(".md") == len(lines) - 1
     assert all("explain" in line for line in lines[:-1])
 
 

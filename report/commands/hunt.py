@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmurace.protocol.errors import UserError
+from mmurace.protocol.errors import EmulatorError, ReplayDivergence, UserError
 from mmurace.report import hunting
 from mmurace.report.commands.run import print_json
 from mmurace.report.commands.values import kernel_from, seed_from
@@ -14,6 +14,7 @@ from mmurace.report.progress import Progress
 from mmurace.report.screen import say, stderr, write_out
 
 if TYPE_CHECKING:
+    from mmurace.campaign.hunt.directory import Directory
     from mmurace.campaign.hunt.hunt import Hunt, Options
     from mmurace.nodes.kernel.variant import Kernel
 
@@ -29,6 +30,7 @@ def hunt(
     schedules: int,
     jobs: int,
     resume: Path | None,
+    explanation: bool,
     seed: str | None,
     out: Path | None,
     as_json: bool,
@@ -53,7 +55,7 @@ def hunt(
     say(f"hunting on {name}, seed {options.seed:#x}, in {directory.path}")
     with Progress(stderr(), hunting.hunt_line) as progress:
         hunted = Hunt(variant, options, directory, progress)
-        found = _told(hunted, directory, as_json)
+        found = _told(hunted, directory, explanation, as_json)
     if as_json:
         print_json(hunting.hunt_dict(hunted, found, directory.path))
     else:
@@ -61,15 +63,37 @@ def hunt(
     return hunted.exit_code
 
 
-def _told(hunted: Hunt, directory: Any, as_json: bool) -> list[dict[str, Any]]:
-    """Each finding, told when it is found."""
+def _told(
+    hunted: Hunt, directory: Directory, explanation: bool, as_json: bool
+) -> list[dict[str, Any]]:
+    """Each finding, told when it is found, and explained in a page beside it."""
     found = []
     for finding in hunted:
         race = directory.race_of(finding)
         tell = say if as_json else write_out
         tell(hunting.finding_line(finding, race))
+        if explanation:
+            _explained(race)
         found.append(hunting.finding_dict(finding, race))
     return found
+
+
+def _explained(race: Path) -> None:
+    """Why it fails, as Markdown beside the race's file, unless that is there already."""
+    from mmurace.nodes.files import unwritten
+    from mmurace.report import explaining, interleaving
+    from mmurace.report.arguments import Form
+
+    page = race.with_suffix(".md")
+    if page.exists():
+        return
+    try:
+        told = interleaving.written(explaining.explanation_of(race), Form.markdown)
+    except (UserError, EmulatorError, ReplayDivergence) as error:
+        say(f"no explanation of {race}: {error}")
+        return
+    if problem := unwritten(page, told):
+        say(problem)
 
 
 def _kernel(release: str, arch: str, switches: list[str], patch: str) -> Kernel:
