@@ -251,7 +251,7 @@ def test_what_cannot_be_asked_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"), [(b"nonsense\n", "is damaged"), (b'{"tried": 1}\n', "Expected `object`")]
+    ("line", "problem"), [(b"nonsense\n", "is damaged"), (b"[1]\n", "Expected `object`")]
 )
 def test_a_damaged_hunt_is_told_by_line(line: bytes, problem: str, tmp_path: Path) -> None:
     directory = Directory(tmp_path)

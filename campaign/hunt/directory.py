@@ -20,8 +20,7 @@ from typing import Final
 import msgspec
 
 from mmurace.campaign.hunt.finding import Finding
-from mmurace.campaign.hunt.hunt import Options
-from mmurace.campaign.hunt.trial import Tried
+from mmurace.campaign.hunt.hunt import Options, Record
 from mmurace.explorer.run.schedule_file import SUFFIX
 from mmurace.nodes import plugins
 from mmurace.nodes.disk import disk
@@ -46,12 +45,6 @@ class _AskedTable(TomlTable, frozen=True):
     kernel: Table
     against: Table = {}
     plugin: list[plugins.Plugin] = []
-
-
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A program that is done."""
-
-    tried: Tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +84,8 @@ class Directory:
 
     # -- what it has done ----------------------------------------------------------------------
 
-    def before(self) -> Iterator[Tried]:
-        """What came of the programs that are done, in order; what is torn is cut off."""
+    def before(self) -> Iterator[Record]:
+        """The programs that are done, in order; what is torn is cut off."""
         file = self.path / DONE
         data = read_file(file) if file.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
@@ -101,26 +94,26 @@ class Directory:
         for number, line in enumerate(whole.splitlines()):
             yield self._read(line, number)
 
-    def _read(self, line: bytes, number: int) -> Tried:
+    def _read(self, line: bytes, number: int) -> Record:
         where = f"{self.path / DONE}:{number + 1}"
         try:
-            tried = msgspec.json.decode(line, type=_Line).tried
+            record = msgspec.json.decode(line, type=Record)
         except msgspec.ValidationError as error:
             raise UserError(where, str(error), "a line of a hunt") from None
         except msgspec.DecodeError as error:
             raise UserError(where, f"is damaged: {error}", "a line of a hunt") from None
-        if tried.index != number:
-            raise UserError(where, f"is program {tried.index}", f"program {number}")
-        return tried
+        if record.index != number:
+            raise UserError(where, f"is program {record.index}", f"program {number}")
+        return record
 
-    def add(self, done: Tried, fresh: list[Finding]) -> None:
+    def add(self, record: Record) -> None:
         """One more program.  Raises ``OSError`` with the path."""
-        for finding in fresh:
+        for finding in record.findings:
             for path, text in self.files(finding).items():
                 write_whole(path, text.encode())
         file = disk().open(self.path / DONE, os.O_CREAT | os.O_APPEND)
         try:
-            write_all(file, msgspec.json.encode(_Line(done)) + b"\n")
+            write_all(file, msgspec.json.encode(record) + b"\n")
         finally:
             disk().close(file)
 

@@ -4,8 +4,8 @@
         print(finding.text)
 
 What it finds is determined by the seed and the number of programs, not by how many processes try
-them: program ``n`` is drawn with what is known of programs up to ``n - LAG``, and what comes back
-is taken in order.
+them: program ``n`` is drawn with what was seen in programs up to ``n - LAG``, and what comes back
+is taken in order.  Only what is still news then is cut down.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
 import multiprocess
 
 from mmurace.campaign.hunt.finding import Finding
 from mmurace.campaign.hunt.programs import Sketch
 from mmurace.campaign.hunt.steer import Steering
-from mmurace.campaign.hunt.trial import Task, Tried, tried
+from mmurace.campaign.hunt.trial import Task, Tried, finding_in, shows, tried
 from mmurace.explorer.run.garbage_collector import collector_at_rest
 from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED
 from mmurace.explorer.shrink.case import Target
@@ -32,6 +33,8 @@ from mmurace.nodes.kernel.variant import Kernel
 
 LAG: Final = 16
 """Programs that may be under way: no more processes than that are of use."""
+CUT_DOWN_MAX: Final = 3
+"""A program that shows more bugs at once shows the others another time."""
 SCHEDULES: Final = 100
 """Of each program, if nothing else is said."""
 PROGRAMS: Final = 1000
@@ -75,21 +78,40 @@ class Tally:
     """Programs that showed only what was found before, or what the other kernel shows."""
 
 
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A program that is done, as it is kept."""
+
+    index: int
+    schedules: int
+    deliveries: int
+    windows: int
+    points: tuple[str, ...]
+    bugs: tuple[Target, ...]
+    """What was broken."""
+    known: tuple[Target, ...]
+    """Of that, what is no news from now on."""
+    findings: tuple[Finding, ...]
+    """The new ones."""
+
+
 class Log(Protocol):
     """Keeps what a hunt has done, so that it can go on after its end."""
 
-    def before(self) -> Iterator[Tried]:
-        """What came of the first programs, of which there is a record."""
+    def before(self) -> Iterator[Record]:
+        """The first programs, of which there is a record."""
 
-    def add(self, done: Tried, fresh: list[Finding]) -> None:
+    def add(self, record: Record) -> None:
         """One more, whole: first its findings, then that it was done."""
 
 
 class Trying(Protocol):
     """A trial that was begun; may be in another process."""
 
+    def ready(self) -> bool:
+        """Whether it is over."""
+
     def get(self) -> Tried:
-        """What came of it."""
+        """What came of it, once it is over."""
 
 
 @dataclass(slots=True)
@@ -109,6 +131,8 @@ class Hunt:
     _known: dict[Target, None] = field(default_factory=dict)
     _keys: set[tuple[str, ...]] = field(default_factory=set)
     _under_way: deque[tuple[Sketch, Trying]] = field(default_factory=deque)
+    _seen: deque[tuple[Sketch, Record]] = field(default_factory=deque)
+    """What is done, and not yet learned from."""
     _drawn: int = 0
 
     def __post_init__(self) -> None:
@@ -126,47 +150,80 @@ class Hunt:
             self.seconds = self.clock() - began
 
     def _all(self, began: float, begin: Callable[[Task], Trying]) -> Iterator[Finding]:
-        recorded = self.log.before() if self.log is not None else iter(())
-        for done in recorded:
-            yield from self._next(_Recorded(done).again)
+        for record in self.log.before() if self.log is not None else ():
+            yield from self._fold(self._draw(), record)
         while not self.options.spent(self._drawn, self.clock() - began):
-            yield from self._next(begin)
+            while len(self._under_way) >= LAG:
+                yield from self._take()
+            sketch = self._draw()
+            self._under_way.append((sketch, begin(self._task(sketch))))
+            while self._under_way and self._under_way[0][1].ready():
+                yield from self._take()
             self._tell(self.clock() - began)
         while self._under_way:
             yield from self._take()
             self._tell(self.clock() - began)
 
-    def _next(self, begin: Callable[[Task], Trying]) -> Iterator[Finding]:
-        """Draw one program more, once the one that was drawn ``LAG`` programs before is done."""
-        if len(self._under_way) >= LAG:
-            yield from self._take()
-        sketch = self.steering.draw(self._drawn)
-        task = Task(
-            self._drawn, self.options.seed, sketch.draft, self.options.schedules,
-            frozenset(self._known), self.options.against,
-        )  # fmt: skip
+    def _draw(self) -> Sketch:
+        """The next program, with what was seen in those that were drawn ``LAG`` before it."""
+        while self._seen and self._seen[0][1].index <= self._drawn - LAG:
+            sketch, record = self._seen.popleft()
+            self.steering.learn(sketch, record.points)
         self._drawn += 1
-        self._under_way.append((sketch, begin(task)))
+        return self.steering.draw(self._drawn - 1)
+
+    def _task(self, sketch: Sketch) -> Task:
+        options = self.options
+        known = frozenset(self._known)
+        return Task(
+            self._drawn - 1, options.seed, sketch.draft, options.schedules, known, options.against
+        )
 
     def _take(self) -> Iterator[Finding]:
-        """Fold the oldest program's result in."""
-        sketch, trying = self._under_way.popleft()
-        done = trying.get()
-        self.steering.learn(sketch, done.points)
+        """The oldest program that is under way."""
+        sketch, trying = self._under_way[0]
+        record = self._judged(trying.get())
+        if self.log is not None:
+            self.log.add(record)
+        self._under_way.popleft()
+        yield from self._fold(sketch, record)
+
+    def _judged(self, tried: Tried) -> Record:
+        """What a program showed, with what is still news cut down."""
+        known, found = list(tried.both), list[Finding]()
+        news = [(bug, shown) for bug, shown in tried.shown if bug not in self._known]
+        for bug, shown in news[:CUT_DOWN_MAX]:
+            finding = finding_in(shown, bug, tried.index)
+            if finding is None:
+                continue
+            known.append(bug)
+            if not self._is_shown_by_both(finding) and self._is_new(finding):
+                found.append(finding)
+        return Record(
+            tried.index, tried.schedules, tried.deliveries, tried.windows, tried.points,
+            tried.bugs, tuple(known), tuple(found),
+        )  # fmt: skip
+
+    def _is_shown_by_both(self, finding: Finding) -> bool:
+        against = self.options.against
+        return against is not None and shows(against, finding, self.options.schedules)
+
+    def _fold(self, sketch: Sketch, record: Record) -> Iterator[Finding]:
+        """Count a program that is done."""
         tally = self.tally
         tally.programs += 1
-        tally.schedules += done.schedules
-        tally.deliveries += done.deliveries
-        tally.windows += done.windows
-        fresh = [finding for _, finding in done.findings if self._is_new(finding)]
-        self._known.update(dict.fromkeys((*done.both, *(bug for bug, _ in done.findings))))
-        tally.findings += len(fresh)
-        tally.again += bool(done.bugs) and not fresh
-        if self.log is not None and not isinstance(trying, _Recorded):
-            self.log.add(done, fresh)
-        yield from fresh
+        tally.schedules += record.schedules
+        tally.deliveries += record.deliveries
+        tally.windows += record.windows
+        tally.findings += len(record.findings)
+        tally.again += bool(record.bugs) and not record.findings
+        self._known.update(dict.fromkeys(record.known))
+        self._keys.update(finding.key for finding in record.findings)
+        self._seen.append((sketch, record))
+        yield from record.findings
 
     def _is_new(self, finding: Finding) -> bool:
+        """Whether there is none with its rule and functions."""
         new = finding.key not in self._keys
         self._keys.add(finding.key)
         return new
@@ -200,18 +257,13 @@ class _Done:
 
     done: Tried
 
+    def ready(self) -> bool:
+        """It is."""
+        return True
+
     def get(self) -> Tried:
         """What came of it."""
         return self.done
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded(_Done):
-    """One of which there is a record."""
-
-    def again(self, _: Task) -> Trying:
-        """It need not be tried again."""
-        return self
 
 
 @contextmanager
@@ -228,6 +280,10 @@ def _hands(jobs: int) -> Iterator[Callable[[Task], Trying]]:
 @dataclass(frozen=True, slots=True)
 class _Handed:
     result: Any
+
+    def ready(self) -> bool:
+        """Whether it is over."""
+        return bool(self.result.ready())
 
     def get(self) -> Tried:
         """Wait for it."""

@@ -32,8 +32,6 @@ from mmurace.scenarios.workloads import Script
 
 DELIVERIES_MAX: Final = 20_000
 """A schedule is cut off there: small programs need some hundreds."""
-CUT_DOWN_MAX: Final = 2
-"""A program that shows more bugs at once shows the others another time."""
 PROBES: Final = 12
 """Schedules after which a program is given up if nobody was inside a window, and nothing broke."""
 INSIDE: Final = "inside "
@@ -56,6 +54,14 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """The first schedule that showed a bug, not begun yet."""
+
+    spec: RunSpec
+    schedule: Schedule
+
+
+@dataclass(frozen=True, slots=True)
 class Tried:
     """What came of it."""
 
@@ -70,16 +76,8 @@ class Tried:
     """What was broken."""
     both: tuple[Target, ...]
     """Of that, what the other kernel breaks too."""
-    findings: tuple[tuple[Target, Finding], ...]
-    """New ones: what each was called before it was cut down, and after."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The first schedule that showed a bug, not begun yet."""
-
-    spec: RunSpec
-    schedule: Schedule
+    shown: tuple[tuple[Target, Shown], ...]
+    """What is to be cut down, if it is still news: of bugs that were not known, some."""
 
 
 @dataclass(slots=True)
@@ -112,16 +110,9 @@ def tried(task: Task) -> Tried:
         other = _run(_on(spec, task.against), task.schedules)
         both = [bug for bug in fresh if bug in other.bugs]
         fresh = [bug for bug in fresh if bug not in other.bugs]
-    found: list[tuple[Target, Finding]] = []
-    for bug in fresh[:CUT_DOWN_MAX]:
-        finding = _cut_down(seen.bugs[bug], bug, task)
-        if finding is not None and task.against is not None and _shows(task.against, finding, task):
-            both.append(bug)
-        elif finding is not None:
-            found.append((bug, finding))
     return Tried(
         task.index, seen.schedules, seen.deliveries, tuple(sorted(seen.points)), seen.windows,
-        tuple(seen.bugs), tuple(both), tuple(found),
+        tuple(seen.bugs), tuple(both), tuple((bug, seen.bugs[bug]) for bug in fresh),
     )  # fmt: skip
 
 
@@ -174,13 +165,14 @@ def _on(spec: RunSpec, kernel: Kernel) -> RunSpec:
     return replace(spec, world=msgspec.structs.replace(spec.world, kernel=kernel))
 
 
-def _cut_down(shown: Shown, bug: Target, task: Task) -> Finding | None:
-    return cut_down(shown.spec, shown.schedule, bug, task.index, DELIVERIES_MAX)
+def finding_in(shown: Shown, bug: Target, program: int) -> Finding | None:
+    """A bug, cut down; None if it does not show again.  Raises ``KeyboardInterrupt``."""
+    return cut_down(shown.spec, shown.schedule, bug, program, DELIVERIES_MAX)
 
 
-def _shows(kernel: Kernel, finding: Finding, task: Task) -> bool:
+def shows(kernel: Kernel, finding: Finding, schedules: int) -> bool:
     """Whether what is left of a finding breaks the same on another kernel."""
     case, bug = case_from(parse_toml(finding.schedule, "finding"), "finding", Path())
     other = replace(case, spec=_on(case.spec, kernel))
     again = (attempt(other, How(bug, eager=eager)) for eager in (False, True))
-    return any(again) or bug in _run(other.spec, task.schedules).bugs
+    return any(again) or bug in _run(other.spec, schedules).bugs
