@@ -14,7 +14,16 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "architecture.md"
-LAYERS: Final = ("report", "explorer", "scenarios", "oracle", "broker", "nodes", "protocol")
+LAYERS: Final = (
+    "report",
+    "campaign",
+    "explorer",
+    "scenarios",
+    "oracle",
+    "broker",
+    "nodes",
+    "protocol",
+)
 """From the top; each may use what is below it."""
 PACKAGE: Final = "mmurace."
 BEGIN: Final = "<!-- Made by docs/architecture.py from the imports.  Do not edit. -->\n"

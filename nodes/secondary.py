@@ -21,6 +21,7 @@ from mmurace.protocol.messages.base import Message, Request
 from mmurace.protocol.messages.program import Operation
 
 if TYPE_CHECKING:
+    from mmurace.nodes.ground import Ground
     from mmurace.nodes.kernel.context import Processor
     from mmurace.nodes.kernel.variant import Kernel
     from mmurace.nodes.memory import Memory
@@ -244,6 +245,14 @@ class Secondary:
     """(name, mm, cpu) -> a row, where a workload makes its own world; None: it cannot."""
     named_by: Mapping[str, Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
     """Fields of operations that name it, or a node of it: (row) -> the names that fit."""
+    row: Callable[[Ground, int], Any] | None = None
+    """A row for a small world, the n-th (from 0) of its kind; None: drawn by the kinds of its
+    fields, which are names of mms and CPUs, and yes or no."""
+    given: Mapping[type[Operation], Callable[[Ground, Any], Mapping[str, Any] | None]] = field(
+        default_factory=dict
+    )
+    """Fields of its operations whose kind does not tell what they can be: (ground, row) -> values;
+    None: no program can ask this row for it."""
     machines: tuple[str, ...] = ("x86", "arm64", "ppc")
     """Architectures that have it."""
     place: int = 10

@@ -213,7 +213,12 @@ def _repro(commands: Commands) -> None:
 def _list(commands: Commands) -> None:
     add = commands.add("list", "List the catalogue of races, or the rules.").add_argument
     add("--rules", action="store_true", help="the oracle's rules")
-    add("--subsystem", default="", metavar="NAME", help="races of mm, arch, kvm, sva, ...")
+    add(
+        "--subsystem",
+        default="",
+        metavar="NAME",
+        help="races of an owner of switches, as kernels shows them",
+    )
     add("--rule", default="", help="races that break it")
     add("--release", default="", help="races of that kernel")
     add("--cve", action="store_true", help="races with a CVE")
@@ -258,6 +263,29 @@ def _matrix(commands: Commands) -> None:
     _seed(parser)
 
 
+def _hunt(commands: Commands) -> None:
+    what = "Draw small programs and explore each; what breaks is cut down and written as a race."
+    add = (parser := commands.add("hunt", what)).add_argument
+    add("--kernel", default="", metavar="RELEASE",
+        help=f"a release from {OLDEST} to {NEWEST}; else v6.6.5")  # fmt: skip
+    add("--arch", default="", help="x86, arm64 or ppc; else x86")
+    add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
+        help="differ in a switch")  # fmt: skip
+    _driver(parser)
+    _patch(parser)
+    add("--against", default="", metavar="RELEASE",
+        help="keep only what this kernel, on the same architecture, does not show")  # fmt: skip
+    add("--seconds", type=seconds, help="draw programs for so long")
+    add("--programs", type=count, help="draw so many; else 1,000")
+    add("--schedules", type=count, default=100, help="run so many of each; else 100")
+    add("--jobs", type=count, default=1, help="in so many processes")
+    add("--resume", type=Path, metavar="DIR", help="go on with a hunt, wherever it ended")
+    add("--explain", dest="explanation", action=argparse.BooleanOptionalAction, default=True,
+        help="say in a page beside each why it fails, or do not")  # fmt: skip
+    _seed(parser)
+    _out(parser, "directory of the hunt; else runs/<time>-hunt-<kernel>")
+
+
 def _of_what_was_saved(commands: Commands) -> None:
     replay = commands.add("replay", "Run a recorded schedule again, delivery by delivery.")
     replay.add_argument("source", type=Path, metavar="DIR", help="a run, or the schedule in it")
@@ -291,6 +319,7 @@ def parser_of_all() -> Parser:
     _repro(commands)
     _explore(commands)
     _matrix(commands)
+    _hunt(commands)
     _of_what_was_saved(commands)
     return commands.parser
 

@@ -20,11 +20,20 @@ MINIMIZED: Final = f"min{SUFFIX}"
 
 
 def run_or_schedule(source: Path) -> Path:
-    """A schedule file as it is, anything else as a saved run or its ``schedule``.
+    """A schedule file as it is, of a race's file the one beside it, else a saved run's.
 
     Raises ``UserError``.
     """
+    source = beside_race(source)
     return source if is_schedule_file(source) else saved_schedule(source)
+
+
+def beside_race(source: Path) -> Path:
+    """The schedule file beside a race's file, if there is one; else what was given."""
+    if not source.is_file() or source.suffix != ".toml" or source.name == RUN_FILE:
+        return source
+    beside = source.with_suffix(SUFFIX)
+    return beside if not is_schedule_file(source) and beside.is_file() else source
 
 
 def minimized_file(source: Path, out: Path | None) -> Path:
@@ -32,6 +41,7 @@ def minimized_file(source: Path, out: Path | None) -> Path:
 
     Raises ``UserError``, and does so before the work if nothing could be written after it.
     """
+    source = beside_race(source)
     if out is not None:
         file, where = out, "--out"
     elif is_schedule_file(source):

@@ -91,3 +91,8 @@ def test_a_patch_is_tried_with_its_mistake(tmp_path: Path) -> None:
     assert first[4] == (DATA / "shorter_bracket.py").read_text()
     assert len(first[4].splitlines()) <= 20
     assert build("trying-a-patch.md", tmp_path) == 6
+
+
+def test_a_patch_is_hunted(tmp_path: Path) -> None:
+    (tmp_path / "shorter_bracket.py").write_text((DATA / "shorter_bracket.py").read_text())
+    assert build("hunting.md", tmp_path) == 1

@@ -13,7 +13,9 @@ import pytest
 from mmurace.report import formats
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "report")
+PARTS = (
+    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "campaign", "report",
+)  # fmt: skip
 BARE = re.compile(rf"^\s*(from|import) ({'|'.join(PARTS)}|launch)\b", re.MULTILINE)
 
 

@@ -17,7 +17,10 @@ import pytest
 from mmurace.nodes import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ("protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "report", "launch")
+LAYERS = (
+    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "campaign", "report",
+    "launch",
+)  # fmt: skip
 """Dependencies point downwards only: to the left here."""
 FUNCTION_LINES_MAX = 60
 FILE_LINES_MAX = 500
@@ -283,7 +286,7 @@ def undocumented(path: Path) -> Iterator[str]:
                 todo.append(node)
 
 
-@pytest.mark.parametrize("package", [*LAYERS[:3], "oracle", "scenarios", "explorer", "report"])
+@pytest.mark.parametrize("package", [layer for layer in LAYERS if layer != "launch"])
 def test_what_is_public_is_documented(package: str) -> None:
     assert [line for path in sources(package) for line in undocumented(path)] == []
 

@@ -140,8 +140,15 @@ def is_schedule_file(source: Path) -> bool:
 
 def read_case(path: Path) -> tuple[Case, Target | None]:
     """The case in a schedule file.  Raises ``UserError``: file, key, what was expected."""
-    where = str(path)
-    table = convert(read_toml(path), _FileTable, where)
+    return case_from(read_toml(path), str(path), path.parent)
+
+
+def case_from(top: Table, where: str, directory: Path) -> tuple[Case, Target | None]:
+    """The case in the table of such a file; files are relative to ``directory``.
+
+    Raises ``UserError``.
+    """
+    table = convert(top, _FileTable, where)
     if table.format not in (FORMAT, FORMAT_WITH_DEATHS):
         raise UserError(
             f"{where}: format", f"is {table.format}", f"{FORMAT} to {FORMAT_WITH_DEATHS}"
@@ -150,7 +157,7 @@ def read_case(path: Path) -> tuple[Case, Target | None]:
         raise UserError(
             f"{where}: format", f"{table.format} has no deaths", str(FORMAT_WITH_DEATHS)
         )
-    spec = RunSpec.from_table(table.run, f"{where}: run", path.parent)
+    spec = RunSpec.from_table(table.run, f"{where}: run", directory)
     order = tuple(table.order.split())
     repeated = [name for name, count in Counter(order).items() if count > 1]
     if repeated:

@@ -118,7 +118,7 @@ class Coverage:
         """One more run; ``signature`` is None if it was not signed."""
         if signature is not None:
             self._sign(signature)
-        for point in _points(statistics):
+        for point in points_of(statistics):
             self.points[point] = self.points.get(point, 0) + 1
 
     def _sign(self, signature: int) -> None:
@@ -142,7 +142,7 @@ class Coverage:
         return unseen_mass(self._once, self.signed)
 
 
-def _points(statistics: Statistics) -> Iterable[str]:
+def points_of(statistics: Statistics) -> Iterable[str]:
     """What one run went through, in words."""
     yield from statistics.covered
     yield from (f"retry: {why}" for why in statistics.retries)

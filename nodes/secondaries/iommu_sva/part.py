@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
+from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
 from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
@@ -59,3 +60,25 @@ class Unit(Part, frozen=True):
             if device not in used:
                 left = tuple(other for other in self.devices if other != device)
                 yield msgspec.structs.replace(self, devices=left)
+
+
+# ---- in small worlds ---------------------------------------------------------------------------
+
+
+def row(ground: Ground, number: int) -> Unit:
+    """A unit with one or two devices, bound to one mm or to all, with and without caches."""
+    first = 2 * number
+    devices = [f"device{first}"] + [f"device{first + 1}"] * ground.one_in(6)
+    mms = ground.mms if ground.one_in(4) else (ground.mm,)
+    ats, pwc = ground.one_in(3), ground.one_in(4)
+    return Unit(f"iommu{number}", tuple(devices), mms, ground.cpus[-1], ats, pwc)
+
+
+def bound(ground: Ground, unit: Unit) -> Mapping[str, Any] | None:
+    """A mm that it is bound to."""
+    return {"mm": ground.one_of(unit.mms)}
+
+
+def by_hotplug_alone(_ground: Ground, _unit: Unit) -> Mapping[str, Any] | None:
+    """The worker is told by a device that is gone: no program can ask for it."""
+    return None

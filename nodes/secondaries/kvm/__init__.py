@@ -18,7 +18,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     SpteClear,
     TlbiVmid,
 )
-from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondaries.kvm.part import Vm, another_slot, apic_access, guest_access, row
 from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
@@ -94,5 +94,7 @@ KVM = Secondary(
     },
     accesses=dict.fromkeys((GuestTouch, GuestApic, Sigkill), lambda vm: vm.vcpus),
     drawn={GuestTouch: drawn},
+    row=row,
+    given={GuestTouch: guest_access, GuestApic: apic_access, KvmAddMemslot: another_slot},
 )  # fmt: skip
 """The declaration."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
+from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.kvm.messages import (
     GuestApic,
@@ -124,3 +125,40 @@ class Vm(Part, frozen=True):
             if vcpu not in used and len(self.vcpus) > 1:
                 left = tuple(other for other in self.vcpus if other != vcpu)
                 yield msgspec.structs.replace(self, vcpus=left)
+
+
+# ---- in small worlds ---------------------------------------------------------------------------
+
+APIC_GFN: Final = 0xFEE00
+"""``APIC_DEFAULT_PHYS_BASE`` >> PAGE_SHIFT (arch/x86/include/asm/apicdef.h)."""
+
+
+def row(ground: Ground, number: int) -> Vm:
+    """A guest with a vCPU or two, to which all pages belong; half of them have an APIC page."""
+    slots = [Slot(0, ground.pages, ground.start)]
+    if ground.one_in(2):
+        slots.append(Slot(APIC_GFN, 1, ground.quiet, True))
+    first = 2 * number
+    vcpus = [f"vcpu{first}"] + [f"vcpu{first + 1}"] * ground.one_in(8)
+    return Vm(f"kvm{number}", tuple(vcpus), ground.mm, tuple(slots))
+
+
+def apic_access(_: Ground, vm: Vm) -> Mapping[str, Any] | None:
+    """Where its APIC page is, if it has one."""
+    apic = (slot for slot in vm.slots if slot.apic)
+    return next(({"gpa": slot.gfn << PAGE_SHIFT} for slot in apic), None)
+
+
+def guest_access(ground: Ground, vm: Vm) -> Mapping[str, Any] | None:
+    """Any word of the guest's memory but that page."""
+    slot = ground.one_of([slot for slot in vm.slots if not slot.apic])
+    return {"gpa": (slot.gfn + ground.below(slot.pages) << PAGE_SHIFT) + 8 * ground.below(8)}
+
+
+def another_slot(ground: Ground, vm: Vm) -> Mapping[str, Any] | None:
+    """A memslot behind the others, of pages that are the guest's already."""
+    if ground.world is None:
+        return None
+    pages = 1 + ground.below(ground.pages)
+    behind = max(slot.gfn + slot.pages for slot in vm.slots)
+    return {"vm": vm.name, "gfn": behind, "address": ground.start, "length": pages * PAGE_SIZE}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
 from mmurace.nodes.secondary import Part
@@ -43,3 +45,17 @@ def registers_notifier(kernel: Kernel) -> bool:
     """Whether ``ocxl_link_add_pe`` registers one: from v5.11, if the link has ATSD registers."""
     switches = OcxlSwitches.of(kernel)
     return switches.ocxl_notifier and switches.ocxl_link == "atsd"
+
+
+# ---- in small worlds ---------------------------------------------------------------------------
+
+
+def row(ground: Ground, number: int) -> Link:
+    """A link; processes are attached to it from the start, or attach themselves."""
+    mms: tuple[str, ...] = ground.one_of([(ground.mm,), (ground.mm,), ground.mms, ()])
+    return Link(f"link{number}", mms, ground.cpus[-1])
+
+
+def attached(ground: Ground, link: Link) -> Mapping[str, Any] | None:
+    """Any process: whoever is not attached gets an error."""
+    return {"mm": ground.one_of(link.mms or ground.mms)}

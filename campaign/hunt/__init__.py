@@ -1,0 +1,1 @@
+"""Random small programs over everything that there is, each explored."""

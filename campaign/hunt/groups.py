@@ -1,0 +1,69 @@
+"""Operations by what they do to entries, and whose turn it can be in a hunt.
+
+There are many calls and few functions that change entries: two operations that end in the same one
+race in the same way, mostly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Final
+
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondary import by_node_order, secondaries
+from mmurace.protocol.messages import program as ops
+from mmurace.protocol.messages.program import Operation, operation_kinds
+
+Pair = tuple[str, str]
+"""Two groups (``group_of``)."""
+Turn = tuple[Pair, tuple[str, ...]]
+"""A pair, and the secondaries beside which it is."""
+
+
+def kinds_on_cpus() -> list[type[Operation]]:
+    """Operations that a processor can be asked for."""
+    elsewhere = {kind for one in secondaries() for kind in one.accesses}
+    return [kind for kind in operation_kinds() if kind not in elsewhere]
+
+
+def group_of(kind: type[Operation]) -> str:
+    """What an operation does to entries, as the kernel function that does it is called."""
+    return kind.CHANGES or kind.FUNCTION or kind.__name__
+
+
+SELDOM: Final = (ops.Exit, ops.Execve, ops.Brk)
+"""Within its group an operation is drawn seldom that needs much else, or ends a process."""
+
+
+def of_files(group: str) -> bool:
+    """Whether only operations on files do that."""
+    kinds = [kind for kind in kinds_on_cpus() if group_of(kind) == group]
+    return bool(kinds) and all("file" in kind.__struct_fields__ for kind in kinds)
+
+
+def pairs_of_groups() -> dict[Pair, float]:
+    """Every two groups of what core mm does on processors, and every one with itself.
+
+    Each with a weight: twice the operations, half as much again of the turns.
+    """
+    calls = {kind for one in secondaries() for kind in one.calls}
+    sizes = Counter(group_of(kind) for kind in kinds_on_cpus() if kind not in calls)
+    groups = list(sizes)
+    return {
+        (one, two): math.sqrt(sizes[one] * sizes[two])
+        for at, one in enumerate(groups)
+        for two in groups[at:]
+    }
+
+
+def names_of_secondaries(kernel: Kernel) -> list[str]:
+    """Those that a machine has."""
+    return [one.name for one in by_node_order() if kernel.machine in one.machines]
+
+
+def turns_of(kernel: Kernel) -> dict[Turn, float]:
+    """Every pair beside every secondary, and without any; with weights."""
+    beside: list[tuple[str, ...]] = [(), *((name,) for name in names_of_secondaries(kernel))]
+    pairs = pairs_of_groups()
+    return {(pair, chosen): weight for pair, weight in pairs.items() for chosen in beside}
