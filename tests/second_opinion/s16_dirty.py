@@ -1,0 +1,155 @@
+"""S16: that a page is dirty is not forgotten, and aging adds no right.
+
+A change that takes a dirty entry away, or makes it clean, forgets unless
+
+- it is the work of an operation that cleans: ``MADV_FREE``, or a write-back, which writes the page;
+- the same operation puts a dirty entry of the same page, or of its copy, in (there, or elsewhere);
+- the operation has told the page (``FolioMarkDirty``) before it puts in a clean one, or for good,
+  if it is a page of a file;
+- the page is anonymous and goes with its last entry, or to swap: what is written there is all.
+
+A page that was dirty when its entry was cleared must not be discarded, and a page of a file not be
+dropped while it says, or an entry of it says, that it is dirty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.limits import PAGE_SIZE
+from tests.second_opinion.s9_stores import size
+from tests.second_opinion.trace import Change, Event, Finding, Trace
+
+CLEANING = frozenset({"MadviseFree", "Writeback"})
+
+
+def judge(trace: Trace) -> Iterator[Finding]:
+    """Every change that forgets, every page that goes though it is dirty, every right too many."""
+    for change in trace.changes:
+        dirty = ptes.hw_present(change.old) and change.old & ptes.DIRTY
+        if dirty and trace.kind(change.op) not in CLEANING and forgets(trace, change):
+            yield finding(change)
+        if trace.kind(change.op) == "Kswapd" and adds_right(trace, change):
+            yield finding(change)
+    for drop in trace.of[r.FilePageDropped]:
+        yield from dropped_dirty(trace, drop)
+
+
+def finding(change: Change) -> Finding:
+    """What it is called."""
+    return Finding("S16", change.by, "", change.place, ptes.frame_of(change.old))
+
+
+def forgets(trace: Trace, change: Change) -> bool:
+    """Whether nobody knows any more that the page was dirty."""
+    frame = ptes.frame_of(change.old)
+    if ptes.hw_present(change.new) and ptes.frame_of(change.new) == frame:
+        return not change.new & ptes.DIRTY
+    back = put_in(trace, change)
+    if back is not None:
+        return not (back.new & ptes.DIRTY or told(trace, change, back.at) or cleaned(trace, back))
+    if is_file(trace, frame, change.at):
+        return not told(trace, change, trace.returned(change.op))
+    return discarded(trace, change)
+
+
+def put_in(trace: Trace, change: Change) -> Change | None:
+    """The next entry of the page, or of its copy, that the operation puts in; None: none."""
+    frames = {ptes.frame_of(change.old)} | {
+        e.record.target for e in trace.of[r.FrameCopied]
+        if isinstance(e.record, r.FrameCopied) and e.op == change.op and e.at > change.at
+        and e.record.source == ptes.frame_of(change.old)
+    }  # fmt: skip
+    gone = trace.freed(ptes.frame_of(change.old), change.at)
+    for later in trace.changes:
+        if later.op == change.op and later.at > change.at and ptes.hw_present(later.new):
+            if ptes.frame_of(later.new) in frames and not ptes.hw_present(later.old):
+                same = ptes.frame_of(later.new) == ptes.frame_of(change.old)
+                here = later.place == change.place
+                if (later.at < gone if same else True) and (here or _moves(trace, change)):
+                    return later
+    return None
+
+
+def _moves(trace: Trace, change: Change) -> bool:
+    return trace.kind(change.op) == "Mremap"
+
+
+def told(trace: Trace, change: Change, until: int) -> bool:
+    """Whether the operation marks a page dirty in between."""
+    return any(
+        step.kind == "FolioMarkDirty" and step.id.startswith(f"{change.op}.")
+        and change.at < at <= until
+        for at, step in trace.marks
+    )  # fmt: skip
+
+
+def cleaned(trace: Trace, back: Change) -> bool:
+    """Whether it is put in clean and read-only to be written: a page of a file by reclaim."""
+    frame = ptes.frame_of(back.new)
+    return is_file(trace, frame, back.at) and not back.new & ptes.WRITE and any(
+        isinstance(e.record, r.FilePageWritten) and e.record.frame == frame
+        and e.op == back.op and e.at > back.at
+        for e in trace.of[r.FilePageWritten]
+    )  # fmt: skip
+
+
+def is_file(trace: Trace, frame: int, moment: int) -> bool:
+    """Whether the frame was allocated for the page cache."""
+    uses = [
+        e.record.use for e in trace.of[r.FrameAllocated]
+        if isinstance(e.record, r.FrameAllocated) and e.record.frame == frame and e.at < moment
+    ]  # fmt: skip
+    return bool(uses) and uses[-1] == "file"
+
+
+def discarded(trace: Trace, change: Change) -> bool:
+    """Whether the operation discards the page whose entry it has cleared."""
+    return any(
+        isinstance(e.record, r.PageDiscarded) and e.op == change.op and e.at > change.at
+        and (e.record.mm, e.record.address) == change.place
+        and e.record.frame == ptes.frame_of(change.old)
+        and trace.freed(e.record.frame, change.at) > e.at
+        for e in trace.of[r.PageDiscarded]
+    )  # fmt: skip
+
+
+def adds_right(trace: Trace, change: Change) -> bool:
+    """Whether reclaim puts in an entry with more rights than there was before."""
+    if not ptes.hw_present(change.new):
+        return False
+    before = [
+        c.new for c in trace.changes
+        if c.place == change.place and c.at < change.at and ptes.hw_present(c.new)
+    ]  # fmt: skip
+    return bool(before) and not before[-1] & ptes.WRITE and bool(change.new & ptes.WRITE)
+
+
+def dropped_dirty(trace: Trace, drop: Event) -> Iterator[Finding]:
+    """A page of a file that is dropped while it, or an entry of it, is dirty."""
+    d = drop.record
+    assert isinstance(d, r.FilePageDropped)
+    if d.index * PAGE_SIZE >= size(trace, d.file, drop.at):
+        return
+    written = last(trace.of[r.FilePageWritten], d.frame, drop.at)
+    marked = last(
+        [e for e in trace.of[r.FilePageDirtied] if trace.freed(d.frame, e.at) > drop.at],
+        d.frame, drop.at,
+    )  # fmt: skip
+    places = {c.place for c in trace.changes if ptes.frame_of(c.new) == d.frame}
+    entries = [trace.entry(place, drop.at) for place in places]
+    mapped = any(
+        ptes.hw_present(e) and ptes.frame_of(e) == d.frame and e & ptes.DIRTY for e in entries
+    )
+    if marked > written or mapped:
+        yield Finding("S16", drop.step.src, "", ("", -1), d.frame)
+
+
+def last(events: list[Event], frame: int, before: int) -> int:
+    """The last of these records about a frame; -1: there is none."""
+    return max(
+        (e.at for e in events if getattr(e.record, "frame", -1) == frame and e.at < before),
+        default=-1,
+    )

@@ -1,0 +1,27 @@
+"""S1: no access reaches a frame through a translation that was made before the frame was freed.
+
+Nor does a guest run with such a frame in its VMCS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.second_opinion.trace import Finding, Trace, Translation
+
+
+def judge(trace: Trace) -> Iterator[Finding]:
+    """Accesses, and guests that run."""
+    for access in trace.accesses:
+        used = access.through
+        if trace.freed(access.frame, used.read) < access.at:
+            yield finding(used)
+    for latched in trace.translations:
+        freed = trace.freed(latched.frame, latched.read)
+        if latched.cache == "vmcs" and latched.usable_after(freed):
+            yield finding(latched)
+
+
+def finding(used: Translation) -> Finding:
+    """What it is called."""
+    return Finding("S1", used.holder, used.cache, used.place, used.frame)

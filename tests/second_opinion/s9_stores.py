@@ -1,0 +1,143 @@
+"""S9: a store that was accepted is in whatever takes the place of the page.
+
+A store is accepted when it arrives in the frame, as long as that is not free.  It is lost if it
+arrives
+
+- after the frame was copied, and the copy is mapped at the place through which it came;
+- after the frame was written to a swap slot (or read from one), and the entry at that place leads
+  to the slot when the frame is free;
+- after the frame was written to a file (or read from one) that is long enough, and reclaim drops
+  the frame from the page cache;
+- after ``MADV_FREE`` returned, and reclaim discards the page.  A store that a call of ``MADV_FREE``
+  overlaps, or that comes before it, need not be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmurace.protocol import pte as ptes
+from mmurace.protocol import records as r
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.ranges import covers
+from tests.second_opinion.trace import (
+    NEVER,
+    DataAccess,
+    Event,
+    Finding,
+    Operation,
+    Place,
+    Trace,
+    first,
+)
+
+
+def judge(trace: Trace) -> Iterator[Finding]:
+    """Every store that is lost."""
+    for store in trace.accesses:
+        if store.write and (
+            missing_in_copy(trace, store)
+            or missing_in_slot(trace, store)
+            or missing_in_file(trace, store)
+            or discarded(trace, store)
+        ):
+            used = store.through
+            yield Finding("S9", used.holder, used.cache, used.place, used.frame)
+
+
+def same_page(trace: Trace, store: DataAccess, moment: int) -> bool:
+    """Whether the frame is not freed between that moment and the store."""
+    return trace.freed(store.frame, min(moment, store.at)) > max(moment, store.at)
+
+
+def missing_in_copy(trace: Trace, store: DataAccess) -> bool:
+    """The copy was made before it, and is what is mapped there now or soon."""
+    for event in trace.of[r.FrameCopied]:
+        copy = event.record
+        assert isinstance(copy, r.FrameCopied)
+        if copy.source == store.frame and event.at < store.at and same_page(trace, store, event.at):
+            if any(
+                c.place == store.through.place and c.op == event.op and c.at > event.at
+                and ptes.hw_present(c.new) and ptes.frame_of(c.new) == copy.target
+                and same_page(trace, store, c.at)
+                for c in trace.changes
+            ):  # fmt: skip
+                return True
+    return False
+
+
+def missing_in_slot(trace: Trace, store: DataAccess) -> bool:
+    """The slot to which its place leads, when the frame is free, was written before it."""
+    freed = trace.freed(store.frame, store.at)
+    entry = trace.entry(store.through.place, freed)
+    if freed == NEVER or not ptes.is_swap(entry):
+        return False
+    return last_kept(trace, store, freed, slot=ptes.frame_of(entry)) < store.at
+
+
+def last_kept(trace: Trace, store: DataAccess, before: int, slot: int) -> int:
+    """When the content of the frame was last the same as that of the slot; ``NEVER``: never."""
+    return max(
+        (
+            e.at for e in (*trace.of[r.PageWritten], *trace.of[r.PageRead])
+            if isinstance(e.record, (r.PageWritten, r.PageRead)) and e.at < before
+            and (e.record.frame, e.record.slot) == (store.frame, slot)
+            and same_page(trace, store, e.at)
+        ),
+        default=NEVER,
+    )  # fmt: skip
+
+
+def missing_in_file(trace: Trace, store: DataAccess) -> bool:
+    """Reclaim drops the page, and the disk does not have it."""
+    return any(
+        isinstance(e.record, r.FilePageDropped) and e.record.frame == store.frame
+        and same_page(trace, store, e.at)
+        and e.record.index * PAGE_SIZE < size(trace, e.record.file, e.at)
+        and not on_disk(trace, store, e.at)
+        for e in trace.of[r.FilePageDropped]
+    )  # fmt: skip
+
+
+def on_disk(trace: Trace, store: DataAccess, dropped: int) -> bool:
+    """Whether the page was written after the store."""
+    return any(
+        isinstance(e.record, r.FilePageWritten) and e.record.frame == store.frame
+        and store.at < e.at < dropped
+        for e in trace.of[r.FilePageWritten]
+    )  # fmt: skip
+
+
+def size(trace: Trace, file: str, moment: int) -> int:
+    """How long a file is: as any mapping of it, until it is truncated."""
+    sizes = [
+        e.record.size for e in trace.of[r.FileSized]
+        if isinstance(e.record, r.FileSized) and e.record.file == file and e.at < moment
+    ]  # fmt: skip
+    return sizes[-1] if sizes else NEVER
+
+
+def discarded(trace: Trace, store: DataAccess) -> bool:
+    """The page is discarded, and no ``MADV_FREE`` that would allow it overlaps or follows it."""
+    return any(
+        isinstance(e.record, r.PageDiscarded) and e.record.frame == store.frame
+        and same_page(trace, store, e.at)
+        and not any(allows(trace, op, store, e) for op in trace.operations.values())
+        for e in trace.of[r.PageDiscarded]
+    )  # fmt: skip
+
+
+def allows(trace: Trace, op: Operation, store: DataAccess, discard: Event) -> bool:
+    """Whether it is a ``MADV_FREE`` of that page which the store does not come after."""
+    d = discard.record
+    assert isinstance(d, r.PageDiscarded)
+    timely = op.begin < discard.at and store.at < op.end
+    return op.kind == "MadviseFree" and timely and (
+        is_of(op, store.through.place) or is_of(op, (d.mm, d.address))
+        or any(c.op == op.name and ptes.frame_of(c.old) == store.frame for c in trace.changes)
+    )  # fmt: skip
+
+
+def is_of(op: Operation, place: Place) -> bool:
+    """Whether a place is in its range."""
+    return op.mm == place[0] and covers(op.start, op.end_address, place[1])
