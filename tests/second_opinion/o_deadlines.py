@@ -1,6 +1,6 @@
 """O: whoever may hold an entry that was taken away has lost it before its deadline.
 
-The deadline of a change is the earliest of these moments after it:
+A change has a deadline at each of these moments after it:
 
 - the frame that the old entry led to is free;
 - the same operation copies that frame (migration; a copy on write copies before it changes);
@@ -23,14 +23,14 @@ from collections.abc import Iterator
 from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 from tests.second_opinion.obligations import REVOKING, given_back, inherited, taking
-from tests.second_opinion.trace import Change, Finding, Trace, Translation, first
+from tests.second_opinion.trace import NEVER, Change, Finding, Trace, Translation, first
 
 
 def judge(trace: Trace) -> Iterator[Finding]:
     """Every translation that outlives a deadline."""
     for x in trace.translations:
         if any(outlives(trace, x, c) for c in taking(trace, x)) or any(
-            x.usable_after(trace.returned(op)) for op in inherited(trace, x)
+            trace.outlives(x, trace.returned(op)) for op in inherited(trace, x)
         ):
             yield Finding("O", x.holder, x.cache, x.place, x.frame)
         elif outlives_tag(trace, x):
@@ -39,23 +39,23 @@ def judge(trace: Trace) -> Iterator[Finding]:
 
 
 def outlives(trace: Trace, x: Translation, change: Change) -> bool:
-    """Whether it can be used at the deadline of a change that takes from it, or later."""
-    due = deadline(trace, change)
-    return x.usable_after(due) and not given_back(trace, x, change, due)
-
-
-def deadline(trace: Trace, change: Change) -> int:
-    """The earliest of those moments."""
-    returns = trace.returned(change.op) if trace.kind(change.op) in REVOKING else None
-    return min(
-        trace.freed(ptes.frame_of(change.old), change.at),
-        copied(trace, change),
-        written(trace, change),
-        replaced(trace, change),
-        discarded(trace, change),
-        moved(trace, change),
-        *([] if returns is None else [returns]),
+    """Whether it can be used at a deadline of a change that takes from it, or later."""
+    return any(
+        trace.outlives(x, due) and not given_back(trace, x, change, due)
+        for due in deadlines(trace, change)
     )
+
+
+def deadlines(trace: Trace, change: Change) -> Iterator[int]:
+    """Those moments."""
+    yield trace.freed(ptes.frame_of(change.old), change.at)
+    yield copied(trace, change)
+    yield written(trace, change)
+    yield replaced(trace, change)
+    yield discarded(trace, change)
+    yield moved(trace, change)
+    if trace.kind(change.op) in REVOKING:
+        yield trace.returned(change.op)
 
 
 def copied(trace: Trace, change: Change) -> int:
@@ -71,7 +71,7 @@ def copied(trace: Trace, change: Change) -> int:
 def written(trace: Trace, change: Change) -> int:
     """The operation writes the frame, and the entry was dirty."""
     if not change.old & ptes.DIRTY:
-        return first(iter(()))
+        return NEVER
     return first(
         e.at for e in (*trace.of[r.PageWritten], *trace.of[r.FilePageWritten])
         if e.at > change.at and e.op == change.op
@@ -92,7 +92,7 @@ def replaced(trace: Trace, change: Change) -> int:
 def discarded(trace: Trace, change: Change) -> int:
     """Reclaim discards the page that ``MADV_FREE`` has made clean, which has returned."""
     if trace.kind(change.op) != "MadviseFree":
-        return first(iter(()))
+        return NEVER
     return first(
         e.at for e in trace.of[r.PageDiscarded]
         if e.at > trace.returned(change.op)
@@ -112,8 +112,8 @@ def moved(trace: Trace, change: Change) -> int:
         and ptes.frame_of(c.new) == ptes.frame_of(change.old)
     )  # fmt: skip
     return first(
-        at for at, step in trace.marks
-        if at > arrived and step.kind == "PtlUnlock" and step.id.startswith(f"{change.op}.")
+        e.at for e in trace.of[type(None)]
+        if e.at > arrived and e.step.kind == "PtlUnlock" and e.op == change.op
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def outlives_tag(trace: Trace, x: Translation) -> bool:
     """Whether it can be used when its tag is nobody's any more."""
     return any(
         isinstance(e.record, r.TagFree) and e.record.tag == x.tag
-        and e.at > x.read and x.usable_after(e.at)
+        and e.at > x.read and trace.outlives(x, e.at)
         for e in trace.of[r.TagFree]
     )  # fmt: skip
 
@@ -131,8 +131,9 @@ def tables(trace: Trace) -> Iterator[Finding]:
     for kept in trace.of[r.TableCached]:
         t = kept.record
         assert isinstance(t, r.TableCached)
-        read = trace.deliveries[t.source]
-        if trace.freed(t.table, read) < dropped(trace, t.fill, kept.at):
+        read = trace.messages[t.source]
+        freed = trace.freed(t.table, read)
+        if freed < NEVER and not trace.before(dropped(trace, t.fill, kept.at), freed):
             yield Finding("O", kept.step.dst, "pwc", (t.tag, t.address), t.table)
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
-from tests.second_opinion.trace import Change, Operation, Trace, Translation
+from tests.second_opinion.trace import Change, Operation, Trace, Translation, first
 
 REVOKING = frozenset(
     {"Munmap", "Mmap", "Brk", "Mremap", "MadviseDontneed", "Truncate", "Exit", "Execve",
      "Mprotect", "ClearRefs", "Fork"}
 )  # fmt: skip
 """Operations that promise, when they return, that what they took is not used any more."""
-LOOKING = frozenset({"Munmap", "Mmap", "Mremap", "MadviseDontneed", "Mprotect"})
-"""Those of them that go through the entries of their range, whatever is there, for one mm."""
+GATHERING = frozenset({"Munmap", "MadviseDontneed", "MadviseFree", "Brk"})
+"""Operations with a gather, which flushes what other gathers have left (``mm_tlb_flush_nested``)."""
+GATHERED = GATHERING | {"Truncate", "Mmap"}
+"""Operations whose gather leaves something."""
+LOOKING = GATHERING | {"Mprotect", "Mremap"}
+"""Operations that ask before they look at entries whether reclaim has left something
+(``flush_tlb_batched_pending``)."""
 
 
 def taking(trace: Trace, x: Translation) -> Iterator[Change]:
@@ -41,22 +47,46 @@ def taken_by(trace: Trace, x: Translation) -> Iterator[str]:
 
 
 def inherited(trace: Trace, x: Translation) -> Iterator[str]:
-    """Operations that found the entry cleared by another, and ``x`` still there, when they began.
+    """Operations that looked at the entry when another had cleared it, and not yet flushed.
 
     They return as if they had cleared it themselves (``mm_tlb_flush_nested``,
     ``flush_tlb_batched_pending``).
     """
     for operation in trace.operations.values():
-        if looks_at(operation, x) and any(
-            change.at < operation.begin and change.op != operation.name
-            and not given_back(trace, x, change, operation.begin)
+        looked = looks(trace, operation)
+        if is_in(operation, x) and any(
+            change.at < looked and change.op != operation.name
+            and leaves(trace, change, operation)
+            and not given_back(trace, x, change, looked)
             for change in taking(trace, x)
-        ) and x.usable_after(operation.begin):  # fmt: skip
+        ):  # fmt: skip
             yield operation.name
 
 
-def looks_at(operation: Operation, x: Translation) -> bool:
-    """Whether it goes through the entry that ``x`` was made from."""
+def leaves(trace: Trace, change: Change, to: Operation) -> bool:
+    """Whether an entry that is cleared so is left for others to flush.
+
+    Reclaim's batch for whoever looks at entries; a gather's for other gathers.
+    """
+    if to.kind in LOOKING and any(
+        isinstance(e.record, r.FlushDeferred) and e.op == change.op
+        and (e.record.mm, e.record.address) == change.place
+        for e in trace.of[r.FlushDeferred]
+    ):  # fmt: skip
+        return True
+    return to.kind in GATHERING and trace.kind(change.op) in GATHERED
+
+
+def looks(trace: Trace, operation: Operation) -> int:
+    """When it gets its first page-table lock; ``NEVER`` if it gets none."""
+    return first(
+        trace.deliveries[e.step.causes[-1]]
+        for e in trace.of[type(None)]
+        if e.step.kind == "PtlLock~" and e.op == operation.name and e.step.causes
+    )
+
+
+def is_in(operation: Operation, x: Translation) -> bool:
+    """Whether the entry that ``x`` was made from is in its range."""
     mm, address = x.place
-    here = operation.mm == mm and covers(operation.start, operation.end_address, address)
-    return operation.kind in LOOKING and operation.result >= 0 and here
+    return operation.mm == mm and covers(operation.start, operation.end_address, address)

@@ -22,7 +22,7 @@ from mmurace.nodes.secondary import Part
 from mmurace.nodes.world import World
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as op
-from mmurace.scenarios.catalogue import load_all
+from mmurace.scenarios.catalogue import Race, load_all
 from mmurace.scenarios.spec import RunSpec
 
 PAGES: Final = 6
@@ -55,16 +55,22 @@ def draw(seed: int, number: int) -> Drawn:
 
 def _race(dice: random.Random) -> Drawn:
     race, name = dice.choice(cases())
-    spec = load_all()[race].run(name, dice.getrandbits(32))
+    spec = races()[race].run(name, dice.getrandbits(32))
     recipe = spec if dice.random() < 0.5 else None
     programs = spec.programs()
     return Drawn(spec.name, spec.world, programs, _schedule(dice), spec.seed, recipe)
 
 
 @cache
+def races() -> dict[str, Race]:
+    """The catalogue."""
+    return load_all()
+
+
+@cache
 def cases() -> tuple[tuple[str, str], ...]:
     """(race, kernel) of the whole catalogue."""
-    return tuple((race.id, case.name) for race in load_all().values() for case in race.kernels)
+    return tuple((race.id, case.name) for race in races().values() for case in race.kernels)
 
 
 def _schedule(dice: random.Random) -> Schedule:
@@ -79,7 +85,7 @@ def _kernel(dice: random.Random) -> Kernel:
     if dice.random() < 0.25:
         return preset(*dice.choice(GOOD))
     race, name = dice.choice(cases())
-    return load_all()[race].kernel_case(name).kernel
+    return races()[race].kernel_case(name).kernel
 
 
 def _small(dice: random.Random) -> Drawn:

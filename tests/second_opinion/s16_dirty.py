@@ -80,9 +80,8 @@ def _moves(trace: Trace, change: Change) -> bool:
 def told(trace: Trace, change: Change, until: int) -> bool:
     """Whether the operation marks a page dirty in between."""
     return any(
-        step.kind == "FolioMarkDirty" and step.id.startswith(f"{change.op}.")
-        and change.at < at <= until
-        for at, step in trace.marks
+        e.step.kind == "FolioMarkDirty" and e.op == change.op and change.at < e.at <= until
+        for e in trace.of[type(None)]
     )  # fmt: skip
 
 

@@ -18,8 +18,19 @@ def judge(trace: Trace) -> Iterator[Finding]:
             yield finding(used)
     for latched in trace.translations:
         freed = trace.freed(latched.frame, latched.read)
-        if latched.cache == "vmcs" and latched.usable_after(freed):
+        if latched.cache == "vmcs" and runs_after(trace, latched, freed):
             yield finding(latched)
+
+
+def runs_after(trace: Trace, latched: Translation, freed: int) -> bool:
+    """Whether the guest runs with it, and something is done there that comes after the free."""
+    return any(
+        begun <= event.at <= ended
+        and event.step.dst == latched.holder
+        and trace.before(freed, event.at)
+        for begun, ended in latched.usable
+        for event in trace.events
+    )
 
 
 def finding(used: Translation) -> Finding:

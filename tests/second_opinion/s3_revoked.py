@@ -19,7 +19,7 @@ def judge(trace: Trace) -> Iterator[Finding]:
     for access in trace.accesses:
         used = access.through
         if not permitted(trace, access) and any(
-            trace.returned(op) < access.at
+            trace.before(trace.returned(op), access.at)
             for op in (*taken_by(trace, used), *inherited(trace, used))
         ):
             yield Finding("S3", used.holder, used.cache, used.place, used.frame)

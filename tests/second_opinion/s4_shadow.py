@@ -42,7 +42,7 @@ def outlives(trace: Trace, x: Translation, end: Event) -> bool:
         for c in trace.changes
     )  # fmt: skip
     return older and any(
-        last > end.at and stale(trace, x, max(begun, end.at)) for begun, last in x.usable
+        not trace.before(last, end.at) and stale(trace, x, max(begun, end.at)) for begun, last in x.usable
     )
 
 

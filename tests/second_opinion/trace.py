@@ -1,6 +1,10 @@
 """A run as lists: its records in order, operations, changes of entries, translations, accesses.
 
-A moment is the place of a record in the whole trace, counted from 0.  ``NEVER`` is later than all.
+A moment is the place of a delivery or of a record in the whole trace, counted from 0.  ``NEVER`` is
+later than all.  Of two moments the earlier one need not have *happened before* the other: that is
+so if the deliveries that caused one another, and the order of deliveries at each node, lead from one
+to the other (``protocol/trace.py``).  What was done at two nodes that did not hear of each other could
+as well have come in the other order, and says nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ class Event:
 
     at: int
     step: TraceStep
-    record: r.Record
+    record: r.Record | None
+    """None: the delivery itself."""
 
     @property
     def op(self) -> str:
@@ -105,10 +110,6 @@ class Translation:
         """The frame that it leads to."""
         return ptes.frame_of(self.pte)
 
-    def usable_after(self, moment: int) -> bool:
-        """Whether it can be used at that moment or at a later one."""
-        return any(last > moment for _, last in self.usable)
-
     def revoked_by(self, entry: int) -> bool:
         """Whether it grants something that ``entry`` does not.
 
@@ -135,18 +136,19 @@ class Trace:
 
     def __init__(self, steps: Sequence[TraceStep]) -> None:
         self.events: list[Event] = []
-        self.of: dict[type[r.Record], list[Event]] = defaultdict(list)
-        self.deliveries: dict[str, int] = {}
+        self.of: dict[type, list[Event]] = defaultdict(list)
+        self.deliveries: dict[int, int] = {}
+        """Number of a delivery -> its moment."""
+        self.messages: dict[str, int] = {}
         """Message id -> the moment of its delivery."""
-        self.marks: list[tuple[int, TraceStep]] = []
-        """Every delivery with its moment, also of those without a record."""
         for step in steps:
-            self.deliveries.setdefault(step.id, len(self.events))
-            self.marks.append((len(self.events), step))
-            for record in step.records:
+            self.deliveries[step.n] = len(self.events)
+            self.messages.setdefault(step.id, len(self.events))
+            for record in (None, *step.records):
                 event = Event(len(self.events), step, record)
                 self.events.append(event)
                 self.of[type(record)].append(event)
+        self.past = _pasts(steps)
         self.operations = self._operations()
         self.changes = [_change(event) for event in self.of[r.PteChange] if _is_leaf(event)]
         self.translations = self._translations()
@@ -155,6 +157,13 @@ class Trace:
             translation.usable = self._usable(translation)
 
     # ---- questions -------------------------------------------------------------------------
+
+    def before(self, earlier: int, later: int) -> bool:
+        """Whether the first of two moments happened before the second."""
+        if NEVER in (earlier, later):
+            return earlier < later
+        cause, effect = self.events[earlier].step.n, self.events[later].step.n
+        return earlier < later if cause == effect else bool(self.past[effect] >> cause & 1)
 
     def entry(self, place: Place, moment: int) -> int:
         """The entry at a place after the record of that moment."""
@@ -175,6 +184,10 @@ class Trace:
     def returned(self, op: str) -> int:
         """When an operation returned."""
         return self.operations[op].end if op in self.operations else NEVER
+
+    def outlives(self, x: Translation, moment: int) -> bool:
+        """Whether its end did not happen before that moment: it may be used then, or later."""
+        return moment < NEVER and not all(self.before(end, moment) for _, end in x.usable)
 
     def kind(self, op: str) -> str:
         """The kind of an operation."""
@@ -202,7 +215,7 @@ class Trace:
             if isinstance(record, r.PteRead):
                 loads[event.step.id] = event.at, (record.mm, record.address)
             elif isinstance(record, r.Fill):
-                unknown = self.deliveries.get(record.source, event.at), ("", record.address)
+                unknown = self.messages.get(record.source, event.at), ("", record.address)
                 read, place = loads[record.fill] = loads.get(record.source, unknown)
                 found.append(
                     Translation(
@@ -278,6 +291,20 @@ class Trace:
 def first(moments: Iterator[int]) -> int:
     """The earliest, or ``NEVER``."""
     return min(moments, default=NEVER)
+
+
+def _pasts(steps: Sequence[TraceStep]) -> dict[int, int]:
+    """Of each delivery those that happened before it: the sum of 2**n of their numbers."""
+    past: dict[int, int] = {}
+    last: dict[str, int] = {}
+    """Node -> its last delivery."""
+    for step in steps:
+        past[step.n] = 0
+        for cause in (*step.causes, last.get(step.dst, -1)):
+            if cause in past:
+                past[step.n] |= past[cause] | 1 << cause
+        last[step.dst] = step.n
+    return past
 
 
 def _is_leaf(event: Event) -> bool:
