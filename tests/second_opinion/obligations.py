@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
-from tests.second_opinion.trace import Change, Operation, Trace, Translation, first
+from tests.second_opinion.trace import NEVER, Change, Operation, Trace, Translation, first
 
 REVOKING = frozenset(
     {"Munmap", "Mmap", "Brk", "Mremap", "MadviseDontneed", "Truncate", "Exit", "Execve",
@@ -40,9 +40,10 @@ def given_back(trace: Trace, x: Translation, change: Change, until: int) -> bool
 
 
 def taken_by(trace: Trace, x: Translation) -> Iterator[str]:
-    """Operations that took something of it away, and left it so."""
+    """Operations that revoke, and took something of it away, and left it so."""
     for change in taking(trace, x):
-        if not given_back(trace, x, change, trace.returned(change.op)):
+        revokes = trace.kind(change.op) in REVOKING
+        if revokes and not given_back(trace, x, change, trace.returned(change.op)):
             yield change.op
 
 
@@ -54,7 +55,7 @@ def inherited(trace: Trace, x: Translation) -> Iterator[str]:
     """
     for operation in trace.operations.values():
         looked = looks(trace, operation)
-        if is_in(operation, x) and any(
+        if looked < NEVER and is_in(operation, x) and any(
             change.at < looked and change.op != operation.name
             and leaves(trace, change, operation)
             and not given_back(trace, x, change, looked)

@@ -1,6 +1,7 @@
 """S3: once an operation that takes rights away has returned, no access goes through what it took.
 
-What it took: the rights of a translation that was read before the operation changed the entry, and
+Those operations are ``obligations.REVOKING``; reclaim, migration and faults promise nothing to whoever
+sees them return, and are judged by S1 and S9.  What one took: the rights of a translation that was read before the operation changed the entry, and
 that the entry which the operation left does not grant.  An access that the entry of the moment
 permits all the same is nobody's harm.
 """

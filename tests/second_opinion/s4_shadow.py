@@ -48,4 +48,4 @@ def outlives(trace: Trace, x: Translation, end: Event) -> bool:
 
 def stale(trace: Trace, x: Translation, moment: int) -> bool:
     """Whether it grants what the entry does not: another frame, or more."""
-    return moment < NEVER and ptes.takes_away(x.pte, trace.entry(x.place, moment))
+    return moment < NEVER and ptes.takes_away(x.rights, trace.entry(x.place, moment))

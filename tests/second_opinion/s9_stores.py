@@ -8,8 +8,8 @@ arrives
   to the slot when the frame is free;
 - after the frame was written to a file (or read from one) that is long enough, and reclaim drops
   the frame from the page cache;
-- after ``MADV_FREE`` returned, and reclaim discards the page.  A store that a call of ``MADV_FREE``
-  overlaps, or that comes before it, need not be kept.
+- after the last ``MADV_FREE`` of the page has returned, and reclaim discards the page.  What an entry
+  that is made clean later, or by a call that returns later, gives up need not be kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from mmurace.protocol.ranges import covers
 from tests.second_opinion.trace import (
     NEVER,
     DataAccess,
-    Event,
     Finding,
     Operation,
     Place,
@@ -118,26 +117,54 @@ def size(trace: Trace, file: str, moment: int) -> int:
 
 
 def discarded(trace: Trace, store: DataAccess) -> bool:
-    """The page is discarded, and no ``MADV_FREE`` that would allow it overlaps or follows it."""
-    return any(
+    """Reclaim discards the page, which was last given up before the store."""
+    given = max(
+        (op for op in trace.operations.values() if gives_up(trace, op, store) and op.end < store.at),
+        key=lambda op: op.end, default=None,
+    )  # fmt: skip
+    return given is not None and trace.before(given.end, store.at) and any(
         isinstance(e.record, r.PageDiscarded) and e.record.frame == store.frame
-        and same_page(trace, store, e.at)
-        and not any(allows(trace, op, store, e) for op in trace.operations.values())
+        and same_page(trace, store, e.at) and e.at > given.end
+        and (e.record.mm, e.record.address) == moved_to(trace, store, e.at)
+        and not given_up_again(trace, store, given, e.at)
         for e in trace.of[r.PageDiscarded]
     )  # fmt: skip
 
 
-def allows(trace: Trace, op: Operation, store: DataAccess, discard: Event) -> bool:
-    """Whether it is a ``MADV_FREE`` of that page which the store does not come after."""
-    d = discard.record
-    assert isinstance(d, r.PageDiscarded)
-    timely = op.begin < discard.at and store.at < op.end
-    return op.kind == "MadviseFree" and timely and (
-        is_of(op, store.through.place) or is_of(op, (d.mm, d.address))
-        or any(c.op == op.name and ptes.frame_of(c.old) == store.frame for c in trace.changes)
+def gives_up(trace: Trace, op: Operation, store: DataAccess) -> bool:
+    """Whether it is a ``MADV_FREE`` of the page: in its range when it returned, or made clean."""
+    if op.kind != "MadviseFree":
+        return False
+    mm, address = store.through.place
+    here = op.mm == mm and covers(op.start, op.end_address, address)
+    entry = trace.entry(store.through.place, op.end)
+    return (here and ptes.hw_present(entry) and ptes.frame_of(entry) == store.frame) or any(
+        c.op == op.name and ptes.frame_of(c.old) == store.frame and c.place[0] == mm
+        for c in trace.changes
+    )
+
+
+def given_up_again(trace: Trace, store: DataAccess, given: Operation, discard: int) -> bool:
+    """Whether another ``MADV_FREE`` changes the entry meanwhile, or returns after the store."""
+    return any(
+        gives_up(trace, op, store) and store.at < op.end < discard
+        for op in trace.operations.values()
+    ) or any(
+        trace.kind(c.op) == "MadviseFree" and given.end < c.at < discard
+        and c.place[0] == store.through.place[0] and ptes.frame_of(c.old) == store.frame
+        for c in trace.changes
     )  # fmt: skip
 
 
-def is_of(op: Operation, place: Place) -> bool:
-    """Whether a place is in its range."""
-    return op.mm == place[0] and covers(op.start, op.end_address, place[1])
+def moved_to(trace: Trace, store: DataAccess, until: int) -> Place:
+    """Where the entry is by then through whose place the store came."""
+    place = store.through.place
+    for out in trace.changes:
+        if store.at < out.at < until and out.place == place and trace.kind(out.op) == "Mremap":
+            place = next(
+                (c.place for c in trace.changes
+                 if c.op == out.op and c.at > out.at and c.place != place
+                 and ptes.names_page(c.new) and ptes.frame_of(c.new) == store.frame),
+                place,
+            )  # fmt: skip
+    return place

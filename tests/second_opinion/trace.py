@@ -116,8 +116,13 @@ class Translation:
         A guest's stores are never noted in the entry of the mm, so a writable copy in a shadow
         table lets its holder store unheard, as a dirty one of others does.
         """
-        unheard = ptes.DIRTY if self.cache in SHADOW and self.pte & ptes.WRITE else 0
-        return ptes.takes_away(self.pte | unheard, entry)
+        unheard = ptes.DIRTY if self.cache in SHADOW and self.rights & ptes.WRITE else 0
+        return ptes.takes_away(self.rights | unheard, entry)
+
+    @property
+    def rights(self) -> int:
+        """Its entry.  A VMCS says where a page is, and gives no right to store."""
+        return self.pte & ~(ptes.WRITE | ptes.DIRTY) if self.cache == "vmcs" else self.pte
 
 
 @dataclass(frozen=True)
