@@ -39,12 +39,9 @@ def given_back(trace: Trace, x: Translation, change: Change, until: int) -> bool
     )  # fmt: skip
 
 
-def taken_by(trace: Trace, x: Translation) -> Iterator[str]:
-    """Operations that revoke, and took something of it away, and left it so."""
-    for change in taking(trace, x):
-        revokes = trace.kind(change.op) in REVOKING
-        if revokes and not given_back(trace, x, change, trace.returned(change.op)):
-            yield change.op
+def left(trace: Trace, change: Change) -> int:
+    """The entry that the operation leaves at the place of a change: that of its last one."""
+    return [c.new for c in trace.changes if c.op == change.op and c.place == change.place][-1]
 
 
 def inherited(trace: Trace, x: Translation) -> Iterator[str]:

@@ -4,8 +4,8 @@ A change that takes a dirty entry away, or makes it clean, forgets unless
 
 - it is the work of an operation that cleans: ``MADV_FREE``, or a write-back, which writes the page;
 - the same operation puts a dirty entry of the same page, or of its copy, in (there, or elsewhere);
-- the operation has told the page (``FolioMarkDirty``) before it puts in a clean one, or for good,
-  if it is a page of a file;
+- the operation has told the page (``FolioMarkDirty``) before it puts in a clean one;
+- it is a page of a file, and has said itself that it is dirty since it was last written;
 - the page is anonymous and goes with its last entry, or to swap: what is written there is all.
 
 A page that was dirty when its entry was cleared must not be discarded, and a page of a file not be
@@ -28,7 +28,7 @@ CLEANING = frozenset({"MadviseFree", "Writeback"})
 def judge(trace: Trace) -> Iterator[Finding]:
     """Every change that forgets, every page that goes though it is dirty, every right too many."""
     for change in trace.changes:
-        dirty = ptes.hw_present(change.old) and change.old & ptes.DIRTY
+        dirty = ptes.names_page(change.old) and change.old & ptes.DIRTY
         if dirty and trace.kind(change.op) not in CLEANING and forgets(trace, change):
             yield finding(change)
         if trace.kind(change.op) == "Kswapd" and adds_right(trace, change):
@@ -45,36 +45,38 @@ def finding(change: Change) -> Finding:
 def forgets(trace: Trace, change: Change) -> bool:
     """Whether nobody knows any more that the page was dirty."""
     frame = ptes.frame_of(change.old)
-    if ptes.hw_present(change.new) and ptes.frame_of(change.new) == frame:
-        return not change.new & ptes.DIRTY
     back = put_in(trace, change)
     if back is not None:
         return not (back.new & ptes.DIRTY or told(trace, change, back.at) or cleaned(trace, back))
     if is_file(trace, frame, change.at):
-        return not told(trace, change, trace.returned(change.op))
+        until = trace.returned(change.op)
+        return not (says_dirty(trace, frame, change.at) or told(trace, change, until))
     return discarded(trace, change)
 
 
 def put_in(trace: Trace, change: Change) -> Change | None:
-    """The next entry of the page, or of its copy, that the operation puts in; None: none."""
-    frames = {ptes.frame_of(change.old)} | {
+    """The entry of the same page, or of its copy, that the operation puts in; None: none.
+
+    It may be a migration entry, which keeps the bit; only a move puts it in at another place.
+    """
+    frames = [ptes.frame_of(change.old)] + [
         e.record.target for e in trace.of[r.FrameCopied]
-        if isinstance(e.record, r.FrameCopied) and e.op == change.op and e.at > change.at
+        if isinstance(e.record, r.FrameCopied) and e.op == change.op
         and e.record.source == ptes.frame_of(change.old)
-    }  # fmt: skip
-    gone = trace.freed(ptes.frame_of(change.old), change.at)
-    for later in trace.changes:
-        if later.op == change.op and later.at > change.at and ptes.hw_present(later.new):
-            if ptes.frame_of(later.new) in frames and not ptes.hw_present(later.old):
-                same = ptes.frame_of(later.new) == ptes.frame_of(change.old)
-                here = later.place == change.place
-                if (later.at < gone if same else True) and (here or _moves(trace, change)):
-                    return later
-    return None
+    ]  # fmt: skip
+    return next(
+        (later for later in trace.changes
+         if later.op == change.op and later.at >= change.at and ptes.names_page(later.new)
+         and ptes.frame_of(later.new) in frames
+         and (later.place == change.place or trace.kind(change.op) == "Mremap")),
+        None,
+    )  # fmt: skip
 
 
-def _moves(trace: Trace, change: Change) -> bool:
-    return trace.kind(change.op) == "Mremap"
+def says_dirty(trace: Trace, frame: int, moment: int) -> bool:
+    """Whether a page of a file has said that it is dirty since it was last written."""
+    marked = last(trace.of[r.FilePageDirtied], frame, moment)
+    return marked > last(trace.of[r.FilePageWritten], frame, moment)
 
 
 def told(trace: Trace, change: Change, until: int) -> bool:
@@ -132,17 +134,12 @@ def dropped_dirty(trace: Trace, drop: Event) -> Iterator[Finding]:
     assert isinstance(d, r.FilePageDropped)
     if d.index * PAGE_SIZE >= size(trace, d.file, drop.at):
         return
-    written = last(trace.of[r.FilePageWritten], d.frame, drop.at)
-    marked = last(
-        [e for e in trace.of[r.FilePageDirtied] if trace.freed(d.frame, e.at) > drop.at],
-        d.frame, drop.at,
-    )  # fmt: skip
     places = {c.place for c in trace.changes if ptes.frame_of(c.new) == d.frame}
     entries = [trace.entry(place, drop.at) for place in places]
     mapped = any(
         ptes.hw_present(e) and ptes.frame_of(e) == d.frame and e & ptes.DIRTY for e in entries
     )
-    if marked > written or mapped:
+    if mapped or says_dirty(trace, d.frame, drop.at):
         yield Finding("S16", drop.step.src, "", ("", -1), d.frame)
 
 
