@@ -5,6 +5,7 @@ A change that takes a dirty entry away, or makes it clean, forgets unless
 - it is the work of an operation that cleans: ``MADV_FREE``, or a write-back, which writes the page;
 - the same operation puts a dirty entry of the same page, or of its copy, in (there, or elsewhere);
 - the operation has told the page (``FolioMarkDirty``) before it puts in a clean one;
+- the page was written to swap before that;
 - it is a page of a file, and has said itself that it is dirty since it was last written;
 - the page is anonymous and goes with its last entry, or to swap: what is written there is all.
 
@@ -47,7 +48,10 @@ def forgets(trace: Trace, change: Change) -> bool:
     frame = ptes.frame_of(change.old)
     back = put_in(trace, change)
     if back is not None:
-        return not (back.new & ptes.DIRTY or told(trace, change, back.at) or cleaned(trace, back))
+        return not (
+            back.new & ptes.DIRTY or told(trace, change, back.at) or cleaned(trace, back)
+            or written_between(trace, frame, change.at, back.at)
+        )  # fmt: skip
     if is_file(trace, frame, change.at):
         until = trace.returned(change.op)
         return not (says_dirty(trace, frame, change.at) or told(trace, change, until))
@@ -71,6 +75,11 @@ def put_in(trace: Trace, change: Change) -> Change | None:
          and (later.place == change.place or trace.kind(change.op) == "Mremap")),
         None,
     )  # fmt: skip
+
+
+def written_between(trace: Trace, frame: int, after: int, before: int) -> bool:
+    """Whether the page is written to swap meanwhile; what comes back from there is clean."""
+    return last(trace.of[r.PageWritten], frame, before) > after
 
 
 def says_dirty(trace: Trace, frame: int, moment: int) -> bool:

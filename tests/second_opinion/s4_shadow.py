@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
+from tests.second_opinion.obligations import given_back, taking
 from tests.second_opinion.trace import NEVER, SHADOW, Event, Finding, Trace, Translation
 
 
@@ -38,8 +39,7 @@ def outlives(trace: Trace, x: Translation, end: Event) -> bool:
     if not covers(call.start, call.end, x.place[1]):
         return False
     older = any(
-        c.place == x.place and x.read < c.at < end.at and x.revoked_by(c.new)
-        for c in trace.changes
+        c.at < end.at and not given_back(trace, x, c, end.at) for c in taking(trace, x)
     )  # fmt: skip
     return older and any(
         not trace.before(last, end.at) and stale(trace, x, max(begun, end.at)) for begun, last in x.usable
@@ -47,5 +47,8 @@ def outlives(trace: Trace, x: Translation, end: Event) -> bool:
 
 
 def stale(trace: Trace, x: Translation, moment: int) -> bool:
-    """Whether it grants what the entry does not: another frame, or more."""
-    return moment < NEVER and ptes.takes_away(x.rights, trace.entry(x.place, moment))
+    """Whether it grants what the entry does not: another frame (or one of the same number), more."""
+    if moment == NEVER:
+        return False
+    freed = trace.freed(x.frame, x.read) < moment
+    return freed or ptes.takes_away(x.rights, trace.entry(x.place, moment))

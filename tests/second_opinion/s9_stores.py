@@ -3,7 +3,7 @@
 A store is accepted when it arrives in the frame, as long as that is not free.  It is lost if it
 arrives
 
-- after the frame was copied, and the copy is mapped at the place through which it came;
+- after the frame was copied, through a translation that is older than the copy in the entry there;
 - after the frame was written to a swap slot (or read from one), and the entry at that place leads
   to the slot when the frame is free;
 - after the frame was written to a file (or read from one) that is long enough, and reclaim drops
@@ -58,7 +58,7 @@ def missing_in_copy(trace: Trace, store: DataAccess) -> bool:
             if any(
                 c.place == store.through.place and c.op == event.op and c.at > event.at
                 and ptes.hw_present(c.new) and ptes.frame_of(c.new) == copy.target
-                and same_page(trace, store, c.at)
+                and same_page(trace, store, c.at) and store.through.read < c.at
                 for c in trace.changes
             ):  # fmt: skip
                 return True
