@@ -15,6 +15,7 @@ from mmurace.oracle.violation import Violation
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.trace import TraceStep
 from tests.second_opinion import RULES, judge
+from tests.second_opinion.mistakes import made
 from tests.second_opinion.programs import Drawn
 from tests.second_opinion.trace import Finding
 
@@ -61,6 +62,7 @@ def run(drawn: Drawn) -> Opinions:
     chaos = ChaosRules(spec.chaos, spec.seed, spec.world) if spec and spec.chaos else None
     exchange = Exchange(Feeder(drawn.programs), chaos)
     simulator = Simulator(build_all(drawn.world, drawn.seed), exchange, drawn.schedule, observe)
-    ending = simulator.run(DELIVERIES_MAX)
+    with made(drawn.mistake):
+        ending = simulator.run(DELIVERIES_MAX)
     oracle.finish(ending)
     return Opinions(steps, oracle.violations, judge(steps))

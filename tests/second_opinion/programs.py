@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, get_args, get_type_hints
 
 from mmurace.broker.programs import Program, Step
 from mmurace.broker.schedules import RandomWalk, Schedule
 from mmurace.explorer.sample.strategies import Pct, Pos, Stall
 from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.nodes.kernel.variant.switch import Value
 from mmurace.nodes.secondaries.iommu_sva.messages import Dma
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
@@ -20,10 +21,12 @@ from mmurace.nodes.secondaries.ocxl.messages import AfuTouch, OcxlAttach, OcxlDe
 from mmurace.nodes.secondaries.ocxl.part import Link
 from mmurace.nodes.secondary import Part
 from mmurace.nodes.world import World
+from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as op
 from mmurace.scenarios.catalogue import Race, load_all
 from mmurace.scenarios.spec import RunSpec
+from tests.second_opinion.mistakes import MISTAKES
 
 PAGES: Final = 6
 """Pages that a program uses, from address 0."""
@@ -45,6 +48,8 @@ class Drawn:
     seed: int
     spec: RunSpec | None = None
     """The race of the catalogue that it is, with its recipe."""
+    mistake: str = ""
+    """One that the kernel code makes."""
 
 
 def draw(seed: int, number: int) -> Drawn:
@@ -85,7 +90,27 @@ def _kernel(dice: random.Random) -> Kernel:
     if dice.random() < 0.25:
         return preset(*dice.choice(GOOD))
     race, name = dice.choice(cases())
-    return races()[race].kernel_case(name).kernel
+    kernel = races()[race].kernel_case(name).kernel
+    return _patched(dice, kernel) if dice.random() < 0.6 else kernel
+
+
+def _patched(dice: random.Random, kernel: Kernel) -> Kernel:
+    """The same with a switch or two set at random; as it is if they contradict others."""
+    chosen = dice.sample(values(kernel), dice.randint(1, 2))
+    try:
+        return kernel.replace(**{name: dice.choice(of) for name, of in chosen}).validate("drawn")
+    except UserError:
+        return kernel
+
+
+def values(kernel: Kernel) -> list[tuple[str, tuple[Value, ...]]]:
+    """Every switch with the values that it can have."""
+    hints = {name: hint for group in kernel.groups for name, hint in get_type_hints(type(group)).items()}
+    return [
+        (name, get_args(hints[name]) or (False, True))
+        for name in sorted(kernel.switches())
+        if hints[name] is bool or get_args(hints[name])
+    ]  # fmt: skip
 
 
 def _small(dice: random.Random) -> Drawn:
@@ -103,8 +128,9 @@ def _small(dice: random.Random) -> Drawn:
         evict_one_in=dice.choice((0, 0, 10)),
     )
     programs = _programs(dice, world)
-    return Drawn(f"random on {kernel.release} {kernel.machine}", world, programs, _schedule(dice),
-                 dice.getrandbits(32))  # fmt: skip
+    mistake = dice.choice(tuple(MISTAKES)) if dice.random() < 0.15 else ""
+    name = f"random on {kernel.release} {kernel.machine} {mistake}"
+    return Drawn(name, world, programs, _schedule(dice), dice.getrandbits(32), None, mistake)
 
 
 def _parts(dice: random.Random, machine: str, mms: tuple[str, ...]) -> tuple[Part, ...]:
