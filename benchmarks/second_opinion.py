@@ -1,9 +1,11 @@
 """Random runs, judged by the oracle and by a naive checker: they must agree.
 
-    python benchmarks/second_opinion.py --runs N --seed S [--jobs J] [--from N] [--whole] [--only N]
+    python benchmarks/second_opinion.py --runs N --seed S [--jobs J] [--from N] [--whole]
+    python benchmarks/second_opinion.py --seed S --only N
 
-Prints every disagreement with the number of its run, which ``--only`` runs again and prints with all
-that either of them says.  Exit status 1 if they disagree.
+Prints every disagreement with the number of its run, which ``--only`` runs again, with all that
+either of them says.  They must agree about rules and agents; with ``--whole`` also about caches and
+pages.  Exit status 1 if they do not.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import time
 import traceback
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import multiprocess
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.second_opinion.both import Opinions, run
 from tests.second_opinion.programs import draw
@@ -70,7 +73,9 @@ def main() -> int:
             broken.update(rules or ["none"])
             disagreed += bool(lines)
             if lines:
-                print(f"--seed {given.seed} --only {number}: {name}", *lines, sep="\n  ", flush=True)
+                print(
+                    f"--seed {given.seed} --only {number}: {name}", *lines, sep="\n  ", flush=True
+                )
     rules_text = ", ".join(f"{rule} {count:,}" for rule, count in sorted(broken.items()))
     print(
         f"{given.runs:,} runs, {disagreed:,} disagreements, {time.monotonic() - began:.0f} s; "

@@ -7,9 +7,9 @@ A change has a deadline at each of these moments after it:
 - the same operation writes it to swap or to a file, and the old entry was dirty;
 - the same operation maps another frame there;
 - the page is discarded (only ``MADV_FREE``, which took "dirty" away; and only once it returned);
-- the operation lets the first page-table lock go, if it has put the same entry in elsewhere (a move);
+- the operation lets a page-table lock go, if it has put the same entry in elsewhere (a move);
 - the operation returns, if it is one that revokes;
-- another that looks at the same entry, and began after the change, returns (it inherits).
+- another returns that looked at the entry meanwhile, and inherits (``obligations.inherited``).
 
 For a table it is the moment in which the table is free; for a tag that in which the tag is.
 A translation has been lost when it cannot be used any more, and a load of the old entry that has
@@ -29,11 +29,11 @@ from tests.second_opinion.trace import NEVER, Change, Finding, Trace, Translatio
 def judge(trace: Trace) -> Iterator[Finding]:
     """Every translation that outlives a deadline."""
     for x in trace.translations:
-        if any(outlives(trace, x, c) for c in taking(trace, x)) or any(
-            trace.outlives(x, trace.returned(op)) for op in inherited(trace, x)
+        if (
+            any(outlives(trace, x, c) for c in taking(trace, x))
+            or any(trace.outlives(x, trace.returned(op)) for op in inherited(trace, x))
+            or outlives_tag(trace, x)
         ):
-            yield Finding("O", x.holder, x.cache, x.place, x.frame)
-        elif outlives_tag(trace, x):
             yield Finding("O", x.holder, x.cache, x.place, x.frame)
     yield from tables(trace)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
 from tests.second_opinion.trace import NEVER, Change, Operation, Trace, Translation, first
@@ -14,7 +15,7 @@ REVOKING = frozenset(
 )  # fmt: skip
 """Operations that promise, when they return, that what they took is not used any more."""
 GATHERING = frozenset({"Munmap", "MadviseDontneed", "MadviseFree", "Brk"})
-"""Operations with a gather, which flushes what other gathers have left (``mm_tlb_flush_nested``)."""
+"""Operations whose gather flushes what other gathers have left (``mm_tlb_flush_nested``)."""
 GATHERED = GATHERING | {"Truncate", "Mmap"}
 """Operations whose gather leaves something."""
 LOOKING = GATHERING | {"Mprotect", "Mremap"}
@@ -25,9 +26,10 @@ LOOKING = GATHERING | {"Mprotect", "Mremap"}
 def taking(trace: Trace, x: Translation) -> Iterator[Change]:
     """Changes that take away what ``x`` grants: later than its load, and it has their old frame."""
     for change in trace.changes:
-        if change.place == x.place and change.at > x.read and change.takes_away:
-            if x.revoked_by(change.new) and change.old >> 12 == x.frame:
-                yield change
+        if change.place != x.place or change.at < x.read or not change.takes_away:
+            continue
+        if x.revoked_by(change.new) and ptes.frame_of(change.old) == x.frame:
+            yield change
 
 
 def given_back(trace: Trace, x: Translation, change: Change, until: int) -> bool:

@@ -60,10 +60,17 @@ def draw(seed: int, number: int) -> Drawn:
 
 def _race(dice: random.Random) -> Drawn:
     race, name = dice.choice(cases())
-    spec = races()[race].run(name, dice.getrandbits(32))
-    recipe = spec if dice.random() < 0.5 else None
+    seed, recipe = dice.getrandbits(32), dice.random() < 0.5
+    return of_race(races()[race], name, _schedule(dice), seed, recipe)
+
+
+def of_race(
+    race: Race, kernel: str, schedule: Schedule, seed: int, recipe: bool = True, mistake: str = ""
+) -> Drawn:
+    """A race on one of its kernels."""
+    spec = race.run(kernel, seed)
     programs = spec.programs()
-    return Drawn(spec.name, spec.world, programs, _schedule(dice), spec.seed, recipe)
+    return Drawn(spec.name, spec.world, programs, schedule, seed, spec if recipe else None, mistake)
 
 
 @cache
@@ -105,7 +112,9 @@ def _patched(dice: random.Random, kernel: Kernel) -> Kernel:
 
 def values(kernel: Kernel) -> list[tuple[str, tuple[Value, ...]]]:
     """Every switch with the values that it can have."""
-    hints = {name: hint for group in kernel.groups for name, hint in get_type_hints(type(group)).items()}
+    hints = {
+        name: hint for group in kernel.groups for name, hint in get_type_hints(type(group)).items()
+    }
     return [
         (name, get_args(hints[name]) or (False, True))
         for name in sorted(kernel.switches())

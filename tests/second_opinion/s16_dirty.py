@@ -15,7 +15,7 @@ dropped while it says, or an entry of it says, that it is dirty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
@@ -85,7 +85,8 @@ def written_between(trace: Trace, frame: int, after: int, before: int) -> bool:
 def says_dirty(trace: Trace, frame: int, moment: int) -> bool:
     """Whether a page of a file has said that it is dirty since it was last written."""
     marked = last(trace.of[r.FilePageDirtied], frame, moment)
-    return marked > last(trace.of[r.FilePageWritten], frame, moment)
+    clean = (*trace.of[r.FrameAllocated], *trace.of[r.FilePageWritten])
+    return marked > last(clean, frame, moment)
 
 
 def told(trace: Trace, change: Change, until: int) -> bool:
@@ -152,7 +153,7 @@ def dropped_dirty(trace: Trace, drop: Event) -> Iterator[Finding]:
         yield Finding("S16", drop.step.src, "", ("", -1), d.frame)
 
 
-def last(events: list[Event], frame: int, before: int) -> int:
+def last(events: Sequence[Event], frame: int, before: int) -> int:
     """The last of these records about a frame; -1: there is none."""
     return max(
         (e.at for e in events if getattr(e.record, "frame", -1) == frame and e.at < before),

@@ -1,9 +1,9 @@
 """S3: once an operation that takes rights away has returned, no access goes through what it took.
 
-Those operations are ``obligations.REVOKING``; reclaim, migration and faults promise nothing to whoever
-sees them return, and are judged by S1 and S9.  One took an access if it changed the entry after the
-translation was read, and left an entry that does not permit it; or inherited that from another.  An
-access that the entry of the moment permits all the same is nobody's harm.
+Those operations are ``obligations.REVOKING``; reclaim, migration and faults promise nothing to
+whoever sees them return, and are judged by S1 and S9.  One took an access if it changed the entry
+after the translation was read, and left an entry that does not permit it; or inherited that from
+another.  An access that the entry of the moment permits all the same is nobody's harm.
 """
 
 from __future__ import annotations

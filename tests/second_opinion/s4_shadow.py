@@ -42,12 +42,13 @@ def outlives(trace: Trace, x: Translation, end: Event) -> bool:
         c.at < end.at and not given_back(trace, x, c, end.at) for c in taking(trace, x)
     )  # fmt: skip
     return older and any(
-        not trace.before(last, end.at) and stale(trace, x, max(begun, end.at)) for begun, last in x.usable
+        not trace.before(last, end.at) and stale(trace, x, max(begun, end.at))
+        for begun, last in x.usable
     )
 
 
 def stale(trace: Trace, x: Translation, moment: int) -> bool:
-    """Whether it grants what the entry does not: another frame (or one of the same number), more."""
+    """Whether it grants what the entry does not: more, or a frame that was freed meanwhile."""
     if moment == NEVER:
         return False
     freed = trace.freed(x.frame, x.read) < moment

@@ -8,8 +8,8 @@ arrives
   to the slot when the frame is free;
 - after the frame was written to a file (or read from one) that is long enough, and reclaim drops
   the frame from the page cache;
-- after the last ``MADV_FREE`` of the page has returned, and reclaim discards the page.  What an entry
-  that is made clean later, or by a call that returns later, gives up need not be kept.
+- after the last ``MADV_FREE`` of the page has returned, and reclaim discards the page.  If another
+  makes the entry clean later, or returns later, what was stored need not be kept.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mmurace.protocol.ranges import covers
 from tests.second_opinion.trace import (
     NEVER,
     DataAccess,
+    Event,
     Finding,
     Operation,
     Place,
     Trace,
-    first,
 )
 
 
@@ -50,19 +50,23 @@ def same_page(trace: Trace, store: DataAccess, moment: int) -> bool:
 
 
 def missing_in_copy(trace: Trace, store: DataAccess) -> bool:
-    """The copy was made before it, and is what is mapped there now or soon."""
-    for event in trace.of[r.FrameCopied]:
-        copy = event.record
-        assert isinstance(copy, r.FrameCopied)
-        if copy.source == store.frame and event.at < store.at and same_page(trace, store, event.at):
-            if any(
-                c.place == store.through.place and c.op == event.op and c.at > event.at
-                and ptes.hw_present(c.new) and ptes.frame_of(c.new) == copy.target
-                and same_page(trace, store, c.at) and store.through.read < c.at
-                for c in trace.changes
-            ):  # fmt: skip
-                return True
-    return False
+    """A copy was made before it, and mapped where its translation, which is older, came from."""
+    return any(
+        isinstance(e.record, r.FrameCopied) and e.record.source == store.frame
+        and e.at < store.at and same_page(trace, store, e.at)
+        and mapped_instead(trace, store, e.record.target, e)
+        for e in trace.of[r.FrameCopied]
+    )  # fmt: skip
+
+
+def mapped_instead(trace: Trace, store: DataAccess, target: int, copied: Event) -> bool:
+    """Whether whoever made a copy put it in the entry after the store's translation was read."""
+    return any(
+        c.place == store.through.place and c.op == copied.op and c.at > copied.at
+        and ptes.hw_present(c.new) and ptes.frame_of(c.new) == target
+        and same_page(trace, store, c.at) and store.through.read < c.at
+        for c in trace.changes
+    )  # fmt: skip
 
 
 def missing_in_slot(trace: Trace, store: DataAccess) -> bool:
@@ -119,7 +123,7 @@ def size(trace: Trace, file: str, moment: int) -> int:
 def discarded(trace: Trace, store: DataAccess) -> bool:
     """Reclaim discards the page, which was last given up before the store."""
     given = max(
-        (op for op in trace.operations.values() if gives_up(trace, op, store) and op.end < store.at),
+        (o for o in trace.operations.values() if gives_up(trace, o, store) and o.end < store.at),
         key=lambda op: op.end, default=None,
     )  # fmt: skip
     return given is not None and trace.before(given.end, store.at) and any(

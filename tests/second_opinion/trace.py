@@ -1,10 +1,10 @@
 """A run as lists: its records in order, operations, changes of entries, translations, accesses.
 
-A moment is the place of a delivery or of a record in the whole trace, counted from 0.  ``NEVER`` is
-later than all.  Of two moments the earlier one need not have *happened before* the other: that is
-so if the deliveries that caused one another, and the order of deliveries at each node, lead from one
-to the other (``protocol/trace.py``).  What was done at two nodes that did not hear of each other could
-as well have come in the other order, and says nothing.
+A moment is the place of a delivery or of a record in the whole trace, counted from 0.  ``NEVER``
+is later than all.  Of two moments the earlier one need not have *happened before* the other: that
+is so if what caused what, and the order of deliveries at each node, lead from one to the other
+(``protocol/trace.py``).  What two nodes did that did not hear of each other could as well have come
+in the other order, and says nothing.
 """
 
 from __future__ import annotations
@@ -267,20 +267,15 @@ class Trace:
         )  # fmt: skip
 
     def _invalidations(self) -> Iterator[tuple[int, int, str, r.InvalidateBegin]]:
-        """(began, complete, at whose cache, record)."""
+        """(began, complete, at whose cache, record); the first to begin is the first complete."""
         left = list(self.of[r.InvalidateDone])
         for begin in self.of[r.InvalidateBegin]:
             b = begin.record
             assert isinstance(b, r.InvalidateBegin)
-            same = (b.cache, b.tag, b.start, b.end, b.fills)
-            for done in left:
-                d = done.record
-                assert isinstance(d, r.InvalidateDone)
-                if done.at > begin.at and done.step.dst == begin.step.dst:
-                    if (d.cache, d.tag, d.start, d.end, d.fills) == same:
-                        left.remove(done)
-                        yield begin.at, done.at, begin.step.dst, b
-                        break
+            done = next((e for e in left if _completes(e, begin)), None)
+            if done is not None:
+                left.remove(done)
+                yield begin.at, done.at, begin.step.dst, b
 
     def _evicted(self, translation: Translation) -> int:
         """When its holder has dropped it and what went out through it before has arrived."""
@@ -310,6 +305,14 @@ def _pasts(steps: Sequence[TraceStep]) -> dict[int, int]:
                 past[step.n] |= past[cause] | 1 << cause
         last[step.dst] = step.n
     return past
+
+
+def _completes(done: Event, begin: Event) -> bool:
+    d, b = done.record, begin.record
+    assert isinstance(d, r.InvalidateDone)
+    assert isinstance(b, r.InvalidateBegin)
+    same = (d.cache, d.tag, d.start, d.end, d.fills) == (b.cache, b.tag, b.start, b.end, b.fills)
+    return same and done.at > begin.at and done.step.dst == begin.step.dst
 
 
 def _is_leaf(event: Event) -> bool:
