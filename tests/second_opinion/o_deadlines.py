@@ -4,11 +4,10 @@ A change has a deadline at each of these moments after it:
 
 - the frame that the old entry led to is free;
 - the same operation copies that frame (migration; a copy on write copies before it changes);
-- the same operation writes it to swap or to a file, and the old entry was dirty;
+- the same operation writes it to swap or to a file (whoever may only read it may stay);
 - the same operation maps another frame there;
-- the page is discarded (only ``MADV_FREE``, which took "dirty" away; and only once it returned);
 - the operation lets a page-table lock go, if it has put the same entry in elsewhere (a move);
-- the operation returns, if it is one that revokes;
+- the operation returns, if it is one that revokes (``MADV_FREE``: stores are heard from then on);
 - another returns that looked at the entry meanwhile, and inherits (``obligations.inherited``).
 
 For a table it is the moment in which the table is free; for a tag that in which the tag is.
@@ -42,18 +41,18 @@ def outlives(trace: Trace, x: Translation, change: Change) -> bool:
     """Whether it can be used at a deadline of a change that takes from it, or later."""
     return any(
         trace.outlives(x, due) and not given_back(trace, x, change, due)
-        for due in deadlines(trace, change)
+        for due in deadlines(trace, x, change)
     )
 
 
-def deadlines(trace: Trace, change: Change) -> Iterator[int]:
+def deadlines(trace: Trace, x: Translation, change: Change) -> Iterator[int]:
     """Those moments."""
     yield trace.freed(ptes.frame_of(change.old), change.at)
     yield copied(trace, change)
-    yield written(trace, change)
     yield replaced(trace, change)
-    yield discarded(trace, change)
     yield moved(trace, change)
+    if x.rights & ptes.WRITE:
+        yield written(trace, change)
     if trace.kind(change.op) in REVOKING:
         yield trace.returned(change.op)
 
@@ -69,9 +68,7 @@ def copied(trace: Trace, change: Change) -> int:
 
 
 def written(trace: Trace, change: Change) -> int:
-    """The operation writes the frame, and the entry was dirty."""
-    if not change.old & ptes.DIRTY:
-        return NEVER
+    """The operation writes the frame."""
     return first(
         e.at for e in (*trace.of[r.PageWritten], *trace.of[r.FilePageWritten])
         if e.at > change.at and e.op == change.op
@@ -86,19 +83,6 @@ def replaced(trace: Trace, change: Change) -> int:
         c.at for c in trace.changes
         if c.at > change.at and c.op == change.op and c.place == change.place
         and ptes.hw_present(c.new) and ptes.frame_of(c.new) != ptes.frame_of(change.old)
-    )  # fmt: skip
-
-
-def discarded(trace: Trace, change: Change) -> int:
-    """Reclaim discards the page that ``MADV_FREE`` has made clean, which has returned."""
-    if trace.kind(change.op) != "MadviseFree":
-        return NEVER
-    return first(
-        e.at for e in trace.of[r.PageDiscarded]
-        if e.at > trace.returned(change.op)
-        and isinstance(e.record, r.PageDiscarded)
-        and e.record.frame == ptes.frame_of(change.old)
-        and (e.record.mm, e.record.address) == change.place
     )  # fmt: skip
 
 

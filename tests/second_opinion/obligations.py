@@ -10,8 +10,8 @@ from mmurace.protocol.ranges import covers
 from tests.second_opinion.trace import NEVER, Change, Operation, Trace, Translation, first
 
 REVOKING = frozenset(
-    {"Munmap", "Mmap", "Brk", "Mremap", "MadviseDontneed", "Truncate", "Exit", "Execve",
-     "Mprotect", "ClearRefs", "Fork"}
+    {"Munmap", "Mmap", "Brk", "Mremap", "MadviseDontneed", "MadviseFree", "Truncate", "Exit",
+     "Execve", "Mprotect", "ClearRefs", "Fork"}
 )  # fmt: skip
 """Operations that promise, when they return, that what they took is not used any more."""
 GATHERING = frozenset({"Munmap", "MadviseDontneed", "MadviseFree", "Brk"})

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.second_opinion.trace import Finding, Trace, Translation
+from mmurace.protocol import records as r
+from tests.second_opinion.trace import Finding, Trace, Translation, first
 
 
 def judge(trace: Trace) -> Iterator[Finding]:
@@ -25,12 +26,18 @@ def judge(trace: Trace) -> Iterator[Finding]:
 def runs_after(trace: Trace, latched: Translation, freed: int) -> bool:
     """Whether the guest runs with it, and something is done there that comes after the free."""
     return any(
-        begun <= event.at <= ended
-        and event.step.dst == latched.holder
-        and trace.before(freed, event.at)
-        for begun, ended in latched.usable
-        for event in trace.events
+        event.step.dst == latched.holder and trace.before(freed, event.at)
+        for begun, ended in runs(trace, latched)
+        for event in trace.events[begun : ended + 1]
     )
+
+
+def runs(trace: Trace, latched: Translation) -> Iterator[tuple[int, int]]:
+    """From each entry into the guest with this value to the exit."""
+    for enter in trace.of[r.GuestEnter]:
+        if isinstance(enter.record, r.GuestEnter) and enter.record.latched == latched.fill:
+            exits = (e.at for e in trace.of[r.GuestExit] if e.step.dst == latched.holder)
+            yield enter.at, first(at for at in exits if at > enter.at)
 
 
 def finding(used: Translation) -> Finding:

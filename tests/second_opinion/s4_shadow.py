@@ -1,19 +1,18 @@
 """S4: a shadow table holds nothing across an invalidation that covers it.
 
-A subscriber with a table of its own that was told of a range (``invalidate_range_start``) has, when
-the bracket ends and later, nothing that was read before a change of an entry in the bracket and
-that the entry of the moment does not grant.  A latched value counts while its guest runs.
+A subscriber with a table of its own that was told of a range (``invalidate_range_start``) can use
+nothing, when the bracket ends and later, that was read before a change in the range which the
+operation has not given back by then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 from mmurace.protocol.ranges import covers
 from tests.second_opinion.obligations import given_back, taking
-from tests.second_opinion.trace import NEVER, SHADOW, Event, Finding, Trace, Translation
+from tests.second_opinion.trace import SHADOW, Event, Finding, Trace, Translation
 
 
 def judge(trace: Trace) -> Iterator[Finding]:
@@ -41,15 +40,4 @@ def outlives(trace: Trace, x: Translation, end: Event) -> bool:
     older = any(
         c.at < end.at and not given_back(trace, x, c, end.at) for c in taking(trace, x)
     )  # fmt: skip
-    return older and any(
-        not trace.before(last, end.at) and stale(trace, x, max(begun, end.at))
-        for begun, last in x.usable
-    )
-
-
-def stale(trace: Trace, x: Translation, moment: int) -> bool:
-    """Whether it grants what the entry does not: more, or a frame that was freed meanwhile."""
-    if moment == NEVER:
-        return False
-    freed = trace.freed(x.frame, x.read) < moment
-    return freed or ptes.takes_away(x.rights, trace.entry(x.place, moment))
+    return older and trace.outlives(x, end.at)

@@ -25,6 +25,9 @@ SHADOW: Final = ("spte", "gtlb", "vmcs")
 """Caches that are filled from a table of the subscriber's own (``tag`` is its name); all others
 are filled from the table of the mm."""
 
+RELOAD: Final = "APIC_PAGE_RELOAD"
+"""The request after which no guest is entered with a latched value."""
+
 Place = tuple[str, int]
 """(mm, address of a page)."""
 
@@ -103,7 +106,7 @@ class Translation:
     place: Place
     """What that entry maps."""
     usable: list[tuple[int, int]] = field(default_factory=list)
-    """From, to: a latched value is usable in guest mode, any other from its fill to its release."""
+    """From, to: of a latched value since the guest ran with it, of any other since its fill."""
 
     @property
     def frame(self) -> int:
@@ -243,18 +246,28 @@ class Trace:
 
     def _usable(self, translation: Translation) -> list[tuple[int, int]]:
         if translation.cache == "vmcs":
-            return list(self._in_guest(translation))
+            return list(self._latched(translation))
         filled = translation.usable[0][0]
         return [(filled, min(self._invalidated(translation, filled), self._evicted(translation)))]
 
-    def _in_guest(self, latched: Translation) -> Iterator[tuple[int, int]]:
-        """From each entry into the guest with this value to the exit."""
+    def _latched(self, x: Translation) -> Iterator[tuple[int, int]]:
+        """From an entry into the guest with this value, until it is replaced or to be replaced."""
+        end = -1
         for event in self.of[r.GuestEnter]:
             assert isinstance(event.record, r.GuestEnter)
-            if event.record.latched == latched.fill:
-                at, holder = event.at, event.step.dst
-                exits = (e.at for e in self.of[r.GuestExit] if e.step.dst == holder and e.at > at)
-                yield at, first(exits)
+            if event.record.latched == x.fill and event.at > end:
+                end = min(self._reload(x, event.at), self._evicted(x))
+                yield event.at, end
+
+    def _reload(self, x: Translation, after: int) -> int:
+        """When its holder has been asked to load it again, and has left the guest since."""
+        return first(
+            e.at
+            for e in self.of[r.RequestPosted]
+            if isinstance(e.record, r.RequestPosted)
+            and e.at > after
+            and (e.step.dst, e.record.request, e.record.done) == (x.holder, RELOAD, True)
+        )
 
     def _invalidated(self, translation: Translation, filled: int) -> int:
         """When the first invalidation is complete that began after the fill and covers it."""
