@@ -19,9 +19,10 @@ from tests.second_opinion.programs import draw, of_race
 
 SEED = 4
 RUNS = 200
-READ_FAULT = str(Path(__file__).parent / "data" / "cases" / "read-fault-over-dirty.toml")
+READ_FAULT = str(Path(__file__).parent / "data" / "cases" / "false-s16-read-fault.toml")
 BROKEN = [
     ("E01", "v5.7", "", {"S4", "O"}),
+    ("E01", "v6.6", "a reload that lost is not asked for again", {"S1", "S4", "O"}),
     ("E05", "v6.2-quiet-end", "", {"O", "S1"}),
     ("E05d", "v6.6-own-range", "", {"O", "S3"}),
     ("E11c", "v6.6-own-range", "", {"O", "S9"}),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
 from mmurace.nodes.kernel import migrate, mmu_gather, mprotect, mremap, pgtable, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.secondaries.kvm import vmx
 from mmurace.protocol import pte as ptes
 
 
@@ -36,7 +37,7 @@ async def stored_over(
     return changed
 
 
-MISTAKES: Final[dict[str, tuple[Any, str, Callable[..., Any]]]] = {
+MISTAKES: Final[dict[str, tuple[Any, str, Any]]] = {
     "a move forgets dirty": (mremap, "set_pte_at", stored_clean),
     "mprotect forgets dirty": (mprotect, "set_pte_at", stored_clean),
     "migration forgets dirty": (migrate, "set_pte_at", stored_clean),
@@ -45,9 +46,10 @@ MISTAKES: Final[dict[str, tuple[Any, str, Callable[..., Any]]]] = {
     "no flush of a gather": (mmu_gather, "tlb_flush_mmu_tlbonly", nothing),
     "no flush of a batch": (tlbbatch, "try_to_unmap_flush", nothing),
     "no flush before a page is written": (tlbbatch, "try_to_unmap_flush_dirty", nothing),
+    "a reload that lost is not asked for again": (vmx, "KVM_REQ_APIC_PAGE_RELOAD", "another"),
     "reclaim does not tell the page": (rmap, "_set_dirty", nothing),
 }
-"""What is done wrong: module, function, what is there instead."""
+"""What is done wrong: module, name in it, what is there instead."""
 
 
 @contextmanager
