@@ -391,6 +391,24 @@ def test_moves_forks_files_and_ends_beside_a_link(release: str, switches: Switch
 # ---- what is refused -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("release", ["v4.18", "v5.10", "v6.2"])
+def test_who_comes_second_closes_nothing(release: str) -> None:
+    """Exits and detaches of one process beside each other, and beside an attach."""
+    exits = [OcxlDetach("mm0", "link0"), OcxlAttach("mm0", "link0"), op.Exit("mm0")]
+    closes = [OcxlDetach("mm0", "link0"), op.Exit("mm0"), op.Exit("mm0")]
+    programs = [
+        Program("cpu0", "cpu0", [Step(o) for o in exits]),
+        Program("cpu1", "cpu1", [Step(o) for o in closes]),
+    ]
+    beaten = 0
+    for seed in range(30):
+        ran = Ran(world(release, ("mm0",)), programs, seed)
+        assert len(ran.results) == len(exits) + len(closes)
+        assert not ran.verdict.violations
+        beaten += ran.results["cpu1/0"] == -EINVAL
+    assert 0 < beaten < 30
+
+
 def test_links_are_of_power() -> None:
     table = world_to(world())
     assert world_from(table, preset("v6.2", "ppc"), "w") == world()

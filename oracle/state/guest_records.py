@@ -58,8 +58,9 @@ class GuestRecords:
         fill = self.state.fills.get(record.latched) if record.latched else None
         if fill is None:
             return
-        installed = not fill.usable and not fill.closed
-        fill.usable |= installed
+        # Entered with what was to be loaded again: nobody has done that, so it is held still.
+        installed = not fill.usable or fill.closed > 0
+        fill.usable, fill.closed = True, 0
         if fill.read.page.changes:
             if installed:
                 self.obligations.installed(fill)

@@ -432,7 +432,7 @@ def _change_needed(change: Change, page: Page, sources: frozenset[str]) -> bool:
     return any(
         f.read.n < change.n
         and takes_away(f.pte, change.new)
-        and (f.cache in sources or not f.closed_before(change.row))
+        and (f.cache in sources or not f.gone or not f.closed_before(change.row))
         for f in page.fills
     )
 

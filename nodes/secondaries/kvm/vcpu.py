@@ -128,6 +128,13 @@ class Vcpu(Processor):
         self.vmcs_apic_access = (ptes.frame_of(pte), fill)
         self.port.emit(Fill("vmcs", self.vm, self.apic_gpa, pte, fill, walk))
 
+    def vmcs_apic_access_addr_stays(self) -> None:
+        """There is no page to load: the field keeps a frame that is no translation any more."""
+        frame, fill = self.vmcs_apic_access
+        if fill:
+            self.port.emit(Evict("vmcs", fill))
+        self.vmcs_apic_access = (frame, "")
+
     def kvm_vcpu_release(self, _message: KvmVcpuRelease, envelope: Envelope) -> Ack:
         """``kvm_vcpu_release``: nothing enters the guest any more, so the VMCS is of no use.
 

@@ -29,6 +29,9 @@ class VcpuThread(Processor, Protocol):
     def vmcs_write_apic_access_addr(self, pte: int, walk: str) -> None:
         """``vmcs_write64(APIC_ACCESS_ADDR, ...)``."""
 
+    def vmcs_apic_access_addr_stays(self) -> None:
+        """Return without it (``is_error_noslot_pfn``, ``is_error_page``)."""
+
     def make_request(self, request: str) -> None:
         """``kvm_make_request`` on itself."""
 
@@ -46,10 +49,12 @@ async def kvm_vcpu_reload_apic_access_page(vcpu: VcpuThread) -> None:
     gfn = vcpu.apic_gpa >> PAGE_SHIFT
     slot = await kvm_mmu.gfn_to_memslot(vcpu, vcpu.vm, gfn)
     if slot is None:
+        vcpu.vmcs_apic_access_addr_stays()
         return
     mm = kvm_main.vm_named(vcpu.world, vcpu.vm).mm
     page = await gup.get_user_pages_fast(vcpu, mm, kvm_mmu.gfn_to_hva_memslot(slot, gfn), True)
     if isinstance(page, int):
+        vcpu.vmcs_apic_access_addr_stays()
         return
     vcpu.vmcs_write_apic_access_addr(page.pte, page.walk)
     # The page is not pinned: the notifier asks for a reload when it moves.
@@ -72,11 +77,13 @@ async def vmx_set_apic_access_page_addr(vcpu: VcpuThread) -> bool:
     gfn, vm = vcpu.apic_gpa >> PAGE_SHIFT, vcpu.vm
     slot = await kvm_mmu.gfn_to_memslot(vcpu, vm, gfn)
     if slot is None:
+        vcpu.vmcs_apic_access_addr_stays()
         return True
     hva = kvm_mmu.gfn_to_hva_memslot(slot, gfn)
     sampled = await vcpu.port.call(vm, SeqRead())
     page = await gup.get_user_pages_fast(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
     if isinstance(page, int):
+        vcpu.vmcs_apic_access_addr_stays()
         return True
     await read_lock(vcpu, vm)
     now = await vcpu.port.call(vm, SeqRead())

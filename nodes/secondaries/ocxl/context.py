@@ -58,12 +58,17 @@ async def ocxl_link_add_pe(cpu: Processor, link: str, pasid: int, pid: int, mm: 
 
 
 async def ocxl_context_detach(cpu: Processor, operation: o.OcxlDetach) -> int:
-    """``ocxl_context_detach`` and ``ocxl_context_free``: 0, or -EINVAL without a context."""
+    """``ocxl_context_detach`` and ``ocxl_context_free``: 0, or -EINVAL without a context.
+
+    Of two that close it, one finds it ATTACHED, and one CLOSED, and returns at once (``status`` and
+    ``status_mutex``, drivers/misc/ocxl/context.c, all releases).  One that is still being attached
+    is not open yet: whoever attaches it holds its file, and ``status_mutex``.
+    """
     return await _detach(cpu, operation.mm, operation.link)
 
 
 async def _detach(cpu: Processor, mm: str, link: str) -> int:
-    pasid = (await cpu.mem(o.PasidFind(link, mm))).value
+    pasid = (await cpu.mem(o.ContextClose(link, mm))).value
     if not pasid:
         return -EINVAL
     await cpu.sleep(link, o.TerminatePasid(pasid))

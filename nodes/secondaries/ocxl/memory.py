@@ -27,6 +27,8 @@ class OcxlMemory(Book3s64Memory):
         self.spa: dict[tuple[str, int], int] = {}
         """(link, PASID) -> PID of a valid process element."""
         self.pe_tree: dict[tuple[str, int], str] = {}
+        self.closed: list[tuple[str, int]] = []
+        """Contexts that somebody is about to take down."""
         links = world.parts_of(Link)
         self.context_ids = first_context_ids(world)
         self.given = {("pid", pid): mm for mm, pid in self.context_ids.items()}
@@ -51,7 +53,7 @@ class OcxlMemory(Book3s64Memory):
             o.SpaLock: self.spa_lock, o.SpaUnlock: self.spa_unlock,
             o.AtsdLock: self.atsd_lock, o.AtsdUnlock: self.atsd_unlock,
             o.PasidAlloc: self.pasid_alloc, o.PasidFind: self.pasid_find,
-            o.PasidFree: self.pasid_free,
+            o.ContextClose: self.context_close, o.PasidFree: self.pasid_free,
             o.SpaStore: self.spa_store, o.SpaLoad: self.spa_load,
             o.PeTreeInsert: self.pe_tree_insert, o.PeTreeLookup: self.pe_tree_lookup,
             o.PeTreeDelete: self.pe_tree_delete,
@@ -91,10 +93,20 @@ class OcxlMemory(Book3s64Memory):
         """The context that a process has there."""
         return Count(self._pasid(message.link, message.mm))
 
+    def context_close(self, message: o.ContextClose, _: Envelope) -> Count:
+        """Whoever comes first closes it."""
+        key = message.link, self._pasid(message.link, message.mm)
+        self.port.touch(("pe_tree", message.link), "read")
+        if key not in self.pe_tree or key in self.closed:
+            return Count(0)
+        self.closed.append(key)
+        return Count(key[1])
+
     def pasid_free(self, message: o.PasidFree, _: Envelope) -> Ack:
         """The number is free."""
         if self.pasids.pop((message.link, message.pasid), None) is None:
             raise EmulatorError(f"PASID {message.pasid} of {message.link} is not in use")
+        self.closed.remove((message.link, message.pasid))
         return Ack()
 
     def spa_store(self, message: o.SpaStore, _: Envelope) -> Ack:

@@ -72,6 +72,17 @@ class PasidFind(Request[Count], frozen=True):
     ACCESS: ClassVar[str] = "read"
 
 
+class ContextClose(Request[Count], frozen=True):
+    """``ctx->status = CLOSED``, under ``status_mutex``: the PASID of what was ATTACHED until then.
+
+    0 if the mm's process has no such context (any more).
+    """
+
+    link: str
+    mm: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("contexts", "link")
+
+
 class PasidFree(Request[Ack], frozen=True):
     """``ocxl_context_free``: the PASID may have another owner from here on."""
 
