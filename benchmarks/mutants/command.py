@@ -141,8 +141,10 @@ def _read(child: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
     """Its output; its input stays open meanwhile, which says that we live."""
     timer = threading.Timer(seconds, child.kill)
     timer.start()
-    assert child.stdout and child.stderr and child.stdin
-    with ThreadPoolExecutor(1) as other, child.stdin:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    with ThreadPoolExecutor(1) as other, child.stdin, child.stdout, child.stderr:
         err = other.submit(child.stderr.read)
         out = child.stdout.read()
         child.wait()
@@ -155,7 +157,7 @@ def _read(child: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
 
 def table(mutants: Iterable[Mutant], ways: Sequence[str], results: Results) -> list[str]:
     """A line for each mutant, Markdown; then the totals."""
-    lines = [f"| mutant | subsystem | {' | '.join(ways)} | by |", f"|---|---|{'---|' * len(ways)}---|"]
+    lines = [_line("mutant", "subsystem", *ways, "by"), "|---" * (len(ways) + 3) + "|"]
     counts = dict.fromkeys(ways, 0)
     shown = [mutant for mutant in mutants if any((mutant.id, way) in results.rows for way in ways)]
     for mutant in shown:
@@ -164,9 +166,13 @@ def table(mutants: Iterable[Mutant], ways: Sequence[str], results: Results) -> l
         for way, row in rows.items():
             counts[way] += row is not None and row.noticed
         rules = [row.answer.rule for row in rows.values() if row and row.noticed]
-        lines.append(f"| {mutant.id} | {mutant.subsystem} | {' | '.join(cells)} | {_rules(rules)} |")
-    total = " | ".join(f"{counts[way]} of {len(shown)}" for way in ways)
-    return [*lines, f"| noticed | | {total} | |"]
+        lines.append(_line(mutant.id, mutant.subsystem, *cells, _rules(rules)))
+    total = (f"{count} of {len(shown)}" for count in counts.values())
+    return [*lines, _line("noticed", "", *total, "")]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _rules(rules: list[str]) -> str:

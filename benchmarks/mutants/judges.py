@@ -2,8 +2,8 @@
 
     python -m benchmarks.mutants.judges programs "v6.6.5 x86" --seconds 60
 
-The last line that is printed is the answer, as JSON.  A judge ends when its standard input does: its
-parent is gone then.
+The last line that is printed is the answer, as JSON.  A judge ends when its standard input does,
+for its parent is gone then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import msgspec
@@ -24,6 +26,9 @@ import pytest
 
 from benchmarks.mutants.planted import Answer, listed
 from benchmarks.mutants.programs import programs_of, world_of
+from mmurace.campaign.hunt.finding import Finding
+from mmurace.campaign.hunt.hunt import Hunt
+from mmurace.campaign.hunt.hunt import Options as HuntOptions
 from mmurace.explorer.sample.explore import Exploration, Options, explore
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.scenarios.catalogue import find, load_all
@@ -32,6 +37,8 @@ from mmurace.scenarios.workloads import Script
 
 SCHEDULES: Final = 8
 """Of each random program."""
+RACE_SCHEDULES: Final = 100
+"""Of a race that a hunt has written, on the stock code."""
 RECIPE_SCHEDULES: Final = 20
 """Of each good kernel of the catalogue."""
 DELIVERIES_MAX: Final = 60_000
@@ -81,22 +88,32 @@ def _tries(kernels: list[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def hunt(kernels: list[str], seconds: float, again: str = "") -> Answer:
-    """``launch.py hunt``, on one kernel after the other."""
-    from mmurace.campaign.hunt.hunt import Hunt  # noqa: PLC0415
-    from mmurace.campaign.hunt.hunt import Options as HuntOptions  # noqa: PLC0415
-
+    """``launch.py hunt`` on one kernel after the other; with ``again`` only the race it wrote."""
     began = time.monotonic()
+    if again:
+        rule, text = try_race(again)
+        return Answer(bool(rule), time.monotonic() - began, rule, text)
     for name in kernels:
-        kernel = listed().stock(name).kernel()
-        options = HuntOptions(seconds=seconds / len(kernels))
         try:
-            for found in Hunt(kernel, options):
+            for found in _hunted(name, seconds / len(kernels)):
                 took = time.monotonic() - began
                 return Answer(True, took, found.rule, f"{name}: {found.text}", found.race)
-        except Exception as error:
+        except Exception as error:  # whatever the mutant makes of the emulator
             took = time.monotonic() - began
             return Answer(True, took, f"broken: {type(error).__name__}", f"{name}: {error}")
     return Answer(False, time.monotonic() - began)
+
+
+def _hunted(name: str, seconds: float) -> Iterator[Finding]:
+    return iter(Hunt(listed().stock(name).kernel(), HuntOptions(seconds=seconds)))
+
+
+def try_race(text: str) -> tuple[str, str]:
+    """What the race in a file of this text shows on its kernel."""
+    with TemporaryDirectory() as directory:
+        (file := Path(directory) / "race.toml").write_text(text)
+        race = find(str(file))
+        return _explore(race.run(race.kernels[0].name, 1), RACE_SCHEDULES)
 
 
 def catalogue(_kernels: list[str], seconds: float, _again: str = "") -> Answer:
@@ -115,7 +132,7 @@ def catalogue(_kernels: list[str], seconds: float, _again: str = "") -> Answer:
     return Answer(False, time.monotonic() - began)
 
 
-def suite(files: list[str], seconds: float, _again: str = "") -> Answer:
+def suite(files: list[str], _seconds: float, _again: str = "") -> Answer:
     """Test files, or all of them: does one fail?"""
     began = time.monotonic()
     words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not processes", "--timeout", "240"]

@@ -160,7 +160,7 @@ class Answer(msgspec.Struct, frozen=True):
     seconds: float
     """Until then, or in vain."""
     rule: str = ""
-    """The rule that was broken, the race of the catalogue that did not hold, the test that failed."""
+    """The rule that was broken, the race that did not hold, the test that failed."""
     text: str = ""
     again: str = ""
     """What shows it again, for the same question to the stock code."""

@@ -178,9 +178,7 @@ def _mmap_all(mm: str) -> op.Operation:
 
 def _dma(draw: random.Random) -> list[op.Operation]:
     mms = (MM, MM, OTHER)
-    return [
-        Dma(draw.choice(mms), _place(draw)[0], draw.random() < 0.6, n) for n in range(STEPS)
-    ]
+    return [Dma(draw.choice(mms), _place(draw)[0], draw.random() < 0.6, n) for n in range(STEPS)]
 
 
 def _guest(draw: random.Random, world: World) -> list[op.Operation]:

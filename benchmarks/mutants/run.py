@@ -3,8 +3,8 @@
     python benchmarks/mutants/run.py [--only ID]... [--by hunt,programs,catalogue,suite]
                                      [--seconds N] [--jobs N] [--suite all] [--again]
 
-The mistakes are in ``mutants.toml``.  Each is planted into a copy of what git tracks, never into the
-checkout, and shown to
+The mistakes are in ``mutants.toml``.  Each is planted into a copy of what git tracks, never into
+the checkout, and shown to
 
 - *hunt*: ``launch.py hunt`` on the kernels on which the mistake is alive, ``--seconds`` in all;
 - *programs*: the random programs of ``programs.py``, as long;
