@@ -109,4 +109,4 @@ def test_only_what_is_not_known_yet_is_asked(tmp_path: Path) -> None:
     lines = table((one, two), ("hunt", "suite"), again)
     assert lines[2] == f"| {one.id} | {one.subsystem} | 1.5 s | ? | O |"
     assert lines[3] == f"| {two.id} | {two.subsystem} | no | ? |  |"
-    assert lines[4] == "| noticed | | 1 of 2 | 0 of 2 | |"
+    assert lines[4] == "| noticed |  | 1 of 2 | 0 of 2 |  |"
