@@ -22,10 +22,10 @@ from mmurace.protocol.errors import UserError
 WAYS: Final = ("hunt", "programs", "catalogue", "suite")
 VERIFIED: Final = ("hunt", "programs")
 """What they find is asked of the stock code, too."""
-BOUND: Final = {"catalogue": 1200.0, "suite": 1200.0}
+BOUND: Final = {"catalogue": 600.0, "suite": 600.0}
 """Seconds for those that end by themselves."""
-GRACE: Final = 120.0
-"""Seconds after which a judge that should have ended is ended."""
+GRACE: Final = 20.0
+"""So many times the processor time that it was given, and a judge is ended."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class Result(msgspec.Struct, frozen=True):
     by: str
     digest: str
     asked: float
-    """Seconds that were given."""
+    """Seconds of processor time that were given."""
     answer: Answer
     blamed: bool = False
     """The stock code breaks there as well."""
@@ -114,7 +114,7 @@ class Asker:
         with self._lock:
             self._running.add(child)
         try:
-            return _answer(child, seconds + GRACE)
+            return _answer(child, seconds * GRACE)
         finally:
             with self._lock:
                 self._running.discard(child)

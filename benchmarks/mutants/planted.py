@@ -158,7 +158,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     noticed: bool
     seconds: float
-    """Until then, or in vain."""
+    """Of processor time: until then, or in vain."""
     rule: str = ""
     """The rule that was broken, the race that did not hold, the test that failed."""
     text: str = ""
