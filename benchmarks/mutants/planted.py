@@ -109,12 +109,15 @@ class Workshop:
 
     def copy(self, mutant: Mutant | None = None) -> Path:
         """A copy of the tracked tree with that mistake.  Raises ``UserError``: it does not fit."""
-        to = self.path / (mutant.id if mutant else "stock")
-        if not to.exists():
-            copy_tracked(to)
-        if mutant:
-            file = to / mutant.file
-            file.write_text(mutant.planted((ROOT / mutant.file).read_text()))
+        stock = self.path / "stock"
+        if not stock.exists():
+            copy_tracked(stock)
+        if mutant is None:
+            return stock
+        to = self.path / mutant.id
+        if not to.exists():  # what Python has compiled there comes along
+            shutil.copytree(stock, to, symlinks=True)
+            (to / mutant.file).write_text(mutant.planted((stock / mutant.file).read_text()))
         return to
 
     def drop(self, mutant: Mutant) -> None:

@@ -11,10 +11,10 @@ the checkout, and shown to
 - *catalogue*: every kernel of every race on which nothing may happen, with its recipe;
 - *suite*: the test files of the subsystem, or (``--suite all``) every test without processes.
 
-Seconds are of processor time.  What the hunt or a program finds is then tried on the unmutated code:
-what breaks there, too, is not noticed.  Answers are kept in ``--results``, and only what is missing
-there is asked; ``--table`` prints what is in it.  Copies go at the end, or else when this is started
-the next time.
+Seconds are of processor time.  What the hunt or a program finds is then tried on the unmutated
+code: what breaks there, too, is not noticed.  Answers are kept in ``--results``, and only what is
+missing there is asked; ``--table`` prints what is in it.  Copies go at the end, or else when this is
+started the next time.
 """
 
 from __future__ import annotations
