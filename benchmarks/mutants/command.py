@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -89,6 +89,14 @@ class Asker:
         self.stock = workshop.copy()
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
+
+    def ask_all(self, mutant: Mutant, ways: Sequence[str], results: Results) -> None:
+        """Show a mutant to all that are named; its copy goes then."""
+        for way in ways:
+            results.add(row := self.ask(mutant, way))
+            said = f"{row.answer.rule} {row.answer.text}"[:150]
+            print(f"{row.mutant} {row.by}: {_cell(row)} {said}", file=sys.stderr, flush=True)
+        self.workshop.drop(mutant)
 
     def ask(self, mutant: Mutant, by: str) -> Result:
         """Show a mutant to a judge, and what was found to the stock code."""
@@ -231,21 +239,16 @@ def _ask_all(
     given: argparse.Namespace, list_: Listed, mutants: list[Mutant], ways: list[str],
     results: Results,
 ) -> None:  # fmt: skip
-    todo = [
-        (mutant, way)
-        for mutant in mutants
-        for way in ways
-        if given.again or results.missing(mutant, way, given.seconds)
-    ]
     workshop = Workshop()
     asker = Asker(given, list_, workshop)
     pool = ThreadPoolExecutor(given.jobs)
     try:
-        asked = [pool.submit(asker.ask, mutant, way) for mutant, way in todo]
-        for done in as_completed(asked):
-            results.add(row := done.result())
-            said = f"{row.answer.rule} {row.answer.text}"[:150]
-            print(f"{row.mutant} {row.by}: {_cell(row)} {said}", file=sys.stderr, flush=True)
+        asked = []
+        for mutant in mutants:
+            wanted = [w for w in ways if given.again or results.missing(mutant, w, given.seconds)]
+            asked.append(pool.submit(asker.ask_all, mutant, wanted, results))
+        for one in asked:
+            one.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         asker.stop()

@@ -116,7 +116,8 @@ class Workshop:
             return stock
         to = self.path / mutant.id
         if not to.exists():  # what Python has compiled there comes along
-            shutil.copytree(stock, to, symlinks=True)
+            halves = shutil.ignore_patterns("*.pyc.*")  # being written
+            shutil.copytree(stock, to, symlinks=True, ignore=halves)
             (to / mutant.file).write_text(mutant.planted((stock / mutant.file).read_text()))
         return to
 

@@ -13,8 +13,8 @@ the checkout, and shown to
 
 Seconds are of processor time.  What the hunt or a program finds is then tried on the unmutated
 code: what breaks there, too, is not noticed.  Answers are kept in ``--results``, and only what is
-missing there is asked; ``--table`` prints what is in it.  Copies go at the end, or else when this is
-started the next time.
+missing there is asked; ``--table`` prints what is in it.  Copies go at the end, or else when this
+is started the next time.
 """
 
 from __future__ import annotations
