@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from benchmarks.mutants.planted import KERNEL_CODE, ROOT, Answer, Mutant, Worksh
 from mmurace.protocol.errors import UserError
 
 LIST = listed()
-SAMPLE = ("kvm-retry-range-short", "mprotect-range-shifted", "copro-not-counted")
+SAMPLE = ("fork-no-flush", "iotlb-one-asid", "copro-not-counted")
 SECONDS = 8.0
 
 
@@ -78,6 +79,21 @@ def test_what_a_killed_run_has_left_goes_with_the_next_one(tmp_path: Path) -> No
         assert subprocess.run(words, env=environment, check=False).returncode == 9
         (left,) = tmp_path.iterdir()
         assert left.name.startswith(planted.PREFIX)
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "benchmarks/mutants/run.py", "--only", SAMPLE[0], "--by", "catalogue"]
+    answers = tmp_path / "answers"
+    command = subprocess.Popen(
+        [*words, "--results", str(answers)], cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert command.stderr
+    with command.stderr:
+        assert b"1 mutant" in command.stderr.readline()
+        command.send_signal(signal.SIGINT)
+        assert command.wait(20)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_judge_ends_with_its_parent() -> None:

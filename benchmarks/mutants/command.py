@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import msgspec
 
 from benchmarks.mutants.planted import ROOT, Answer, Listed, Mutant, Workshop, listed
 from mmurace.protocol.errors import UserError
+from mmurace.report.formats import many
 
 WAYS: Final = ("hunt", "programs", "catalogue", "suite")
 VERIFIED: Final = ("hunt", "programs")
@@ -89,11 +91,15 @@ class Asker:
         self.stock = workshop.copy()
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
+        self._stopped = False
 
     def ask_all(self, mutant: Mutant, ways: Sequence[str], results: Results) -> None:
         """Show a mutant to all that are named; its copy goes then."""
         for way in ways:
-            results.add(row := self.ask(mutant, way))
+            row = self.ask(mutant, way)
+            if self._stopped:
+                return
+            results.add(row)
             said = f"{row.answer.rule} {row.answer.text}"[:150]
             print(f"{row.mutant} {row.by}: {_cell(row)} {said}", file=sys.stderr, flush=True)
         self.workshop.drop(mutant)
@@ -130,6 +136,7 @@ class Asker:
     def stop(self) -> None:
         """End all of them."""
         with self._lock:
+            self._stopped = True
             for child in self._running:
                 child.kill()
 
@@ -138,6 +145,8 @@ def _answer(child: subprocess.Popen[str], seconds: float) -> Answer:
     """What a judge says, if it does so in time."""
     began = time.monotonic()
     out, err = _read(child, seconds)
+    if child.returncode == -signal.SIGKILL:
+        return Answer(False, seconds, text="no answer in time")
     try:
         return msgspec.json.decode(out.strip().rpartition("\n")[2], type=Answer)
     except msgspec.DecodeError:
@@ -243,6 +252,13 @@ def _ask_all(
     asker = Asker(given, list_, workshop)
     pool = ThreadPoolExecutor(given.jobs)
     try:
+        print(
+            many(len(mutants), "mutant"),
+            "and",
+            many(len(ways), "judge"),
+            file=sys.stderr,
+            flush=True,
+        )
         asked = []
         for mutant in mutants:
             wanted = [w for w in ways if given.again or results.missing(mutant, w, given.seconds)]
