@@ -67,7 +67,7 @@ class Drawer(Maker):
     def _scene(self, groups: Collection[str], chosen: Sequence[str], parties: int) -> Scene:
         chance = self.chance
         cpus = tuple(f"cpu{n}" for n in range(parties + chance.one_in(6)))
-        pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES))
+        pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES, ENTRIES + ENTRIES // 2))
         ground = Ground(MMS, cpus, START, pages, QUIET, chance.below)
         world = World(
             kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground, chosen)),
