@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with command.stderr:
         assert b"1 mutant" in command.stderr.readline()
         command.send_signal(signal.SIGINT)
-        assert command.wait(20)
+        assert command.wait(20) == 130
     assert not list(tmp_path.iterdir())
 
 

@@ -225,8 +225,10 @@ def _arguments(doc: str | None) -> argparse.Namespace:
 
 
 def main(doc: str | None) -> int:
-    """Ask, and print; 2 if something is named that is not there."""
+    """Ask, and print; 2 if something is named that is not there, 130 if it was interrupted."""
     given = _arguments(doc)
+    for ends in (signal.SIGINT, signal.SIGTERM):  # a shell's background ignores Ctrl-C
+        signal.signal(ends, signal.default_int_handler)
     try:
         list_ = listed()
         mutants, ways = list_.chosen(given.only), given.by.split(",")
@@ -239,6 +241,8 @@ def main(doc: str | None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     print("\n".join(table(mutants, ways, results)))
     print("\n".join(unseen(mutants)))
     return 0
