@@ -127,7 +127,12 @@ class Drawer(Maker):
         yield from self._prepared(scene, second)
 
     def _prepared(self, scene: Scene, second: bool) -> Iterator[Operation]:
-        """What makes pages other than new: shared, read-only, clean, swapped out."""
+        """What makes pages other than new; now and then two things."""
+        for _ in range(1 + self.chance.one_in(3)):
+            yield from self._preparation(scene, second)
+
+    def _preparation(self, scene: Scene, second: bool) -> Iterator[Operation]:
+        """Shared, read-only, clean, swapped out."""
         chance, mm = self.chance, scene.ground.mm
         kind = chance.below(14)
         page = scene.ground.page(scene.hot[0])
