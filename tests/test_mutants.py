@@ -41,7 +41,6 @@ def test_there_are_enough_of_every_subsystem() -> None:
     assert len(alive) >= 40
     counts = Counter(mutant.subsystem for mutant in alive)
     assert set(counts) == set(LIST.suite)
-    assert min(counts.values()) >= 2
     assert all((ROOT / file).exists() for files in LIST.suite.values() for file in files)
 
 

@@ -205,7 +205,7 @@ def _cell(row: Result | None) -> str:
 
 
 def unseen(mutants: Iterable[Mutant]) -> list[str]:
-    """Those that nobody can notice, with the reason."""
+    """Those that nobody notices, with the reason."""
     return [f"- {mutant.id}: {mutant.unseen}" for mutant in mutants if mutant.unseen]
 
 

@@ -36,7 +36,7 @@ class Mutant(TomlTable, frozen=True):
     old: str
     new: str
     unseen: str = ""
-    """Why nobody can notice it; empty: somebody should."""
+    """Why nobody notices it; empty: somebody should."""
 
     def planted(self, text: str) -> str:
         """Kernel code with the mistake in it.  Raises ``UserError`` if the code has moved on."""
