@@ -121,17 +121,22 @@ class Asker:
     ) -> Answer:
         words = [sys.executable, "-m", "benchmarks.mutants.judges", by, *what]
         words += ["--seconds", str(seconds), *(["--again", again] if again else [])]
-        child = subprocess.Popen(
-            words, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
-        )  # fmt: skip
         with self._lock:
+            if self._stopped:
+                return Answer(False, 0)
+            child = self._start(tree, words)
             self._running.add(child)
         try:
             return _answer(child, seconds * GRACE)
         finally:
             with self._lock:
                 self._running.discard(child)
+
+    def _start(self, tree: Path, words: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            words, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """End all of them."""
@@ -270,6 +275,6 @@ def _ask_all(
         for one in asked:
             one.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         asker.stop()
+        pool.shutdown(cancel_futures=True)  # who is copying has finished then
         workshop.close()

@@ -107,7 +107,7 @@ def hunt(kernels: list[str], seconds: float, again: str = "") -> Answer:
 
 def _hunted(name: str, seconds: float) -> Iterator[Finding]:
     """In one process what is found need not wait for the programs behind it (``LAG``)."""
-    hunting.LAG = 1  # type: ignore[misc]
+    hunting.LAG = 1  # type: ignore[misc]  # a constant for everybody else
     kernel, began = listed().stock(name).kernel(), time.process_time()
 
     def bound(_: object) -> None:
