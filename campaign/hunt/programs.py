@@ -67,7 +67,7 @@ class Drawer(Maker):
     def _scene(self, groups: Collection[str], chosen: Sequence[str], parties: int) -> Scene:
         chance = self.chance
         cpus = tuple(f"cpu{n}" for n in range(parties + chance.one_in(6)))
-        pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES))
+        pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES, ENTRIES + ENTRIES // 2))
         ground = Ground(MMS, cpus, START, pages, QUIET, chance.below)
         world = World(
             kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground, chosen)),
@@ -127,7 +127,12 @@ class Drawer(Maker):
         yield from self._prepared(scene, second)
 
     def _prepared(self, scene: Scene, second: bool) -> Iterator[Operation]:
-        """What makes pages other than new: shared, read-only, clean, swapped out."""
+        """What makes pages other than new; now and then two things."""
+        for _ in range(1 + self.chance.one_in(3)):
+            yield from self._preparation(scene, second)
+
+    def _preparation(self, scene: Scene, second: bool) -> Iterator[Operation]:
+        """Shared, read-only, clean, swapped out."""
         chance, mm = self.chance, scene.ground.mm
         kind = chance.below(14)
         page = scene.ground.page(scene.hot[0])

@@ -1,7 +1,7 @@
 """What a small program is about: the address space, the pages that its parties meet on, chance.
 
 quiet      one page that is only moved (a secondary may have asked for it)
-main       one to eight pages of a leaf table's own, which everybody uses
+main       one to eight pages of a leaf table's own, which everybody uses; or twelve of two
 spare      where mappings are moved to
 heap       if there is one
 own        pages of whoever only takes frames
@@ -18,7 +18,7 @@ from mmurace.nodes.world import World
 
 ENTRIES: Final = 8
 QUIET, START, SPARE, HEAP, OWN = 0x8000, 0x10000, 0x20000, 0x30000, 0x38000
-"""Each in a leaf table of its own, with ``ENTRIES`` of them."""
+"""Each in leaf tables of its own, with ``ENTRIES`` of them."""
 FILE: Final = "data"
 MMS: Final = ("mm0", "mm1")
 

@@ -134,8 +134,13 @@ APIC_GFN: Final = 0xFEE00
 
 
 def row(ground: Ground, number: int) -> Vm:
-    """A guest with a vCPU or two, to which all pages belong; half of them have an APIC page."""
-    slots = [Slot(0, ground.pages, ground.start)]
+    """A guest with one or two vCPUs, to which all pages belong, now and then in two memslots.
+
+    Half of them have an APIC page.
+    """
+    split = ground.pages // 2 if ground.one_in(4) else 0
+    slots = [Slot(split, ground.pages - split, ground.page(split))]
+    slots += [Slot(0, split, ground.start)] if split else []
     if ground.one_in(2):
         slots.append(Slot(APIC_GFN, 1, ground.quiet, True))
     first = 2 * number

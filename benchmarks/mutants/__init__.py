@@ -1,0 +1,1 @@
+"""Small mistakes planted into kernel code, and who notices them."""
