@@ -29,8 +29,10 @@ from mmurace.scenarios.index import Terms, cures_of, terms_of
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGES: Final = ROOT / "docs" / "races"
 BEGIN: Final = "## How it happens\n"
-END: Final = "## How it was cured\n"
+END: Final = "## What the good kernel that is most like it does otherwise\n"
 """Between them stands what was run."""
+TRIED: Final = re.compile(r"\s+Tried:\s[^.]*\.")
+"""How many values of switches were tried as cures: that changes with each that is new."""
 HEAD: Final = "<!-- Made by docs/races.py.  Do not edit. -->\n\n"
 
 
@@ -83,10 +85,11 @@ def happening(race: Race) -> str:
     """What was run: the interleaving, why, and in words."""
     kernel = bad_case(race).name
     found = examples.minimized(race.id, kernel)
+    told = interleaving.markdown(examples.explained(race.id, kernel))
     return (
         f"On {kernel}; cut down from {size_text(found.before)} to {size_text(found.after)}.  `>` "
         "marks the\nevents that the violation is made of.\n\n"
-        f"{interleaving.markdown(examples.explained(race.id, kernel))}"
+        f"{TRIED.sub('', told)}"
     )
 
 

@@ -49,12 +49,15 @@ def subsystems_of(race: Race) -> tuple[str, ...]:
 
 
 def cures_of(race: Race, case: KernelCase) -> tuple[Field, ...]:
-    """The switches that tell a bad kernel from the good one that is most like it."""
+    """The switches that tell a bad kernel from the good one that is most like it.
+
+    One on the same hardware, if there is one: that cures nothing.
+    """
     if case.expect.verdict != "violated":
         return ()
     good = (other.kernel for other in race.kernels if other.expect.verdict == "held")
     found = (tuple(field for field, _, _ in differences(case.kernel, one)) for one in good)
-    return min(found, key=len, default=())
+    return min(found, key=lambda fs: (any(f.switch.hardware for f in fs), len(fs)), default=())
 
 
 def known_subsystems() -> tuple[str, ...]:

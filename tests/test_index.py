@@ -23,7 +23,7 @@ RACES = load_all()
     ("race", "subsystem", "rule", "release"),
     [
         ("E01", "kvm", "S4", "v5.7"),
-        ("E02", "sva", "L1", "v6.2"),
+        ("E02", "sva", "L6", "v6.2"),
         ("E20", "mm", "S1", "v4.15"),
         ("E34b", "ocxl", "S12", "v4.18"),
     ],
