@@ -430,8 +430,21 @@ class Oracle(MemoryRecords, GuestRecords):
         op = self.state.op(record.op or self._op_id)
         self.targeting.cut(record, op, self._event("loop cut off"))
 
+    def _interval_closed(self, record: r.IntervalClosed) -> None:
+        op = self.state.ops.get(self._op_id)
+        if op is not None:
+            event = self._event("mn_itree_inv_end")
+            self._bracket_ended(op, record.subscriber, record.start, record.end, event)
+            if self.sometimes.open:
+                self.sometimes.mark(op, "range_end", self._row)
+
+    def _interval_touched(self, record: r.IntervalTouched) -> None:
+        self.lifetimes.touched(record, self._event("deferred change of the tree"), self._at)
+
     def _registered(self, record: r.Registered) -> None:
         self.lifetimes.registered(record)
+        known = self._told_of.get(record.subscriber, frozenset())
+        self._told_of[record.subscriber] = known | {record.mm}
 
     def _unregistered(self, record: r.Unregistered) -> None:
         self.callbacks.lost(record.subscriber)
@@ -481,6 +494,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.OomKill: Oracle._oom_kill, r.FlushDeferred: Oracle._flush_deferred,
     r.TagAlloc: Oracle._tag_alloc, r.TagFree: Oracle._tag_free,
     r.LoopCut: Oracle._loop_cut,
+    r.IntervalClosed: Oracle._interval_closed, r.IntervalTouched: Oracle._interval_touched,
     r.PermissionFault: Oracle._permission_fault, r.TableRead: Oracle._table_read,
     r.TableCached: Oracle._table_cached, r.TableUse: Oracle._table_use,
 }  # fmt: skip

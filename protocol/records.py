@@ -361,6 +361,22 @@ class Unregistered(Record, frozen=True):
     mm: str
 
 
+class IntervalClosed(Record, frozen=True):
+    """An invalidation of [start, end) that met a subscriber's interval is over; by memory."""
+
+    subscriber: str
+    mm: str
+    start: int
+    end: int
+
+
+class IntervalTouched(Record, frozen=True):
+    """The end of an invalidation puts a subscription into the tree, or takes it out; by memory."""
+
+    subscriber: str
+    mm: str
+
+
 class LoopCut(Record, frozen=True):
     """A callback's loop over [start, end) was cut off with ``left`` more turns to come."""
 

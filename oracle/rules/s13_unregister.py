@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
-from mmurace.protocol.records import NotifierCall, Registered, Unregistered
+from mmurace.protocol.records import IntervalTouched, NotifierCall, Registered, Unregistered
 
 _Key = tuple[str, str]
 """(subscriber, mm)."""
@@ -42,6 +42,13 @@ class Lifetimes:
         else:
             self._open.get(key, {}).pop((op_id, record.callback), None)
             self._ended.setdefault(key, {})[index] = event
+
+    def touched(self, record: IntervalTouched, event: Event, index: int) -> None:
+        """The subscription itself is worked on at the node of that index."""
+        key = (record.subscriber, record.mm)
+        self._ended.setdefault(key, {})[index] = event
+        if key in self._over:
+            self._report(key, event, self._over[key])
 
     def registered(self, record: Registered) -> None:
         """A subscription begins, perhaps not the first of this subscriber."""
