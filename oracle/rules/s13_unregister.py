@@ -1,5 +1,8 @@
 """Rule S13: no callback of a subscriber runs once ``mmu_notifier_unregister`` has returned.
 
+Nor does anybody work on a subscription that its owner has freed: the end of an invalidation does,
+where an interval notifier comes or goes meanwhile.
+
     cpu0 (invalidate)                   cpu1 (unregister)
     finds the subscriber on the list
                                         takes it off the list
@@ -71,9 +74,7 @@ class Lifetimes:
 
     def _report(self, key: _Key, callback: Event, over: Event) -> None:
         subscriber, mm = key
+        detail = f"{callback.what} of {mm} was not over when the subscriber was unregistered"
         self.found.append(
-            Violation(
-                "S13", subscriber, f"{callback.what} of {mm} was not over when the subscriber was "
-                "unregistered", mm=mm, deadline=over, racing=(callback, over),
-            )
-        )  # fmt: skip
+            Violation("S13", subscriber, detail, mm=mm, deadline=over, racing=(callback, over))
+        )

@@ -24,6 +24,21 @@ def _ends(values: Values, _: str) -> str:
     return f"mn_itree_inv_end{f': {left} deferred, lock held' if left else ''}"
 
 
+def _changes(_: Values, __: str) -> str:
+    return "the deferred list: the tree changes; unlock"
+
+
+def _removes(values: Values, _: str) -> str:
+    seq = reply(values, "value")
+    done = f"on the deferred list, to wait while invalidate_seq is {seq}" if seq else "out of it"
+    return f"mmu_interval_notifier_remove: {done}"
+
+
+def _waits(values: Values, _: str) -> str:
+    how = "mmu_interval_seq_released" if values["locked"] else "invalidate_seq, without the lock,"
+    return f"{how}: no longer {values['seq']}"
+
+
 def _sets(values: Values, _: str) -> str:
     return f"mmu_interval_set_seq({values['seq']})"
 
@@ -82,7 +97,7 @@ class ItreeDeferred(Request[Ack], frozen=True):
 
     mm: str
     OBJECT: ClassVar[tuple[str, ...]] = ("itree", "mm")
-    TOLD: ClassVar[Told] = Told(function="mn_itree_inv_end", weight=ESSENTIAL, whole=False)
+    TOLD: ClassVar[Told] = Told(function="mn_itree_inv_end", wording=_changes, weight=ESSENTIAL)
 
 
 class IntervalInsert(Request[Ack], frozen=True):
@@ -105,7 +120,9 @@ class IntervalRemove(Request[Count], frozen=True):
     node: str
     OBJECT: ClassVar[tuple[str, ...]] = ("itree", "mm")
     MAY_COME_LATER: ClassVar[bool] = True
-    TOLD: ClassVar[Told] = Told(function="mmu_interval_notifier_remove", weight=ESSENTIAL)
+    TOLD: ClassVar[Told] = Told(
+        function="mmu_interval_notifier_remove", wording=_removes, weight=ESSENTIAL
+    )
 
 
 class IntervalWait(Request[Ack], frozen=True):
@@ -120,7 +137,9 @@ class IntervalWait(Request[Ack], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("itree", "mm")
     MAY_SLEEP: ClassVar[bool] = True
     MAY_COME_LATER: ClassVar[bool] = True
-    TOLD: ClassVar[Told] = Told(function="wait_event", called="wait for the invalidation")
+    TOLD: ClassVar[Told] = Told(
+        function="wait_event", called="wait for the invalidation", wording=_waits
+    )
 
 
 class IntervalReadBegin(Request[IntervalSeq], frozen=True):

@@ -9,7 +9,7 @@ from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import Flag
 from mmurace.protocol.messages.program import Operation
 from mmurace.protocol.pte import describe
-from mmurace.protocol.told import ESSENTIAL, HELPFUL, MINOR, Told, Values, over_range
+from mmurace.protocol.told import ESSENTIAL, HELPFUL, MINOR, Told, Values, over_range, says
 
 # ---- the device and what its driver shares with it -----------------------------------------------
 
@@ -94,7 +94,10 @@ class MirrorClose(Request[Flag], frozen=True):
 
     mm: str
     MAY_SLEEP: ClassVar[bool] = True
-    TOLD: ClassVar[Told] = Told(function="dmirror_fops_release", weight=HELPFUL)
+    TOLD: ClassVar[Told] = Told(
+        function="dmirror_fops_release", wording=says("no job of it is left; its entries go"),
+        weight=HELPFUL,
+    )  # fmt: skip
 
 
 # ---- a processor -----------------------------------------------------------------------------
@@ -144,8 +147,8 @@ class GpuMirror(Operation, frozen=True):
     gpu: str
     address: int
     length: int
-    FUNCTION: ClassVar[str] = "mmu_interval_notifier_insert"
-    CHANGES: ClassVar[str] = "mmu_interval_notifier_insert"
+    FUNCTION: ClassVar[str] = "dmirror_fops_open"
+    CHANGES: ClassVar[str] = "dmirror_fops_open"
 
 
 class GpuUnmirror(Operation, frozen=True):
@@ -153,5 +156,5 @@ class GpuUnmirror(Operation, frozen=True):
 
     mm: str
     gpu: str
-    FUNCTION: ClassVar[str] = "mmu_interval_notifier_remove"
-    CHANGES: ClassVar[str] = "mmu_interval_notifier_remove"
+    FUNCTION: ClassVar[str] = "dmirror_fops_release"
+    CHANGES: ClassVar[str] = "dmirror_fops_release"
