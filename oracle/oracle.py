@@ -112,7 +112,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
         self._mm_of = {tag: mm for one in secondaries() for tag, mm in one.tags(world).items()}
         self._kinds = kinds()
-        self._told_of = {
+        self._told_of: dict[str, frozenset[str]] = {
             part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
         }
         self._bracketed = _bracketed_by_the_core(world)

@@ -136,7 +136,6 @@ class IntervalWait(Request[Ack], frozen=True):
     locked: bool
     OBJECT: ClassVar[tuple[str, ...]] = ("itree", "mm")
     MAY_SLEEP: ClassVar[bool] = True
-    MAY_COME_LATER: ClassVar[bool] = True
     TOLD: ClassVar[Told] = Told(
         function="wait_event", called="wait for the invalidation", wording=_waits
     )

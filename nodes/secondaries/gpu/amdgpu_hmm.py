@@ -1,4 +1,5 @@
-"""drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c, amdgpu_cs.c: jobs with fences, which are waited for."""
+"""drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c, drivers/gpu/drm/amd/amdgpu/amdgpu_cs.c: jobs with fences,
+for which an invalidation waits."""
 
 from __future__ import annotations
 
