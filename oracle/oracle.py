@@ -15,6 +15,7 @@ from mmurace.oracle.rules.content import MemoryRules
 from mmurace.oracle.rules.l1_l3_progress import Deadlocks, FaultProgress
 from mmurace.oracle.rules.l2_q1_callbacks import END, Callbacks
 from mmurace.oracle.rules.l4_completion import Completion
+from mmurace.oracle.rules.l5_reaper import Reaper
 from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
 from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
 from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
@@ -90,6 +91,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
         self.context = Context(self.state, self._found)
+        self.reaper = Reaper(self.context, self._found)
         self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found)
@@ -105,7 +107,7 @@ class Oracle(MemoryRecords, GuestRecords):
         ]
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
-            self.moves.taken, self.moves.moved, self.moves.seen,
+            self.reaper.asked, self.moves.taken, self.moves.moved, self.moves.seen,
             *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
@@ -189,6 +191,9 @@ class Oracle(MemoryRecords, GuestRecords):
             return
         if kind in self.context.watched:
             self.context.delivered(kind, message.id, op, n, message.dst)
+        if op_id in self.context.threads:
+            event = Event(kind, n, message.dst, message.id)
+            self.reaper.delivered(op, event, message.causes)
         if kind in self.deadlocks.locks:
             self.deadlocks.lock(kind, op_id, message.src, message.dst)
         if kind == PTL_LOCK:

@@ -329,6 +329,10 @@ class OpEnd(Record, frozen=True):
     op: str = ""
 
 
+NONBLOCK = "invalidate_range_start_nonblock"
+"""The call of the core whose callbacks must not sleep (``NotifierCall.within``)."""
+
+
 class NotifierCall(Record, frozen=True):
     """A notifier callback begins or ends for one subscriber (``phase`` ``begin`` or ``end``).
 

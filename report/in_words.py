@@ -28,6 +28,7 @@ MEANS: Final = {
     "L2": "the call does not come back in the time that its range explains",
     "L3": "nobody can ever go on",
     "L4": "whoever waits for it waits for ever",
+    "L5": "whoever holds it may wait for the memory that is not freed meanwhile",
     "L6": "the access is refused for ever, though it is allowed",
     "P3": "the next access faults for nothing",
     "P4": "the queue is flooded by one call",

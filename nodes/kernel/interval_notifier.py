@@ -43,7 +43,7 @@ from mmurace.protocol.messages.intervals import (
     ItreeInvEnd,
     ItreeInvStart,
 )
-from mmurace.protocol.records import NotifierCall
+from mmurace.protocol.records import NONBLOCK, NotifierCall
 
 # ---- by whoever invalidates ----------------------------------------------------------------------
 
@@ -72,12 +72,12 @@ async def _invalidate(
     callback = named(driver).interval
     assert callback is not None
     mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
-    op = cpu.port.operation
-    cpu.port.emit(NotifierCall("invalidate", node, mm, start, end, event, "begin", op))
+    op, within = cpu.port.operation, "" if range_.blockable else NONBLOCK
+    cpu.port.emit(NotifierCall("invalidate", node, mm, start, end, event, "begin", op, within))
     done = True
     with suppress(PeerLost):  # the device is gone, and all that it held
         done = await callback(cpu, node, range_, seq)
-    cpu.port.emit(NotifierCall("invalidate", node, mm, start, end, event, "end", op))
+    cpu.port.emit(NotifierCall("invalidate", node, mm, start, end, event, "end", op, within))
     return done
 
 

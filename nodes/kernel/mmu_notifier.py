@@ -84,6 +84,18 @@ async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> No
     await _call(cpu, "invalidate_range_start", range_)
 
 
+async def invalidate_range_start_nonblock(cpu: Processor, range_: MmuNotifierRange) -> bool:
+    """``mmu_notifier_invalidate_range_start_nonblock`` (v5.0; v4.19: with ``blockable`` false).
+
+    False: a subscriber would have had to sleep; there is no bracket then.  No notifier of an mm
+    that there is here ever has to.
+    """
+    if not await interval_notifier.mn_itree_invalidate(cpu, range_):
+        return False
+    await _call(cpu, "invalidate_range_start", range_)
+    return True
+
+
 async def invalidate_range_end(
     cpu: Processor, range_: MmuNotifierRange, only_end: bool = False
 ) -> None:

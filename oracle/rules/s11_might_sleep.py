@@ -22,16 +22,16 @@ from mmurace.oracle.state.live import Op, State
 from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import REPLY_MARK
-from mmurace.protocol.records import NotifierCall
+from mmurace.protocol.records import NONBLOCK, NotifierCall
 
 ATOMIC: Final = frozenset({
     "invalidate_range", "arch_invalidate_secondary_tlbs", "change_pte", "clear_flush_young",
-    "clear_young", "test_young",
+    "clear_young", "test_young", NONBLOCK,
 })  # fmt: skip
 """Callbacks that never sleep."""
 _SLEEPS: Final = frozenset(
     (callback, "begin")
-    for callback in ("invalidate_range_start", "invalidate_range_end", "release")
+    for callback in ("invalidate_range_start", "invalidate_range_end", "invalidate", "release")
 )
 """Callbacks that may are not called where nobody may."""
 
@@ -122,16 +122,22 @@ class Context:
     def notifier_call(self, record: NotifierCall, op: Op, event: Event) -> None:
         """A callback begins or ends."""
         thread = self.threads.get(op.id)
-        if record.callback in ATOMIC:
+        called = NONBLOCK if record.within == NONBLOCK else record.callback
+        if called in ATOMIC:
             if record.phase == "begin":
                 if thread is None:
                     thread = self.threads[op.id] = _Thread()
-                thread.atomic.append((record.callback, event.id))
+                thread.atomic.append((called, event.id))
             elif thread is not None:
-                thread.ends(record.callback)
+                thread.ends(called)
         elif thread is not None and thread.held and (record.callback, record.phase) in _SLEEPS:
             why = f"{record.callback} may sleep, and {_names(thread.held)} is held"
             self._report(thread, op, why, record.callback, event)
+
+    def must_not_block(self, op_id: str) -> bool:
+        """Whether the operation is in a callback that must not, though others of its name may."""
+        thread = self.threads.get(op_id)
+        return thread is not None and any(called == NONBLOCK for called, _ in thread.atomic)
 
     def _report(self, thread: _Thread, op: Op, why: str, what: str, event: Event) -> None:
         if (what, why) not in thread.reported:

@@ -222,7 +222,8 @@ _row(
     "harm",
     "reaper-waits",
     "The OOM reaper never waits for a subscriber's lock.",
-    "the trylock in a callback that must not block",
+    "the trylock in a callback that must not block (mmu_notifier_range_blockable)",
+    "l5_reaper",
 )
 _row(
     "L6", "harm", "stale-denial",

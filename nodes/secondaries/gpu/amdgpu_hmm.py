@@ -1,5 +1,4 @@
-"""drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c, drivers/gpu/drm/amd/amdgpu/amdgpu_cs.c: jobs with fences,
-for which an invalidation waits."""
+"""drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c, drivers/gpu/drm/amd/amdgpu/amdgpu_cs.c: jobs, fences."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ async def amdgpu_hmm_invalidate_gfx(
 
     Jobs to come look at the sequence under the same lock.
     """
-    if not range_.blockable:
+    if not range_.blockable and GpuSwitches.of(cpu.world.kernel).gpu_nonblock == "trylock":
         return False
     await driver_lock(cpu, gpu)
     if GpuSwitches.of(cpu.world.kernel).gpu_set_seq:

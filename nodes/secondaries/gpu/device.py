@@ -48,6 +48,7 @@ class GpuNode(Node):
         return {
             g.GpuJob: self.gpu_job,
             g.DriverLock: self.lock, g.DriverUnlock: self.unlock,
+            g.DriverTrylock: self.trylock,
             g.DeviceMap: self.map, g.DeviceUnmap: self.unmap, g.FenceWait: self.fence_wait,
             g.MirrorOpen: self.mirror_open, g.MirrorClose: self.mirror_close,
         }  # fmt: skip
@@ -57,6 +58,11 @@ class GpuNode(Node):
     def lock(self, _: g.DriverLock, envelope: Envelope) -> Ack | None:
         """Grant the driver's lock, now or in turn."""
         return Ack() if self.driver_lock.acquire(envelope.id) else None
+
+    def trylock(self, _message: g.DriverTrylock, envelope: Envelope) -> Flag:
+        """Take it if it is free."""
+        free = not self.driver_lock.held
+        return Flag(free and self.driver_lock.acquire(envelope.id))
 
     def unlock(self, _message: g.DriverUnlock, _: Envelope) -> Ack:
         """Release it."""

@@ -12,7 +12,7 @@ from mmurace.nodes.kernel.interval_notifier import (
 )
 from mmurace.nodes.kernel.locking import mmap_read_lock, mmap_read_unlock
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
-from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock
+from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock, lock_for
 from mmurace.nodes.secondaries.gpu.messages import DeviceMap, DeviceUnmap, GpuFault
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.protocol import pte as ptes
@@ -89,7 +89,8 @@ async def dmirror_interval_invalidate(
     cpu: Processor, gpu: str, range_: MmuNotifierRange, seq: int
 ) -> bool:
     """``dmirror_interval_invalidate``: under the driver's lock, the sequence, then the entries."""
-    await driver_lock(cpu, gpu)
+    if not await lock_for(cpu, gpu, range_):
+        return False
     if GpuSwitches.of(cpu.world.kernel).gpu_set_seq:
         await mmu_interval_set_seq(cpu, gpu, range_.mm, seq)
     drop = DeviceUnmap(range_.mm, range_.start, range_.end)

@@ -32,15 +32,16 @@ async def invalidate(cpu: Processor, gpu: str, range_: MmuNotifierRange, seq: in
 
 
 async def gpu_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
-    """Map a range for a job; a device that is gone needs nothing."""
+    """Map a range for a job; a device that is gone needs nothing.
+
+    The thread is none of the process that may have been killed meanwhile; it leaves nothing behind.
+    """
     of_jobs = GpuSwitches.of(cpu.world.kernel).gpu_entries == "of_jobs"
     serve = amdgpu_hmm.amdgpu_cs_submit if of_jobs else dmirror.dmirror_range_fault
     try:
-        result = await serve(cpu, fault)
+        return FaultDone(await serve(cpu, fault))
     except PeerLost:
-        result = -EFAULT
-    await cpu.get_signal(fault.mm)
-    return FaultDone(result)
+        return FaultDone(-EFAULT)
 
 
 async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:

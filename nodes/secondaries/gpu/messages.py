@@ -29,6 +29,13 @@ class DriverLock(Request[Ack], frozen=True):
     TOLD: ClassVar[Told] = Told(weight=MINOR)
 
 
+class DriverTrylock(Request[Flag], frozen=True):
+    """``mutex_trylock``: False if somebody has it."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("driver_lock",)
+    TOLD: ClassVar[Told] = Told(function="mutex_trylock", weight=HELPFUL)
+
+
 class DriverUnlock(Request[Ack], frozen=True):
     """``mutex_unlock``."""
 

@@ -63,6 +63,14 @@ class GpuSwitches(Switches, frozen=True):
         unreleased(False, "to see what dma_resv_wait_timeout is for"),
     )
     """The callback of a driver whose entries belong to jobs waits for the fences of these."""
+    gpu_nonblock: Literal["trylock", "locks"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_interval_invalidate",
+        since("trylock"),
+        unreleased("locks", "a callback that does not ask mmu_notifier_range_blockable"),
+    )
+    """What the callback does where it must not sleep: it tries the driver's lock, and gives up
+    (amdgpu gives up at once), or takes it as ever."""
     gpu_close: Literal["removes", "frees_first", "under_lock"] = switch(
         "lib/test_hmm.c",
         "dmirror_fops_release",
