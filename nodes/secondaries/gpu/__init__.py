@@ -14,6 +14,8 @@ from mmurace.nodes.secondaries.gpu.messages import (
 )
 from mmurace.nodes.secondaries.gpu.part import Gpu
 from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.ranges import page_of
 
 
 def node_class(_gpu: Gpu, _name: str) -> type[Node]:
@@ -40,5 +42,6 @@ GPU = Secondary(
     work={GpuFault: driver.gpu_fault},
     calls={GpuMirror: driver.open_mirror, GpuUnmirror: driver.close_mirror},
     accesses={GpuJob: lambda gpu: (gpu.name,)},
+    drawn={GpuJob: lambda _gpu, d: GpuJob(d.mm, page_of(d.address), PAGE_SIZE, d.write, d.value)},
 )  # fmt: skip
 """The declaration."""
