@@ -116,7 +116,8 @@ class Context:
             coroutine, before = _place(began)
             # What was sent before the callback began may be repeated while it runs.
             if coroutine == _coroutine(event.id) and before < sent:
-                why = f"{kind} may sleep, in {callback}, which never does"
+                never = "which must not block: try, or give up" if callback == NONBLOCK else ""
+                why = f"{kind} may sleep, in {callback}, {never or 'which never does'}"
                 self._report(thread, op, why, kind, event)
 
     def notifier_call(self, record: NotifierCall, op: Op, event: Event) -> None:

@@ -166,7 +166,7 @@ _row(
 _row(
     "S13", "harm", "call-after-unregister",
     "No callback of a subscriber runs once its unregistration has returned.",
-    "the wait for callbacks (SRCU) in unregistration",
+    "the wait for callbacks in unregistration (SRCU, mmu_interval_notifier_remove) before the free",
     "s13_unregister",
 )  # fmt: skip
 _row(

@@ -169,3 +169,9 @@ class IntervalSeqLoad(Request[Count], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("interval_seq", "mm", "node")
     ACCESS: ClassVar[str] = "read"
     TOLD: ClassVar[Told] = Told(function="mmu_interval_read_retry", wording=_reads, weight=HELPFUL)
+
+
+SEQUENCE = (
+    ItreeInvStart, ItreeInvEnd, IntervalReadBegin, IntervalSetSeq, IntervalSeqLoad,
+)  # fmt: skip
+"""What moves, stores or looks at a sequence."""
