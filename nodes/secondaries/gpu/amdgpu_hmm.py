@@ -8,9 +8,10 @@ from mmurace.nodes.kernel.interval_notifier import mmu_interval_set_seq
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
 from mmurace.nodes.secondaries.gpu.dmirror import dmirror_do_fault, locked_and_valid, snapshot
 from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock
-from mmurace.nodes.secondaries.gpu.messages import FenceWait, GpuFault
+from mmurace.nodes.secondaries.gpu.messages import FenceSignal, FenceWait, GpuFault
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
+from mmurace.protocol.messages.base import Ack
 from mmurace.protocol.records import FaultRetry
 
 
@@ -41,6 +42,19 @@ async def amdgpu_cs_submit(cpu: Processor, fault: GpuFault) -> int:
         why = "mmu_interval_read_retry"
         cpu.port.emit(FaultRetry(fault.mm, fault.start, fault.write, why, cpu.port.operation))
     return -EBUSY
+
+
+async def signal_fence(cpu: Processor, message: FenceSignal) -> Ack:
+    """A worker that takes the driver's lock before a fence is signalled, which no release has.
+
+    cpu0 (invalidate)                   cpu1 (worker)
+    callback: lock
+    waits for the fence                 waits for the lock  [Required: nothing between a job and its
+                                        fence waits for what the callback has]
+    """
+    await driver_lock(cpu, message.gpu)
+    await driver_unlock(cpu, message.gpu)
+    return Ack()
 
 
 async def amdgpu_hmm_invalidate_gfx(

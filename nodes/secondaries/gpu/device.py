@@ -34,6 +34,7 @@ class GpuNode(Node):
         assert isinstance(part, Gpu)
         self.cpu = part.fault_cpu
         self.of_jobs = GpuSwitches.of(world.kernel).gpu_entries == "of_jobs"
+        self.signals_alone = GpuSwitches.of(world.kernel).gpu_fence_signal == "alone"
         self.table = TranslationCache(CACHE, world, port)
         self.driver_lock = LockWord()
         self.mirrors = dict.fromkeys(part.mms, (0, ULONG_MAX))
@@ -146,6 +147,8 @@ class GpuNode(Node):
         name, result = self.port.operation, await self._fault(job, job.address)
         for page in _pages(job) if not result else ():
             await self._access(job, page)
+        if not result and not self.signals_alone:
+            await self.port.call(self.cpu, g.FenceSignal(self.name))
         for _, mm, page in (fence for fence in self.fences if fence[0] == name):
             entry = self.table.lookup(mm, page)
             others = any(f[0] != name and f[1:] == (mm, page) for f in self.fences)

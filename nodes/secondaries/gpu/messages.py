@@ -127,6 +127,15 @@ class GpuFault(Request[FaultDone], frozen=True):
     TOLD: ClassVar[Told] = Told(function="dmirror_range_fault")
 
 
+class FenceSignal(Request[Ack], frozen=True):
+    """A worker thread is to let a job's fence be signalled."""
+
+    gpu: str
+    TOLD: ClassVar[Told] = Told(
+        function="dma_fence_signal", wording=says("worker of a job's fence"), weight=HELPFUL
+    )
+
+
 # ---- operations ------------------------------------------------------------------------------
 
 

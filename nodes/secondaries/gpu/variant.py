@@ -71,6 +71,14 @@ class GpuSwitches(Switches, frozen=True):
     )
     """What the callback does where it must not sleep: it tries the driver's lock, and gives up
     (amdgpu gives up at once), or takes it as ever."""
+    gpu_fence_signal: Literal["alone", "under_lock"] = switch(
+        "drivers/dma-buf/dma-fence.c",
+        "dma_fence_begin_signalling",
+        since("alone"),
+        unreleased("under_lock", "a worker that takes the lock of the callback to signal a fence"),
+    )
+    """What a job's fence needs to be signalled: nothing that somebody may hold who waits for it, as
+    the rules of dma_fence have it (annotated from v5.9), or the driver's lock."""
     gpu_close: Literal["removes", "frees_first", "under_lock"] = switch(
         "lib/test_hmm.c",
         "dmirror_fops_release",
@@ -85,3 +93,5 @@ class GpuSwitches(Switches, frozen=True):
         """Fences belong to jobs."""
         if not self.gpu_fence_wait and self.gpu_entries != "of_jobs":
             yield "gpu_fence_wait = false contradicts gpu_entries = faulted_in", "entries of jobs"
+        if self.gpu_fence_signal != "alone" and self.gpu_entries != "of_jobs":
+            yield "gpu_fence_signal contradicts gpu_entries = faulted_in", "entries of jobs"
