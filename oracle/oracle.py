@@ -91,7 +91,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
         self.context = Context(self.state, self._found)
-        self.reaper = Reaper(self.context, self._found)
+        self.reaper = Reaper(self._found)
         self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found)
@@ -191,7 +191,7 @@ class Oracle(MemoryRecords, GuestRecords):
             return
         if kind in self.context.watched:
             self.context.delivered(kind, message.id, op, n, message.dst)
-        if op_id in self.context.threads:
+        if op_id in self.context.nonblock:
             event = Event(kind, n, message.dst, message.id)
             self.reaper.delivered(op, event, message.causes)
         if kind in self.deadlocks.locks:
@@ -434,17 +434,6 @@ class Oracle(MemoryRecords, GuestRecords):
     def _loop_cut(self, record: r.LoopCut) -> None:
         op = self.state.op(record.op or self._op_id)
         self.targeting.cut(record, op, self._event("loop cut off"))
-
-    def _interval_closed(self, record: r.IntervalClosed) -> None:
-        op = self.state.ops.get(self._op_id)
-        if op is not None:
-            event = self._event("mn_itree_inv_end")
-            self._bracket_ended(op, record.subscriber, record.start, record.end, event)
-            if self.sometimes.open:
-                self.sometimes.mark(op, "range_end", self._row)
-
-    def _interval_touched(self, record: r.IntervalTouched) -> None:
-        self.lifetimes.touched(record, self._event("deferred change of the tree"), self._at)
 
     def _registered(self, record: r.Registered) -> None:
         self.lifetimes.registered(record)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mmurace.oracle.rules.s11_might_sleep import Context
 from mmurace.oracle.state.live import Op
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import REPLY_MARK
@@ -23,16 +22,15 @@ from mmurace.protocol.envelope import REPLY_MARK
 class Reaper:
     """Requests for locks in callbacks that must not block."""
 
-    def __init__(self, context: Context, found: list[Violation]) -> None:
-        self.context, self.found = context, found
+    def __init__(self, found: list[Violation]) -> None:
+        self.found = found
         self.asked: Final[dict[str, dict[str, Event]]] = {}
         """Operation in flight -> request -> its arrival."""
 
     def delivered(self, op: Op, event: Event, causes: Iterable[int]) -> None:
-        """A request for a lock arrived, or its grant, which ``causes`` have led to."""
+        """In such a callback a request for a lock arrived, or its grant, that ``causes`` led to."""
         if not event.id.endswith(REPLY_MARK):
-            if self.context.must_not_block(op.id):
-                self.asked.setdefault(op.id, {})[event.id] = event
+            self.asked.setdefault(op.id, {})[event.id] = event
             return
         arrival = self.asked.get(op.id, {}).pop(event.id.removesuffix(REPLY_MARK), None)
         if arrival is not None and arrival.n not in causes:

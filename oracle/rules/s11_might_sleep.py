@@ -81,6 +81,8 @@ class Context:
         """Kinds of deliveries that this rule looks at."""
         self.threads: dict[str, _Thread] = {}
         """By operation in flight; those that have come to no lock and no callback are not here."""
+        self.nonblock: set[str] = set()
+        """Operations in a callback that must not block, though others of its name may."""
 
     def delivered(self, kind: str, message: str, op: Op, n: int, dst: str) -> None:
         """A delivery of a kind in ``watched`` for an operation in flight."""
@@ -131,14 +133,11 @@ class Context:
                 thread.atomic.append((called, event.id))
             elif thread is not None:
                 thread.ends(called)
+            if called == NONBLOCK:
+                (self.nonblock.add if record.phase == "begin" else self.nonblock.discard)(op.id)
         elif thread is not None and thread.held and (record.callback, record.phase) in _SLEEPS:
             why = f"{record.callback} may sleep, and {_names(thread.held)} is held"
             self._report(thread, op, why, record.callback, event)
-
-    def must_not_block(self, op_id: str) -> bool:
-        """Whether the operation is in a callback that must not, though others of its name may."""
-        thread = self.threads.get(op_id)
-        return thread is not None and any(called == NONBLOCK for called, _ in thread.atomic)
 
     def _report(self, thread: _Thread, op: Op, why: str, what: str, event: Event) -> None:
         if (what, why) not in thread.reported:
