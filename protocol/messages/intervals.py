@@ -35,7 +35,7 @@ def _removes(values: Values, _: str) -> str:
 
 
 def _waits(values: Values, _: str) -> str:
-    how = "mmu_interval_seq_released" if values["locked"] else "invalidate_seq, without the lock,"
+    how = "mmu_interval_seq_released" if values["locked"] else "invalidate_seq, without the lock"
     return f"{how}: no longer {values['seq']}"
 
 
