@@ -316,7 +316,7 @@ def test_nothing_is_left_for_later() -> None:
 
 DRIVERS_WORDS = re.compile(
     r"(?i:kvm|vcpu|spte|gtlb|vmcs|apic|memslot|iotlb|iommu|smmu|iopf|pasid|ocxl|xsl|atsd|vmid"
-    r"|opencapi|vt-d|guest_?(touch|apic)|gpus?\\b|gpu\\d|gmmu|dmirror)"
+    r"|opencapi|vt-d|guest_?(touch|apic)|\bgpus?\b|gpu\d|gmmu|dmirror)"
     r"|(\b|\b_|_)(atc|dma|sva|afu|vms)\b|\b_?(atc|dma|sva|afu)_"
     r"|(Atc|Dma|Sva|Afu)(?=[A-Z_]|\b)|\bVm\b|\b(ATC|DMA|SVA|AFU)\b|\bVMs?\b(?! entry| exit)"
 )
