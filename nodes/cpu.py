@@ -15,6 +15,7 @@ from mmurace.nodes.kernel import (
     mmap,
     mprotect,
     mremap,
+    oom_reaper,
     page_writeback,
     task_mmu,
     truncate,
@@ -250,6 +251,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Writeback: lambda c, o: page_writeback.write_cache_pages(c, o.file),
     op.MigratePages: lambda c, o: migrate.move_pages(c, o.mm, o.address, o.length),
     op.PinnedAccess: lambda c, o: umem.pinned_access(c, o.mm, o.address, o.write, o.value),
+    op.OomReap: lambda c, o: oom_reaper.oom_reap_task_mm(c, o.mm),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }

@@ -13,6 +13,7 @@ import msgspec
 
 from mmurace.nodes.anon import Anon
 from mmurace.nodes.driver import Handler, Port
+from mmurace.nodes.intervals import IntervalTrees
 from mmurace.nodes.locks import LockWord
 from mmurace.nodes.page_table import leaf_changes, relocate
 from mmurace.nodes.vmas import anon_vma_prepare, merge
@@ -76,7 +77,7 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Anon):
+class Memory(Anon, IntervalTrees):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
@@ -118,6 +119,7 @@ class Memory(Anon):
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
             m.TlbFlushPending: self.tlb_flush_pending, m.NotifierList: self.notifier_list,
             m.NotifierAdd: self.notifier_add, m.NotifierDelete: self.notifier_delete,
+            **self.interval_handlers(),
         }  # fmt: skip
 
     # -- words ---------------------------------------------------------------------------

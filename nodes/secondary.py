@@ -23,6 +23,7 @@ from mmurace.protocol.messages.program import Operation
 if TYPE_CHECKING:
     from mmurace.nodes.ground import Ground
     from mmurace.nodes.kernel.context import Processor
+    from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
     from mmurace.nodes.kernel.variant import Kernel
     from mmurace.nodes.memory import Memory
     from mmurace.nodes.node import Node
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 Callback = Callable[["Processor", str, str, int, int], Awaitable[None]]
 """(processor, subscriber's node, mm, start, end)."""
+Invalidate = Callable[["Processor", str, "MmuNotifierRange", int], Awaitable[bool]]
+"""(processor, subscriber's node, range, the sequence of this invalidation) -> whether it was done,
+which it may refuse only where it must not sleep."""
 Work = Callable[["Processor", Any], Awaitable[Message]]
 """What a worker thread of a processor does about a request: (processor, request) -> reply."""
 SystemCall = Callable[["Processor", Any], Awaitable[int]]
@@ -212,6 +216,8 @@ class Secondary:
     caches: tuple[Cache, ...]
     ops: Callable[[Kernel], Mapping[str, Callback]]
     """Its ``struct mmu_notifier_ops`` in a kernel."""
+    interval: Invalidate | None = None
+    """Its ``struct mmu_interval_notifier_ops``: it is not on notifier lists, but has intervals."""
     tags: Callable[[World], Mapping[str, str]] = lambda _world: {}
     """Tags of its translations that are no names of mms, at the start: tag -> mm."""
     passes_over: Callable[[Kernel, MmuNotifierEvent], bool] = lambda _kernel, _event: False

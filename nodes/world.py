@@ -82,10 +82,25 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         oldest_first = [
             (secondary.name, part.name)
             for secondary in secondaries()
+            if secondary.interval is None
             for part in secondary.parts(self)
             if mm in part.subscribed(self.kernel)
         ]
         return tuple(reversed(oldest_first))
+
+    def intervals(self, mm: str) -> tuple[tuple[str, str], ...]:
+        """Interval notifiers of all of an mm that are there from the start: (driver, node)."""
+        return tuple(
+            (secondary.name, part.name)
+            for secondary in secondaries()
+            if secondary.interval is not None
+            for part in secondary.parts(self)
+            if mm in part.subscribed(self.kernel)
+        )
+
+    def has_itrees(self) -> bool:
+        """Whether some part of it may have interval notifiers."""
+        return any(one.interval is not None and one.parts(self) for one in secondaries())
 
 
 # ---- as plain values, for another process --------------------------------------------------------

@@ -15,6 +15,7 @@ from mmurace.oracle.rules.content import MemoryRules
 from mmurace.oracle.rules.l1_l3_progress import Deadlocks, FaultProgress
 from mmurace.oracle.rules.l2_q1_callbacks import END, Callbacks
 from mmurace.oracle.rules.l4_completion import Completion
+from mmurace.oracle.rules.l5_reaper import Reaper
 from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
 from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
 from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
@@ -90,6 +91,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
         self.context = Context(self.state, self._found)
+        self.reaper = Reaper(self._found)
         self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found)
@@ -105,14 +107,14 @@ class Oracle(MemoryRecords, GuestRecords):
         ]
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
-            self.moves.taken, self.moves.moved, self.moves.seen,
+            self.reaper.asked, self.moves.taken, self.moves.moved, self.moves.seen,
             *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
         self._mm_of = {tag: mm for one in secondaries() for tag, mm in one.tags(world).items()}
         self._kinds = kinds()
-        self._told_of = {
+        self._told_of: dict[str, frozenset[str]] = {
             part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
         }
         self._bracketed = _bracketed_by_the_core(world)
@@ -189,6 +191,9 @@ class Oracle(MemoryRecords, GuestRecords):
             return
         if kind in self.context.watched:
             self.context.delivered(kind, message.id, op, n, message.dst)
+        if op_id in self.context.nonblock:
+            event = Event(kind, n, message.dst, message.id)
+            self.reaper.delivered(op, event, message.causes)
         if kind in self.deadlocks.locks:
             self.deadlocks.lock(kind, op_id, message.src, message.dst)
         if kind == PTL_LOCK:
@@ -432,6 +437,8 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _registered(self, record: r.Registered) -> None:
         self.lifetimes.registered(record)
+        known = self._told_of.get(record.subscriber, frozenset())
+        self._told_of[record.subscriber] = known | {record.mm}
 
     def _unregistered(self, record: r.Unregistered) -> None:
         self.callbacks.lost(record.subscriber)
@@ -481,6 +488,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.OomKill: Oracle._oom_kill, r.FlushDeferred: Oracle._flush_deferred,
     r.TagAlloc: Oracle._tag_alloc, r.TagFree: Oracle._tag_free,
     r.LoopCut: Oracle._loop_cut,
+    r.IntervalClosed: Oracle._interval_closed, r.IntervalTouched: Oracle._interval_touched,
     r.PermissionFault: Oracle._permission_fault, r.TableRead: Oracle._table_read,
     r.TableCached: Oracle._table_cached, r.TableUse: Oracle._table_use,
 }  # fmt: skip

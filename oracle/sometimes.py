@@ -46,11 +46,17 @@ def known_operations() -> tuple[str, ...]:
 
 CALLBACK_MARKS: dict[str, Mark] = {
     "invalidate_range_start": "range_start",
+    "invalidate": "range_start",
     "invalidate_page": "flush",
     "invalidate_range": "flush",
     "arch_invalidate_secondary_tlbs": "flush",
     "invalidate_range_end": "range_end",
+    "mn_itree_inv_end": "range_end",
 }
+"""What a subscriber's callback is a step of; that of an interval notifier is the start of a
+bracket, and its end calls nobody."""
+INTERVAL_CALLS = ("invalidate", "mn_itree_inv_end")
+"""Those of interval notifiers."""
 
 
 class _Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):

@@ -329,6 +329,10 @@ class OpEnd(Record, frozen=True):
     op: str = ""
 
 
+NONBLOCK = "invalidate_range_start_nonblock"
+"""The call of the core whose callbacks must not sleep (``NotifierCall.within``)."""
+
+
 class NotifierCall(Record, frozen=True):
     """A notifier callback begins or ends for one subscriber (``phase`` ``begin`` or ``end``).
 
@@ -356,6 +360,22 @@ class Registered(Record, frozen=True):
 
 class Unregistered(Record, frozen=True):
     """``mmu_notifier_unregister`` returns: no callback of this subscriber runs, nor ever will."""
+
+    subscriber: str
+    mm: str
+
+
+class IntervalClosed(Record, frozen=True):
+    """An invalidation of [start, end) that met a subscriber's interval is over; by memory."""
+
+    subscriber: str
+    mm: str
+    start: int
+    end: int
+
+
+class IntervalTouched(Record, frozen=True):
+    """The end of an invalidation puts a subscription into the tree, or takes it out; by memory."""
 
     subscriber: str
     mm: str

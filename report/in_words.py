@@ -13,6 +13,7 @@ from mmurace.protocol.envelope import operation_of
 from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.told import limit
 from mmurace.report import formats
+from mmurace.report.interval_notifiers import to_change
 from mmurace.report.labels import range_text
 from mmurace.report.steps import operation_text
 
@@ -21,13 +22,14 @@ MEANS: Final = {
     "S10": "page faults cannot tell any more whether an invalidation is under way",
     "S11": "what may sleep is called where nobody may",
     "S12": "one process reaches what belongs to another",
-    "S13": "a callback works on what its owner may have freed",
+    "S13": "it works on what its owner may have freed, before the removal has returned",
     "S14": "what the unit holds of the page stays",
     "S16": "the page can be dropped or replaced without what was stored",
     "L1": "the access is refused for ever",
     "L2": "the call does not come back in the time that its range explains",
     "L3": "nobody can ever go on",
     "L4": "whoever waits for it waits for ever",
+    "L5": "whoever holds it may wait for the memory that is not freed meanwhile",
     "L6": "the access is refused for ever, though it is allowed",
     "P3": "the next access faults for nothing",
     "P4": "the queue is flooded by one call",
@@ -42,7 +44,9 @@ def closing(explanation: Explanation) -> str:
         return f"In words: {_walked(explanation)}."
     if owes_invalidation(violation) and violation.rule not in MEANS and violation.cache:
         harm = _harm(violation, detail_of(violation))
-        return f"In words: {_taken(explanation)}; {_late(explanation)}{harm}."
+        change = to_change(explanation)
+        change = f"; {change}" if change else ""
+        return f"In words: {_taken(explanation)}; {_late(explanation)}{harm}{change}."
     detail = detail_of(violation).replace(
         "this page", formats.place(violation.mm, violation.address) or "this page"
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import msgspec
 
 from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.gpu.part import Gpu
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.kvm.part import Slot, Vm
 from mmurace.nodes.secondaries.ocxl.part import Link
@@ -85,6 +86,9 @@ class Counts(TomlTable, frozen=True):
     links: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
     """OpenCAPI links, on ppc only, which has no IOMMUs; 0: as many as ``devices`` there."""
 
+    gpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    """GPUs that mirror the arena (HMM), from v5.5 on."""
+
     def check(self, where: str) -> None:
         """Every IOMMU has a device and every VM a vCPU.  Raises ``UserError``."""
         for holder, part in (("iommus", "devices"), ("vms", "vcpus")):
@@ -151,6 +155,8 @@ class Arena:
             raise UserError(
                 "nodes.links", f"is {options.links} on {kernel.machine}", "0, or arch = ppc"
             )
+        if options.gpus and not kernel.mm.interval_notifiers:
+            raise UserError("nodes.gpus", f"is {options.gpus} in {kernel.release}", "0, or v5.5")
         devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
         return (
             *(
@@ -162,6 +168,7 @@ class Arena:
                 for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
             ),
             *(Link(f"link{n}", (self.mm,), cpu) for n in range(links)),
+            *(Gpu(f"gpu{n}", cpu, (self.mm,)) for n in range(options.gpus)),
         )
 
     def span(self, slot: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from mmurace.nodes.secondary import secondaries
 from mmurace.nodes.world import World
 from mmurace.oracle.sometimes import (
     CALLBACK_MARKS,
+    INTERVAL_CALLS,
     Between,
     CachedWhen,
     Condition,
@@ -219,6 +220,8 @@ class Possible:
         world = msgspec.structs.replace(self.world, kernel=kernel)
         there = [one for one in secondaries() if one.parts(world)]
         callbacks = {name for one in there for name in one.ops(kernel)}
+        if world.has_itrees():
+            callbacks.update(INTERVAL_CALLS)
         return any(CALLBACK_MARKS.get(name) == mark for name in callbacks)
 
     def _can_meet(self, pairs: Sequence[tuple[_Step, _Step]]) -> bool:

@@ -229,12 +229,14 @@ def test_a_driver_that_a_machine_cannot_have_is_refused_by_name() -> None:
 def test_profiles_are_shown_and_decide_what_a_kernel_does() -> None:
     usual, other = preset("v5.10"), preset("v5.10", profiles=["amd-iommu"])
     said = table_dict([other])
-    assert said["drivers"] == {"v5.10 x86": ["amd-iommu", "kvm-x86"]}
-    assert said["profiles"]["x86"] == {"sva": ("vt-d", "amd-iommu"), "kvm": ("kvm-x86",)}
+    assert said["drivers"] == {"v5.10 x86": ["dmirror", "amd-iommu", "kvm-x86"]}
+    assert said["profiles"]["x86"] == {
+        "gpu": ("dmirror", "amdgpu"), "sva": ("vt-d", "amd-iommu"), "kvm": ("kvm-x86",)
+    }  # fmt: skip
     assert (kernel_text(usual), kernel_text(other)) == ("v5.10 x86", "v5.10 x86 amd-iommu")
     assert usual.switches() != other.switches()
     assert [chosen for _, _, chosen in profiles([usual, other])] == [
-        ["vt-d", "amd-iommu"], ["kvm-x86"] * 2,
+        ["dmirror"] * 2, ["vt-d", "amd-iommu"], ["kvm-x86"] * 2,
     ]  # fmt: skip
 
 

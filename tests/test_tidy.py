@@ -156,6 +156,8 @@ DRIVERS = (
     "context.py",
     "link.py",
     "locking.py",
+    "dmirror.py",
+    "amdgpu_hmm.py",
 )
 
 
@@ -170,7 +172,7 @@ def test_kernel_code_says_first_which_file_it_stands_for(path: Path) -> None:
     document = ast.get_docstring(tree(path)) or ""
     files, colon, _ = document.partition(":")
     assert colon, document
-    tops = "arch|drivers|fs|include|kernel|mm|virt"
+    tops = "arch|drivers|fs|include|kernel|lib|mm|virt"
     assert re.match(rf"({tops})/[\w./-]+\.[ch]\b", files), files
     for word in re.findall(r"\S+\.[ch]\b", files):
         assert re.fullmatch(rf"({tops})/[\w./-]+", word), word
@@ -314,7 +316,7 @@ def test_nothing_is_left_for_later() -> None:
 
 DRIVERS_WORDS = re.compile(
     r"(?i:kvm|vcpu|spte|gtlb|vmcs|apic|memslot|iotlb|iommu|smmu|iopf|pasid|ocxl|xsl|atsd|vmid"
-    r"|opencapi|vt-d|guest_?(touch|apic))"
+    r"|opencapi|vt-d|guest_?(touch|apic)|\bgpus?\b|gpu\d|gmmu|dmirror)"
     r"|(\b|\b_|_)(atc|dma|sva|afu|vms)\b|\b_?(atc|dma|sva|afu)_"
     r"|(Atc|Dma|Sva|Afu)(?=[A-Z_]|\b)|\bVm\b|\b(ATC|DMA|SVA|AFU)\b|\bVMs?\b(?! entry| exit)"
 )

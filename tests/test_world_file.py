@@ -87,8 +87,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 
 def test_a_driver_is_named_by_file_or_option(tmp_path: Path) -> None:
     file = load(tmp_path, 'schema = 1\n[kernel]\ndrivers = ["amd-iommu"]\n')
-    assert file.kernel_of("v5.10").profiles == ("amd-iommu", "kvm-x86")
-    assert file.kernel_of("v5.10", drivers=["vt-d"]).profiles == ("vt-d", "kvm-x86")
+    assert file.kernel_of("v5.10").profiles == ("dmirror", "amd-iommu", "kvm-x86")
+    assert file.kernel_of("v5.10", drivers=["vt-d"]).profiles == ("dmirror", "vt-d", "kvm-x86")
     with pytest.raises(UserError, match=r"kernel.drivers: no driver 'smmu' on x86"):
         load(tmp_path, 'schema = 1\n[kernel]\ndrivers = ["smmu"]\n')
 

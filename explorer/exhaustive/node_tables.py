@@ -36,6 +36,7 @@ from mmurace.protocol.records import (
     FrameCopied,
     FrameFreed,
     GuestEnter,
+    IntervalClosed,
     InvalidateDone,
     Invalidation,
     OpEnd,
@@ -168,7 +169,9 @@ def rival_bits(judged: int) -> int:
 
 _ORDERED: Final[Mapping[type[Record], int]] = {
     **dict.fromkeys((Evict, InvalidateDone, RequestPosted, GuestEnter, AccessTrapped), CLOSES),
-    **dict.fromkeys((FrameFreed, FrameCopied, PageWritten, FilePageWritten, Invalidation), DUE),
+    **dict.fromkeys(
+        (FrameFreed, FrameCopied, PageWritten, FilePageWritten, Invalidation, IntervalClosed), DUE
+    ),
     Access: REACHES,
     PermissionFault: REACHES | REFUSED,
     PteChange: DECIDES,

@@ -12,6 +12,7 @@ from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
 from mmurace.protocol.limits import PAGE_SHIFT
 from mmurace.protocol.messages.base import Message
+from mmurace.protocol.messages.intervals import SEQUENCE
 from mmurace.protocol.messages.memory import (
     FrameCopy,
     PteLoad,
@@ -81,8 +82,15 @@ class Weights:
             return HELPFUL if {body.source, body.target} & subject.frames else NEVER
         if isinstance(body, SwapWrite):
             return HELPFUL if body.frame in subject.frames else NEVER
+        if isinstance(body, SEQUENCE):
+            return body.TOLD.weight if self._has_intervals() else NEVER
         by_worker = any(type(body) in one.work for one in secondaries())
         return DETAIL if by_worker else self._flush(body)
+
+    def _has_intervals(self) -> bool:
+        """Whether the agent is told by an interval notifier."""
+        told = (one for one in secondaries() if one.interval is not None)
+        return any(self.subject.cache == cache.name for one in told for cache in one.caches)
 
     def _is_entry(self, table: int, index: int) -> bool:
         return table in self.subject.tables and index == self._index()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+EPERM: Final = 1
 ENOENT: Final = 2
 EINTR: Final = 4
 EIO: Final = 5

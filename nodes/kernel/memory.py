@@ -79,21 +79,22 @@ async def handle_mm_fault(cpu: Processor, mm: str, address: int, write: bool) ->
 
     arch ``do_user_addr_fault`` with ``handle_mm_fault``; takes mmap_lock for read.
     """
-    address = page_of(address)
     await mmap_read_lock(cpu, mm)
+    result = await handle_mm_fault_locked(cpu, mm, page_of(address), write)
+    await mmap_read_unlock(cpu, mm)
+    return result
+
+
+async def handle_mm_fault_locked(cpu: Processor, mm: str, address: int, write: bool) -> int:
+    """``handle_mm_fault`` itself, of a page: the caller has mmap_lock."""
     found = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
     if not found or not (found[0].write if write else found[0].read):
-        await mmap_read_unlock(cpu, mm)
         return -EFAULT
     table = await pte_alloc_map(cpu, mm, address)
     if table < 0:
-        await mmap_read_unlock(cpu, mm)
         return -ENOMEM
     pte = await ptep_get(cpu, table, address)
-    fault = VmFault(mm, address, write, found[0], table, pte)
-    result = await handle_pte_fault(cpu, fault)
-    await mmap_read_unlock(cpu, mm)
-    return result
+    return await handle_pte_fault(cpu, VmFault(mm, address, write, found[0], table, pte))
 
 
 async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:

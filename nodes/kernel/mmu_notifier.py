@@ -9,8 +9,8 @@ secondary (an IOMMU with SVA) walks the mm's own table: it must be flushed when 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 
+from mmurace.nodes.kernel import interval_notifier
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.locking import (
     anon_vma_lock_write,
@@ -18,6 +18,7 @@ from mmurace.nodes.kernel.locking import (
     mmap_write_lock,
     mmap_write_unlock,
 )
+from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange as MmuNotifierRange
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Callback, named, secondaries
 from mmurace.nodes.world import World
@@ -31,16 +32,6 @@ from mmurace.protocol.messages.memory import (
 )
 from mmurace.protocol.messages.processor import SynchronizeSrcu
 from mmurace.protocol.records import NotifierCall, Unregistered
-
-
-@dataclass(frozen=True, slots=True)
-class MmuNotifierRange:
-    """``struct mmu_notifier_range``: [start, end) of an mm and why."""
-
-    mm: str
-    start: int
-    end: int
-    event: MmuNotifierEvent
 
 
 async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
@@ -85,8 +76,24 @@ def _callback(
 
 
 async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:
-    """``mmu_notifier_invalidate_range_start`` (all releases); may sleep."""
+    """``mmu_notifier_invalidate_range_start`` (all releases); may sleep.
+
+    From v5.5 interval notifiers come first.
+    """
+    await interval_notifier.mn_itree_invalidate(cpu, range_)
     await _call(cpu, "invalidate_range_start", range_)
+
+
+async def invalidate_range_start_nonblock(cpu: Processor, range_: MmuNotifierRange) -> bool:
+    """``mmu_notifier_invalidate_range_start_nonblock`` (v5.0; v4.19: with ``blockable`` false).
+
+    False: a subscriber would have had to sleep; there is no bracket then.  No notifier of an mm
+    that there is here ever has to.
+    """
+    if not await interval_notifier.mn_itree_invalidate(cpu, range_):
+        return False
+    await _call(cpu, "invalidate_range_start", range_)
+    return True
 
 
 async def invalidate_range_end(
@@ -97,6 +104,7 @@ async def invalidate_range_end(
     Up to v6.5 ``mn_hlist_invalidate_end`` calls each subscriber's ``invalidate_range`` before
     its ``invalidate_range_end``, unless ``only_end``.
     """
+    await interval_notifier.mn_itree_inv_end(cpu, range_)
     cpu.srcu_read_lock()
     subscribers = await cpu.mem(NotifierList(range_.mm))
     for driver, node in subscribers.entries:
@@ -146,12 +154,15 @@ async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str)
 
 
 async def mmu_notifier_release(cpu: Processor, mm: str) -> None:
-    """``mn_hlist_release`` (all releases): every subscriber that goes with the process.
+    """``__mmu_notifier_release`` (all releases): every subscriber that goes with the process.
+
+    First interval notifiers (``mn_itree_release``, v5.5), which stay in the tree.
 
     cpu0 (exits)                        cpu1 (zap of a page of the mm, by rmap)
     release                             callback of the subscriber
     off the list; synchronize_srcu      [Required: it has returned before anything is freed]
     """
+    await interval_notifier.mn_itree_release(cpu, mm)
     if not _any_released_at_exit(cpu.world):
         return
     for driver, node in (await cpu.mem(NotifierList(mm))).entries:

@@ -22,16 +22,16 @@ from mmurace.oracle.state.live import Op, State
 from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.envelope import REPLY_MARK
-from mmurace.protocol.records import NotifierCall
+from mmurace.protocol.records import NONBLOCK, NotifierCall
 
 ATOMIC: Final = frozenset({
     "invalidate_range", "arch_invalidate_secondary_tlbs", "change_pte", "clear_flush_young",
-    "clear_young", "test_young",
+    "clear_young", "test_young", NONBLOCK,
 })  # fmt: skip
 """Callbacks that never sleep."""
 _SLEEPS: Final = frozenset(
     (callback, "begin")
-    for callback in ("invalidate_range_start", "invalidate_range_end", "release")
+    for callback in ("invalidate_range_start", "invalidate_range_end", "invalidate", "release")
 )
 """Callbacks that may are not called where nobody may."""
 
@@ -81,6 +81,8 @@ class Context:
         """Kinds of deliveries that this rule looks at."""
         self.threads: dict[str, _Thread] = {}
         """By operation in flight; those that have come to no lock and no callback are not here."""
+        self.nonblock: set[str] = set()
+        """Operations in a callback that must not block, though others of its name may."""
 
     def delivered(self, kind: str, message: str, op: Op, n: int, dst: str) -> None:
         """A delivery of a kind in ``watched`` for an operation in flight."""
@@ -116,19 +118,23 @@ class Context:
             coroutine, before = _place(began)
             # What was sent before the callback began may be repeated while it runs.
             if coroutine == _coroutine(event.id) and before < sent:
-                why = f"{kind} may sleep, in {callback}, which never does"
+                never = "which must not block: try, or give up" if callback == NONBLOCK else ""
+                why = f"{kind} may sleep, in {callback}, {never or 'which never does'}"
                 self._report(thread, op, why, kind, event)
 
     def notifier_call(self, record: NotifierCall, op: Op, event: Event) -> None:
         """A callback begins or ends."""
         thread = self.threads.get(op.id)
-        if record.callback in ATOMIC:
+        called = NONBLOCK if record.within == NONBLOCK else record.callback
+        if called in ATOMIC:
             if record.phase == "begin":
                 if thread is None:
                     thread = self.threads[op.id] = _Thread()
-                thread.atomic.append((record.callback, event.id))
+                thread.atomic.append((called, event.id))
             elif thread is not None:
-                thread.ends(record.callback)
+                thread.ends(called)
+            if called == NONBLOCK:
+                (self.nonblock.add if record.phase == "begin" else self.nonblock.discard)(op.id)
         elif thread is not None and thread.held and (record.callback, record.phase) in _SLEEPS:
             why = f"{record.callback} may sleep, and {_names(thread.held)} is held"
             self._report(thread, op, why, record.callback, event)

@@ -1,5 +1,8 @@
 """Rule S13: no callback of a subscriber runs once ``mmu_notifier_unregister`` has returned.
 
+Nor does anybody work on a subscription that its owner has freed: the end of an invalidation does,
+where an interval notifier comes or goes meanwhile.
+
     cpu0 (invalidate)                   cpu1 (unregister)
     finds the subscriber on the list
                                         takes it off the list
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
-from mmurace.protocol.records import NotifierCall, Registered, Unregistered
+from mmurace.protocol.records import IntervalTouched, NotifierCall, Registered, Unregistered
 
 _Key = tuple[str, str]
 """(subscriber, mm)."""
@@ -43,6 +46,13 @@ class Lifetimes:
             self._open.get(key, {}).pop((op_id, record.callback), None)
             self._ended.setdefault(key, {})[index] = event
 
+    def touched(self, record: IntervalTouched, event: Event, index: int) -> None:
+        """The subscription itself is worked on at the node of that index."""
+        key = (record.subscriber, record.mm)
+        self._ended.setdefault(key, {})[index] = event
+        if key in self._over:
+            self._report(key, event, self._over[key])
+
     def registered(self, record: Registered) -> None:
         """A subscription begins, perhaps not the first of this subscriber."""
         self._over.pop((record.subscriber, record.mm), None)
@@ -64,9 +74,7 @@ class Lifetimes:
 
     def _report(self, key: _Key, callback: Event, over: Event) -> None:
         subscriber, mm = key
+        detail = f"{callback.what} of {mm} was not over when the subscriber was unregistered"
         self.found.append(
-            Violation(
-                "S13", subscriber, f"{callback.what} of {mm} was not over when the subscriber was "
-                "unregistered", mm=mm, deadline=over, racing=(callback, over),
-            )
-        )  # fmt: skip
+            Violation("S13", subscriber, detail, mm=mm, deadline=over, racing=(callback, over))
+        )

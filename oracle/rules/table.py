@@ -166,7 +166,7 @@ _row(
 _row(
     "S13", "harm", "call-after-unregister",
     "No callback of a subscriber runs once its unregistration has returned.",
-    "the wait for callbacks (SRCU) in unregistration",
+    "the wait for callbacks in unregistration (SRCU, mmu_interval_notifier_remove) before the free",
     "s13_unregister",
 )  # fmt: skip
 _row(
@@ -222,7 +222,8 @@ _row(
     "harm",
     "reaper-waits",
     "The OOM reaper never waits for a subscriber's lock.",
-    "the trylock in a callback that must not block",
+    "the trylock in a callback that must not block (mmu_notifier_range_blockable)",
+    "l5_reaper",
 )
 _row(
     "L6", "harm", "stale-denial",

@@ -1,4 +1,4 @@
-"""The records of who runs guests: requests, latched values in use, brackets of its own."""
+"""The records of subscribers: requests, latched values in use, brackets of their own, intervals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from mmurace.oracle.rules.l4_completion import Completion
 from mmurace.oracle.rules.o_s4_deadlines import Obligations
 from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s10_brackets import Brackets
+from mmurace.oracle.rules.s13_unregister import Lifetimes
+from mmurace.oracle.sometimes import Sometimes
 from mmurace.oracle.state.kinds import Kinds
 from mmurace.oracle.state.live import Cached, Op, State
 from mmurace.oracle.state.order import Row
@@ -27,8 +29,11 @@ class GuestRecords:
     safety: Safety
     brackets: Brackets
     completion: Completion
+    lifetimes: Lifetimes
+    sometimes: Sometimes
     windows: Windows | None
     _memory: int
+    _at: int
     _kinds: Kinds
     _shadow: Mapping[str, frozenset[str]]
     _told_of: Mapping[str, frozenset[str]]
@@ -86,6 +91,17 @@ class GuestRecords:
             if c.n <= memory and c.page.mm in mms and covers(start, end, c.page.address)
         ]
         self.obligations.bracket_ended(ended, self._shadow[subscriber], event, self._row)
+
+    def _interval_closed(self, record: r.IntervalClosed) -> None:
+        op = self.state.ops.get(self._op_id)
+        if op is not None:
+            event = self._event("mn_itree_inv_end")
+            self._bracket_ended(op, record.subscriber, record.start, record.end, event)
+            if self.sometimes.open:
+                self.sometimes.mark(op, "range_end", self._row)
+
+    def _interval_touched(self, record: r.IntervalTouched) -> None:
+        self.lifetimes.touched(record, self._event("deferred change of the tree"), self._at)
 
     def _access_trapped(self, record: r.AccessTrapped) -> None:
         for fill in self.state.latched.get(self._node, ()):

@@ -201,6 +201,14 @@ class PinnedAccess(Operation, frozen=True):
     CHANGES: ClassVar[str] = "wp_page_copy"
 
 
+class OomReap(Operation, frozen=True):
+    """The OOM killer takes the process of ``mm``, and its reaper the memory."""
+
+    mm: str
+    FUNCTION: ClassVar[str] = "__oom_reap_task_mm"
+    CHANGES: ClassVar[str] = "zap_pte_range"
+
+
 class MigratePages(Operation, frozen=True):
     """``move_pages``: migrate the pages mapped in [address, address + length)."""
 

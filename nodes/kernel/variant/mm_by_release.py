@@ -201,6 +201,24 @@ class Mm(Switches, frozen=True):
     )
     """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
     releases), or at once."""
+    interval_notifiers: bool = switch(
+        "mm/mmu_notifier.c",
+        "mmu_interval_notifier_insert",
+        since(False),
+        since(True, "v5.5", "99cb252f5e68"),
+    )
+    """There are interval notifiers (v5.5).  Before, ``hmm_mirror`` (v4.14) did their work with
+    notifiers of an mm."""
+    interval_remove_looks: Literal["without_lock", "under_lock"] = switch(
+        "mm/mmu_notifier.c",
+        "mmu_interval_notifier_remove",
+        since("without_lock"),
+        since("without_lock", "v5.5", "99cb252f5e68"),
+        since("under_lock", "v5.18", "319561669a59"),
+    )
+    """How ``mmu_interval_notifier_remove`` looks whether the invalidation that it waits for is
+    over: under ``subscriptions->lock``, under which the end of one changes the tree (v5.18), or
+    without it.  It went to stable trees; by which point releases was not looked up."""
     migration_wait_ref: Literal["while_asleep", "until_queued", "none"] = switch(
         "mm/migrate.c",
         "migration_entry_wait",

@@ -1,0 +1,48 @@
+"""GPUs that mirror an mm with HMM (lib/test_hmm.c, drivers/gpu/drm/amd/amdgpu)."""
+
+from __future__ import annotations
+
+from mmurace.nodes.node import Node
+from mmurace.nodes.secondaries.gpu import amdgpu_hmm, driver
+from mmurace.nodes.secondaries.gpu.device import CACHE, GpuNode
+from mmurace.nodes.secondaries.gpu.messages import (
+    DeviceUnmap,
+    FenceSignal,
+    GpuFault,
+    GpuJob,
+    GpuMirror,
+    GpuUnmirror,
+)
+from mmurace.nodes.secondaries.gpu.part import Gpu
+from mmurace.nodes.secondary import Cache, Secondary
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.ranges import page_of
+
+
+def node_class(_gpu: Gpu, _name: str) -> type[Node]:
+    """A GPU is one node."""
+    return GpuNode
+
+
+GPU = Secondary(
+    name="gpu",
+    key="gpus",
+    named_by={"gpu": lambda gpu: (gpu.name,)},
+    idle=frozenset({"GpuMirror", "GpuUnmirror"}),
+    place=3,
+    part=Gpu,
+    node_class=node_class,
+    caches=(
+        Cache(
+            CACHE, "shadow", refused="mmu_interval_read_retry", filled_by="hmm_range_fault",
+            held_in="the device's page table", dropped_by=(DeviceUnmap,),
+        ),
+    ),
+    ops=lambda _kernel: {},
+    interval=driver.invalidate,
+    work={GpuFault: driver.gpu_fault, FenceSignal: amdgpu_hmm.signal_fence},
+    calls={GpuMirror: driver.open_mirror, GpuUnmirror: driver.close_mirror},
+    accesses={GpuJob: lambda gpu: (gpu.name,)},
+    drawn={GpuJob: lambda _gpu, d: GpuJob(d.mm, page_of(d.address), PAGE_SIZE, d.write, d.value)},
+)  # fmt: skip
+"""The declaration."""

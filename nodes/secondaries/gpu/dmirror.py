@@ -1,0 +1,102 @@
+"""lib/test_hmm.c: ``dmirror``, a device that faults pages in and forgets them when told."""
+
+from __future__ import annotations
+
+from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EBUSY
+from mmurace.nodes.kernel.hmm import HmmRange, hmm_range_fault
+from mmurace.nodes.kernel.interval_notifier import (
+    mmu_interval_read_begin,
+    mmu_interval_read_retry,
+    mmu_interval_set_seq,
+)
+from mmurace.nodes.kernel.locking import mmap_read_lock, mmap_read_unlock
+from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
+from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock, lock_for
+from mmurace.nodes.secondaries.gpu.messages import DeviceMap, DeviceUnmap, GpuFault
+from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
+from mmurace.protocol import pte as ptes
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
+from mmurace.protocol.messages.swap import FolioMarkDirty
+from mmurace.protocol.records import FaultRetry
+
+
+async def dmirror_range_fault(cpu: Processor, fault: GpuFault) -> int:
+    """``dmirror_range_fault``: a snapshot of the range, installed if it is still right; or -errno.
+
+    cpu0 (invalidate)                   cpu1 (here)
+                                        read_begin; hmm_range_fault -> f
+    callback: lock; set_seq; drop;
+    unlock
+    clear the entry; free f
+                                        lock
+                                        [Required: read_retry under the lock says no]
+                                        install f
+                                        unlock
+    """
+    for _ in range(FAULT_ATTEMPTS_MAX):
+        range_ = await snapshot(cpu, fault)
+        if isinstance(range_, int):
+            if range_ != -EBUSY:
+                return range_
+        elif await locked_and_valid(cpu, range_):
+            await dmirror_do_fault(cpu, range_)
+            await driver_unlock(cpu, fault.gpu)
+            return 0
+        why = "mmu_interval_read_retry"
+        cpu.port.emit(FaultRetry(fault.mm, fault.start, fault.write, why, cpu.port.operation))
+    return -EBUSY
+
+
+async def snapshot(cpu: Processor, fault: GpuFault) -> HmmRange | int:
+    """The sequence, then the entries, under mmap_lock; -EBUSY: again."""
+    seq = await mmu_interval_read_begin(cpu, fault.gpu, fault.mm)
+    range_ = HmmRange(fault.mm, fault.gpu, fault.start, fault.end, seq, True, fault.write)
+    await mmap_read_lock(cpu, fault.mm)
+    result = await hmm_range_fault(cpu, range_)
+    await mmap_read_unlock(cpu, fault.mm)
+    return result or range_
+
+
+async def locked_and_valid(cpu: Processor, range_: HmmRange) -> bool:
+    """Take the driver's lock; False, and it is free again, if the snapshot is old."""
+    check = GpuSwitches.of(cpu.world.kernel).gpu_retry_check
+    seq = range_.notifier_seq
+    if check == "before_lock" and await mmu_interval_read_retry(cpu, range_.node, range_.mm, seq):
+        return False
+    await driver_lock(cpu, range_.node)
+    if check == "under_lock" and await mmu_interval_read_retry(cpu, range_.node, range_.mm, seq):
+        await driver_unlock(cpu, range_.node)
+        return False
+    return True
+
+
+async def dmirror_do_fault(cpu: Processor, range_: HmmRange, job: str = "") -> None:
+    """``dmirror_do_fault``: the snapshot becomes entries of the device; under its lock.
+
+    The device stores through a writable entry without a word, so its pages count as dirty from here
+    on; drivers say so when they drop them (``amdgpu_hmm`` of v5.5, i915).
+    """
+    for address, pfn in range_.pfns.items():
+        rights = ptes.PRESENT | (pfn.pte & ptes.WRITE)
+        if pfn.writable and not pfn.pte & ptes.DIRTY:
+            await cpu.mem(FolioMarkDirty(ptes.frame_of(pfn.pte)))
+        entry = ptes.make(ptes.frame_of(pfn.pte), rights)
+        await cpu.port.call(range_.node, DeviceMap(range_.mm, address, entry, pfn.walk, job))
+
+
+async def dmirror_interval_invalidate(
+    cpu: Processor, gpu: str, range_: MmuNotifierRange, seq: int
+) -> bool:
+    """``dmirror_interval_invalidate``: under the driver's lock, the sequence, then the entries."""
+    if not await lock_for(cpu, gpu, range_):
+        return False
+    if GpuSwitches.of(cpu.world.kernel).gpu_set_seq:
+        await mmu_interval_set_seq(cpu, gpu, range_.mm, seq)
+    drop = DeviceUnmap(range_.mm, range_.start, range_.end)
+    if GpuSwitches.of(cpu.world.kernel).gpu_unmap_waits:
+        await cpu.port.call(gpu, drop)
+    else:
+        cpu.port.tell(gpu, drop)
+    await driver_unlock(cpu, gpu)
+    return True

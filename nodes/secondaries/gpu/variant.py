@@ -1,0 +1,97 @@
+"""lib/test_hmm.c and drivers/gpu/drm/amd/amdgpu: what drivers do with an interval notifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+
+if TYPE_CHECKING:
+    from mmurace.nodes.kernel.variant.kernel import Kernel
+
+
+@declare
+class GpuSwitches(Switches, frozen=True):
+    """lib/test_hmm.c and drivers/gpu/drm/amd/amdgpu."""
+
+    OWNER: ClassVar[str] = "gpu"
+    PROFILES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "x86": ("dmirror", "amdgpu"),
+        "arm64": ("dmirror", "amdgpu"),
+        "ppc": ("dmirror",),
+    }
+
+    gpu_entries: Literal["faulted_in", "of_jobs"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_range_fault",
+        since("faulted_in"),
+        since("faulted_in", "v5.8", "b2ef9f5a5cb3", on="dmirror"),
+        since("of_jobs", on="amdgpu"),
+    )
+    """What the device's page table holds: what it faulted in, until that is invalidated (dmirror,
+    v5.8), or what the jobs under way use, whose fences an invalidation waits for (amdgpu:
+    ``amdgpu_hmm_invalidate_gfx``; from v5.5 with interval notifiers, a commit that was not looked
+    up)."""
+    gpu_retry_check: Literal["under_lock", "before_lock", "none"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_range_fault",
+        since("under_lock"),
+        unreleased("before_lock", "a check that the callback can slip behind"),
+        unreleased("none", "a driver that installs what it has found"),
+    )
+    """Where ``mmu_interval_read_retry`` is asked between the snapshot and its use: under the
+    driver's lock (dmirror; amdgpu: ``amdgpu_cs_submit``), before it is taken, or nowhere."""
+    gpu_set_seq: bool = switch(
+        "lib/test_hmm.c",
+        "dmirror_interval_invalidate",
+        since(True),
+        unreleased(False, "a callback that forgets it"),
+    )
+    """The callback calls ``mmu_interval_set_seq``."""
+    gpu_unmap_waits: bool = switch(
+        "lib/test_hmm.c",
+        "dmirror_interval_invalidate",
+        since(True),
+        unreleased(False, "a callback that only queues the flush of the device's TLB"),
+    )
+    """The callback waits until the device has dropped the entries and uses none any more."""
+    gpu_fence_wait: bool = switch(
+        "drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c",
+        "amdgpu_hmm_invalidate_gfx",
+        since(True),
+        unreleased(False, "to see what dma_resv_wait_timeout is for"),
+    )
+    """The callback of a driver whose entries belong to jobs waits for the fences of these."""
+    gpu_nonblock: Literal["trylock", "locks"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_interval_invalidate",
+        since("trylock"),
+        unreleased("locks", "a callback that does not ask mmu_notifier_range_blockable"),
+    )
+    """What the callback does where it must not sleep: it tries the driver's lock, and gives up
+    (amdgpu gives up at once), or takes it as ever."""
+    gpu_fence_signal: Literal["alone", "under_lock"] = switch(
+        "drivers/dma-buf/dma-fence.c",
+        "dma_fence_begin_signalling",
+        since("alone"),
+        unreleased("under_lock", "a worker that takes the lock of the callback to signal a fence"),
+    )
+    """What a job's fence needs to be signalled: nothing that somebody may hold who waits for it, as
+    the rules of dma_fence have it (annotated from v5.9), or the driver's lock."""
+    gpu_close: Literal["removes", "frees_first", "under_lock"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_fops_release",
+        since("removes"),
+        unreleased("frees_first", "a mirror that is freed while a callback may run"),
+        unreleased("under_lock", "removal under the lock that the callback takes"),
+    )
+    """When a mirror is closed: ``mmu_interval_notifier_remove``, then it is freed; or freed first;
+    or removed under the driver's lock."""
+
+    def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
+        """Fences belong to jobs."""
+        if not self.gpu_fence_wait and self.gpu_entries != "of_jobs":
+            yield "gpu_fence_wait = false contradicts gpu_entries = faulted_in", "entries of jobs"
+        if self.gpu_fence_signal != "alone" and self.gpu_entries != "of_jobs":
+            yield "gpu_fence_signal contradicts gpu_entries = faulted_in", "entries of jobs"
