@@ -276,6 +276,8 @@ class Oracle(MemoryRecords, GuestRecords):
         rights = ptes.PRESENT if read_only else ptes.PRESENT | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
         fill = Cached(record, self._node, self._at, read, pte)
+        if record.cache in self._kinds.shadow and pte & ptes.WRITE:
+            fill.granted |= ptes.DIRTY
         fill.n, fill.id = self._n, self._id
         fill.usable = record.cache not in self._kinds.latched
         self.state.add_fill(fill)

@@ -319,8 +319,8 @@ def bracket(s: Story, begin: bool, seq: int = 1) -> None:
     s.call("m/0", "kvm0", mark)
 
 
-def notify(s: Story, *order: str) -> None:
-    """A munmap with its bracket around the change; ``order``: zap, flush, change, end."""
+def notify(s: Story, *order: str, old: int = entry(3), new: int = 0) -> None:
+    """A migration with its bracket around the change; ``order``: zap, flush, change, end."""
     s.begin("m/0", "cpu0", "MigratePages")
     bracket(s, True, 0)
     for what in order:
@@ -329,7 +329,7 @@ def notify(s: Story, *order: str) -> None:
         elif what == "flush":
             s.call("m/0", "vcpu0", *dropped("gtlb", "g", "kvm0"))
         elif what == "change":
-            s.call("m/0", "memory", change(entry(3), 0))
+            s.call("m/0", "memory", change(old, new))
         else:
             bracket(s, False)
 
@@ -342,6 +342,15 @@ def test_shadow_entries_are_due_at_the_end_of_the_bracket() -> None:
     assert broken(right) == []
     assert broken(kept) == [("S4", "kvm0", "spte")]
     assert broken(unflushed) == [("S4", "vcpu0", "gtlb")]
+
+
+def test_a_writable_shadow_entry_lets_its_holder_store_unheard() -> None:
+    """No store through it sets dirty in the entry, so it must go when that is made clean."""
+    right, kept, dirty = shadowed(), shadowed(), entry(3, RW | ptes.DIRTY)
+    notify(right, "zap", "flush", "change", "end", old=dirty, new=entry(3))
+    notify(kept, "flush", "change", "end", old=dirty, new=entry(3))
+    assert broken(right) == []
+    assert broken(kept) == [("S4", "kvm0", "spte")]
 
 
 def test_a_bracket_elsewhere_or_before_the_change_is_no_deadline() -> None:

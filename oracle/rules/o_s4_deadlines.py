@@ -132,7 +132,7 @@ class Obligations:
         if deadline.stores and not self._stores(fill):
             return
         key = (deadline.rule, fill.agent, fill.cache)
-        if key in change.reported or not ptes.takes_away(fill.pte, deadline.new):
+        if key in change.reported or not ptes.takes_away(fill.granted, deadline.new):
             return
         change.reported.add(key)
         self.found.append(_report(fill, change, deadline))

@@ -129,8 +129,8 @@ class Cached:
     """A cached translation: one fill."""
 
     __slots__ = (
-        "address", "agent", "cache", "closed", "gone", "id", "index", "n", "name", "pte", "read",
-        "reported", "retired", "tag", "usable", "uses",
+        "address", "agent", "cache", "closed", "gone", "granted", "id", "index", "n", "name", "pte",
+        "read", "reported", "retired", "tag", "usable", "uses",
     )  # fmt: skip
 
     def __init__(self, record: Fill, agent: str, index: int, read: Read, pte: int) -> None:
@@ -138,6 +138,9 @@ class Cached:
         self.tag, self.address = record.tag, record.address
         """What the agent knows it by; the page's mm and address may be called otherwise."""
         self.read, self.pte = read, pte
+        self.granted = pte
+        """What its holder may do unheard: more than ``pte`` says for who stores through a table of
+        its own, as nothing is noted in the entry then."""
         self.n, self.id = 0, ""
         self.usable = True
         self.closed = 0
@@ -431,7 +434,7 @@ def _change_needed(change: Change, page: Page, sources: frozenset[str]) -> bool:
         return True
     return any(
         f.read.n < change.n
-        and takes_away(f.pte, change.new)
+        and takes_away(f.granted, change.new)
         and (f.cache in sources or not f.gone or not f.closed_before(change.row))
         for f in page.fills
     )
