@@ -6,7 +6,6 @@ race in the same way, mostly.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Final
 
@@ -32,6 +31,8 @@ def group_of(kind: type[Operation]) -> str:
     return kind.CHANGES or kind.FUNCTION or kind.__name__
 
 
+SHARE: Final = 0.75
+"""1: every operation has as many turns as any other; 0: every group."""
 SELDOM: Final = (ops.Exit, ops.Execve, ops.Brk)
 """Within its group an operation is drawn seldom that needs much else, or ends a process."""
 
@@ -45,13 +46,13 @@ def of_files(group: str) -> bool:
 def pairs_of_groups() -> dict[Pair, float]:
     """Every two groups of what core mm does on processors, and every one with itself.
 
-    Each with a weight: twice the operations, half as much again of the turns.
+    Each with a weight: the more operations, the more turns.
     """
     calls = {kind for one in secondaries() for kind in one.calls}
     sizes = Counter(group_of(kind) for kind in kinds_on_cpus() if kind not in calls)
     groups = list(sizes)
     return {
-        (one, two): math.sqrt(sizes[one] * sizes[two])
+        (one, two): (sizes[one] * sizes[two]) ** SHARE
         for at, one in enumerate(groups)
         for two in groups[at:]
     }

@@ -184,12 +184,13 @@ class Drawer(Maker):
     def _changer(self, scene: Scene, cpu: str, setup: Sequence[Operation]) -> Party:
         """Takes entries away, or does what else processors do; has them in its TLB, or not."""
         chance, mm = self.chance, self.mm_of(setup)
+        often = 1 if scene.world.parts else 2  # where TLBs are all the caches that there are
         race: list[Operation] = []
         for _ in range(chance.choice((1, 1, 1, 1, 1, 2, 3))):
             race.append(self.on_cpu(scene, setup, self._first.pop(0) if self._first else ""))
-            if chance.below(5) < 2:
+            if chance.below(5) < 2 * often:
                 race.append(self.touch(scene, mm))
-        warm = (self.touch(scene, mm),) if chance.one_in(2) else ()
+        warm = (self.touch(scene, mm),) if chance.below(5) < 2 * often else ()
         return Party(cpu, cpu, warm, tuple(race), chance.one_in(6))
 
     def _toucher(self, scene: Scene, cpu: str, setup: Sequence[Operation]) -> Party:
