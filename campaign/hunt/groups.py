@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from mmurace.campaign.hunt.rows import names_of_secondaries
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondary import by_node_order, secondaries
+from mmurace.nodes.secondary import secondaries
 from mmurace.protocol.messages import program as ops
 from mmurace.protocol.messages.program import Operation, operation_kinds
 
@@ -56,11 +57,6 @@ def pairs_of_groups() -> dict[Pair, float]:
         for at, one in enumerate(groups)
         for two in groups[at:]
     }
-
-
-def names_of_secondaries(kernel: Kernel) -> list[str]:
-    """Those that a machine has."""
-    return [one.name for one in by_node_order() if kernel.machine in one.machines]
 
 
 def turns_of(kernel: Kernel) -> dict[Turn, float]:
