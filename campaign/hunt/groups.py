@@ -6,12 +6,12 @@ race in the same way, mostly.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Final
 
+from mmurace.campaign.hunt.rows import names_of_secondaries
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondary import by_node_order, secondaries
+from mmurace.nodes.secondary import secondaries
 from mmurace.protocol.messages import program as ops
 from mmurace.protocol.messages.program import Operation, operation_kinds
 
@@ -32,6 +32,8 @@ def group_of(kind: type[Operation]) -> str:
     return kind.CHANGES or kind.FUNCTION or kind.__name__
 
 
+SHARE: Final = 0.75
+"""1: every operation has as many turns as any other; 0: every group."""
 SELDOM: Final = (ops.Exit, ops.Execve, ops.Brk)
 """Within its group an operation is drawn seldom that needs much else, or ends a process."""
 
@@ -45,21 +47,16 @@ def of_files(group: str) -> bool:
 def pairs_of_groups() -> dict[Pair, float]:
     """Every two groups of what core mm does on processors, and every one with itself.
 
-    Each with a weight: twice the operations, half as much again of the turns.
+    Each with a weight: the more operations, the more turns.
     """
     calls = {kind for one in secondaries() for kind in one.calls}
     sizes = Counter(group_of(kind) for kind in kinds_on_cpus() if kind not in calls)
     groups = list(sizes)
     return {
-        (one, two): math.sqrt(sizes[one] * sizes[two])
+        (one, two): (sizes[one] * sizes[two]) ** SHARE
         for at, one in enumerate(groups)
         for two in groups[at:]
     }
-
-
-def names_of_secondaries(kernel: Kernel) -> list[str]:
-    """Those that a machine has."""
-    return [one.name for one in by_node_order() if kernel.machine in one.machines]
 
 
 def turns_of(kernel: Kernel) -> dict[Turn, float]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from mmurace.campaign.hunt.draft import Draft, Party
-from mmurace.campaign.hunt.groups import Turn, names_of_secondaries, of_files
+from mmurace.campaign.hunt.groups import Turn, of_files
 from mmurace.campaign.hunt.operations import Maker, asks_for
+from mmurace.campaign.hunt.rows import names_of_secondaries, row_of
 from mmurace.campaign.hunt.scene import ENTRIES, FILE, HEAP, MMS, OWN, QUIET, START, Scene
 from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondary import Part, Secondary, by_node_order, of
+from mmurace.nodes.secondary import Part, by_node_order, of
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
@@ -93,13 +92,7 @@ class Drawer(Maker):
     def _parts(self, ground: Ground, chosen: Sequence[str]) -> Iterator[Part]:
         for one in by_node_order():
             for number in range(chosen.count(one.name)):
-                yield self._row(one, ground, number)
-
-    def _row(self, one: Secondary, ground: Ground, number: int) -> Part:
-        if one.row is not None:
-            drawn: Part = one.row(ground, number)
-            return drawn
-        return _plain_row(one, ground, number)
+                yield row_of(one, ground, number)
 
     # -- preparing -------------------------------------------------------------------------
 
@@ -184,12 +177,13 @@ class Drawer(Maker):
     def _changer(self, scene: Scene, cpu: str, setup: Sequence[Operation]) -> Party:
         """Takes entries away, or does what else processors do; has them in its TLB, or not."""
         chance, mm = self.chance, self.mm_of(setup)
+        often = 1 if scene.world.parts else 2  # where TLBs are all the caches that there are
         race: list[Operation] = []
         for _ in range(chance.choice((1, 1, 1, 1, 1, 2, 3))):
             race.append(self.on_cpu(scene, setup, self._first.pop(0) if self._first else ""))
-            if chance.below(5) < 2:
+            if chance.below(5) < 2 * often:
                 race.append(self.touch(scene, mm))
-        warm = (self.touch(scene, mm),) if chance.one_in(2) else ()
+        warm = (self.touch(scene, mm),) if chance.below(5) < 2 * often else ()
         return Party(cpu, cpu, warm, tuple(race), chance.one_in(6))
 
     def _toucher(self, scene: Scene, cpu: str, setup: Sequence[Operation]) -> Party:
@@ -219,23 +213,6 @@ class Drawer(Maker):
             if done:
                 warm = tuple(done[:1]) if self.chance.below(6) else ()
                 yield Party(node, node, warm, tuple(done[1:]), self.chance.one_in(4))
-
-
-def _plain_row(one: Secondary, ground: Ground, number: int) -> Part:
-    """A row by the kinds of its fields.  Raises ``UserError`` if they do not tell."""
-    values: dict[str, Any] = {}
-    for field in msgspec.structs.fields(one.part):
-        if field.name == "name":
-            values["name"] = f"{one.name}{number}"
-        elif field.name in (*one.part.MMS, *one.part.CPUS):
-            value = ground.mm if field.name in one.part.MMS else ground.cpus[-1]
-            values[field.name] = value if field.type is str else (value,)
-        elif field.type is bool:
-            values[field.name] = ground.one_in(2)
-        elif field.required:
-            problem = f"does not say what its {field.name!r} can be"
-            raise UserError(f"secondary {one.name}", problem, "row = ... in its declaration")
-    return one.part(**values)
 
 
 def checked(draft: Draft) -> Draft:

@@ -74,12 +74,12 @@ def _told(
         tell = say if as_json else write_out
         tell(hunting.finding_line(finding, race))
         if explanation:
-            _explained(race)
+            explain_beside(race)
         found.append(hunting.finding_dict(finding, race))
     return found
 
 
-def _explained(race: Path) -> None:
+def explain_beside(race: Path) -> None:
     """Why it fails, as Markdown beside the race's file, unless that is there already."""
     from mmurace.nodes.files import unwritten
     from mmurace.report import explaining, interleaving
