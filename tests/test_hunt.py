@@ -39,7 +39,7 @@ KERNELS = [("v6.6.5", "x86"), ("v4.19", "arm64"), ("v6.6", "ppc")]
 BAD = preset("v6.6.5", overrides={"kvm_retry": "none", "kvm_retry_hva": False})
 """A shadow MMU that installs whatever its fault has looked up."""
 GOOD = preset("v6.6.5")
-FEW = Options(seed=3, programs=8, schedules=14)
+FEW = Options(seed=5, programs=16, schedules=14)
 
 
 @pytest.fixture(scope="module")
