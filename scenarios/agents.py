@@ -7,10 +7,10 @@ What a node can be asked for, and what an access of it looks like, its secondary
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Final
+from typing import Final
 
 from mmurace.nodes import secondary
 from mmurace.nodes.kernel.variant import Kernel
@@ -33,14 +33,14 @@ class Agent:
 
     name: str
     row: Part
-    accesses: tuple[tuple[int, Callable[[Any, Drawn], Operation]], ...]
-    """(weight, what makes one)."""
+    accesses: tuple[tuple[int, type[Operation]], ...]
+    """(weight, kind); a driver's function that makes one could not go to another process."""
 
     def draw(self, drawn: Drawn) -> Operation:
         """One of its accesses, by weight."""
         bounds = list(accumulate(weight for weight, _ in self.accesses))
         at = bisect_right(bounds, (drawn.number >> _KIND_SHIFT) % bounds[-1])
-        return self.accesses[at][1](self.row, drawn)
+        return secondary.of(self.row).drawn[self.accesses[at][1]](self.row, drawn)
 
 
 def agents(world: World, mix: Mapping[str, int]) -> tuple[list[Agent], list[Agent]]:
@@ -57,7 +57,7 @@ def _agents_of(part: Part, mix: Mapping[str, int]) -> list[Agent]:
     weights = {kind: mix.get(op_name(kind), USUAL_WEIGHT) for kind in of.drawn}
     asked = {kind: of.accesses[kind](part) for kind, weight in weights.items() if weight}
     made = (
-        (node, tuple((weights[kind], of.drawn[kind]) for kind in asked if node in asked[kind]))
+        (node, tuple((weights[kind], kind) for kind in asked if node in asked[kind]))
         for node in part.nodes()
     )
     return [Agent(node, part, accesses) for node, accesses in made if accesses]
