@@ -325,7 +325,7 @@ def test_mixed_is_repeatable_and_restartable() -> None:
 def test_mixed_does_every_operation_that_wears_nothing_out() -> None:
     """Of the kernel's and a device's own; the others are in the catalogue, or have a weight."""
     done = {type(s.operation) for steps in first(3, 1500) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
-    once = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit}
+    once = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.OomReap}
     weighed = {ops.Kswapd, ops.MadviseFree, ops.Writeback, ops.ClearRefs}
     core = {kind for kind in operation_kinds() if kind.__module__ == ops.__name__}
     assert done >= core - once - weighed
