@@ -319,9 +319,11 @@ def bracket(s: Story, begin: bool, seq: int = 1) -> None:
     s.call("m/0", "kvm0", mark)
 
 
-def notify(s: Story, *order: str, old: int = entry(3), new: int = 0) -> None:
-    """A migration with its bracket around the change; ``order``: zap, flush, change, end."""
-    s.begin("m/0", "cpu0", "MigratePages")
+def notify(
+    s: Story, *order: str, kind: str = "MigratePages", old: int = entry(3), new: int = 0
+) -> None:
+    """A bracket around the change of an operation; ``order``: zap, flush, change, end."""
+    s.begin("m/0", "cpu0", kind)
     bracket(s, True, 0)
     for what in order:
         if what == "zap":
@@ -347,8 +349,8 @@ def test_shadow_entries_are_due_at_the_end_of_the_bracket() -> None:
 def test_a_writable_shadow_entry_lets_its_holder_store_unheard() -> None:
     """No store through it sets dirty in the entry, so it must go when that is made clean."""
     right, kept, dirty = shadowed(), shadowed(), entry(3, RW | ptes.DIRTY)
-    notify(right, "zap", "flush", "change", "end", old=dirty, new=entry(3))
-    notify(kept, "flush", "change", "end", old=dirty, new=entry(3))
+    for s, order in ((right, ("zap", "flush")), (kept, ("flush",))):
+        notify(s, *order, "change", "end", kind="MadviseFree", old=dirty, new=entry(3))
     assert broken(right) == []
     assert broken(kept) == [("S4", "kvm0", "spte")]
 

@@ -50,12 +50,13 @@ def inherited(trace: Trace, x: Translation) -> Iterator[str]:
     """Operations that looked at the entry when another had cleared it, and not yet flushed.
 
     They return as if they had cleared it themselves (``mm_tlb_flush_nested``,
-    ``flush_tlb_batched_pending``).
+    ``flush_tlb_batched_pending``).  Once the other has returned no mark says that anything is left.
     """
     for operation in trace.operations.values():
         looked = looks(trace, operation)
         if looked < NEVER and is_in(operation, x) and any(
             change.at < looked and change.op != operation.name
+            and trace.returned(change.op) > operation.end
             and leaves(trace, change, operation)
             and not given_back(trace, x, change, looked)
             for change in taking(trace, x)

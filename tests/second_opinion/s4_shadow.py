@@ -17,7 +17,7 @@ from tests.second_opinion.trace import SHADOW, Event, Finding, Trace, Translatio
 
 def judge(trace: Trace) -> Iterator[Finding]:
     """Every translation of a shadow table that outlives a bracket."""
-    ends = [e for e in trace.of[r.NotifierCall] if _is_end(e)]
+    ends = [*filter(_is_end, trace.of[r.NotifierCall]), *trace.of[r.IntervalClosed]]
     for x in trace.translations:
         if x.cache in SHADOW and any(outlives(trace, x, end) for end in ends):
             yield Finding("S4", x.holder, x.cache, x.place, x.frame)
@@ -31,11 +31,11 @@ def _is_end(event: Event) -> bool:
 
 def outlives(trace: Trace, x: Translation, end: Event) -> bool:
     """Whether it is older than a change that this bracket is about, and usable at its end."""
-    call = end.record
-    assert isinstance(call, r.NotifierCall)
-    if call.subscriber != x.tag or call.mm != x.place[0]:
+    bracket = end.record
+    assert isinstance(bracket, (r.NotifierCall, r.IntervalClosed))
+    if bracket.subscriber not in (x.tag, x.holder) or bracket.mm != x.place[0]:
         return False
-    if not covers(call.start, call.end, x.place[1]):
+    if not covers(bracket.start, bracket.end, x.place[1]):
         return False
     older = any(
         c.at < end.at and not given_back(trace, x, c, end.at) for c in taking(trace, x)

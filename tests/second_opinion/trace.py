@@ -21,9 +21,9 @@ from mmurace.protocol.ranges import covers
 from mmurace.protocol.trace import TraceStep
 
 NEVER: Final = 1 << 62
-SHADOW: Final = ("spte", "gtlb", "vmcs")
-"""Caches that are filled from a table of the subscriber's own (``tag`` is its name); all others
-are filled from the table of the mm."""
+SHADOW: Final = ("spte", "gtlb", "vmcs", "gmmu")
+"""Caches that are filled from a table of the subscriber's own (it holds it, or ``tag`` is its
+name); all others are filled from the table of the mm."""
 
 RELOAD: Final = "APIC_PAGE_RELOAD"
 """The request after which no guest is entered with a latched value."""
