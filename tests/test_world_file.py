@@ -56,7 +56,7 @@ def load(path: Path, text: str) -> WorldFile:
 
 def test_a_whole_file_makes_that_world_and_runs(tmp_path: Path) -> None:
     file = load(tmp_path, WHOLE)
-    spec = workload_run("mixed", file.kernel_of(), 3, operations_max=300, file=file)
+    spec = workload_run("mixed", file.kernel_of(), 3, operations_max=900, file=file)
     world = spec.world
     assert (world.kernel.release, world.kernel.machine, SvaSwitches.of(world.kernel).btm) == (
         "v6.2",
