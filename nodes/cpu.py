@@ -253,6 +253,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.PinnedAccess: lambda c, o: umem.pinned_access(c, o.mm, o.address, o.write, o.value),
     op.OomReap: lambda c, o: oom_reaper.oom_reap_task_mm(c, o.mm),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
+    op.ShrinkActiveList: lambda c, o: vmscan.shrink_active_list(c, o.pages),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }
 

@@ -61,6 +61,8 @@ class Mix(TomlTable, frozen=True):
     kswapd: Weight = 0
     """Reclaim a few pages.  On arm64 from v6.6 to v6.15 others may return too early (S3), beside it
     as beside ``migrate``."""
+    shrink_active_list: Weight = 0
+    """Make a few pages old."""
     file: Weight = 0
     """Map over what is mapped, a part of one file that all slots share, shared or private."""
     writeback: Weight = 0

@@ -134,6 +134,7 @@ class CpuSteps:
         others: list[tuple[int, Callable[[_CpuState, int], ops.Operation]]] = [
             (mix.migrate, self._migrate), (mix.brk, self._brk),
             (mix.kswapd, lambda _, detail: ops.Kswapd(1 + detail % 4)),
+            (mix.shrink_active_list, lambda _, detail: ops.ShrinkActiveList(1 + detail % 4)),
             (mix.writeback, lambda *_: ops.Writeback(FILE)),
             (mix.clear_refs, lambda *_: ops.ClearRefs(self.arena.mm)),
             (mix.pinned_access, self._pinned_access), (mix.touch, self._touch),

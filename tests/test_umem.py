@@ -40,10 +40,12 @@ POINTS = {
 }
 
 
-def beside(taker: str, release: str = "v6.6.5", arch: str = "x86") -> RunSpec:
+def beside(
+    taker: str, release: str = "v6.6.5", arch: str = "x86", **switches: object
+) -> RunSpec:  # fmt: skip
     """A device stores to a page that its driver has pinned, while somebody else wants the page."""
     world = World(
-        kernel=preset(release, arch), cpus=("cpu0", "cpu1"), mms=(MM, CHILD),
+        kernel=preset(release, arch, switches), cpus=("cpu0", "cpu1"), mms=(MM, CHILD),
         levels=2, entries=8, frames=48,
     )  # fmt: skip
     begin = [op.Mmap(MM, 0, page(2), True, True), op.Touch(MM, 0, True, 1)]
@@ -61,6 +63,14 @@ def test_nobody_is_blamed_for_a_page_that_is_pinned(taker: str, release: str, ar
     found = explore(beside(taker, release, arch), Options(schedules=60))
     assert found.violated == 0, found.violations
     assert found.incomplete == 0
+
+
+@pytest.mark.parametrize("taker", ["reclaim", "migration"])
+def test_a_driver_that_goes_on_without_its_pin_is_found(taker: str) -> None:
+    """Whether the frame is still free when its device stores, or somebody's again."""
+    spec = beside(taker, umem_release="before_dma")
+    found = explore(spec, Options(schedules=400))
+    assert "S1" in {violation.rule for violation in found.violations.values()}
 
 
 @pytest.mark.parametrize("taker", TAKERS)

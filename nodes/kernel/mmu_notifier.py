@@ -138,6 +138,15 @@ async def arch_invalidate_secondary_tlbs(cpu: Processor, mm: str, start: int, en
     )
 
 
+async def clear_flush_young(cpu: Processor, mm: str, start: int, end: int) -> None:
+    """``mmu_notifier_clear_flush_young`` (all releases; one address to v3.18); under the PTL.
+
+    It comes without a bracket: nothing is taken away that the mm still grants.
+    """
+    range_ = MmuNotifierRange(mm, start, end, MmuNotifierEvent.CLEAR)
+    await _call(cpu, "clear_flush_young", range_)
+
+
 async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str) -> None:
     """``mmu_notifier_register``: under mmap_lock and ``mm_take_all_locks``, so in no bracket.
 

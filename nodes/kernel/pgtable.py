@@ -77,6 +77,31 @@ async def ptep_set_wrprotect(cpu: Processor, table: int, address: int, pte: int)
     return pte
 
 
+async def ptep_test_and_clear_young(cpu: Processor, table: int, address: int) -> bool:
+    """``ptep_test_and_clear_young``, under the PTL: whether it was accessed since the last time.
+
+    cpu0 (aging)                        any walker
+    load pte: young, clean
+                                        store: sets dirty in the entry
+    take accessed out                   [Required: dirty stays, so nothing is stored that was
+                                        made from what was loaded]
+
+    x86 (arch/x86/mm/pgtable.c) clears the one bit; arm64 (v4.3, 2f4b829c625e) and ppc try until
+    nothing has come in between, as here.
+    """
+    pte = await ptep_get(cpu, table, address)
+    while pte & ptes.ACCESSED:
+        old = pte & ~ptes.ACCESSED
+        if cpu.world.kernel.arch.young_clear == "plain_store":
+            await set_pte_at(cpu, table, address, old)
+            return True
+        found = await _cmpxchg_entry(cpu, table, address, pte, old)
+        if found == pte:
+            return True
+        pte = found
+    return False
+
+
 # ---- walks -------------------------------------------------------------------------------------
 
 
@@ -187,6 +212,26 @@ async def ptep_clear_flush_notify(cpu: Processor, mm: str, address: int, table: 
     if cpu.world.kernel.mm.clear_flush_calls_ir:
         await mmu_notifier.invalidate_range(cpu, mm, address, address + PAGE_SIZE)
     return old
+
+
+async def ptep_clear_flush_young_notify(
+    cpu: Processor, mm: str, address: int, table: int
+) -> bool:  # fmt: skip
+    """``ptep_clear_flush_young_notify``, under the PTL: whether an entry of the mm was young.
+
+    A copy that is left grants what the entry grants, and only keeps the entry old: the page looks
+    idle while it is used.  So x86 flushes nothing (v3.15), and arm64 waits for nothing (v5.0).
+
+    What subscribers answer is no part of this: their entries have no accessed bit here.
+    """
+    young = await ptep_test_and_clear_young(cpu, table, address)
+    how = cpu.world.kernel.arch.young_flush
+    if young and how == "page":
+        await tlb.flush_tlb_page(cpu, mm, address)
+    elif young and how == "nosync":
+        await tlb.flush_tlb_page_nosync(cpu, mm, address)
+    await mmu_notifier.clear_flush_young(cpu, mm, address, address + PAGE_SIZE)
+    return young
 
 
 async def ptep_set_access_flags(

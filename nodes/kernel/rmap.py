@@ -182,6 +182,36 @@ async def _end_one_page(cpu: Processor, range_: MmuNotifierRange) -> None:
         await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
+# ---- folio_referenced ------------------------------------------------------------------------
+
+
+async def folio_referenced(cpu: Processor, folio: int, file: str) -> int:
+    """``folio_referenced`` (``page_referenced``): by how many entries it was used; all are old now.
+
+    A page of a file is locked by the caller, so that it stays that file's.
+    """
+    referenced = 0
+
+    async def visit(place: Place) -> Outcome:
+        nonlocal referenced
+        referenced += await folio_referenced_one(cpu, place, folio)
+        return "met"
+
+    await rmap_walk(cpu, folio, file, visit)
+    return referenced
+
+
+async def folio_referenced_one(cpu: Processor, place: Place, folio: int) -> bool:
+    """``folio_referenced_one``: one entry; there is no bracket, and rights stay."""
+    mm, address = place
+    found = await page_vma_mapped_walk(cpu, mm, address, folio)
+    if found is None:
+        return False
+    young = await pgtable.ptep_clear_flush_young_notify(cpu, mm, address, found[0])
+    await pte_unmap_unlock(cpu, found[0])
+    return young
+
+
 # ---- try_to_unmap ----------------------------------------------------------------------------
 
 

@@ -101,6 +101,12 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
     await _flush(cpu, mm, (address, address + PAGE_SIZE), address, early)
 
 
+async def flush_tlb_page_nosync(cpu: Processor, mm: str, address: int) -> None:
+    """``flush_tlb_page_nosync`` (arm64): the TLBI, and from v6.6 the secondaries; no DSB."""
+    await tlbi(cpu, mm, address, address + PAGE_SIZE)
+    await _flush_secondaries(cpu, mm, address, address + PAGE_SIZE)
+
+
 async def local_flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
     """``local_flush_tlb_page`` (arm64, cb1fa2e99955): TLBI and DSB of this processor alone.
 

@@ -44,10 +44,14 @@ async def pinned_access(cpu: Processor, mm: str, address: int, write: bool, valu
     frame = await ib_umem_get(cpu, mm, address)
     if frame < 0:
         return frame
+    early = cpu.world.kernel.mm.umem_release == "before_dma"
+    if early:
+        await ib_umem_release(cpu, frame, write)
     word = word_of(address)
     if write:
         await cpu.mem(FrameWrite(frame, word, value))
     else:
         await cpu.mem(FrameRead(frame, word))
-    await ib_umem_release(cpu, frame, write)
+    if not early:
+        await ib_umem_release(cpu, frame, write)
     return 0

@@ -89,6 +89,36 @@ async def shrink_inactive_list(cpu: Processor, pages: int, current: str) -> tupl
     return len(folios), len(free)
 
 
+async def shrink_active_list(cpu: Processor, pages: int) -> int:
+    """``shrink_active_list``: which of ``pages`` pages were used since the last time; how many.
+
+    Of pages that are used the kernel keeps a list of their own; here all are on one, and go back to
+    its end.  A page of a file that somebody else has locked counts as used.
+    """
+    isolated = await cpu.mem(IsolateLru(pages))
+    used = 0
+    for folio in isolated.frames:
+        look = _file_folio_referenced if folio in isolated.files else _anon_folio_referenced
+        used += await look(cpu, folio)
+        await cpu.mem(PutbackLru(folio))
+        await put_page(cpu, folio)
+    return used
+
+
+async def _anon_folio_referenced(cpu: Processor, folio: int) -> bool:
+    return await rmap.folio_referenced(cpu, folio, "") > 0
+
+
+async def _file_folio_referenced(cpu: Processor, folio: int) -> bool:
+    """``folio_referenced`` of a page of a file, which locks it (``we_locked``)."""
+    if not await folio_trylock(cpu, folio):
+        return True
+    at = await cpu.mem(FolioMapping(folio))
+    used = bool(at.file) and await rmap.folio_referenced(cpu, folio, at.file) > 0
+    await folio_unlock(cpu, folio)
+    return used
+
+
 async def _free_folios(cpu: Processor, ubc: TlbUbc, free: list[int]) -> None:
     """The end of ``shrink_folio_list``: flush, then free; what is kept goes back only after it.
 

@@ -1,14 +1,15 @@
 """Rules S1 and S3, judged at each access that goes through a translation.
 
-A latched value is such a translation too: it is in use whenever the guest runs.
-Accesses without a translation are the kernel's own: it holds a reference to what it touches.
+A latched value is such a translation too: it is in use whenever the guest runs.  Accesses without
+one are those of a driver's device, or of the kernel itself, to a frame that was looked up in the
+page table before (S1 only): there must be a reference to it for as long as they go on.
 """
 
 from __future__ import annotations
 
 from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, describe_change, frame_freed
 from mmurace.oracle.rules.s6_fork import isolation_broken
-from mmurace.oracle.state.live import Cached, Change, State
+from mmurace.oracle.state.live import Cached, Change, Op, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol import pte as ptes
@@ -33,6 +34,25 @@ class Safety:
             late = _after_revocation(fill, revoked, record, event)
             shared = isolation_broken(self.state, late) if record.write else None
             self.found += [late, *([shared] if shared is not None else [])]
+
+    def by_number(self, op: Op, record: Access, event: Event) -> None:
+        """An access to a frame by its number; the operation's last load of its entry found it."""
+        frame = self.state.frame(record.frame)
+        found = (read for read in reversed(op.reads) if ptes.frame_of(read.pte) == record.frame)
+        read = next(found, None)
+        if read is None or read.generation == frame.generation:
+            return
+        taken = (c for c in read.page.changes if read.n < c.n and ptes.takes_away(read.pte, c.new))
+        change = next(taken, None)
+        did = "written" if record.write else "read"
+        self.found.append(Violation(
+            rule="S1", agent=op.node, mm=read.page.mm, address=read.page.address,
+            frame=record.frame, read=read.event(), pte=ptes.describe(read.pte),
+            changed=change.event() if change else None,
+            change=describe_change(change) if change else "",
+            deadline=frame.freed, racing=(frame.freed, event) if frame.freed else (event,),
+            detail=f"frame {record.frame:#x} was {did} by its number after it had been freed",
+        ))  # fmt: skip
 
     def in_guest(self, fill: Cached, event: Event, row: Row) -> None:
         """The guest runs with a frame number that its processor has latched.

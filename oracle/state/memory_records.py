@@ -164,6 +164,8 @@ class MemoryRecords:
             if self.coherence.pages:
                 self.coherence.accessed(fill, record, self._op_id, event)
             self.identity.accessed(fill, op, event)
+        elif op is not None:
+            self.safety.by_number(op, record, event)
 
     def _tag_alloc(self, record: r.TagAlloc) -> None:
         self.identity.allocated(record)

@@ -188,6 +188,14 @@ class Kswapd(Operation, frozen=True):
     CHANGES: ClassVar[str] = "try_to_unmap_one"
 
 
+class ShrinkActiveList(Operation, frozen=True):
+    """kswapd asks of ``pages`` pages whether they were used since it last asked (aging)."""
+
+    pages: int
+    FUNCTION: ClassVar[str] = "folio_referenced"
+    CHANGES: ClassVar[str] = "ptep_test_and_clear_young"
+
+
 class PinnedAccess(Operation, frozen=True):
     """A driver pins a page (``FOLL_PIN``), its device loads or stores a word of the frame, and the
     driver unpins it, as for an RDMA region without on-demand paging.

@@ -1,14 +1,15 @@
 """S1: no access reaches a frame through a translation that was made before the frame was freed.
 
-Nor does a guest run with such a frame in its VMCS.
+Nor does a guest run with such a frame in its VMCS, nor a driver's device use its number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmurace.protocol import pte as ptes
 from mmurace.protocol import records as r
-from tests.second_opinion.trace import Finding, Trace, Translation, first
+from tests.second_opinion.trace import Event, Finding, Trace, Translation, first
 
 
 def judge(trace: Trace) -> Iterator[Finding]:
@@ -21,6 +22,34 @@ def judge(trace: Trace) -> Iterator[Finding]:
         freed = trace.freed(latched.frame, latched.read)
         if latched.cache == "vmcs" and runs_after(trace, latched, freed):
             yield finding(latched)
+    yield from by_number(trace)
+
+
+def by_number(trace: Trace) -> Iterator[Finding]:
+    """Accesses to a frame that the operation has found in an entry, through no translation."""
+    through = {access.at for access in trace.accesses}
+    for event in trace.of[r.Access]:
+        found = None if event.at in through else last_read(trace, event)
+        if found is not None and isinstance(found.record, r.PteRead):
+            frame, place = ptes.frame_of(found.record.pte), (found.record.mm, found.record.address)
+            if trace.freed(frame, found.at) < event.at:
+                yield Finding("S1", event.step.src, "", place, frame)
+
+
+def last_read(trace: Trace, access: Event) -> Event | None:
+    """The last load of an entry of that frame that the operation made before."""
+    reads = [
+        event
+        for event in trace.of[r.PteRead]
+        if event.op == access.op and event.at < access.at and names(event.record, access.record)
+    ]
+    return reads[-1] if reads else None
+
+
+def names(read: r.Record | None, access: r.Record | None) -> bool:
+    """Whether the entry that was read leads to the frame that was accessed."""
+    known = isinstance(read, r.PteRead) and isinstance(access, r.Access)
+    return known and ptes.hw_present(read.pte) and ptes.frame_of(read.pte) == access.frame
 
 
 def runs_after(trace: Trace, latched: Translation, freed: int) -> bool:

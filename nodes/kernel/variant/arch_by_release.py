@@ -227,6 +227,28 @@ class Arch(Switches, frozen=True):
         since(True, "v5.19", "c9fe66560bf2", on="x86"),
     )
     """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
+    young_clear: Literal["atomic", "plain_store"] = switch(
+        "include/linux/pgtable.h",
+        "ptep_test_and_clear_young",
+        since("atomic"),
+        unreleased(
+            "plain_store",
+            "the generic function, for processors that never write an entry themselves",
+        ),
+    )
+    """How aging takes the accessed bit out of an entry: by one access, in which no other bit gets
+    lost (x86, arm64 and ppc have functions of their own), or by a store of what was loaded."""
+    young_flush: Literal["page", "nosync", "none"] = switch(
+        "arch/*/include/asm/pgtable.h",
+        "ptep_clear_flush_young",
+        since("page", on="x86 arm64"),
+        since("none", "v3.15", "b13b1d2d8692", on="x86"),
+        since("nosync", "v5.0", "3403e56b41c1", on="arm64"),
+        since("none", on="ppc"),
+    )
+    """What follows: a flush of the page (to v3.14 on x86, to v4.20 on arm64); a TLBI for which
+    nobody waits (arm64, v5.0: inferred from the dates of its review); nothing (x86, v3.15, which
+    went into v3.14.y, too; by which point release was not looked up)."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""
