@@ -9,6 +9,8 @@ from mmurace.nodes.node import Node
 from mmurace.nodes.secondaries.kvm import kvm_main
 from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
 from mmurace.nodes.secondaries.kvm.messages import (
+    GpcClear,
+    GpcWrite,
     GuestApic,
     GuestTouch,
     KvmAddMemslot,
@@ -18,7 +20,14 @@ from mmurace.nodes.secondaries.kvm.messages import (
     SpteClear,
     TlbiVmid,
 )
-from mmurace.nodes.secondaries.kvm.part import Vm, another_slot, apic_access, guest_access, row
+from mmurace.nodes.secondaries.kvm.part import (
+    Vm,
+    another_slot,
+    apic_access,
+    cached_page,
+    guest_access,
+    row,
+)
 from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.secondaries.kvm.vcpu import Vcpu
@@ -83,6 +92,11 @@ KVM = Secondary(
             held_in="the VMCS", shows="VMCS: APIC page = frame {frame:#x}",
             drops=lambda message: message.request == KVM_REQ_APIC_PAGE_RELOAD,
         ),
+        Cache(
+            "gpc", "shadow", refused="mmu_notifier_retry_cache", filled_by="kvm_gpc_refresh",
+            held_in="a gfn_to_pfn_cache", shows="gfn_to_pfn_cache: frame {frame:#x}",
+            dropped_by=(GpcClear,),
+        ),
     ),
     ops=kvm_main.notifier_ops,
     tags=tags,
@@ -92,9 +106,12 @@ KVM = Secondary(
         KvmAddMemslot: kvm_main.kvm_vm_ioctl_set_memory_region,
         KvmDestroyVm: kvm_main.kvm_destroy_vm,
     },
-    accesses=dict.fromkeys((GuestTouch, GuestApic, Sigkill), lambda vm: vm.vcpus),
+    accesses=dict.fromkeys((GuestTouch, GuestApic, GpcWrite, Sigkill), lambda vm: vm.vcpus),
     drawn={GuestTouch: drawn},
     row=row,
-    given={GuestTouch: guest_access, GuestApic: apic_access, KvmAddMemslot: another_slot},
+    given={
+        GuestTouch: guest_access, GuestApic: apic_access, GpcWrite: cached_page,
+        KvmAddMemslot: another_slot,
+    },
 )  # fmt: skip
 """The declaration."""

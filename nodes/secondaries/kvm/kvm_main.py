@@ -27,6 +27,10 @@ from mmurace.nodes.secondaries.kvm.messages import (
     TlbiVmid,
 )
 from mmurace.nodes.secondaries.kvm.part import Vm
+from mmurace.nodes.secondaries.kvm.pfncache_invalidate import (
+    gfn_to_pfn_cache_invalidate_start,
+    kvm_gpc_deactivate,
+)
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import PeerLost
@@ -154,8 +158,10 @@ async def kvm_mmu_notifier_release(
 ) -> None:
     """``kvm_mmu_notifier_release``: ``kvm_mmu_zap_all``, under mmu_lock.
 
-    No vCPU is left that could fault anything in again.
+    No vCPU is left that could fault anything in again, or have KVM write through a
+    ``gfn_to_pfn_cache``: the kernel leaves those to the end of the VM, and here they go at once.
     """
+    await kvm_gpc_deactivate(cpu, vm_named(cpu.world, vm))
     await kvm_mmu_lock(cpu, vm)
     gfn = 0
     while (gfn := (await cpu.port.call(vm, SpteScan(gfn, ULONG_MAX))).gfn) >= 0:
@@ -181,6 +187,7 @@ async def kvm_mmu_notifier_invalidate_range_start(
     kernel = cpu.world.kernel
     if KvmSwitches.of(kernel).kvm_lockless_skip:
         await cpu.port.call(vm, ActiveInvalidate(1))
+    await gfn_to_pfn_cache_invalidate_start(cpu, vm_named(cpu.world, vm), start, end)
     slots = await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end)
     if slots or not KvmSwitches.of(kernel).kvm_lockless_skip:
         await kvm_mmu_lock(cpu, vm)

@@ -52,6 +52,26 @@ def _spte_clear(values: Values, _: str) -> str:
     return f"zap spte of gfn {values['gfn']:#x}"
 
 
+def _gpc_load(values: Values, _: str) -> str:
+    valid = "valid" if reply(values, "valid") else "not valid"
+    pfn = "" if reply(values, "fill") else ", no pfn"
+    return f"gfn_to_pfn_cache of gfn {values['gfn']:#x}: {valid}{pfn}"
+
+
+def _gpc_set(values: Values, _: str) -> str:
+    valid = "valid" if values["valid"] else "not valid"
+    pfn = describe(values["pte"]) if values["pte"] else "no pfn"
+    return f"gfn_to_pfn_cache of gfn {values['gfn']:#x}: {valid}, {pfn}"
+
+
+def _gpc_clear(values: Values, _: str) -> str:
+    return f"gfn_to_pfn_cache of gfn {values['gfn']:#x}: valid = false"
+
+
+def _active_read(values: Values, _: str) -> str:
+    return f"read mn_active_invalidate_count: {reply(values, 'value')}"
+
+
 def _request(values: Values, target: str) -> str:
     return f"kvm_make_request({values['request']}) of {target}"
 
@@ -254,6 +274,123 @@ class SpteClear(Request[Ack], frozen=True):
     OWN_PAGE: ClassVar[str] = "gfn"
 
 
+# ---- gfn_to_pfn_cache (virt/kvm/pfncache.c, v5.17) ---------------------------------------------
+
+
+class GpcValue(Message, frozen=True):
+    """``valid`` and ``pfn`` of a cache: the entry (0: ``KVM_PFN_ERR_FAULT``) and its fill."""
+
+    valid: bool
+    pte: int
+    fill: str
+
+
+_GPC_LOCK = Lock("GpcLock", "gpc->lock of {target}", spins=True)
+_GPC_REFRESH_LOCK = Lock("GpcRefreshLock", "gpc->refresh_lock of {target}")
+
+
+class GpcLock(Request[Ack], frozen=True):
+    """``write_lock_irq(&gpc->lock)``, or ``read_lock_irq``; granted in order."""
+
+    gfn: int
+    write: bool
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc_lock", "gfn")
+    ACCESS: ClassVar[str] = "add"
+    TAKES: ClassVar[Lock | None] = _GPC_LOCK
+    TOLD: ClassVar[Told] = Told(weight=MINOR)
+
+
+class GpcUnlock(Request[Ack], frozen=True):
+    """``write_unlock_irq(&gpc->lock)``, ``read_unlock_irq``."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc_lock", "gfn")
+    ACCESS: ClassVar[str] = "add"
+    GIVES_BACK: ClassVar[Lock | None] = _GPC_LOCK
+    TOLD: ClassVar[Told] = Told(weight=MINOR)
+
+
+class GpcRefreshLock(Request[Ack], frozen=True):
+    """``mutex_lock(&gpc->refresh_lock)``; granted in order."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc_refresh_lock", "gfn")
+    MAY_SLEEP: ClassVar[bool] = True
+    TAKES: ClassVar[Lock | None] = _GPC_REFRESH_LOCK
+    TOLD: ClassVar[Told] = Told(weight=MINOR)
+
+
+class GpcRefreshUnlock(Request[Ack], frozen=True):
+    """``mutex_unlock(&gpc->refresh_lock)``."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc_refresh_lock", "gfn")
+    GIVES_BACK: ClassVar[Lock | None] = _GPC_REFRESH_LOCK
+    TOLD: ClassVar[Told] = Told(weight=MINOR)
+
+
+class GpcLoad(Request[GpcValue], frozen=True):
+    """Read a cache, under its lock."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc", "gfn")
+    ACCESS: ClassVar[str] = "read"
+    TOLD: ClassVar[Told] = Told(function="kvm_gpc_check", wording=_gpc_load, weight=HELPFUL)
+    OWN_PAGE: ClassVar[str] = "gfn"
+
+
+class GpcSet(Request[Ack], frozen=True):
+    """Write a cache, under its lock; ``pte`` 0 is ``KVM_PFN_ERR_FAULT``.
+
+    ``walk`` names the load of the host entry that it was made from.
+    """
+
+    gfn: int
+    valid: bool
+    pte: int
+    walk: str
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc", "gfn")
+    TOLD: ClassVar[Told] = Told(
+        function="kvm_gpc_refresh", wording=_gpc_set, weight=ESSENTIAL, whole=True, fills=True
+    )
+    OWN_PAGE: ClassVar[str] = "gfn"
+
+
+class GpcClear(Request[Ack], frozen=True):
+    """``gpc->valid = false``, under its lock: by an invalidation."""
+
+    gfn: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("gpc", "gfn")
+    TOLD: ClassVar[Told] = Told(
+        function="gfn_to_pfn_cache_invalidate_start",
+        wording=_gpc_clear,
+        weight=ESSENTIAL,
+        whole=True,
+    )
+    OWN_PAGE: ClassVar[str] = "gfn"
+
+
+class ActiveRead(Request[Count], frozen=True):
+    """Read ``kvm->mn_active_invalidate_count``, without a lock."""
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("mn_active_invalidate_count",)
+    ACCESS: ClassVar[str] = "read"
+    TOLD: ClassVar[Told] = Told(
+        function="mn_active_invalidate_count", wording=_active_read, weight=HELPFUL
+    )
+
+
+class ActiveWait(Request[Ack], frozen=True):
+    """A refresh that must retry sleeps until no bracket is open.
+
+    The kernel looks the page up again at once; the emulator waits for the event instead.
+    """
+
+    OBJECT: ClassVar[tuple[str, ...]] = ("mn_active_invalidate_count",)
+    MAY_COME_LATER: ClassVar[bool] = True
+    TOLD: ClassVar[Told] = Told(function="wait for the invalidation")
+
+
 # ---- operations, and what a processor answers ------------------------------------------------
 
 
@@ -292,6 +429,21 @@ class GuestApic(Operation, frozen=True):
     CHANGES: ClassVar[str] = "wp_page_copy"
     AGENT: ClassVar[str] = "guest"
     DATA: ClassVar[str] = "guest {} of the APIC page"
+    OWN_ADDRESS: ClassVar[str] = "gpa"
+
+
+class GpcWrite(Operation, frozen=True):
+    """KVM writes a word of the guest's memory through a ``gfn_to_pfn_cache``.
+
+    As ``kvm_xen_set_evtchn_fast`` does (arch/x86/kvm/xen.c, v5.17): under ``gpc->lock`` for read,
+    after a refresh if the cache is not valid.
+    """
+
+    gpa: int
+    value: int
+    FUNCTION: ClassVar[str] = "kvm_gpc_refresh"
+    CHANGES: ClassVar[str] = "wp_page_copy"
+    CALLED: ClassVar[str] = "kvm_gpc_check"
     OWN_ADDRESS: ClassVar[str] = "gpa"
 
 

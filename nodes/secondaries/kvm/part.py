@@ -10,6 +10,7 @@ import msgspec
 from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.kvm.messages import (
+    GpcWrite,
     GuestApic,
     GuestTouch,
     KvmAddMemslot,
@@ -40,6 +41,8 @@ class Vm(Part, frozen=True):
     vcpus: tuple[str, ...]
     mm: str
     slots: tuple[Slot, ...]
+    gpcs: tuple[Number, ...] = ()
+    """Guest addresses of pages that it has a ``gfn_to_pfn_cache`` of."""
 
     def nodes(self) -> tuple[str, ...]:
         """The shadow MMU and the vCPUs."""
@@ -66,9 +69,13 @@ class Vm(Part, frozen=True):
         raise EmulatorError(f"{address:#x} is in no memslot of {self.name}")
 
     def holders(self) -> Mapping[str, tuple[str, ...]]:
-        """The shadow MMU, and the vCPUs; of the APIC page only where there is one."""
-        held = {"spte": (self.name,), "gtlb": self.vcpus}
-        return held | ({"vmcs": self.vcpus} if any(slot.apic for slot in self.slots) else {})
+        """The shadow MMU, and the vCPUs; of what only some have, those that have it."""
+        held: dict[str, tuple[str, ...]] = {"spte": (self.name,), "gtlb": self.vcpus}
+        if any(slot.apic for slot in self.slots):
+            held["vmcs"] = self.vcpus
+        if self.gpcs:
+            held["gpc"] = (self.name,)
+        return held
 
     def moved(self, down: int) -> Part:
         """The same with its memslots so much lower."""
@@ -99,14 +106,18 @@ class Vm(Part, frozen=True):
         """A vCPU that runs, and an ioctl."""
         if isinstance(operation, KvmAddMemslot):
             return operation.vm == self.name
-        return isinstance(operation, (GuestTouch, GuestApic)) and node in self.vcpus
+        return isinstance(operation, (GuestTouch, GuestApic, GpcWrite)) and node in self.vcpus
 
     def let_go_by(self, operation: Operation) -> bool:
         """A vCPU's thread that is killed closes its file."""
         return isinstance(operation, Sigkill)
 
     def misused_by(self, node: str, operation: Operation) -> tuple[str, str, str] | None:
-        """``GuestApic`` of what is no APIC-access page: its frame is in no VMCS."""
+        """``GuestApic`` of what is no APIC-access page, ``GpcWrite`` of what is not cached."""
+        if isinstance(operation, GpcWrite) and node in self.vcpus:
+            known = ", ".join(hex(gpa) for gpa in self.gpcs) or f"one of gpcs of {self.name}"
+            cached = operation.gpa >> PAGE_SHIFT in (gpa >> PAGE_SHIFT for gpa in self.gpcs)
+            return None if cached else ("gpa", f"{operation.gpa:#x} is in no cache", known)
         if not isinstance(operation, GuestApic) or node not in self.vcpus:
             return None
         pages = [slot.gfn for slot in self.slots if slot.apic]
@@ -115,6 +126,12 @@ class Vm(Part, frozen=True):
         known = ", ".join(hex(gfn << PAGE_SHIFT) for gfn in pages)
         expected = known or f"a slot of {self.name} with apic = true"
         return "gpa", f"{operation.gpa:#x} is in no APIC-access page", expected
+
+    def problems(self, world: World) -> Iterator[tuple[str, str, str]]:  # noqa: ARG002
+        """A cache of what is in no memslot has no page."""
+        for gpa in self.gpcs:
+            if self.host_page(gpa) is None:
+                yield "gpcs", f"{gpa:#x} is in no memslot", "an address in one of slots"
 
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """Without it if nothing of it is used, else with one vCPU less."""
@@ -152,6 +169,11 @@ def apic_access(_: Ground, vm: Vm) -> Mapping[str, Any] | None:
     """Where its APIC page is, if it has one."""
     apic = (slot for slot in vm.slots if slot.apic)
     return next(({"gpa": slot.gfn << PAGE_SHIFT} for slot in apic), None)
+
+
+def cached_page(_: Ground, vm: Vm) -> Mapping[str, Any] | None:
+    """A page that it has a ``gfn_to_pfn_cache`` of, if there is one."""
+    return next(({"gpa": gpa} for gpa in vm.gpcs), None)
 
 
 def guest_access(ground: Ground, vm: Vm) -> Mapping[str, Any] | None:

@@ -18,7 +18,7 @@ from mmurace.nodes.secondaries.kvm.kvm_main import vm_named
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.world import World
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.messages.memory import Count
 from mmurace.protocol.records import (
@@ -38,6 +38,17 @@ class Spte(msgspec.Struct, frozen=True, gc=False):
     fill: str
 
 
+class Gpc:
+    """``struct gfn_to_pfn_cache`` (v5.17)."""
+
+    __slots__ = ("fill", "lock", "pte", "refresh_lock", "valid")
+
+    def __init__(self) -> None:
+        self.lock, self.refresh_lock = LockWord(), LockWord()
+        # lock must be held for these:
+        self.valid, self.pte, self.fill = False, 0, ""
+
+
 class Kvm(Node):
     """The ``kvm`` node.  All handlers are plain functions: each message is one access."""
 
@@ -54,9 +65,12 @@ class Kvm(Node):
         self.invalidate_range = (0, 0)
         # mn_invalidate_lock (each access is one message, so it needs no word):
         self.mn_active_invalidate_count = 0
+        self.active_waiters: list[str] = []
         self.retry_waiters: list[str] = []
         self.slot_waiters: list[tuple[str, k.Memslot]] = []
         """``mn_memslots_update_rcuwait``: slots that wait until no bracket is open."""
+
+        self.gpcs = {gpa >> PAGE_SHIFT: Gpc() for gpa in vm_named(world, name).gpcs}
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """One function for each message of ``nodes.secondaries.kvm.messages``."""
@@ -68,6 +82,10 @@ class Kvm(Node):
             k.RetryWait: self.retry_wait,
             k.SpteLoad: self.spte_load, k.SpteScan: self.spte_scan,
             k.SpteSet: self.spte_set, k.SpteClear: self.spte_clear,
+            k.GpcLock: self.gpc_lock, k.GpcUnlock: self.gpc_unlock,
+            k.GpcRefreshLock: self.gpc_refresh_lock, k.GpcRefreshUnlock: self.gpc_refresh_unlock,
+            k.GpcLoad: self.gpc_load, k.GpcSet: self.gpc_set, k.GpcClear: self.gpc_clear,
+            k.ActiveRead: self.active_read, k.ActiveWait: self.active_wait,
         }  # fmt: skip
 
     def memslots_load(self, _message: k.MemslotsLoad, _: Envelope) -> k.Memslots:
@@ -149,7 +167,21 @@ class Kvm(Node):
             for request, slot in waiters:
                 self.slots = (*self.slots, slot)
                 self.port.reply(request, Ack())
+            refreshes, self.active_waiters = self.active_waiters, []
+            for request in refreshes:
+                self.port.reply(request, Ack())
         return Count(self.mn_active_invalidate_count)
+
+    def active_read(self, _message: k.ActiveRead, _: Envelope) -> Count:
+        """That count."""
+        return Count(self.mn_active_invalidate_count)
+
+    def active_wait(self, _message: k.ActiveWait, envelope: Envelope) -> Ack | None:
+        """Answer once no bracket is open."""
+        if self.mn_active_invalidate_count == 0:
+            return Ack()
+        self.active_waiters.append(envelope.id)
+        return None
 
     def retry_wait(self, _message: k.RetryWait, envelope: Envelope) -> Ack | None:
         """Answer once nothing is in progress."""
@@ -188,6 +220,60 @@ class Kvm(Node):
             hva = self._hva(message.gfn)
             for record in (InvalidateBegin, InvalidateDone):
                 self.port.emit(record("spte", self.name, hva, hva + PAGE_SIZE, (spte.fill,)))
+        return Ack()
+
+    # -- gfn_to_pfn_cache --------------------------------------------------------------------
+
+    def gpc_lock(self, message: k.GpcLock, envelope: Envelope) -> Ack | None:
+        """Grant ``gpc->lock``, now or in turn."""
+        granted = self.gpcs[message.gfn].lock.acquire(envelope.id, message.write)
+        if message.write or not granted:
+            self.port.touch(("gpc_lock", message.gfn))
+        return Ack() if granted else None
+
+    def gpc_unlock(self, message: k.GpcUnlock, _: Envelope) -> Ack:
+        """Release it."""
+        lock = self.gpcs[message.gfn].lock
+        if lock.writer or lock.waiters:
+            self.port.touch(("gpc_lock", message.gfn))
+        for request in lock.release():
+            self.port.reply(request, Ack())
+        return Ack()
+
+    def gpc_refresh_lock(self, message: k.GpcRefreshLock, envelope: Envelope) -> Ack | None:
+        """Grant ``gpc->refresh_lock``, now or in turn."""
+        return Ack() if self.gpcs[message.gfn].refresh_lock.acquire(envelope.id) else None
+
+    def gpc_refresh_unlock(self, message: k.GpcRefreshUnlock, _: Envelope) -> Ack:
+        """Release it."""
+        for request in self.gpcs[message.gfn].refresh_lock.release():
+            self.port.reply(request, Ack())
+        return Ack()
+
+    def gpc_load(self, message: k.GpcLoad, _: Envelope) -> k.GpcValue:
+        """``valid`` and ``pfn``."""
+        gpc = self.gpcs[message.gfn]
+        return k.GpcValue(gpc.valid, gpc.pte, gpc.fill)
+
+    def gpc_set(self, message: k.GpcSet, envelope: Envelope) -> Ack:
+        """What a refresh writes."""
+        gpc = self.gpcs[message.gfn]
+        if gpc.fill:
+            self.port.emit(Evict("gpc", gpc.fill))
+        gpc.valid, gpc.pte = message.valid, message.pte
+        gpc.fill = f"gpc:{envelope.id}" if message.pte and message.valid else ""
+        if gpc.fill:
+            hva = self._hva(message.gfn)
+            self.port.emit(Fill("gpc", self.name, hva, gpc.pte, gpc.fill, message.walk))
+        return Ack()
+
+    def gpc_clear(self, message: k.GpcClear, _: Envelope) -> Ack:
+        """``valid = false``: nobody is using it, for the lock is held."""
+        gpc = self.gpcs[message.gfn]
+        hva, gpc.valid = self._hva(message.gfn), False
+        for record in (InvalidateBegin, InvalidateDone):
+            self.port.emit(record("gpc", self.name, hva, hva + PAGE_SIZE, (gpc.fill,)))
+        gpc.fill = ""
         return Ack()
 
     def _hva(self, gfn: int) -> int:

@@ -140,6 +140,38 @@ class KvmSwitches(Switches, frozen=True):
     the range, whether it had entries or not (7657ea920c54, v6.6, on processors with range
     operations and S2FWB; the presets' have none)."""
 
+    gpc_retry: Literal["no_cache", "none", "count+seq", "active_count+seq"] = switch(
+        "virt/kvm/pfncache.c",
+        "hva_to_pfn_retry",
+        since("no_cache"),
+        since("count+seq", "v5.17", "982ed0de4753", on="kvm-x86"),
+        since("active_count+seq", "v5.19", "58cd407ca4c6", on="kvm-x86", backports="v5.18.18"),
+        unreleased("none", "no retry at all"),
+    )
+    """What makes the refresh of a ``gfn_to_pfn_cache`` (x86, v5.17) start over.
+
+    ``count+seq``: what makes a page fault do so, asked under mmu_lock and before ``gpc->lock`` is
+    taken; meanwhile the cache is valid and has no pfn.  ``active_count+seq``: a notifier bracket
+    that is open (``mn_active_invalidate_count``) or ``mmu_invalidate_seq`` having moved, asked
+    under ``gpc->lock``; meanwhile it is not valid (v5.19).  Lists of what went into stable releases
+    name 58cd407ca4c6 right behind 93984f19e7bc, which was in the review of v5.18.18; its own
+    announcement was not to be had."""
+    gpc_refresh_lock: bool = switch(
+        "virt/kvm/pfncache.c",
+        "kvm_gfn_to_pfn_cache_refresh",
+        since(False),
+        since(True, "v5.19", "93984f19e7bc", on="kvm-x86", backports="v5.18.18"),
+    )
+    """``gpc->refresh_lock``: one refresh of a cache at a time (v5.19)."""
+    gpc_pins_page: bool = switch(
+        "virt/kvm/pfncache.c",
+        "kvm_gfn_to_pfn_cache_refresh",
+        since(False),
+        since(True, "v5.17", "982ed0de4753", on="kvm-x86"),
+        since(False, "v5.19", "85165781c5d9", on="kvm-x86"),
+    )
+    """A cache keeps a reference to its page, valid or not, until it gets another (to v5.18)."""
+
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """The hook that a reload needs, and the count that a range belongs to."""
         if self.apic_reload == "invalidate_range" and kernel.arch.arch_secondary_flush:
@@ -156,4 +188,9 @@ class KvmSwitches(Switches, frozen=True):
             yield (
                 f"kvm_retry_hva contradicts kvm_retry = {self.kvm_retry}",
                 "the range belongs to the count",
+            )
+        if self.gpc_retry == "active_count+seq" and not self.kvm_lockless_skip:
+            yield (
+                "gpc_retry contradicts kvm_lockless_skip = false",
+                "nobody counts mn_active_invalidate_count",
             )

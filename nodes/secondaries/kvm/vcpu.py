@@ -12,10 +12,11 @@ from mmurace.nodes.cpu import Processor
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.kernel.errno import EAGAIN, EINTR
 from mmurace.nodes.kernel.exit import do_exit
+from mmurace.nodes.secondaries.kvm import kvm_main, pfncache, vmx
 from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
-from mmurace.nodes.secondaries.kvm import vmx
 from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD, KVM_REQ_TLB_FLUSH
 from mmurace.nodes.secondaries.kvm.messages import (
+    GpcWrite,
     GuestApic,
     GuestTouch,
     KvmRequest,
@@ -74,6 +75,7 @@ class Vcpu(Processor):
             TlbiVmid: self.tlbi_vmid,
             GuestTouch: self.guest_access,
             GuestApic: self.guest_access,
+            GpcWrite: self.guest_access,
             Sigkill: self.sigkill,
         }
 
@@ -151,8 +153,10 @@ class Vcpu(Processor):
 
     # -- running ---------------------------------------------------------------------------
 
-    async def guest_access(self, operation: GuestTouch | GuestApic, _: Envelope) -> op.OpDone:
-        """One guest access, from its begin to its end record; -EINTR once it is to die.
+    async def guest_access(
+        self, operation: GuestTouch | GuestApic | GpcWrite, _: Envelope
+    ) -> op.OpDone:
+        """One access of the guest, or for it, with its records; -EINTR once it is to die.
 
         Raises ``UserError`` if the VM was destroyed before.
         """
@@ -167,13 +171,19 @@ class Vcpu(Processor):
         result = -EINTR
         if not self.fatal_signal_pending:
             await self.switch_mm(self.mm)
-            result = await self.vcpu_run(operation.gpa, operation.write, operation.value)
+            result = await self._run(operation)
             await self.get_signal(self.mm)
         self.port.emit(OpEnd(kind, result, self.port.operation))
         self.leave()
         self.in_flight -= 1
         self.port.wake("between operations")
         return op.OpDone(result)
+
+    async def _run(self, operation: GuestTouch | GuestApic | GpcWrite) -> int:
+        if isinstance(operation, GpcWrite):
+            vm = kvm_main.vm_named(self.world, self.vm)
+            return await pfncache.kvm_gpc_write(self, vm, operation.gpa, operation.value)
+        return await self.vcpu_run(operation.gpa, operation.write, operation.value)
 
     async def sigkill(self, _message: Sigkill, _: Envelope) -> op.OpDone:
         """``SIGKILL``: the thread dies where it next looks for a signal, and never before that.
