@@ -2,6 +2,7 @@
 
     python docs/races.py [ID ...]           write all pages, or those; and the index
     python docs/races.py --check [ID ...]   say whether they are up to date (exit status 1 if not)
+    python docs/races.py --words [ID ...]   write all but what was run, which takes no time
 
 A page is the race's file in words, and the interleaving that ``repro --on simulator``, ``minimize``
 and ``explain --format markdown`` find on the first kernel that has it: some seconds for each.
@@ -33,6 +34,8 @@ END: Final = "## What the good kernel that is most like it does otherwise\n"
 """Between them stands what was run."""
 TRIED: Final = re.compile(r"\s+Tried:\s[^.]*\.")
 """How many values of switches were tried as cures: that changes with each that is new."""
+FEW: Final = 4
+"""Switches: with more it is another release, and which of them cures it is said above."""
 HEAD: Final = "<!-- Made by docs/races.py.  Do not edit. -->\n\n"
 
 
@@ -61,7 +64,9 @@ def _row(case: KernelCase) -> str:
 def _after(race: Race) -> Iterator[str]:
     for case in race.kernels:
         cures = cures_of(race, case)
-        if cures:
+        if len(cures) > FEW:
+            yield f"- {case.name}: much; `launch.py kernels` says how two releases differ"
+        elif cures:
             where = (f"`{one.name}` in {one.switch.function} ({one.switch.file})" for one in cures)
             yield f"- {case.name}: {', '.join(where)}"
     yield "\n## Run it\n"
@@ -136,13 +141,21 @@ def path_of(race: Race) -> Path:
 
 def stale(races: Iterable[Race], again: bool) -> Iterator[Path]:
     """The pages that are out of date; ``again``: what was run is run again, too."""
-    if not (PAGES / "README.md").exists() or (PAGES / "README.md").read_text() != index():
+    if _text_of(PAGES / "README.md") != index():
         yield PAGES / "README.md"
     for race in races:
-        old = path_of(race).read_text(encoding="utf-8") if path_of(race).exists() else ""
-        happens = happening(race) if again else old.partition(BEGIN)[2].partition(END)[0][1:-1]
-        if page(race, happens) != old:
+        happens = happening(race) if again else as_it_was(race)
+        if page(race, happens) != _text_of(path_of(race)):
             yield path_of(race)
+
+
+def as_it_was(race: Race) -> str:
+    """What was run when the page was made."""
+    return _text_of(path_of(race)).partition(BEGIN)[2].partition(END)[0][1:-1]
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def main(arguments: list[str]) -> int:
@@ -150,6 +163,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="The pages of the races.")
     parser.add_argument("races", nargs="*", metavar="ID")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--words", action="store_true")
     given = parser.parse_args(arguments)
     try:
         races = [find(name) for name in given.races] or list(load_all().values())
@@ -162,7 +176,8 @@ def main(arguments: list[str]) -> int:
         return int(bool(old))
     PAGES.mkdir(exist_ok=True)
     for race in races:
-        path_of(race).write_text(page(race, happening(race)), encoding="utf-8")
+        happens = as_it_was(race) if given.words else happening(race)
+        path_of(race).write_text(page(race, happens), encoding="utf-8")
     (PAGES / "README.md").write_text(index(), encoding="utf-8")
     return 0
 
