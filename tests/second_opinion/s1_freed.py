@@ -48,8 +48,9 @@ def last_read(trace: Trace, access: Event) -> Event | None:
 
 def names(read: r.Record | None, access: r.Record | None) -> bool:
     """Whether the entry that was read leads to the frame that was accessed."""
-    known = isinstance(read, r.PteRead) and isinstance(access, r.Access)
-    return known and ptes.hw_present(read.pte) and ptes.frame_of(read.pte) == access.frame
+    if not isinstance(read, r.PteRead) or not isinstance(access, r.Access):
+        return False
+    return ptes.hw_present(read.pte) and ptes.frame_of(read.pte) == access.frame
 
 
 def runs_after(trace: Trace, latched: Translation, freed: int) -> bool:
