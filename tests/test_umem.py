@@ -68,7 +68,7 @@ def test_nobody_is_blamed_for_a_page_that_is_pinned(taker: str, release: str, ar
 @pytest.mark.parametrize("taker", ["reclaim", "migration"])
 def test_a_driver_that_goes_on_without_its_pin_is_found(taker: str) -> None:
     """Whether the frame is still free when its device stores, or somebody's again."""
-    spec = beside(taker, umem_release="before_dma")
+    spec = beside(taker, umem_release="at_once")
     found = explore(spec, Options(schedules=400))
     assert "S1" in {violation.rule for violation in found.violations.values()}
 

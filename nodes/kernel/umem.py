@@ -44,7 +44,7 @@ async def pinned_access(cpu: Processor, mm: str, address: int, write: bool, valu
     frame = await ib_umem_get(cpu, mm, address)
     if frame < 0:
         return frame
-    early = cpu.world.kernel.mm.umem_release == "before_dma"
+    early = cpu.world.kernel.mm.umem_release == "at_once"
     if early:
         await ib_umem_release(cpu, frame, write)
     word = word_of(address)

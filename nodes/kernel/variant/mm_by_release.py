@@ -185,11 +185,11 @@ class Mm(Switches, frozen=True):
         unreleased(False, "to see what the flush is for"),
     )
     """``dup_mmap`` calls ``flush_tlb_mm`` of the parent when all is copied (all releases)."""
-    umem_release: Literal["after_dma", "before_dma"] = switch(
+    umem_release: Literal["when_done", "at_once"] = switch(
         "drivers/infiniband/core/umem.c",
         "ib_umem_release",
-        since("after_dma"),
-        unreleased("before_dma", "a driver that gives its pages up and does not stop its device"),
+        since("when_done"),
+        unreleased("at_once", "a driver that gives its pages up and does not stop its device"),
     )
     """When a driver that pins pages unpins them: once its device is done with them, or before."""
     fork_copies_pinned: bool = switch(
