@@ -189,8 +189,3 @@ class KvmSwitches(Switches, frozen=True):
                 f"kvm_retry_hva contradicts kvm_retry = {self.kvm_retry}",
                 "the range belongs to the count",
             )
-        if self.gpc_retry == "active_count+seq" and not self.kvm_lockless_skip:
-            yield (
-                "gpc_retry contradicts kvm_lockless_skip = false",
-                "nobody counts mn_active_invalidate_count",
-            )
