@@ -28,6 +28,8 @@ class Ground:
     """How many there are."""
     quiet: int
     """A page that is only moved and reclaimed; its process does nothing else with it."""
+    machine: str
+    """Its architecture."""
     below: Callable[[int], int]
     """A number from 0 to below this one, by chance."""
     world: World | None = None

@@ -10,12 +10,13 @@ part of the world, comes after all who need it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmurace.broker.programs import Program, Step
 from mmurace.nodes.world import World
 from mmurace.protocol.messages.program import Execve, Exit, Fork, Operation
+from mmurace.scenarios.ends import Steps, before, steps_by_name
 
 Place = tuple[int, int]
 """(party, step of its program)."""
@@ -129,27 +130,48 @@ class _Writer:
     def _ends(self, place: Place, operation: Operation) -> None:
         """The last thread of a process exits it; the last reference to a part ends that."""
         for other, theirs in self._all():
-            party = self.draft.parties[other[0]]
-            if other[0] != place[0] and (
-                self._ends_process(operation, party.node, theirs)
-                or self._ends_part(operation, party.node, theirs)
-            ):
+            node = self.draft.parties[other[0]].node
+            if other[0] != place[0] and ends(operation, node, theirs, self.world):
                 self._wait(place, other)
 
-    def _ends_process(self, operation: Operation, node: str, theirs: Operation) -> bool:
-        if not isinstance(operation, (Exit, Execve)) or node not in self.world.processors():
-            return False
-        if (
-            getattr(theirs, "mm", "") == operation.mm
-            or getattr(theirs, "child", "") == operation.mm
-        ):
-            return True
-        part = self.world.part_of(node)
-        mms = [getattr(part, key) for key in part.MMS] if part is not None else []
-        return any(operation.mm in mm for mm in mms)
 
-    def _ends_part(self, operation: Operation, node: str, theirs: Operation) -> bool:
-        return any(
-            part.ended_by(operation) and (part.needed_by(node, theirs) or part.let_go_by(theirs))
-            for part in self.world.parts
-        )
+def ends(operation: Operation, node: str, theirs: Operation, world: World) -> bool:
+    """Whether an operation ends what another one, at ``node``, needs."""
+    return _ends_process(operation, node, theirs, world) or any(
+        part.ended_by(operation) and (part.needed_by(node, theirs) or part.let_go_by(theirs))
+        for part in world.parts
+    )
+
+
+def _ends_process(operation: Operation, node: str, theirs: Operation, world: World) -> bool:
+    """A process's own threads are there until it exits, and so are its guests."""
+    if not isinstance(operation, (Exit, Execve)) or node not in world.processors():
+        return False
+    if operation.mm in (getattr(theirs, "mm", ""), getattr(theirs, "child", "")):
+        return True
+    part = world.part_of(node)
+    mms = [getattr(part, key) for key in part.MMS] if part is not None else []
+    return any(operation.mm in ((mm,) if isinstance(mm, str) else mm) for mm in mms)
+
+
+def in_order(programs: Sequence[Program], world: World) -> bool:
+    """Whether whoever ends something comes after all who need it, and a child after its birth."""
+    steps = steps_by_name(programs)
+    return all(
+        _in_order(name, other, steps, world)
+        for name, (_, step) in steps.items()
+        if isinstance(step.operation, (Exit, Execve, Fork))
+        or any(part.ended_by(step.operation) for part in world.parts)
+        for other in steps
+    )
+
+
+def _in_order(name: str, other: str, steps: Steps, world: World) -> bool:
+    """The same of two operations; those of one program are."""
+    operation, (node, step) = steps[name][1].operation, steps[other]
+    if name.rpartition("/")[0] == other.rpartition("/")[0]:
+        return True
+    if isinstance(operation, Fork):
+        child = getattr(step.operation, "mm", "") == operation.child
+        return not child or name in before(other, steps)
+    return not ends(operation, node, step.operation, world) or other in before(name, steps)

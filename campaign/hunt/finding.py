@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from mmurace.broker.schedules import Schedule
+from mmurace.campaign.hunt.draft import in_order
 from mmurace.campaign.hunt.race_file import race_text
 from mmurace.explorer.run.schedule_file import Loaded, case_of_run, schedule_text
 from mmurace.explorer.run.session import simulate
@@ -78,8 +79,13 @@ def cut_down(
     if played.found is None:
         return None
     case = replace(case, order=played.order)
-    found = minimize_quickly(Loaded(case, target, played), TRIES)
+    found = minimize_quickly(Loaded(case, target, played), TRIES, _is_legal)
     return finding_of(found, program)
+
+
+def _is_legal(case: Case) -> bool:
+    """Nobody loses what it needs because the operations between were cut out."""
+    return in_order(case.programs, case.spec.world)
 
 
 def _recorded(spec: RunSpec, schedule: Schedule, deliveries_max: int) -> Case:

@@ -67,7 +67,7 @@ class Drawer(Maker):
         chance = self.chance
         cpus = tuple(f"cpu{n}" for n in range(parties + chance.one_in(6)))
         pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES, ENTRIES + ENTRIES // 2))
-        ground = Ground(MMS, cpus, START, pages, QUIET, chance.below)
+        ground = Ground(MMS, cpus, START, pages, QUIET, self.kernel.machine, chance.below)
         world = World(
             kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground, chosen)),
             levels=2 if chance.below(8) else 3, entries=ENTRIES,

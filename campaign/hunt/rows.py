@@ -25,7 +25,7 @@ def names_of_secondaries(kernel: Kernel) -> list[str]:
 
 def _is_driven(one: Secondary, kernel: Kernel) -> bool:
     """Whether a world under this kernel can have a row of it."""
-    ground = Ground(MMS, ("cpu0", "cpu1"), START, 1, QUIET, lambda _: 0)
+    ground = Ground(MMS, ("cpu0", "cpu1"), START, 1, QUIET, kernel.machine, lambda _: 0)
     part = row_of(one, ground, 0)
     world = World(kernel=kernel, cpus=ground.cpus, mms=MMS, parts=(part,))
     return not list(part.problems(world))

@@ -82,6 +82,7 @@ class Minimized:
 
 
 Progress = Callable[[Update], None]
+Allowed = Callable[[Case], bool]
 
 
 def minimize(
@@ -97,12 +98,15 @@ def minimize(
     return Minimizer(loaded, progress, seconds_max).run(search_runs)
 
 
-def minimize_quickly(loaded: Loaded, tries_max: int = QUICK_TRIES) -> Minimized:
+def minimize_quickly(
+    loaded: Loaded, tries_max: int = QUICK_TRIES, allowed: Allowed | None = None
+) -> Minimized:
     """Cut a case down as far as few tries go.  No clock has a say in the result.
 
-    Raises ``KeyboardInterrupt``: there is nothing worth keeping.
+    ``allowed``: the only cases that are tried; None: all.  Raises ``KeyboardInterrupt``: there is
+    nothing worth keeping.
     """
-    found = Minimizer(loaded, None, math.inf, tries_max).run(0)
+    found = Minimizer(loaded, None, math.inf, tries_max, allowed).run(0)
     if found.interrupted and found.tries < tries_max:
         raise KeyboardInterrupt
     return found
@@ -129,8 +133,10 @@ class Minimizer:
         progress: Progress | None,
         seconds_max: float,
         tries_max: int | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         """``tries_max``: end after so many, and leave out what costs many and seldom helps."""
+        self._allowed = allowed
         self.target, self._progress = loaded.target, progress
         self._began = time.monotonic()
         self._ends = self._began + seconds_max
@@ -168,6 +174,8 @@ class Minimizer:
         """
         if time.monotonic() > self._ends or self.tries == self._tries_max:
             raise _TimeUp
+        if self._allowed is not None and not self._allowed(candidate):
+            return False
         self.tries += 1
         longest = len(self.played.order) if shorter else None
         played = attempt(candidate, How(self.target, deliveries_max=longest))

@@ -158,7 +158,7 @@ def row(ground: Ground, number: int) -> Vm:
     split = ground.pages // 2 if ground.one_in(4) else 0
     slots = [Slot(split, ground.pages - split, ground.page(split))]
     slots += [Slot(0, split, ground.start)] if split else []
-    if ground.one_in(2):
+    if ground.machine == "x86" and ground.one_in(2):
         slots.append(Slot(APIC_GFN, 1, ground.quiet, True))
     first = 2 * number
     vcpus = [f"vcpu{first}"] + [f"vcpu{first + 1}"] * ground.one_in(8)
