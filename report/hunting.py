@@ -55,8 +55,15 @@ def summary(hunt: Hunt) -> str:
         f"{word}: {found}; {formats.many(tally.programs, 'program')}, "
         f"{formats.many(tally.schedules, 'schedule')}, "
         f"{formats.many(tally.deliveries, 'delivery', 'deliveries')}, somebody in a window in "
-        f"{formats.many(tally.windows, 'schedule')}, seed {options.seed:#x}"
+        f"{formats.many(tally.windows, 'schedule')}, seed {options.seed:#x}{_broken(hunt)}"
     )
+
+
+def _broken(hunt: Hunt) -> str:
+    """What the emulator could not run, which is its own fault."""
+    if not hunt.broke:
+        return ""
+    return f"; {formats.many(hunt.tally.broken, 'program')} could not be run, first {hunt.broke}"
 
 
 def hunt_dict(hunt: Hunt, found: list[dict[str, Any]], out: Path) -> dict[str, Any]:
@@ -66,6 +73,7 @@ def hunt_dict(hunt: Hunt, found: list[dict[str, Any]], out: Path) -> dict[str, A
         "seed": hunt.options.seed,
         "directory": str(out),
         "interrupted": hunt.interrupted,
+        "broke": hunt.broke,
         "seconds": hunt.seconds,
         **asdict(hunt.tally),
         "findings": found,

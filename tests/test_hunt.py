@@ -13,6 +13,7 @@ import pytest
 
 from mmurace import launch
 from mmurace.broker.programs import Program, Step
+from mmurace.campaign.hunt import trial
 from mmurace.campaign.hunt.directory import DONE, FINDINGS, Directory
 from mmurace.campaign.hunt.draft import Draft, Party, in_order
 from mmurace.campaign.hunt.finding import Finding
@@ -27,12 +28,15 @@ from mmurace.campaign.hunt.steer import Steering, items
 from mmurace.campaign.hunt.trial import spec_of
 from mmurace.explorer.shrink.case import Case
 from mmurace.nodes.kernel.variant import Kernel, preset
+from mmurace.nodes.secondaries.ocxl.messages import OcxlAttach, OcxlDetach
 from mmurace.nodes.secondary import secondaries
 from mmurace.nodes.world import World
 from mmurace.oracle.violation import Violation
+from mmurace.protocol.errors import EmulatorError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.report.commands.hunt import explain_beside
+from mmurace.report.hunting import summary
 from mmurace.scenarios.catalogue import load_race
 from tests.plugin_commands import NIC, run
 
@@ -134,6 +138,16 @@ def test_a_process_that_ends_before_its_threads_is_not_in_order() -> None:
         assert in_order(programs, World(kernel=GOOD)) == legal
 
 
+def test_a_file_is_closed_once_it_is_open() -> None:
+    opened, closed = OcxlAttach("mm0", "link0"), OcxlDetach("mm0", "link0")
+    other = OcxlDetach("mm1", "link0")
+    for end, after, legal in ((closed, (), False), (closed, ("a/0",), True), (other, (), True)):
+        programs = (
+            Program("a", "cpu0", (Step(opened),)), Program("b", "cpu1", (Step(end, after),)),
+        )  # fmt: skip
+        assert in_order(programs, World(kernel=preset("v6.6", "ppc"))) == legal
+
+
 def test_every_pair_has_its_turn_beside_every_secondary() -> None:
     steering = Steering(GOOD, 1)
     drawer = Drawer(GOOD, 1)
@@ -173,6 +187,17 @@ def test_a_good_kernel_is_not_blamed() -> None:
 
 def test_where_nothing_raced_nothing_is_said() -> None:
     assert Hunt(GOOD, replace(few(), programs=0)).exit_code == 3
+
+
+def test_what_breaks_the_emulator_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise EmulatorError("nobody has this")
+
+    monkeypatch.setattr(trial, "run_schedule", broken)
+    hunt = Hunt(GOOD, replace(MANY, programs=2))
+    assert list(hunt) == []
+    assert (hunt.exit_code, hunt.tally.broken) == (4, 2)
+    assert summary(hunt).endswith("first program 0: EmulatorError: nobody has this")
 
 
 def test_what_the_other_kernel_shows_too_is_no_news() -> None:

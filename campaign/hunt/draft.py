@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from mmurace.broker.programs import Program, Step
+from mmurace.nodes.secondary import secondaries
 from mmurace.nodes.world import World
 from mmurace.protocol.messages.program import Execve, Exit, Fork, Operation
 from mmurace.scenarios.ends import Steps, before, steps_by_name
@@ -155,14 +157,31 @@ def _ends_process(operation: Operation, node: str, theirs: Operation, world: Wor
 
 
 def in_order(programs: Sequence[Program], world: World) -> bool:
-    """Whether whoever ends something comes after all who need it, and a child after its birth."""
+    """Whether whoever ends something comes after all who need it, a child after its birth, and
+    what a process does with a file of a driver one after the other."""
     steps = steps_by_name(programs)
-    return all(
+    lives = all(
         _in_order(name, other, steps, world)
         for name, (_, step) in steps.items()
         if isinstance(step.operation, (Exit, Execve, Fork))
         or any(part.ended_by(step.operation) for part in world.parts)
         for other in steps
+    )
+    return lives and _files_in_order(steps)
+
+
+def _files_in_order(steps: Steps) -> bool:
+    """A file is open when the call that opens it has returned, and not before."""
+    calls: dict[tuple[str, ...], list[str]] = {}
+    for name, (_, step) in steps.items():
+        for one in secondaries():
+            if type(step.operation) in one.calls and hasattr(step.operation, "mm"):
+                whose = (getattr(step.operation, key, "") for key in ("mm", *one.named_by))
+                calls.setdefault((one.name, *whose), []).append(name)
+    return all(
+        a in before(b, steps) or b in before(a, steps)
+        for of_one_file in calls.values()
+        for a, b in combinations(of_one_file, 2)
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from mmurace.campaign.hunt.rows import names_of_secondaries
+from mmurace.campaign.hunt.rows import calls_of, names_of_secondaries
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondary import secondaries
+from mmurace.nodes.secondary import named, secondaries
 from mmurace.protocol.messages import program as ops
 from mmurace.protocol.messages.program import Operation, operation_kinds
 
@@ -44,23 +44,27 @@ def of_files(group: str) -> bool:
     return bool(kinds) and all("file" in kind.__struct_fields__ for kind in kinds)
 
 
-def pairs_of_groups() -> dict[Pair, float]:
-    """Every two groups of what core mm does on processors, and every one with itself.
-
-    Each with a weight: the more operations, the more turns.
-    """
+def sizes_of_groups() -> Counter[str]:
+    """Groups of what core mm does on processors, with their numbers of operations."""
     calls = {kind for one in secondaries() for kind in one.calls}
-    sizes = Counter(group_of(kind) for kind in kinds_on_cpus() if kind not in calls)
-    groups = list(sizes)
-    return {
-        (one, two): (sizes[one] * sizes[two]) ** SHARE
-        for at, one in enumerate(groups)
-        for two in groups[at:]
-    }
+    return Counter(group_of(kind) for kind in kinds_on_cpus() if kind not in calls)
 
 
 def turns_of(kernel: Kernel) -> dict[Turn, float]:
-    """Every pair beside every secondary, and without any; with weights."""
-    beside: list[tuple[str, ...]] = [(), *((name,) for name in names_of_secondaries(kernel))]
-    pairs = pairs_of_groups()
-    return {(pair, chosen): weight for pair, weight in pairs.items() for chosen in beside}
+    """Whose turn it can be, with weights: the more operations a group has, the more turns.
+
+    Every two groups of core mm, beside every secondary and without any; and what a driver does
+    on processors beside each of them, where the driver is.
+    """
+    sizes = sizes_of_groups()
+    names = names_of_secondaries(kernel)
+    pairs = [(a, b) for at, a in enumerate(sizes) for b in list(sizes)[at:]]
+    turns: dict[Turn, float] = {
+        (pair, beside): (sizes[pair[0]] * sizes[pair[1]]) ** SHARE
+        for pair in pairs
+        for beside in ((), *((name,) for name in names))
+    }
+    for name in names:
+        for call in calls_of(named(name), kernel):
+            turns |= {((group_of(call), b), (name,)): sizes[b] ** SHARE for b in sizes}
+    return turns

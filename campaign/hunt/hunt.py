@@ -26,10 +26,11 @@ from mmurace.campaign.hunt.programs import Sketch
 from mmurace.campaign.hunt.steer import Steering
 from mmurace.campaign.hunt.trial import Task, Tried, finding_in, shows, tried
 from mmurace.explorer.run.garbage_collector import collector_at_rest
-from mmurace.explorer.run.outcome import HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED
+from mmurace.explorer.run.outcome import BROKEN, HELD, INCONCLUSIVE, INTERRUPTED, VIOLATED
 from mmurace.explorer.shrink.case import Target
 from mmurace.nodes import plugins
 from mmurace.nodes.kernel.variant import Kernel
+from mmurace.protocol.errors import EmulatorError
 
 LAG: Final = 16
 """Programs that may be under way: no more processes than that are of use."""
@@ -76,6 +77,8 @@ class Tally:
     findings: int = 0
     again: int = 0
     """Programs that showed only what was found before, or what the other kernel shows."""
+    broken: int = 0
+    """Programs at which the emulator itself broke."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,6 +95,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of that, what is no news from now on."""
     findings: tuple[Finding, ...]
     """The new ones."""
+    broke: str = ""
+    """What went wrong in the emulator itself."""
 
 
 class Log(Protocol):
@@ -126,6 +131,8 @@ class Hunt:
     """What ``Options.seconds`` are measured with."""
     tally: Tally = field(default_factory=Tally)
     interrupted: bool = False
+    broke: str = ""
+    """The first program at which the emulator broke, and how."""
     seconds: float = 0.0
     steering: Steering = field(init=False)
     _known: dict[Target, None] = field(default_factory=dict)
@@ -190,18 +197,22 @@ class Hunt:
 
     def _judged(self, tried: Tried) -> Record:
         """What a program showed, with what is still news cut down."""
-        known, found = list(tried.both), list[Finding]()
+        known, found, broke = list(tried.both), list[Finding](), tried.broke
         news = [(bug, shown) for bug, shown in tried.shown if bug not in self._known]
         for bug, shown in news[:CUT_DOWN_MAX]:
-            finding = finding_in(shown, bug, tried.index)
-            if finding is None:
+            try:
+                finding = finding_in(shown, bug, tried.index)
+                both = finding is not None and self._is_shown_by_both(finding)
+            except EmulatorError as error:
+                broke = f"{bug.text()}: {error}"
                 continue
-            known.append(bug)
-            if not self._is_shown_by_both(finding) and self._is_new(finding):
+            if finding is not None:
+                known.append(bug)
+            if finding is not None and not both and self._is_new(finding):
                 found.append(finding)
         return Record(
             tried.index, tried.schedules, tried.deliveries, tried.windows, tried.points,
-            tried.bugs, tuple(known), tuple(found),
+            tried.bugs, tuple(known), tuple(found), broke,
         )  # fmt: skip
 
     def _is_shown_by_both(self, finding: Finding) -> bool:
@@ -215,6 +226,8 @@ class Hunt:
         tally.schedules += record.schedules
         tally.deliveries += record.deliveries
         tally.windows += record.windows
+        tally.broken += bool(record.broke)
+        self.broke = self.broke or (record.broke and f"program {record.index}: {record.broke}")
         tally.findings += len(record.findings)
         tally.again += bool(record.bugs) and not record.findings
         self._known.update(dict.fromkeys(record.known))
@@ -248,6 +261,8 @@ class Hunt:
             return VIOLATED
         if self.interrupted:
             return INTERRUPTED
+        if self.broke:
+            return BROKEN
         return HELD if self.tally.windows else INCONCLUSIVE
 
 

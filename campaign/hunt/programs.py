@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from mmurace.campaign.hunt.draft import Draft, Party
+from mmurace.campaign.hunt.draft import Draft, Party, in_order
 from mmurace.campaign.hunt.groups import Turn, of_files
 from mmurace.campaign.hunt.operations import Maker, asks_for
 from mmurace.campaign.hunt.rows import names_of_secondaries, row_of
@@ -115,7 +115,7 @@ class Drawer(Maker):
             yield ops.Mmap(MMS[1], START, length, True, True, FILE, 0, scene.shared)
             yield ops.Touch(MMS[1], ground.page(scene.hot[0]), chance.one_in(2), self.new_value())
         for page in range(ground.pages):
-            if page in scene.hot or chance.one_in(4):
+            if page in scene.hot or chance.one_in(2 * ground.pages):
                 yield ops.Touch(mm, ground.page(page), chance.below(5) > 0, self.new_value())
         yield from self._prepared(scene, second)
 
@@ -216,9 +216,11 @@ class Drawer(Maker):
 
 
 def checked(draft: Draft) -> Draft:
-    """The draft, if it can be said in a race's file.  Raises ``UserError``."""
+    """The draft, if it is legal and can be said in a race's file.  Raises ``UserError``."""
     world = world_from(world_to(draft.world), draft.world.kernel, "world")
-    programs_from(programs_to(draft.programs()), world, "program")
+    programs = programs_from(programs_to(draft.programs()), world, "program")
+    if not in_order(programs, world):
+        raise UserError("program", "uses what may be gone, or not there yet", "an order")
     return draft
 
 

@@ -12,6 +12,7 @@ from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Part, Secondary, by_node_order
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
+from mmurace.protocol.messages.program import Operation
 
 
 def names_of_secondaries(kernel: Kernel) -> list[str]:
@@ -23,12 +24,27 @@ def names_of_secondaries(kernel: Kernel) -> list[str]:
     ]
 
 
+def calls_of(one: Secondary, kernel: Kernel) -> list[type[Operation]]:
+    """Operations of its driver that processors can be asked for, if they can of some row."""
+    world, part = _sample(one, kernel)
+    ground = _ground(kernel, world)
+    return [kind for kind in one.calls if kind not in one.given or one.given[kind](ground, part)]
+
+
 def _is_driven(one: Secondary, kernel: Kernel) -> bool:
     """Whether a world under this kernel can have a row of it."""
-    ground = Ground(MMS, ("cpu0", "cpu1"), START, 1, QUIET, kernel.machine, lambda _: 0)
-    part = row_of(one, ground, 0)
-    world = World(kernel=kernel, cpus=ground.cpus, mms=MMS, parts=(part,))
+    world, part = _sample(one, kernel)
     return not list(part.problems(world))
+
+
+def _sample(one: Secondary, kernel: Kernel) -> tuple[World, Part]:
+    ground = _ground(kernel, None)
+    part = row_of(one, ground, 0)
+    return World(kernel=kernel, cpus=ground.cpus, mms=MMS, parts=(part,)), part
+
+
+def _ground(kernel: Kernel, world: World | None) -> Ground:
+    return Ground(MMS, ("cpu0", "cpu1"), START, 1, QUIET, kernel.machine, lambda _: 0, world)
 
 
 def row_of(one: Secondary, ground: Ground, number: int) -> Part:

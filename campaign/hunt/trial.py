@@ -22,10 +22,12 @@ from mmurace.explorer.sample.explore import COLLECT_EVERY, run_schedule
 from mmurace.explorer.sample.policies import Policies
 from mmurace.explorer.shrink.case import Target, target_of
 from mmurace.explorer.shrink.play import How, attempt
+from mmurace.nodes import plugins
 from mmurace.nodes.driver import draw
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.sometimes import window_conditions
+from mmurace.protocol.errors import PluginError
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.tables import parse_toml
 from mmurace.scenarios.workloads import Script
@@ -77,7 +79,9 @@ class Tried:
     both: tuple[Target, ...]
     """Of that, what the other kernel breaks too."""
     shown: tuple[tuple[Target, Shown], ...]
-    """What is to be cut down, if it is still news: of bugs that were not known, some."""
+    """What is to be cut down, if it is still news."""
+    broke: str = ""
+    """What went wrong in the emulator itself: nothing is known of the program then."""
 
 
 @dataclass(slots=True)
@@ -101,7 +105,18 @@ def spec_of(index: int, seed: int, draft: Draft) -> RunSpec:
 
 
 def tried(task: Task) -> Tried:
-    """Run a task.  Raises ``KeyboardInterrupt``."""
+    """Run a task.  Raises ``KeyboardInterrupt``, and ``PluginError`` if a plug-in is wrong."""
+    try:
+        with plugins.at_fault():
+            return _tried(task)
+    except PluginError:
+        raise
+    except Exception as error:
+        broke = f"{type(error).__name__}: {error}"
+        return Tried(task.index, 0, 0, (), 0, (), (), (), broke)
+
+
+def _tried(task: Task) -> Tried:
     spec = spec_of(task.index, task.seed, task.draft)
     seen = _run(spec, task.schedules, probing=True)
     fresh = [bug for bug in seen.bugs if bug not in task.known]
