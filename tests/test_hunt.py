@@ -99,7 +99,8 @@ def test_everything_there_is_is_drawn(release: str, machine: str) -> None:
     theirs = {kind for one in absent for kind in (*one.calls, *one.accesses)}
     there = {kind.__name__ for kind in ops.operation_kinds() if kind not in theirs}
     only_x86 = {"GuestApic"} if machine != "x86" else set()
-    assert there - drawn <= {"DeviceRemove"} | only_x86
+    no_cache = {"GpcWrite"}  # no guest that is drawn has a gfn_to_pfn_cache
+    assert there - drawn <= {"DeviceRemove"} | only_x86 | no_cache
 
 
 def test_nearly_all_that_is_drawn_is_legal() -> None:

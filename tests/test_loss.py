@@ -22,6 +22,7 @@ from mmurace.protocol.messages import kinds as all_kinds
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Request
 from mmurace.protocol.trace import TraceStep
+from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE, file_programs, file_world
 from tests.mm_programs import several_programs, several_world
 from tests.part_programs import link_programs, link_world, part_programs, part_world
@@ -65,8 +66,25 @@ def bus(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
     return link_world("v5.10"), link_programs()
 
 
+def _race(name: str, kernel: str) -> Make:
+    """The programs of a race on a kernel that does not have it."""
+
+    def make(_arch: str, seed: int) -> tuple[World, tuple[Program, ...]]:
+        spec = find(name).run(kernel, seed)
+        return spec.world, spec.programs()
+
+    make.__name__ = name
+    return make
+
+
+RACES: Final = (
+    ("E14", "v6.6"), ("E15", "v6.6"), ("E16", "v6.6"), ("E18b", "v6.6"), ("E18b", "v6.6-amdgpu"),
+    ("E31", "v6.6.5"), ("E32", "v6.6.5"),
+)  # fmt: skip
+"""Mirrors, cached frame numbers, the OOM reaper, pins, aging: each sends what no other does."""
 MAKES: Final[dict[str, tuple[Make, ...]]] = {
-    "x86": (small, several, files), "arm64": (small, several, parts), "ppc": (registers, bus),
+    "x86": (small, several, files, *(_race(*race) for race in RACES)),
+    "arm64": (small, several, parts), "ppc": (registers, bus),
 }  # fmt: skip
 
 
@@ -122,11 +140,13 @@ def test_one_fault_on_each_kind_changes_no_verdict(arch: str, fault: str) -> Non
 
 UNSEEN: Final = {
     "ClearRefs": "nobody looks for soft-dirty pages",
+    "FenceSignal": "a worker with the driver's lock before a fence, which no release has",
+    "GpcClear": "a frame number must be cached when its page is taken away",
     "GetUserPage": "a fault of a table from outside; the drivers here have their own",
     "InvalidateRangeEnd": "the same of its callbacks",
     "InvalidateRangeStart": "the same of its callbacks",
+    "PasidFind": "in a release callback that no version of the driver has",
     "ReclaimThrottle": "reclaim waits for other reclaim only when the pool is empty",
-    "SendSigkill": "the OOM killer comes when there is nothing to reclaim either",
     "SwapCount": "a slot is counted up to v5.8, and when reclaim finds its page gone",
     "SwapCacheDelete": "a page must be mapped again while it is written to swap",
     "TlbBatchedStore": "the marker is a flag up to v5.16 only; later kernels count",
