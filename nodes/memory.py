@@ -14,19 +14,18 @@ import msgspec
 from mmurace.nodes.anon import Anon
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.intervals import IntervalTrees
-from mmurace.nodes.locks import LockWord
+from mmurace.nodes.memory_locks import MemoryLocks
 from mmurace.nodes.page_table import leaf_changes, relocate
 from mmurace.nodes.vmas import anon_vma_prepare, merge
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.errors import EmulatorError
-from mmurace.protocol.messages import filemap as fm
 from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.records import (
     Access,
-    Coverage,
+    BadPage,
+    BadPageCheck,
     FrameAllocated,
     FrameCopied,
     FrameFreed,
@@ -77,15 +76,14 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Anon, IntervalTrees):
+class Memory(Anon, MemoryLocks, IntervalTrees):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)
         self.frames: list[Frame] = [Frame() for _ in range(world.frames)]
         self.frames[ZERO_PAGE].refs = 1
-        self.locks: dict[tuple[str, str | int], LockWord] = {}
-        """Lock words that are held or waited for: (label, what) -> word."""
+        self.locks = {}
         self.mms = {mm: MmStruct(world.subscribers(mm)) for mm in world.mms}
         for mm in world.mms:
             pgd = self.frames[world.pgd(mm)]
@@ -102,18 +100,12 @@ class Memory(Anon, IntervalTrees):
             m.PteGetAndClear: self.pte_get_and_clear, m.PteSet: self.pte_set,
             m.PteCmpxchg: self.pte_cmpxchg,
             m.FrameRead: self.frame_read, m.FrameWrite: self.frame_write,
-            m.PtlLock: self.ptl_lock, m.PtlUnlock: self.ptl_unlock,
-            m.MmapLock: self.mmap_lock, m.MmapUnlock: self.mmap_unlock,
-            m.MmapDowngrade: self.mmap_downgrade,
-            m.FolioLock: self.folio_lock, m.FolioUnlock: self.folio_unlock,
-            m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
             m.FrameAlloc: self.frame_alloc, m.PageGet: self.page_get, m.PagePut: self.page_put,
             m.PageFreeze: self.page_freeze, m.FrameCopy: self.frame_copy,
             m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
-            fm.InodeLock: self.inode_lock, fm.InodeUnlock: self.inode_unlock,
-            fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
-            **self.file_handlers(), **self.swap_handlers(), **self.anon_handlers(),
+            **self.lock_handlers(), **self.file_handlers(), **self.swap_handlers(),
+            **self.anon_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -132,8 +124,16 @@ class Memory(Anon, IntervalTrees):
         """
         if number < len(self.frames):
             return self.frames[number]
-        self.port.emit(Coverage("bad_page"))
+        self.bad_page(number, "map")
         return Frame()
+
+    def bad_page(self, frame: int, check: BadPageCheck) -> None:
+        """A check of the kernel's own has failed, and it goes on as after ``bad_page()``."""
+        self.port.emit(BadPage(frame, check))
+
+    def is_page_table(self, frame: int) -> bool:
+        """Whether it is one, and was not freed since."""
+        return frame < len(self.frames) and self.frames[frame].level >= 0
 
     def _store(self, table: int, index: int, new: int) -> int:
         """Store an entry, record the change, and return the old one."""
@@ -228,85 +228,6 @@ class Memory(Anon, IntervalTrees):
         self.port.emit(Access(message.frame, message.word, True, message.value))
         return Ack()
 
-    # -- locks ---------------------------------------------------------------------------
-
-    def _acquire(self, lock: tuple[str, str | int], request: str, write: bool) -> Ack | None:
-        word = self.locks.setdefault(lock, LockWord())
-        granted = word.acquire(request, write)
-        if write or not granted:
-            self.port.touch(lock)
-        return Ack() if granted else None
-
-    def _release(self, lock: tuple[str, str | int]) -> Ack:
-        word = self.locks.get(lock)
-        if word is None:
-            raise EmulatorError(f"{lock} is not held")
-        if word.writer or word.waiters:
-            self.port.touch(lock)
-        self._granted(word.release())
-        if not word.held:
-            del self.locks[lock]
-        return Ack()
-
-    def _granted(self, requests: list[str]) -> None:
-        for request in requests:
-            self.port.reply(request, Ack())
-
-    def ptl_lock(self, message: m.PtlLock, envelope: Envelope) -> Ack | None:
-        """Grant a page-table lock, now or in turn."""
-        return self._acquire(("ptl", message.table), envelope.id, True)
-
-    def ptl_unlock(self, message: m.PtlUnlock, _: Envelope) -> Ack:
-        """Release a page-table lock."""
-        return self._release(("ptl", message.table))
-
-    def mmap_lock(self, message: m.MmapLock, envelope: Envelope) -> Ack | None:
-        """Grant mmap_lock, now or in turn."""
-        return self._acquire(("mmap_lock", message.mm), envelope.id, message.write)
-
-    def mmap_unlock(self, message: m.MmapUnlock, _: Envelope) -> Ack:
-        """Release mmap_lock."""
-        return self._release(("mmap_lock", message.mm))
-
-    def mmap_downgrade(self, message: m.MmapDowngrade, _: Envelope) -> Ack:
-        """Turn the write hold of mmap_lock into a read hold."""
-        self._granted(self.locks["mmap_lock", message.mm].downgrade())
-        return Ack()
-
-    def folio_lock(self, message: m.FolioLock, envelope: Envelope) -> Ack | None:
-        """Grant a folio lock, now or in turn."""
-        return self._acquire(("folio_lock", message.frame), envelope.id, True)
-
-    def folio_unlock(self, message: m.FolioUnlock, _: Envelope) -> Ack:
-        """Release a folio lock and wake those who only wait."""
-        self._release(("folio_lock", message.frame))
-        self.wake_up_folio(message.frame)
-        return Ack()
-
-    def anon_vma_lock(self, message: m.AnonVmaLock, envelope: Envelope) -> Ack | None:
-        """Grant the rmap lock, now or in turn."""
-        return self._acquire(("anon_vma", message.mm), envelope.id, message.write)
-
-    def anon_vma_unlock(self, message: m.AnonVmaUnlock, _: Envelope) -> Ack:
-        """Release the rmap lock."""
-        return self._release(("anon_vma", message.mm))
-
-    def inode_lock(self, message: fm.InodeLock, envelope: Envelope) -> Ack | None:
-        """Grant a file's own lock, now or in turn."""
-        return self._acquire(("i_rwsem", message.file), envelope.id, True)
-
-    def inode_unlock(self, message: fm.InodeUnlock, _: Envelope) -> Ack:
-        """Release a file's own lock."""
-        return self._release(("i_rwsem", message.file))
-
-    def i_mmap_lock(self, message: fm.ImmapLock, envelope: Envelope) -> Ack | None:
-        """Grant a file's rmap lock, now or in turn."""
-        return self._acquire(("i_mmap_rwsem", message.file), envelope.id, message.write)
-
-    def i_mmap_unlock(self, message: fm.ImmapUnlock, _: Envelope) -> Ack:
-        """Release a file's rmap lock."""
-        return self._release(("i_mmap_rwsem", message.file))
-
     # -- frames --------------------------------------------------------------------------
 
     def frame_alloc(self, message: m.FrameAlloc, _: Envelope) -> m.FrameNumber:
@@ -364,9 +285,9 @@ class Memory(Anon, IntervalTrees):
     def put(self, number: int) -> None:
         """Drop a reference; free the frame with the last one."""
         frame = self.frame(number)
-        if frame.refs <= 0:  # "Bad page state" (mm/page_alloc.c)
+        if frame.refs <= 0:
             self.port.touch(("page", number))
-            self.port.emit(Coverage("bad_page"))
+            self.bad_page(number, "refcount")
             return
         frame.refs -= 1
         self._counted(number)
@@ -396,6 +317,9 @@ class Memory(Anon, IntervalTrees):
     def _mapped(self, number: int, mm: str, address: int) -> None:
         """A VMA in which anonymous memory is mapped has an ``anon_vma``."""
         super()._mapped(number, mm, address)
+        frame = self.frame(number)
+        if not frame.anon and not frame.mapping:
+            self.bad_page(number, "cache")
         if self.frame(number).anon and anon_vma_prepare(self.mms[mm].vmas, address):
             self.port.touch(("vmas", mm))
 
@@ -404,8 +328,8 @@ class Memory(Anon, IntervalTrees):
         rmap, place = self.frame(message.frame).rmap, (message.mm, message.address)
         if place in rmap:
             rmap.remove(place)
-        else:  # the mapcount underflows
-            self.port.emit(Coverage("bad_page"))
+        else:
+            self.bad_page(message.frame, "mapcount")
         return Ack()
 
     def rmap_move(self, message: m.RmapMove, _: Envelope) -> Ack:

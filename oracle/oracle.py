@@ -23,10 +23,11 @@ from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
 from mmurace.oracle.rules.o_s8_page_tables import Tables
 from mmurace.oracle.rules.p1_p2_p3_costs import Measures
 from mmurace.oracle.rules.q2_at_rest import stale_at_rest
+from mmurace.oracle.rules.q4_bad_page import bad_page
 from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s5_rights import Containment
 from mmurace.oracle.rules.s7_store_order import Coherence
-from mmurace.oracle.rules.s8_walks import foreign_walk, walked_before
+from mmurace.oracle.rules.s8_walks import Walks
 from mmurace.oracle.rules.s10_brackets import Brackets
 from mmurace.oracle.rules.s11_might_sleep import Context
 from mmurace.oracle.rules.s12_tags import Identity
@@ -37,7 +38,7 @@ from mmurace.oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, deman
 from mmurace.oracle.state import statistics as stats
 from mmurace.oracle.state.guest_records import GuestRecords
 from mmurace.oracle.state.kinds import kinds
-from mmurace.oracle.state.live import Cached, Op, Read, State
+from mmurace.oracle.state.live import Cached, Op, State
 from mmurace.oracle.state.locks import lock_kinds
 from mmurace.oracle.state.memory_records import MemoryRecords
 from mmurace.oracle.state.order import Order, Row
@@ -98,6 +99,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self.lifetimes = Lifetimes(self._found)
         self.completion = Completion(self._found)
         self.identity = Identity(world, self.state, self._found)
+        self.walks = Walks(world, self.state, self.identity, self._found)
         self.targeting = Targeting(to_be_told(world), self._found, self.identity.mm_of)
         self.sometimes = Sometimes(conditions, self.state, self._memory, world)
         self.windows = windows = self.sometimes.windows
@@ -112,7 +114,6 @@ class Oracle(MemoryRecords, GuestRecords):
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
-        self._mm_of = {tag: mm for one in secondaries() for tag, mm in one.tags(world).items()}
         self._kinds = kinds()
         self._told_of: dict[str, frozenset[str]] = {
             part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
@@ -269,7 +270,7 @@ class Oracle(MemoryRecords, GuestRecords):
     # -- by whoever caches translations ----------------------------------------------------------
 
     def _fill(self, record: r.Fill) -> None:
-        read = self._source(record)
+        read = self.walks.source(record, self._node, self._n, self._id)
         if read is None:
             return
         read_only = record.cache in self._kinds.read_only
@@ -287,36 +288,6 @@ class Oracle(MemoryRecords, GuestRecords):
                 self.obligations.installed(fill)
             if self.windows is not None:
                 self.windows.filled(fill, self.state.ops.get(self._op_id))
-
-    def _source(self, record: r.Fill) -> Read | None:
-        """The load that a fill goes back to; None (and S8) if it was no entry of that page."""
-        if record.cache in self._kinds.derived:
-            parent = self.state.fills.get(record.source)
-            if parent is not None:
-                return parent.read
-        read = self.state.reads.get(record.source)
-        page = read.page if read is not None else None
-        if page is not None and self._same_page(record, page.mm, page.address):
-            return read
-        mm = self._mm_of.get(record.tag, record.tag)
-        before = walked_before(self.state, mm, record.address, read) if read is not None else None
-        if before is not None:
-            return before
-        why = "no entry was there" if page is None else f"it mapped {page.mm}:{page.address:#x}"
-        self._found.append(
-            foreign_walk(
-                self._node, record.cache, mm, record.address, record.pte,
-                self._event(f"{record.cache} filled"), why,
-            )
-        )  # fmt: skip
-        return None
-
-    def _same_page(self, record: r.Fill, mm: str, address: int) -> bool:
-        if record.cache in self._kinds.by_guest_address:
-            return True
-        if record.cache in self._kinds.tags_reused:
-            return self.identity.owned(record.tag, mm) and record.address == address
-        return self._mm_of.get(record.tag, record.tag) == mm and record.address == address
 
     def _close(self, name: str) -> None:
         fill = self.state.fills.get(name)
@@ -455,6 +426,11 @@ class Oracle(MemoryRecords, GuestRecords):
         if self.windows is not None:
             self.windows.retried(record, op)
 
+    def _bad_page(self, record: r.BadPage) -> None:
+        event = self._event(type(record).__name__)
+        freed = self.state.frame(record.frame).freed
+        self._found.append(bad_page(record, self._op(), event, freed))
+
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)
 
@@ -487,6 +463,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.NotifierCall: Oracle._notifier_call, r.FaultRetry: Oracle._fault_retry,
     r.WalkDiscarded: Oracle._walk_discarded, r.AccessTrapped: Oracle._access_trapped,
     r.OutOfMemory: Oracle._out_of_memory, r.Coverage: Oracle._coverage,
+    r.BadPage: Oracle._bad_page,
     r.OomKill: Oracle._oom_kill, r.FlushDeferred: Oracle._flush_deferred,
     r.TagAlloc: Oracle._tag_alloc, r.TagFree: Oracle._tag_free,
     r.LoopCut: Oracle._loop_cut,

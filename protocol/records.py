@@ -7,7 +7,13 @@ the oracle reconstructs those from the changes, fills, drops and accesses (catal
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+BadPageCheck = Literal["map", "refcount", "mapcount", "cache", "ptl"]
+"""An entry leads nowhere; a reference or a mapping too few; mapped, and in no page cache; the lock
+of a table that was freed."""
 
 
 class Record(
@@ -400,6 +406,13 @@ class FaultRetry(Record, frozen=True):
     write: bool
     why: str
     op: str = ""
+
+
+class BadPage(Record, frozen=True):
+    """What the kernel checks itself, or a debug build of it, has failed at ``memory``."""
+
+    frame: int
+    check: BadPageCheck
 
 
 class Coverage(Record, frozen=True):

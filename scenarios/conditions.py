@@ -62,10 +62,9 @@ def _through_guest_addresses(cache: str) -> bool:
 
 POINTS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(
-        ("bad_page", "batched_pending_flushed", "direct_reclaim", "file_page_kept",
-         "file_page_reclaimed", "filemap_fault_truncated", "flush_deferred", "gather_batch_full",
-         "nested_gather", "swap_cache_hit",
-         "write_upgrade"),
+        ("batched_pending_flushed", "direct_reclaim", "file_page_kept", "file_page_reclaimed",
+         "filemap_fault_truncated", "flush_deferred", "gather_batch_full", "nested_gather",
+         "swap_cache_hit", "write_upgrade"),
         frozenset(),
     ),
     "anon_exclusive_pinned": frozenset({"MigratePages", "Kswapd"}),

@@ -34,7 +34,6 @@ def test_verdicts_in_the_simulator(race: Race, case: KernelCase) -> None:
     if case.expect.verdict == "held":
         assert met == SEEDS, [o.verdict.reasons for o in outcomes if not o.expected]
         assert {outcome.exit_code for outcome in outcomes} == {0}
-        assert not any("bad_page" in o.verdict.how.statistics["covered"] for o in outcomes)
     else:
         assert met >= SEEDS * 19 // 20
         status = NO_PROGRESS if case.expect.rule == "L3" else VIOLATED

@@ -135,7 +135,7 @@ _row(
     "No walk goes through a page-table page that was freed, and what a walk finds is the entry "
     "of that page.",
     "the flush of upper entries before the table is freed, and who waits for lockless walkers",
-    "s8_walks", "o_s8_page_tables",
+    "s8_walks", "o_s8_page_tables", "q4_bad_page",
 )  # fmt: skip
 _row(
     "S9", "harm", "lost-store",
@@ -257,6 +257,12 @@ _row(
     "What is in memory is what was stored, nothing else.",
     "who wrote the word before, and through which translation",
     "q3_content", "content",
+)  # fmt: skip
+_row(
+    "Q4", "harm", "bad-page",
+    "mm's own checks find no bad page: map, state or cache.",
+    "who stored the entry, and whose the reference or the mapping was that is missing",
+    "q4_bad_page",
 )  # fmt: skip
 _row(
     "P1",
