@@ -21,6 +21,7 @@ from mmurace.protocol.messages.base import Message, Request
 from mmurace.protocol.messages.program import Operation
 
 if TYPE_CHECKING:
+    from mmurace.nodes.beside import Beside, Private
     from mmurace.nodes.ground import Ground
     from mmurace.nodes.kernel.context import Processor
     from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
@@ -245,10 +246,18 @@ class Secondary:
     )
     """Operations of its own nodes: (row) -> the nodes that can be asked for them."""
     drawn: Mapping[type[Operation], Callable[[Any, Drawn], Operation]] = field(default_factory=dict)
-    """Of those, the ones that the workload ``mixed`` draws: (row, what was drawn) -> the operation,
-    which may be one of another kind if that is what such an access is."""
+    """Of those, the ones that workloads draw: (row, what was drawn) -> the operation, which may be
+    one of another kind if that is what such an access is."""
+    rights: str = ""
+    """What the draws are called by which a log has its accesses write; one that takes the place of
+    another on another machine draws as that does.  Empty: as the node."""
+    private: Private | None = None
+    """A page that it has for itself, where a workload makes its own world."""
+    beside: type[Beside] | None = None
+    """Its options where a workload makes its own world, which say its rows; None: see ``made``."""
     made: Callable[[str, str, str], Part] | None = None
-    """(name, mm, cpu) -> a row, where a workload makes its own world; None: it cannot."""
+    """(name, mm, cpu) -> a row, the short form: how many there are is the one option, ``key``, and
+    of windows that they are inside none is demanded.  None: no workload has any."""
     named_by: Mapping[str, Callable[[Any], tuple[str, ...]]] = field(default_factory=dict)
     """Fields of operations that name it, or a node of it: (row) -> the names that fit."""
     row: Callable[[Ground, int], Any] | None = None

@@ -1,20 +1,24 @@
-"""Who is beside the CPU programs of the ``mixed`` workload: nodes that secondaries let it ask.
+"""Who is beside the programs of a workload: rows of secondaries, and nodes that can be asked.
 
-What a node can be asked for, and what an access of it looks like, its secondary declares
-(``Secondary.drawn``); so a plug-in's takes part as the built-in ones do.
+Which rows there are, what a node can be asked for, and what an access of it looks like, its
+secondary declares (``Secondary.beside``, ``.made``, ``.drawn``); so a plug-in's takes part as the
+built-in ones do.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from mmurace.nodes import secondary
+from mmurace.nodes.beside import Beside, NodeCount, Problem, Site
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondary import Drawn, Part, Secondary
+from mmurace.nodes.secondary import Drawn, Part, Secondary, by_node_order
 from mmurace.nodes.world import World
 from mmurace.protocol.messages.program import Operation
 from mmurace.scenarios.operations import op_name
@@ -22,7 +26,7 @@ from mmurace.scenarios.tables import Table
 
 USUAL_WEIGHT: Final = 1
 USUAL_NODES: Final = 1
-"""Of each secondary of a plug-in."""
+"""Of each secondary that only says how one of it is made."""
 _KIND_SHIFT: Final = 48
 """Bits of a drawn number that nothing else is drawn from."""
 
@@ -68,24 +72,49 @@ def names_of_accesses() -> frozenset[str]:
     return frozenset(op_name(kind) for one in secondary.secondaries() for kind in one.drawn)
 
 
-def addable() -> dict[str, Secondary]:
-    """Secondaries that a workload can make rows of, by their keys in world files."""
-    return {one.key: one for one in secondary.secondaries() if one.made is not None}
+def private_page(part: Part) -> int | None:
+    """The page that a row has for itself, if any."""
+    private = secondary.of(part).private
+    return private.page(part) if private is not None else None
 
 
-def added_parts(
-    nodes: Mapping[str, int], kernel: Kernel, cpus: tuple[str, ...]
-) -> tuple[Part, ...]:
-    """Rows of secondaries that the workload does not know: ``nic0``, ``nic1``, ...
+# ---- rows --------------------------------------------------------------------------------------
 
-    Each is given the first mm, and the last CPU for its faults, as the built-in devices are.
-    """
+
+def options_of(one: Secondary) -> dict[str, Any]:
+    """The options that a secondary declares: name -> type."""
+    if one.beside is not None:
+        return {field.name: field.type for field in msgspec.structs.fields(one.beside)}
+    return {one.key: NodeCount} if one.made is not None else {}
+
+
+def problems_beside(options: Mapping[str, Any], kernel: Kernel | None) -> Iterator[Problem]:
+    """What cannot be of options by name; of what depends on the kernel nothing without one."""
+    for one in by_node_order():
+        if one.beside is not None:
+            yield from _told(one.beside, options).problems(kernel)
+
+
+def parts_beside(options: Mapping[str, Any], site: Site) -> tuple[Part, ...]:
+    """The rows of all secondaries; what no option says is as usual."""
     return tuple(
-        one.made(f"{one.name}{n}", "mm0", cpus[-1])
-        for key, one in addable().items()
-        if one.made is not None and kernel.machine in one.machines
-        for n in range(nodes.get(key, USUAL_NODES))
+        part
+        for one in by_node_order()
+        if site.kernel.machine in one.machines
+        for part in _rows(one, options, site)
     )
+
+
+def _rows(one: Secondary, options: Mapping[str, Any], site: Site) -> Iterator[Part]:
+    if one.beside is not None:
+        yield from _told(one.beside, options).rows(site)
+    elif one.made is not None:
+        for n in range(options.get(one.key, USUAL_NODES)):
+            yield one.made(f"{one.name}{n}", site.mm, site.cpu)
+
+
+def _told(kind: type[Beside], options: Mapping[str, Any]) -> Beside:
+    return kind(**{name: options[name] for name in kind.__struct_fields__ if name in options})
 
 
 def apart(table: Table, names: frozenset[str]) -> tuple[Table, Table]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from mmurace.nodes.beside import NodeCount, Site
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondaries.gpu.part import Gpu
-from mmurace.nodes.secondaries.iommu_sva.part import Unit
-from mmurace.nodes.secondaries.kvm.part import Slot, Vm
-from mmurace.nodes.secondaries.ocxl.part import Link
-from mmurace.nodes.secondary import Part
+from mmurace.nodes.secondaries import BUILT_IN
+from mmurace.nodes.secondary import Part, secondaries
 from mmurace.protocol.errors import UserError
-from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.scenarios.agents import options_of, parts_beside, problems_beside
 from mmurace.scenarios.tables import TomlTable
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
-NodeCount = Annotated[int, msgspec.Meta(ge=0, le=8)]
 Weight = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 FILE: Final = "data"
-GUEST_BASE: Final = 0x7F00_0000_0000
+BASE: Final = 0x7F00_0000_0000
 """Where the arena begins."""
 HEAP_BASE: Final = 0x5500_0000_0000
 FRAMES: Final = 256
@@ -73,35 +71,27 @@ class Mix(TomlTable, frozen=True):
     """Pin a page, let a device store to its frame, unpin it."""
 
 
-class Counts(TomlTable, frozen=True):
-    """How many nodes of each kind; devices and vCPUs are shared out evenly."""
+class _Cpus(TomlTable, frozen=True):
+    """The nodes that every world has."""
 
     cpus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2
-    iommus: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
-    devices: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
-    """Behind all IOMMUs together; without any there is no IOMMU either."""
-    ats: bool = False
-    """Devices have translation caches of their own."""
-    vms: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
-    vcpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
-    """Of all VMs together; without any there is no VM either."""
-    links: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
-    """OpenCAPI links, on ppc only, which has no IOMMUs; 0: as many as ``devices`` there."""
-
-    gpus: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
-    """GPUs that mirror the arena (HMM), from v5.5 on."""
-
-    def check(self, where: str) -> None:
-        """Every IOMMU has a device and every VM a vCPU.  Raises ``UserError``."""
-        for holder, part in (("iommus", "devices"), ("vms", "vcpus")):
-            held, parts = getattr(self, holder), getattr(self, part)
-            if held > max(parts, 1):
-                raise UserError(
-                    f"{where}.{holder}", f"is {held}, with {parts} {part}", f"at most {part}"
-                )
 
 
-class MixedOptions(Counts, frozen=True):
+def _declared() -> Iterator[tuple[str, Any, Any]]:
+    """(name, type, usual value) of what the built-in secondaries can be told, each once.
+
+    Not of a plug-in's: this is a class, and the same one in every process.
+    """
+    declared = (one.beside for one in sorted(BUILT_IN, key=lambda one: one.place) if one.beside)
+    fields = (field for beside in declared for field in msgspec.structs.fields(beside))
+    yield from {field.name: (field.name, field.type, field.default) for field in fields}.values()
+
+
+Counts: Any = msgspec.defstruct("Counts", _declared(), bases=(_Cpus,), frozen=True, module=__name__)
+"""How many nodes of each kind: ``[nodes]`` of a world file."""
+
+
+class MixedOptions(Counts, frozen=True):  # type: ignore[call-arg, misc]  # its fields are declared
     """Nodes, sizes and mix of the workload."""
 
     slots: Count = 6
@@ -112,8 +102,8 @@ class MixedOptions(Counts, frozen=True):
     mix: Mix = Mix()
     operations: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Operations per program; 0: endless."""
-    added: dict[str, NodeCount] = {}
-    """How many of a plug-in's secondaries, by their keys in world files; else one of each."""
+    added: dict[str, NodeCount | bool] = {}
+    """What a plug-in's secondaries are told, by name; for most how many: else one of each."""
     accesses: dict[str, Weight] = {}
     """Weights of accesses of secondaries by name, among those of the same node; else 1."""
 
@@ -124,54 +114,30 @@ class Arena:
 
     options: MixedOptions
     mm: str = "mm0"
+    private: int | None = None
+    """The page that a secondary has for itself, if one does."""
 
     def slot(self, index: int) -> int:
         """The address of a slot.  A gap follows each, so that neighbours share no VMA."""
-        return GUEST_BASE + index * (self.options.pages + 1) * PAGE_SIZE
+        return BASE + index * (self.options.pages + 1) * PAGE_SIZE
 
     @property
     def end(self) -> int:
         """The first address behind all slots."""
         return self.slot(self.options.slots)
 
-    @property
-    def private(self) -> int | None:
-        """The page that only one secondary uses: the VMM's address of KVM's APIC-access page."""
-        return self.end + PAGE_SIZE if self.options.vcpus else None
-
-    def memslots(self) -> tuple[Slot, ...]:
-        """The whole arena is guest memory, and so is the heap, behind the APIC page."""
-        apic = self.end + PAGE_SIZE
-        gfn = (apic - GUEST_BASE) >> PAGE_SHIFT
-        return (
-            Slot(0, (self.end - GUEST_BASE) >> PAGE_SHIFT, GUEST_BASE),
-            Slot(gfn, 1, apic, True),
-            Slot(gfn + 1, self.options.heap, HEAP_BASE),
-        )
+    def site(self, kernel: Kernel) -> Site:
+        """What secondaries are told of it: they use all of it, and the heap."""
+        heap = (HEAP_BASE, HEAP_BASE + self.options.heap * PAGE_SIZE)
+        cpu = cpu_names(self.options.cpus)[-1]
+        return Site(kernel, self.mm, cpu, (BASE, self.end), self.end + PAGE_SIZE, heap)
 
     def parts(self, kernel: Kernel) -> tuple[Part, ...]:
-        """The built-in secondaries that are there.  Raises ``UserError``."""
-        options, cpu = self.options, cpu_names(self.options.cpus)[-1]
-        power = kernel.machine == "ppc"
-        if options.links and not power:
-            raise UserError(
-                "nodes.links", f"is {options.links} on {kernel.machine}", "0, or arch = ppc"
-            )
-        if options.gpus and not kernel.mm.interval_notifiers:
-            raise UserError("nodes.gpus", f"is {options.gpus} in {kernel.release}", "0, or v5.5")
-        devices, links = (0, options.links or options.devices) if power else (options.devices, 0)
-        return (
-            *(
-                Unit(f"iommu{n}", behind, (self.mm,), cpu, options.ats)
-                for n, behind in enumerate(_shared_out("device", devices, options.iommus))
-            ),
-            *(
-                Vm(f"kvm{n}", vcpus, self.mm, self.memslots())
-                for n, vcpus in enumerate(_shared_out("vcpu", options.vcpus, options.vms))
-            ),
-            *(Link(f"link{n}", (self.mm,), cpu) for n in range(links)),
-            *(Gpu(f"gpu{n}", cpu, (self.mm,)) for n in range(options.gpus)),
-        )
+        """The secondaries that are there.  Raises ``UserError``."""
+        options = told(self.options)
+        for key, problem, expected in problems_beside(options, kernel):
+            raise UserError(f"nodes.{key}", problem, expected)
+        return parts_beside(options, self.site(kernel))
 
     def span(self, slot: int) -> tuple[int, int]:
         """(address, length) of a slot."""
@@ -189,7 +155,16 @@ def cpu_names(count: int) -> tuple[str, ...]:
     return tuple(f"cpu{n}" for n in range(count))
 
 
-def _shared_out(name: str, count: int, among: int) -> list[tuple[str, ...]]:
-    """``name0``, ``name1``, ... in turn to each of so many; who gets nothing is left out."""
-    names = [f"{name}{n}" for n in range(count)]
-    return [tuple(names[n::among]) for n in range(min(among, count))]
+def told(options: MixedOptions) -> dict[str, Any]:
+    """What secondaries are told, a plug-in's too, by name."""
+    return {name: getattr(options, name) for name in Counts.__struct_fields__} | options.added
+
+
+def addable() -> dict[str, Any]:
+    """What a plug-in's secondaries can be told: name -> type."""
+    return {
+        name: kind
+        for one in secondaries()
+        for name, kind in options_of(one).items()
+        if name not in Counts.__struct_fields__
+    }

@@ -5,8 +5,8 @@ programs can wait for each other.  Calls of different threads are ordered only w
 overlap.  Between the calls, pages that are live at that point are used:
 
 - the thread itself touches pages of its mappings,
-- ``device0`` and the guest of ``vcpu0`` touch them through the IOMMU and through KVM,
-- a share of the calls that take something away *wait* until device and guest have used a page of
+- the devices and guests that secondaries bring use them through these (``log_parties``),
+- a share of the calls that take something away *wait* until all of those have used a page of
   theirs, so that every secondary holds a live entry when the invalidation comes, and a second
   access is let loose at the same time as the call,
 - ``kcompactd`` migrates pages.
@@ -15,53 +15,27 @@ overlap.  Between the calls, pages that are live at that point are used:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Final
-
-import msgspec
+from typing import Final
 
 from mmurace.broker.programs import Program, Step
 from mmurace.nodes.driver import draw
-from mmurace.nodes.secondaries.iommu_sva.messages import Dma
-from mmurace.nodes.secondaries.kvm.messages import GuestApic, GuestTouch
-from mmurace.nodes.secondaries.kvm.part import Slot, Vm
-from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
 from mmurace.nodes.world import World
-from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
+from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.protocol.ranges import page_align
 from mmurace.scenarios.address_space import ADDRESS_END, nth_page
 from mmurace.scenarios.log_effects import Effect
+from mmurace.scenarios.log_parties import Page, Party, TouchOptions, parties
 from mmurace.scenarios.log_space import Space
-from mmurace.scenarios.tables import TomlTable
+from mmurace.scenarios.rounds import PRIVATE_MOVED
 
-DEVICE, GUEST, DAEMON = "device0", "vcpu0", "kcompactd"
-APIC_MOVED: Final = "MigratePages of the APIC page"
+DAEMON: Final = "kcompactd"
 COMPANY_MAX: Final = 24
 """So many calls of each kind have everybody beside them."""
 COMPANY_ASKED: Final = 20
 """A kind of call that had it so often has had somebody in its window."""
 ACCESSES_BESIDE: Final = 24
 """Of each party: so many that they are not over before the call comes to its flush."""
-Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
-
-
-class TouchOptions(TomlTable, frozen=True):
-    """How much of the mapped memory is used, in percent of the calls."""
-
-    touch: Percent = 70
-    """The thread touches a live page after its call."""
-    device: Percent = 10
-    """The device uses a live page after a call, without anybody waiting for it."""
-    guest: Percent = 10
-    """The guest uses a live page."""
-    apic: Percent = 4
-    """The guest accesses its APIC page."""
-    migrate: Percent = 30
-    """A live page, or the APIC page, is migrated."""
-    held: Percent = 80
-    """Of the calls that take something away: they wait until the secondaries hold a page."""
-    race: Percent = 40
-    """Of those: the device or the guest uses the page again while the call runs."""
 
 
 class LogPrograms:
@@ -72,8 +46,7 @@ class LogPrograms:
         self.spaces = {0: Space(world.mms[0])}
         self.space = self.spaces[0]
         """That of the call at hand."""
-        vms = world.parts_of(Vm)
-        self.slots = vms[0].slots if vms else ()
+        self.parties = parties(world, options)
         self.steps: dict[str, list[Step]] = {}
         self.nodes = {DAEMON: world.cpus[0]}
         """Program -> its CPU."""
@@ -121,18 +94,16 @@ class LogPrograms:
     # -- the log -------------------------------------------------------------------------------
 
     def prelude(self, pid: int, image: Iterable[tuple[int, int]]) -> None:
-        """What is there before the log begins: the program's image, KVM's APIC page."""
+        """What is there before the log begins: the program's image, pages of secondaries."""
         thread = self._thread(pid)
         for start, end in image:
             self._map(thread, start, end, True, True)
-        self._map_apic(thread)
+        self._map_private(thread)
 
-    def _map_apic(self, thread: str) -> None:
-        for slot in self.slots:
-            if slot.apic:
-                length = slot.pages * PAGE_SIZE
-                mmap = self._emit(thread, ops.Mmap(self.space.mm, slot.hva, length, True, True))
-                self.space.last.put(slot.hva, slot.hva + length, mmap)
+    def _map_private(self, thread: str) -> None:
+        for page in {p.private.address: p for p in self.parties if p.private}:
+            mmap = self._emit(thread, ops.Mmap(self.space.mm, page, PAGE_SIZE, True, True))
+            self.space.last.put(page, page + PAGE_SIZE, mmap)
 
     def _map(self, thread: str, start: int, end: int, read: bool, write: bool) -> None:
         operation = ops.Mmap(self.space.mm, start, end - start, read, write)
@@ -181,7 +152,7 @@ class LogPrograms:
         for start, end in effect.image:
             self._map(thread, start, end, True, True)
         if execs and effect.process == 0:
-            self._map_apic(thread)
+            self._map_private(thread)
 
     def _latest(self, program: str) -> str:
         steps = self.steps.get(program)
@@ -255,14 +226,14 @@ class LogPrograms:
         if page is None or not self._happens(line, "held", self.options.held):
             return []
         self.holds += 1
-        waits = [self._dma(page, line, "hold"), self._guest(page, line, "hold")]
+        waits = self._all_use(page, line, "hold")
         whole = effect.kind in ("fork", "execve", "exit")
         operation = None if whole else self._operation(effect, start, end)
         if self._in_company(type(operation).__name__ if operation else effect.kind.title()):
             waits = self._company(page, line, waits)
-        elif self._happens(line, "race", self.options.race):
-            racer = (self._dma, self._guest)[self._draw(line, "racer") % 2]
-            racer(page, line, "race")
+        elif self.parties and self._happens(line, "race", self.options.race):
+            racer = self.parties[self._draw(line, "racer") % len(self.parties)]
+            self._access(racer, page, line, "race")
         return waits
 
     def _in_company(self, kind: str) -> bool:
@@ -282,8 +253,7 @@ class LogPrograms:
         for number in range(ACCESSES_BESIDE):
             what, after = f"beside{number}", [] if number else holds
             self._beside(page, line, what, after)
-            self._guest(page, line, what, after)
-            self._dma(page, line, what, after)
+            self._all_use(page, line, what, after)
         return holds
 
     def _beside(self, page: int, line: int, what: str, after: list[str]) -> str:
@@ -323,16 +293,13 @@ class LogPrograms:
             if page is not None:
                 self._touch(thread, page, line)
         if self.space is not self.spaces[0]:
-            return  # the device and the guest are the first process's
-        for what, percent, access in (
-            ("device", options.device, self._dma),
-            ("guest", options.guest, self._guest),
-        ):
-            page = self.space.used.pick(self._draw(line, what))
-            if page is not None and self._happens(line, what, percent):
-                access(page, line, what)
-        if self._happens(line, "apic", options.apic):
-            self._guest_apic(line)
+            return  # the secondaries are the first process's
+        for party in self.parties:
+            page = self.space.used.pick(self._draw(line, party.turns))
+            if page is not None and self._happens(line, party.turns, party.percent):
+                self._access(party, page, line, party.turns)
+            if party.private and self._happens(line, party.private.name, party.private.percent):
+                self._access_private(party, party.private, line)
         if self._happens(line, "migrate", options.migrate):
             self._migrate(line)
 
@@ -348,73 +315,70 @@ class LogPrograms:
         self._note_use(page, write)
 
     def _note_use(self, page: int, write: bool) -> None:
-        if write and self._slot(page) is not None:
+        if write and all(party.shares(page) for party in self.parties):
             self.space.used.add(page)
 
-    def _dma(self, page: int, line: int, what: str, after: Iterable[str] = ()) -> str:
-        write = self._writes(page, line, f"dma/{what}")
-        access = AfuTouch if self.world.kernel.machine == "ppc" else Dma
-        operation = access(self.space.mm, page + 8 * (line % 64), write, line)
-        self._note_use(page, write)
-        return self._emit(DEVICE, operation, [*self._before(page, what), *after])
+    def _all_use(self, page: int, line: int, what: str, after: Iterable[str] = ()) -> list[str]:
+        return [self._access(party, page, line, what, after) for party in self.parties]
 
-    def _guest(self, page: int, line: int, what: str, after: Iterable[str] = ()) -> str:
-        slot = self._slot(page)
-        if slot is None:
-            return self._guest_apic(line, after)
-        write = self._writes(page, line, f"guest/{what}")
-        gpa = (slot.gfn << PAGE_SHIFT) + page - slot.hva + 8 * (line % 64)
+    def _access(
+        self, party: Party, page: int, line: int, what: str, after: Iterable[str] = ()
+    ) -> str:
+        """An access of a page by who can; others use the page that they have for themselves."""
+        if not party.shares(page):
+            return self._access_private(party, party.private, line, after) if party.private else ""
+        write = self._writes(page, line, f"{party.rights}/{what}")
         self._note_use(page, write)
-        waits = [*self._before(page, what), *after]
-        return self._emit(GUEST, GuestTouch(gpa, write, line), waits)
+        number = self._draw(line, f"{party.name}/{what}/kind")
+        operation = party.access(self.space.mm, page + 8 * (line % 64), page, write, line, number)
+        return self._emit(party.name, operation, [*self._before(page, what), *after])
+
+    def _access_private(
+        self, party: Party, page: Page, line: int, after: Iterable[str] = ()
+    ) -> str:
+        address, write = page.address, self._draw(line, f"{page.name}/write") % 2 == 0
+        number = self._draw(line, f"{party.name}/{page.name}/kind")
+        operation = party.access(self.space.mm, address, address, write, line, number)
+        waits = [*self._last_calls(address, address + PAGE_SIZE), *after]
+        return self._emit(party.name, operation, waits)
 
     def _before(self, page: int, what: str) -> list[str]:
         """What an access of a secondary comes after.
 
-        A migration flushes the whole guest TLB, and on x86 from v6.6 all that an IOMMU holds of
-        the mm, so none may be under way when what a call is to find is put there.
+        A migration may flush all that a secondary holds of the mm (a guest on every machine does,
+        and devices on x86 from v6.6), so none may be under way when what a call is to find is put
+        there.
         """
         after = self._last_calls(page, page + PAGE_SIZE)
         if what in ("hold", "migrate"):
             after.append(self._latest(DAEMON))
         return after
 
-    def _slot(self, address: int) -> Slot | None:
-        for slot in self.slots:
-            if not slot.apic and slot.hva <= address < slot.hva + slot.pages * PAGE_SIZE:
-                return slot
+    def _moved_privately(self, line: int, nothing_else: bool) -> int | None:
+        """A page of a secondary's own to migrate: one time in four, or if there is nothing else."""
+        for page in (party.private for party in self.parties if party.private):
+            if nothing_else or self._draw(line, f"migrate/{page.name}") % 4 == 0:
+                return page.address
         return None
 
-    def _apic_slot(self) -> Slot | None:
-        return next((slot for slot in self.slots if slot.apic), None)
-
-    def _guest_apic(self, line: int, after: Iterable[str] = ()) -> str:
-        slot = self._apic_slot()
-        if slot is None:
-            return ""
-        write = self._draw(line, "apic/write") % 2 == 0
-        waits = [*self._last_calls(slot.hva, slot.hva + PAGE_SIZE), *after]
-        return self._emit(GUEST, GuestApic(slot.gfn << PAGE_SHIFT, write, line), waits)
-
     def _migrate(self, line: int) -> None:
-        """A used page that device and guest hold, or one in four times the APIC page."""
+        """A used page that all secondaries hold, or one that a secondary has for itself."""
         self.caller = DAEMON
-        slot = self._apic_slot()
         page = self.space.used.pick(self._draw(line, "migrate"))
-        waits: list[str] = []
-        if slot is not None and (page is None or self._draw(line, "migrate/apic") % 4 == 0):
-            page = slot.hva
+        private = self._moved_privately(line, page is None)
+        if private is not None:
+            page, waits, kind = private, [], PRIVATE_MOVED
         elif page is not None:
             self.holds += 1
-            waits = [self._dma(page, line, "migrate"), self._guest(page, line, "migrate")]
-        apic = slot is not None and page == slot.hva
-        if page is not None and self._in_company(APIC_MOVED if apic else "MigratePages"):
+            waits, kind = self._all_use(page, line, "migrate"), "MigratePages"
+        else:
+            return
+        if self._in_company(kind):
             waits = self._company(page, line, waits)
-        if page is not None:
-            waits += self._last_calls(page, page + PAGE_SIZE)
-            if self._draw(line, "alone") % 2:
-                waits.append(self.finds)
-            self._emit(DAEMON, ops.MigratePages(self.space.mm, page, PAGE_SIZE), waits)
+        waits += self._last_calls(page, page + PAGE_SIZE)
+        if self._draw(line, "alone") % 2:
+            waits.append(self.finds)
+        self._emit(DAEMON, ops.MigratePages(self.space.mm, page, PAGE_SIZE), waits)
 
     # -- done ----------------------------------------------------------------------------------
 
@@ -429,7 +393,7 @@ class LogPrograms:
 
     def programs(self) -> tuple[Program, ...]:
         """All programs, in a fixed order."""
-        nodes = self.nodes | {DEVICE: DEVICE, GUEST: GUEST}
+        nodes = self.nodes | {party.name: party.name for party in self.parties}
         return tuple(
             Program(name, nodes[name], tuple(steps)) for name, steps in sorted(self.steps.items())
         )

@@ -23,7 +23,7 @@ from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.scenarios import rounds
-from mmurace.scenarios.agents import Agent, added_parts, agents, apart, names_of_accesses
+from mmurace.scenarios.agents import Agent, agents, apart, names_of_accesses, private_page
 from mmurace.scenarios.arena import (
     EVICT_ONE_IN,
     FILE,
@@ -280,11 +280,10 @@ class Mixed:
     def world(self, kernel: Kernel) -> World:
         """A world for it: four levels of 512 entries and few frames."""
         options = self.options
-        cpus = cpu_names(options.cpus)
         return World(
             kernel=kernel,
-            cpus=cpus,
-            parts=(*Arena(options).parts(kernel), *added_parts(options.added, kernel, cpus)),
+            cpus=cpu_names(options.cpus),
+            parts=Arena(options).parts(kernel),
             levels=4,
             entries=512,
             frames=FRAMES + 2 * (options.slots * options.pages + options.heap),
@@ -294,10 +293,11 @@ class Mixed:
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
         """One program per CPU, and per node of a secondary that can be asked for an access."""
-        arena = Arena(self.options, world.mms[0])
+        pages = (page for part in world.parts if (page := private_page(part)) is not None)
+        arena = Arena(self.options, world.mms[0], next(pages, None))
         devices, processors = agents(world, self.options.accesses)
         meetings = Meetings(
-            arena, seed, self.acts(), tuple(a.name for a in processors),
+            arena, seed, self.acts(arena), tuple(a.name for a in processors),
             tuple(a.name for a in devices),
         )  # fmt: skip
         cpus = [
@@ -312,11 +312,11 @@ class Mixed:
             *(Program(s.name, s.name, s, frozenset(s.after(0)), meetings.order) for s in steps),
         )
 
-    def acts(self) -> tuple[str, ...]:
+    def acts(self, arena: Arena) -> tuple[str, ...]:
         """What is done in rounds, in turn; more often whose windows are the shortest."""
         kinds = sorted(self.kinds())
         more = dict(MORE_OFTEN)
-        if Arena(self.options).private is not None and self.options.mix.migrate:
+        if arena.private is not None and self.options.mix.migrate:
             more[rounds.PRIVATE_MOVED] = PRIVATE_MORE_OFTEN
             kinds.append(rounds.PRIVATE_MOVED)
         kinds.sort(key=lambda kind: -more.get(kind, 0))

@@ -197,7 +197,8 @@ class Meetings:
     @property
     def actors(self) -> int:
         """CPU programs with a slot of their own."""
-        return min(self.arena.options.cpus, self.arena.options.slots)
+        cpus: int = self.arena.options.cpus
+        return min(cpus, self.arena.options.slots)
 
     def after(self, program: str, round_: Round, position: int) -> tuple[str, ...]:
         """What an operation of a round comes after; nothing in one that not all come to end."""

@@ -9,7 +9,7 @@ from mmurace.broker.chaos import ChaosConfig
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.oracle.sometimes import window_conditions, workload_conditions
 from mmurace.protocol.errors import UserError
-from mmurace.scenarios.log_programs import TouchOptions
+from mmurace.scenarios.log_parties import TouchOptions
 from mmurace.scenarios.mixed import Mixed, MixedOptions
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.strace import StraceLog

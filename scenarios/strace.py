@@ -10,17 +10,17 @@ from zlib import crc32
 import msgspec
 
 from mmurace.broker.programs import Program
+from mmurace.nodes.beside import Site
 from mmurace.nodes.files import read_file, write_whole
 from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.secondaries.iommu_sva.part import Unit
-from mmurace.nodes.secondaries.kvm.part import Slot, Vm
-from mmurace.nodes.secondaries.ocxl.part import Link
 from mmurace.nodes.world import World
 from mmurace.oracle.sometimes import Condition, window_conditions, workload_conditions
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
+from mmurace.scenarios.agents import parts_beside
 from mmurace.scenarios.log_effects import Account, bounds, effects_of
-from mmurace.scenarios.log_programs import DEVICE, GUEST, LogPrograms, TouchOptions
+from mmurace.scenarios.log_parties import DEVICE, TouchOptions
+from mmurace.scenarios.log_programs import LogPrograms
 from mmurace.scenarios.strace_log import read_log
 from mmurace.scenarios.tables import Table, TomlTable, convert
 
@@ -53,30 +53,23 @@ class StraceLog:
         return effects_of(read_log(self.path))[1]
 
     def world(self, kernel: Kernel) -> World:
-        """The world that the log runs in: 2 CPUs, an mm per process, one SVA device, one guest.
+        """The world that the log runs in: 2 CPUs, an mm per process, and as many of each secondary
+        as there usually are.
 
-        Device and guest are the first process's.
-
-        The guest's memory is the part of the address space that the log uses (guest address 0
-        is its lowest page); its APIC page lies beyond.
+        These are the first process's; their memory is the part of the address space that the log
+        uses, and a page that one has for itself lies beyond.
         """
         effects, account = effects_of(read_log(self.path))
         low, high = bounds(effects, account)
         processes = 1 + max(
             (max(e.process, e.other * (e.kind == "fork")) for e in effects), default=0
         )
-        pages = (high - low) // PAGE_SIZE
-        apic = Slot(pages + 1, 1, high + PAGE_SIZE, True)
-        slots = (Slot(0, pages, low), apic)
-        power = kernel.machine == "ppc"  # which has links in place of IOMMUs
+        private = high + PAGE_SIZE
+        site = Site(kernel, "mm0", "cpu1", (low, high), private, device=DEVICE)
         return World(
             kernel=kernel,
             mms=tuple(f"mm{number}" for number in range(processes)),
-            parts=(
-                *(() if power else (Unit("iommu0", (DEVICE,), ("mm0",), "cpu1"),)),
-                Vm("kvm0", (GUEST,), "mm0", slots),
-                *((Link(DEVICE, ("mm0",), "cpu1"),) if power else ()),
-            ),
+            parts=parts_beside({}, site),
             levels=4,
             entries=512,
             frames=FRAMES,
@@ -89,10 +82,10 @@ class StraceLog:
     def conditions(self, world: World, seed: int) -> tuple[Condition, ...]:
         """What a run of it must have done to count; less is asked of a log that has less.
 
-        Of calls that are rare in it no window is asked for, and of nobody's guest TLB or VMCS.
+        Of calls that are rare in it no window is asked for, nor of what a guest holds.
 
-        A guest TLB loses its entries to every zap, so three in five of the ranges that the
-        secondaries are made to hold is what can be asked.
+        A guest loses its entries to every zap, so three in five of the ranges that the secondaries
+        are made to hold is what can be asked.
         """
         build = self._build(world, seed)
         ranges, frames = min(100, build.holds * 3 // 5), min(10, build.holds // 8)

@@ -38,8 +38,8 @@ from mmurace.nodes.kernel.variant import Kernel, preset
 from mmurace.nodes.kernel.variant.preset import drivers_of
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
-from mmurace.scenarios.agents import addable, apart
-from mmurace.scenarios.arena import Counts, MixedOptions, NodeCount, cpu_names
+from mmurace.scenarios.agents import apart, problems_beside
+from mmurace.scenarios.arena import Counts, MixedOptions, addable, cpu_names, told
 from mmurace.scenarios.mixed import Mixed
 from mmurace.scenarios.switches import kernel_from
 from mmurace.scenarios.tables import Table, TomlTable, convert, read_toml
@@ -116,19 +116,18 @@ class WorldFile:
 
     def options(self, kernel: Kernel | None = None) -> MixedOptions:
         """The options of the mixed workload, which ``kernel`` must have room for: ``UserError``."""
-        nodes, added = apart(self.nodes or {}, frozenset(addable()))
+        kinds = addable()
+        nodes, added = apart(self.nodes or {}, frozenset(kinds))
         counts = convert(nodes, Counts, self._at("nodes"))
         for key in self.mixed or {}:
             if key in (*Counts.__struct_fields__, "added"):
                 raise UserError(self._at(f"mixed.{key}"), "is not of the workload", f"nodes.{key}")
         options = Mixed.from_table(self.mixed or {}, self._at("mixed")).options
-        own = {k: convert(n, NodeCount, self._at(f"nodes.{k}")) for k, n in added.items()}
-        options = msgspec.structs.replace(options, added=own)
-        counts.check(self._at("nodes"))
-        if kernel is not None and counts.links and kernel.machine != "ppc":
-            problem = f"is {counts.links} on {kernel.machine}"
-            raise UserError(self._at("nodes.links"), problem, "0, or arch = ppc")
-        return msgspec.structs.replace(options, **msgspec.structs.asdict(counts))
+        own = {k: convert(n, kinds[k], self._at(f"nodes.{k}")) for k, n in added.items()}
+        options = msgspec.structs.replace(options, added=own, **msgspec.structs.asdict(counts))
+        for key, problem, expected in problems_beside(told(options), kernel):
+            raise UserError(self._at(f"nodes.{key}"), problem, expected)
+        return options
 
     def resize(self, world: World) -> World:
         """The world with the sizes of the file.  Raises ``UserError`` if it has no room."""

@@ -21,7 +21,7 @@ from mmurace.protocol.messages import program as ops
 from mmurace.protocol.messages.program import operation_kinds
 from mmurace.scenarios.address_space import AreaMap, PageSet
 from mmurace.scenarios.log_effects import Account, effects_of
-from mmurace.scenarios.log_programs import TouchOptions
+from mmurace.scenarios.log_parties import TouchOptions
 from mmurace.scenarios.mixed import Mix, Mixed, MixedOptions
 from mmurace.scenarios.runs import mixed_run, strace_run
 from mmurace.scenarios.strace import StraceLog

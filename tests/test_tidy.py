@@ -326,13 +326,6 @@ DECLARED = (
     "nodes/kernel/variant/",  # switches by owner: which profile a driver of a machine has
 )
 """Where they are declared."""
-USERS = {
-    "scenarios/arena.py": "how many of each the workload ``mixed`` has, and what its guest sees",
-    "scenarios/strace.py": "the world of the workload ``strace``: a device and a guest",
-    "scenarios/log_programs.py": "what these two do beside a log",
-}
-"""Workloads: each is a declaration of what it runs, as a scenario's TOML file is."""
-
 PICTURES = {
     "nodes/kernel/do_wp_page.py": "who else has the page while it is copied",
     "nodes/kernel/gup.py": "who walks while a table goes",
@@ -384,14 +377,12 @@ def core() -> list[Path]:
 
 
 def test_no_code_but_a_drivers_own_knows_it() -> None:
-    asked = [path for path in core() if path.relative_to(ROOT).as_posix() not in USERS]
-    assert len(asked) > 100
-    assert [line for path in asked for line in knowing(path, explains=False)] == []
+    assert len(core()) > 100
+    assert [line for path in core() for line in knowing(path, explains=False)] == []
 
 
 def test_only_pictures_of_races_explain_with_a_driver() -> None:
-    known = {*USERS, *PICTURES}
-    asked = [path for path in core() if path.relative_to(ROOT).as_posix() not in known]
+    asked = [path for path in core() if path.relative_to(ROOT).as_posix() not in PICTURES]
     assert [line for path in asked for line in knowing(path, explains=True)] == []
     assert [name for name in PICTURES if not knowing(ROOT / name, explains=True)] == []
 
@@ -408,7 +399,3 @@ def test_only_pictures_of_races_explain_with_a_driver() -> None:
 )  # fmt: skip
 def test_names_of_drivers_are_told_from_others(text: str, found: bool) -> None:
     assert bool(DRIVERS_WORDS.search(text)) == found
-
-
-def test_a_workload_that_is_said_to_name_drivers_does() -> None:
-    assert [name for name in USERS if not knowing(ROOT / name, explains=False)] == []

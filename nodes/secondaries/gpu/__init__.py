@@ -13,7 +13,7 @@ from mmurace.nodes.secondaries.gpu.messages import (
     GpuMirror,
     GpuUnmirror,
 )
-from mmurace.nodes.secondaries.gpu.part import Gpu
+from mmurace.nodes.secondaries.gpu.part import Gpu, Gpus
 from mmurace.nodes.secondary import Cache, Secondary
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.ranges import page_of
@@ -44,5 +44,6 @@ GPU = Secondary(
     calls={GpuMirror: driver.open_mirror, GpuUnmirror: driver.close_mirror},
     accesses={GpuJob: lambda gpu: (gpu.name,)},
     drawn={GpuJob: lambda _gpu, d: GpuJob(d.mm, page_of(d.address), PAGE_SIZE, d.write, d.value)},
+    beside=Gpus,
 )  # fmt: skip
 """The declaration."""

@@ -13,7 +13,7 @@ from mmurace.nodes.secondaries.iommu_sva.messages import (
     IotlbInvalidate,
     PageRequest,
 )
-from mmurace.nodes.secondaries.iommu_sva.part import Unit, bound, by_hotplug_alone, row
+from mmurace.nodes.secondaries.iommu_sva.part import Devices, Unit, bound, by_hotplug_alone, row
 from mmurace.nodes.secondaries.iommu_sva.unit import Iommu
 from mmurace.nodes.secondary import Cache, Secondary
 from mmurace.protocol.messages.processor import Tlbi
@@ -53,6 +53,8 @@ SVA = Secondary(
     calls={DeviceRemove: driver.iommu_release_device},
     accesses={Dma: lambda unit: unit.devices},
     drawn={Dma: lambda _unit, d: Dma(d.mm, d.address, d.write, d.value)},
+    rights="dma",
+    beside=Devices,
     row=row,
     given={Dma: bound, DeviceRemove: by_hotplug_alone},
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from mmurace.nodes.beside import Beside, NodeCount, OwnerCount, Problem, Site, shared_out, too_many
 from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.iommu_sva.messages import DeviceRemove
@@ -60,6 +61,29 @@ class Unit(Part, frozen=True):
             if device not in used:
                 left = tuple(other for other in self.devices if other != device)
                 yield msgspec.structs.replace(self, devices=left)
+
+
+# ---- beside a workload -------------------------------------------------------------------------
+
+
+class Devices(Beside, frozen=True):
+    """Devices are shared out evenly among the units; without any there is no unit either."""
+
+    iommus: OwnerCount = 1
+    devices: NodeCount = 1
+    """Behind all units together."""
+    ats: bool = False
+    """Devices have translation caches of their own."""
+
+    def problems(self, kernel: Kernel | None) -> Iterator[Problem]:  # noqa: ARG002
+        """Every unit has a device."""
+        yield from too_many("iommus", "devices", self)
+
+    def rows(self, site: Site) -> Iterator[Part]:
+        """Units that are bound to the mm; POWER has none."""
+        devices = 0 if site.kernel.machine == "ppc" else self.devices
+        for n, behind in enumerate(shared_out("device", devices, self.iommus)):
+            yield Unit(f"iommu{n}", behind, (site.mm,), site.cpu, self.ats)
 
 
 # ---- in small worlds ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mmurace.nodes.beside import Private
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.node import Node
 from mmurace.nodes.secondaries.kvm import kvm_main
@@ -21,6 +22,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     TlbiVmid,
 )
 from mmurace.nodes.secondaries.kvm.part import (
+    Guests,
     Vm,
     another_slot,
     apic_access,
@@ -108,6 +110,9 @@ KVM = Secondary(
     },
     accesses=dict.fromkeys((GuestTouch, GuestApic, GpcWrite, Sigkill), lambda vm: vm.vcpus),
     drawn={GuestTouch: drawn},
+    rights="guest",
+    private=Private("apic", percent=4, page=Vm.apic_page),
+    beside=Guests,
     row=row,
     given={
         GuestTouch: guest_access, GuestApic: apic_access, GpcWrite: cached_page,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from mmurace.nodes.beside import Beside, NodeCount, OwnerCount, Problem, Site, shared_out, too_many
 from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.kvm.messages import (
@@ -60,6 +61,10 @@ class Vm(Part, frozen=True):
         """The memslots."""
         for slot in self.slots:
             yield self.mm, slot.gfn << PAGE_SHIFT, slot.hva, slot.pages * PAGE_SIZE
+
+    def apic_page(self) -> int | None:
+        """The host's address of its APIC-access page, if it has one."""
+        return next((slot.hva for slot in self.slots if slot.apic), None)
 
     def guest_address(self, address: int) -> int:
         """The guest's address of a byte that is in one of its memslots."""
@@ -142,6 +147,37 @@ class Vm(Part, frozen=True):
             if vcpu not in used and len(self.vcpus) > 1:
                 left = tuple(other for other in self.vcpus if other != vcpu)
                 yield msgspec.structs.replace(self, vcpus=left)
+
+
+# ---- beside a workload -------------------------------------------------------------------------
+
+
+class Guests(Beside, frozen=True):
+    """vCPUs are shared out evenly among the VMs; without any there is no VM either."""
+
+    vms: OwnerCount = 1
+    vcpus: NodeCount = 1
+    """Of all VMs together."""
+
+    def problems(self, kernel: Kernel | None) -> Iterator[Problem]:  # noqa: ARG002
+        """Every VM has a vCPU."""
+        yield from too_many("vms", "vcpus", self)
+
+    def rows(self, site: Site) -> Iterator[Part]:
+        """VMs whose VMM is the process: its memory is theirs."""
+        for n, vcpus in enumerate(shared_out("vcpu", self.vcpus, self.vms)):
+            yield Vm(f"kvm{n}", vcpus, site.mm, tuple(_memslots(site)))
+
+
+def _memslots(site: Site) -> Iterator[Slot]:
+    """Its memory from guest address 0 on, the APIC page, and the heap behind that."""
+    start, end = site.memory
+    apic = (site.private - start) >> PAGE_SHIFT
+    yield Slot(0, (end - start) >> PAGE_SHIFT, start)
+    yield Slot(apic, 1, site.private, True)
+    if site.heap:
+        heap, top = site.heap
+        yield Slot(apic + 1, (top - heap) >> PAGE_SHIFT, heap)
 
 
 # ---- in small worlds ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mmurace.nodes.secondaries.ocxl.messages import (
     OcxlDetach,
     XslFault,
 )
-from mmurace.nodes.secondaries.ocxl.part import Link, attached, first_context_ids, row
+from mmurace.nodes.secondaries.ocxl.part import Link, Links, attached, first_context_ids, row
 from mmurace.nodes.secondary import Cache, Secondary
 from mmurace.nodes.world import World
 from mmurace.protocol.messages.book3s64 import Tlbie, pid_tag
@@ -55,6 +55,8 @@ OCXL = Secondary(
     calls={OcxlAttach: context.ocxl_context_attach, OcxlDetach: context.ocxl_context_detach},
     accesses={AfuTouch: lambda link: (link.name,)},
     drawn={AfuTouch: lambda _link, d: AfuTouch(d.mm, d.address, d.write, d.value)},
+    rights="dma",
+    beside=Links,
     row=row,
     given={AfuTouch: attached},
     machines=("ppc",),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from mmurace.nodes.beside import Beside, NodeCount, Problem, Site
 from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondaries.ocxl.variant import OcxlSwitches
@@ -45,6 +46,28 @@ def registers_notifier(kernel: Kernel) -> bool:
     """Whether ``ocxl_link_add_pe`` registers one: from v5.11, if the link has ATSD registers."""
     switches = OcxlSwitches.of(kernel)
     return switches.ocxl_notifier and switches.ocxl_link == "atsd"
+
+
+# ---- beside a workload -------------------------------------------------------------------------
+
+
+class Links(Beside, frozen=True):
+    """Links stand in for the devices of other machines."""
+
+    devices: NodeCount = 1
+    """What other machines have of them."""
+    links: NodeCount = 0
+    """0: as many as ``devices``."""
+
+    def problems(self, kernel: Kernel | None) -> Iterator[Problem]:
+        """Only POWER has links."""
+        if self.links and kernel is not None and kernel.machine != "ppc":
+            yield "links", f"is {self.links} on {kernel.machine}", "0, or arch = ppc"
+
+    def rows(self, site: Site) -> Iterator[Part]:
+        """Links that the mm is attached to."""
+        for n in range(self.links or self.devices):
+            yield Link(f"{site.device or 'link'}{n}", (site.mm,), site.cpu)
 
 
 # ---- in small worlds ---------------------------------------------------------------------------
