@@ -6,6 +6,7 @@ operation or a rule.
 ``docs/writing-a-secondary.md`` and ``docs/trying-a-patch.md`` build one each.
 """
 
+from mmurace.nodes.beside import Beside, NodeCount, Private, Site
 from mmurace.nodes.driver import Port
 from mmurace.nodes.kernel import errno, gup, memory, mmu_notifier
 from mmurace.nodes.kernel.context import Processor
@@ -30,6 +31,7 @@ from mmurace.protocol.told import Told, over_range, says
 
 __all__ = [
     "Ack",
+    "Beside",
     "Cache",
     "Death",
     "DeviceAccess",
@@ -43,16 +45,19 @@ __all__ = [
     "Message",
     "MmuNotifierEvent",
     "Node",
+    "NodeCount",
     "OpDone",
     "Operation",
     "Part",
     "Port",
+    "Private",
     "Processor",
     "Request",
     "Rule",
     "Secondary",
     "ShadowNode",
     "ShadowPart",
+    "Site",
     "Switches",
     "Task",
     "Told",

@@ -36,7 +36,7 @@ class Site:
     memory: tuple[int, int]
     """From where to where everybody uses it."""
     private: int
-    """A page behind that, for a secondary that needs one for itself."""
+    """A page behind that; each secondary that asks for one (``Secondary.private``) has another."""
     heap: tuple[int, int] | None = None
     """From where to where the heap may grow."""
     device: str = ""
@@ -61,7 +61,7 @@ class Beside(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """A page that a secondary has for itself: nobody but it uses it, and only the kernel moves it.
+    """A page that a secondary has for itself, at ``Site.private``; the kernel migrates it.
 
     An access is drawn (``Secondary.drawn``) as any other, with that page.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from mmurace.nodes.beside import Beside, NodeCount, Problem, Site
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Drawn, Part, Secondary, by_node_order
 from mmurace.nodes.world import World
+from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.program import Operation
 from mmurace.scenarios.operations import op_name
 from mmurace.scenarios.tables import Table
@@ -72,6 +73,11 @@ def names_of_accesses() -> frozenset[str]:
     return frozenset(op_name(kind) for one in secondary.secondaries() for kind in one.drawn)
 
 
+def private_pages(world: World) -> tuple[int, ...]:
+    """Pages that secondaries of a world have for themselves, each once."""
+    return tuple({page: 0 for part in world.parts if (page := private_page(part)) is not None})
+
+
 def private_page(part: Part) -> int | None:
     """The page that a row has for itself, if any."""
     private = secondary.of(part).private
@@ -97,12 +103,13 @@ def problems_beside(options: Mapping[str, Any], kernel: Kernel | None) -> Iterat
 
 def parts_beside(options: Mapping[str, Any], site: Site) -> tuple[Part, ...]:
     """The rows of all secondaries; what no option says is as usual."""
-    return tuple(
-        part
-        for one in by_node_order()
-        if site.kernel.machine in one.machines
-        for part in _rows(one, options, site)
-    )
+    rows: list[Part] = []
+    for one in by_node_order():
+        if site.kernel.machine in one.machines:
+            rows += _rows(one, options, site)
+        if one.private is not None:  # a gap follows, so that neighbours share no VMA
+            site = replace(site, private=site.private + 2 * PAGE_SIZE)
+    return tuple(rows)
 
 
 def _rows(one: Secondary, options: Mapping[str, Any], site: Site) -> Iterator[Part]:

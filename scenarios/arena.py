@@ -114,8 +114,8 @@ class Arena:
 
     options: MixedOptions
     mm: str = "mm0"
-    private: int | None = None
-    """The page that a secondary has for itself, if one does."""
+    private: tuple[int, ...] = ()
+    """Pages that secondaries have for themselves."""
 
     def slot(self, index: int) -> int:
         """The address of a slot.  A gap follows each, so that neighbours share no VMA."""

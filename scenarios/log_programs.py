@@ -24,6 +24,7 @@ from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.protocol.ranges import page_align
 from mmurace.scenarios.address_space import ADDRESS_END, nth_page
+from mmurace.scenarios.agents import private_pages
 from mmurace.scenarios.log_effects import Effect
 from mmurace.scenarios.log_parties import Page, Party, TouchOptions, parties
 from mmurace.scenarios.log_space import Space
@@ -101,7 +102,7 @@ class LogPrograms:
         self._map_private(thread)
 
     def _map_private(self, thread: str) -> None:
-        for page in {p.private.address: p for p in self.parties if p.private}:
+        for page in private_pages(self.world):
             mmap = self._emit(thread, ops.Mmap(self.space.mm, page, PAGE_SIZE, True, True))
             self.space.last.put(page, page + PAGE_SIZE, mmap)
 

@@ -23,7 +23,7 @@ from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as ops
 from mmurace.scenarios import rounds
-from mmurace.scenarios.agents import Agent, agents, apart, names_of_accesses, private_page
+from mmurace.scenarios.agents import Agent, agents, apart, names_of_accesses, private_pages
 from mmurace.scenarios.arena import (
     EVICT_ONE_IN,
     FILE,
@@ -106,10 +106,10 @@ class CpuSteps:
         return list(range(self.number, options.slots, options.cpus))
 
     def _prelude(self, state: _CpuState) -> Iterator[ops.Operation]:
-        """Map the private page (the first program) and one's own slots."""
+        """Map the private pages (the first program) and one's own slots."""
         if self.number == 0:
-            if self.arena.private is not None:
-                yield ops.Mmap(self.arena.mm, self.arena.private, PAGE_SIZE, True, True)
+            for page in self.arena.private:
+                yield ops.Mmap(self.arena.mm, page, PAGE_SIZE, True, True)
             yield ops.Brk(self.arena.mm, HEAP_BASE)
             state.heap = 0
         for slot in self._owned():
@@ -202,10 +202,11 @@ class CpuSteps:
         return ops.Mremap(self.arena.mm, old, length, new, length)
 
     def _migrate(self, _: _CpuState, detail: int) -> ops.Operation:
-        """Some page, or one time in four the private page."""
-        arena, page = self.arena, self.arena.private
-        if page is None or detail % 4:
-            page = arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
+        """Some page, or one time in four a private page."""
+        arena = self.arena
+        page = arena.somewhere(detail >> 2) & ~(PAGE_SIZE - 1)
+        if arena.private and detail % 4 == 0:
+            page = arena.private[(detail >> 2) % len(arena.private)]
         return ops.MigratePages(arena.mm, page, PAGE_SIZE)
 
     def _pinned_access(self, _: _CpuState, detail: int) -> ops.Operation:
@@ -293,8 +294,7 @@ class Mixed:
 
     def programs(self, world: World, seed: int) -> tuple[Program, ...]:
         """One program per CPU, and per node of a secondary that can be asked for an access."""
-        pages = (page for part in world.parts if (page := private_page(part)) is not None)
-        arena = Arena(self.options, world.mms[0], next(pages, None))
+        arena = Arena(self.options, world.mms[0], private_pages(world))
         devices, processors = agents(world, self.options.accesses)
         meetings = Meetings(
             arena, seed, self.acts(arena), tuple(a.name for a in processors),
@@ -316,7 +316,7 @@ class Mixed:
         """What is done in rounds, in turn; more often whose windows are the shortest."""
         kinds = sorted(self.kinds())
         more = dict(MORE_OFTEN)
-        if arena.private is not None and self.options.mix.migrate:
+        if arena.private and self.options.mix.migrate:
             more[rounds.PRIVATE_MOVED] = PRIVATE_MORE_OFTEN
             kinds.append(rounds.PRIVATE_MOVED)
         kinds.sort(key=lambda kind: -more.get(kind, 0))

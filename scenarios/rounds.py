@@ -51,7 +51,7 @@ BESIDE_ONE_IN: Final = 8
 WRITE_ONE_IN: Final = 24
 """One in so many accesses beside a copy on write wants one, too."""
 PRIVATE_MOVED: Final = "MigratePages of a private page"
-"""The page that only one secondary uses (``Arena.private``)."""
+"""A page that only one secondary uses (``Arena.private``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Round:
     def page(self) -> int:
         """The page that everybody is on."""
         if self.kind == PRIVATE_MOVED:
-            return self.arena.private or 0
+            return self.arena.private[self.draw % len(self.arena.private)]
         address, length = self.span
         return address + length - (1 + self.draw % min(LAST_PAGES, self._pages)) * PAGE_SIZE
 
@@ -183,7 +183,7 @@ class Meetings:
     def prelude(self, number: int) -> int:
         """How many operations a CPU program does before the first round."""
         options = self.arena.options
-        first = (1 + (self.arena.private is not None)) if number == 0 else 0
+        first = (1 + len(self.arena.private)) if number == 0 else 0
         return first + len(range(number, options.slots, options.cpus))
 
     def round(self, number: int) -> Round:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from mmurace.protocol.limits import PAGE_SIZE
 from tests.plugin_commands import (
     COMMANDS_ON_A_RUN,
     ENGINES,
     NIC,
     PROCESSES,
     RACE,
+    ROOT,
     SIMULATED,
     edited,
     run,
@@ -192,6 +195,92 @@ def test_nothing_is_asked_of_it_with_weight_0(tmp_path: Path) -> None:
     (tmp_path / "world.toml").write_text("schema = 1\n[mixed.mix]\nnic_dma = 0\n")
     told = run(tmp_path, *STRESS, "--world", "world.toml", "--on", "simulator", "--json")
     assert "NicDma" not in json.loads(told.out)["operations"]
+
+
+# ---- beside a log --------------------------------------------------------------------------------
+
+LOG = Path(__file__).parent / "data" / "numpy.strace"
+BESIDE_A_LOG = ("stress", "--workload", str(LOG), "--operations", "4000", "--seed", "3", "--json")
+
+
+@pytest.mark.parametrize(
+    "on", ["simulator", pytest.param("processes", marks=pytest.mark.processes)]
+)
+def test_a_log_has_it_and_finds_its_mistake(on: str, tmp_path: Path) -> None:
+    words = (*BESIDE_A_LOG, "--on", on)
+    wrong = json.loads(run(tmp_path, *words, "--set", "nic_fault=installs", plugin=NIC).out)
+    assert ("S4", "nic0") in {(found["rule"], found["agent"]) for found in wrong["violations"]}
+    right = json.loads(run(tmp_path, *words, plugin=NIC).out)
+    assert right["violations"] == []
+    assert min(right["operations"][kind]["done"] for kind in ("NicDma", "Dma", "GuestTouch")) > 500
+    assert right["verdict"]["how"]["windows"]["Munmap"]["mtt"] > 0
+
+
+# ---- options of its own, and a page for itself ---------------------------------------------------
+
+RINGS = """
+class Vhosts(api.Beside, frozen=True):
+    vhosts: api.NodeCount = 1
+    rings: bool = True
+
+    def problems(self, kernel):
+        if self.rings and not self.vhosts:
+            yield "rings", "is true, with 0 vhosts", "vhosts = 1"
+
+    def rows(self, site):
+        for n in range(self.vhosts):
+            yield Vhost(f"vhost{n}", site.mm, site.cpu, site.private if self.rings else 0)
+
+
+api.register("""
+
+
+def vhost(directory: Path) -> Path:
+    """The worker of the page on secondaries, right, and with a ring in a page of its own."""
+    page = (ROOT / "docs" / "writing-a-secondary.md").read_text()
+    text = page.partition("```python vhost.py\n")[2].partition("```")[0]
+    for old, new in (
+        ("cpu.port.tell(", "await cpu.port.call("),
+        ("    cpu: str\n", "    cpu: str\n    ring: int = 0\n"),
+        ("\napi.register(", RINGS),
+        ("made=Vhost,", "beside=Vhosts, private=api.Private('ring', 9, lambda v: v.ring or None),"),
+    ):  # fmt: skip
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (directory / "vhost.py").write_text(text)
+    return directory / "vhost.py"
+
+
+@pytest.mark.parametrize("beside", ["mixed", str(LOG)])
+def test_options_and_a_page_of_its_own_are_as_those_of_the_built_in_ones(
+    beside: str, tmp_path: Path
+) -> None:
+    words = ("stress", "--workload", beside, "--operations", "3000", "--on", "simulator", "--json")
+    told = run(tmp_path, *words, "--out", "run", plugin=vhost(tmp_path))
+    done = json.loads(told.out)
+    assert done["violations"] == []
+    assert done["operations"]["VhostCopy"]["done"] > 100
+    world = tomllib.loads((tmp_path / "run" / "run.toml").read_text())["world"]
+    apic = next(slot["hva"] for slot in world["vms"][0]["slots"] if slot["apic"])
+    assert world["vhosts"][0]["ring"] == apic + 2 * PAGE_SIZE
+    replayed = run(tmp_path, "replay", "run", plugin=tmp_path / "vhost.py")
+    assert replayed.status == told.status
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ("vhosts = 2\nrings = false", "vhost0 vhost1\n"),
+        ("vhosts = 0", "nodes.rings: is true, with 0 vhosts (expected vhosts = 1)"),
+        ("vhosts = 9", "nodes.vhosts: expected `int` <= 8"),
+        ("rings = 1", "nodes.rings: is int (expected bool)"),
+    ],
+)
+def test_a_world_file_has_its_options(nodes: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "world.toml").write_text(f"schema = 1\n[nodes]\n{nodes}\n")
+    run_it = ("stress", "--world", "world.toml", "--operations", "200", "--on", "simulator")
+    told = run(tmp_path, *run_it, plugin=vhost(tmp_path))
+    assert words in told.out + told.err
 
 
 # ---- a rule ------------------------------------------------------------------------------------

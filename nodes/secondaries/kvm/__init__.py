@@ -59,9 +59,14 @@ def passes_over(kernel: Kernel, event: MmuNotifierEvent) -> bool:
 
 
 def drawn(vm: Vm, what: Drawn) -> GuestTouch | GuestApic:
-    """An access of the guest: to its APIC page where all are on that, else one time in four."""
+    """An access of the guest: to its APIC page where all are on that, or on what is not the
+    guest's; else one time in four."""
     apic = next((slot for slot in vm.slots if slot.apic), None)
-    if apic and (what.page == apic.hva or (what.anywhere and what.number >> 18 & 3 == 0)):
+    if apic and (
+        what.page == apic.hva
+        or vm.slot_of(what.address) is None
+        or (what.anywhere and what.number >> 18 & 3 == 0)
+    ):
         return GuestApic(apic.gfn << PAGE_SHIFT, what.write, what.value)
     return GuestTouch(vm.guest_address(what.address), what.write, what.value)
 

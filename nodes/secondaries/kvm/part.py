@@ -66,12 +66,17 @@ class Vm(Part, frozen=True):
         """The host's address of its APIC-access page, if it has one."""
         return next((slot.hva for slot in self.slots if slot.apic), None)
 
+    def slot_of(self, address: int) -> Slot | None:
+        """The memslot that a byte of the host's is in."""
+        inside = (s for s in self.slots if s.hva <= address < s.hva + s.pages * PAGE_SIZE)
+        return next(inside, None)
+
     def guest_address(self, address: int) -> int:
         """The guest's address of a byte that is in one of its memslots."""
-        for slot in self.slots:
-            if slot.hva <= address < slot.hva + slot.pages * PAGE_SIZE:
-                return (slot.gfn << PAGE_SHIFT) + address - slot.hva
-        raise EmulatorError(f"{address:#x} is in no memslot of {self.name}")
+        slot = self.slot_of(address)
+        if slot is None:
+            raise EmulatorError(f"{address:#x} is in no memslot of {self.name}")
+        return (slot.gfn << PAGE_SHIFT) + address - slot.hva
 
     def holders(self) -> Mapping[str, tuple[str, ...]]:
         """The shadow MMU, and the vCPUs; of what only some have, those that have it."""
