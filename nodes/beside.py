@@ -2,6 +2,9 @@
 
 What a secondary can be told there (how many, how large), and what its rows then are, it declares
 with its options (``Secondary.beside``); ``[nodes]`` of a world file has the keys of all.
+
+Small worlds are another matter (``nodes.ground``): what is here follows from options, what is there
+from chance, and it may be of no use to a workload: a row with nothing bound, an access that fails.
 """
 
 from __future__ import annotations

@@ -85,6 +85,8 @@ class Party:
 
     def shares(self, page: int) -> bool:
         """Whether it can use a page that others use, too."""
+        if self.private is not None and page == self.private.address:
+            return False
         return self.memory is None or any(start <= page < end for start, end in self.memory)
 
     def access(

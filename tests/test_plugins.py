@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -249,6 +252,34 @@ def vhost(directory: Path) -> Path:
         text = text.replace(old, new)
     (directory / "vhost.py").write_text(text)
     return directory / "vhost.py"
+
+
+PROGRAMS = """
+import itertools, sys
+from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.plugins import load
+from mmurace.scenarios.runs import workload_run
+
+load(["vhost.py"])
+spec = workload_run(sys.argv[1], preset("v6.6.5"), 1)
+ring = spec.world.part_of("vhost0").ring
+for program in spec.programs():
+    for step in itertools.islice(program.steps, 4000):
+        if getattr(step.operation, "address", 0) & ~4095 == ring:
+            print(type(step.operation).__name__)
+"""
+
+
+@pytest.mark.parametrize("beside", ["mixed", str(LOG)])
+def test_who_has_a_page_for_itself_uses_it_and_it_is_migrated(beside: str, tmp_path: Path) -> None:
+    vhost(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAMS, beside], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, check=True, env={"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    used = Counter(done.stdout.split())
+    assert used["Mmap"] == 1
+    assert min(used["VhostCopy"], used["MigratePages"]) > 5
 
 
 @pytest.mark.parametrize("beside", ["mixed", str(LOG)])
