@@ -28,6 +28,8 @@ from mmurace.scenarios.worlds import world_from, world_to
 
 RACE_MAX: Final = 6
 """Operations of a party that are done at once."""
+TABLES: Final = frozenset(kind.CHANGES or kind.FUNCTION for kind in (ops.Mremap, ops.Munmap))
+"""Groups of operations that free or move whole leaf tables."""
 Role = Callable[[Scene, str, Sequence[Operation]], Party]
 
 
@@ -66,12 +68,12 @@ class Drawer(Maker):
     def _scene(self, groups: Collection[str], chosen: Sequence[str], parties: int) -> Scene:
         chance = self.chance
         cpus = tuple(f"cpu{n}" for n in range(parties + chance.one_in(6)))
-        pages = chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES, ENTRIES + ENTRIES // 2))
+        pages = self._pages(groups)
         ground = Ground(MMS, cpus, START, pages, QUIET, self.kernel.machine, chance.below)
         world = World(
             kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground, chosen)),
             levels=2 if chance.below(8) else 3, entries=ENTRIES,
-            frames=40 if chance.below(6) else 10 + chance.below(8),
+            frames=self._frames(),
             gather_batch=8 if chance.below(3) else 1 + chance.below(2),
         )  # fmt: skip
         kind = chance.choice(("anon", "anon", "anon", "shared", "private"))
@@ -83,10 +85,19 @@ class Drawer(Maker):
             replace(ground, world=world), world, file, kind == "shared", chance.one_in(8), hot
         )
 
+    def _pages(self, groups: Collection[str]) -> int:
+        """How many everybody uses; a whole leaf table, where one can be moved or freed as such."""
+        if TABLES & set(groups) and self.chance.one_in(2):
+            return ENTRIES
+        return self.chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES, ENTRIES + ENTRIES // 2))
+
+    def _frames(self) -> int:
+        return 40 if self.chance.below(6) else 10 + self.chance.below(8)
+
     def _secondaries(self) -> tuple[str, ...]:
         """Names of those of a world: most have one, some none or two."""
         there = names_of_secondaries(self.kernel)
-        count = self.chance.choice((0, 1, 1, 1, 1, 2))
+        count = self.chance.choice((0, 1, 1, 1, 2, 2))
         return tuple(self.chance.choice(there) for _ in range(count)) if there else ()
 
     def _parts(self, ground: Ground, chosen: Sequence[str]) -> Iterator[Part]:
@@ -207,12 +218,15 @@ class Drawer(Maker):
             fitting = [kind for kind, nodes in of(part).accesses.items() if node in nodes(part)]
             if not fitting or not self.chance.below(8):
                 continue
-            count = self.chance.choice((1, 1, 1, 1, 2, 3))
-            made = [self.on_node(scene, part, fitting) for _ in range(count + 1)]
+            made = [self.on_node(scene, part, fitting) for _ in range(self._accesses() + 1)]
             done = [operation for operation in made if operation is not None]
             if done:
                 warm = tuple(done[:1]) if self.chance.below(6) else ()
                 yield Party(node, node, warm, tuple(done[1:]), self.chance.one_in(4))
+
+    def _accesses(self) -> int:
+        """How many a node of a secondary makes at once."""
+        return self.chance.choice((1, 1, 1, 1, 2, 3))
 
 
 def checked(draft: Draft) -> Draft:

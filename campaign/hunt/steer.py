@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Final
 
+from mmurace.campaign.hunt.crowd import Crowd
 from mmurace.campaign.hunt.draft import Draft
 from mmurace.campaign.hunt.groups import Turn, turns_of
 from mmurace.campaign.hunt.mutate import mutated
@@ -30,6 +31,10 @@ CANDIDATES: Final = 3
 """Drafts of which the one with the rarest items is taken."""
 REDRAWS: Final = 50
 """Drafts that are no legal use, before that is our fault."""
+CROWD_ONE_IN: Final = 12
+"""Programs of which one is long, and takes as long to run as all the others."""
+KEPT_OPERATIONS: Final = 24
+"""A draft with more is not changed: something else would come of it each time."""
 KEPT_MAX: Final = 400
 """Drafts that others are made from; the oldest go."""
 
@@ -59,7 +64,8 @@ class Steering:
 
         Raises ``UserError`` if a secondary does not say enough to be drawn.
         """
-        drawer = Drawer(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
+        kind = Drawer if (index + 1) % CROWD_ONE_IN else Crowd
+        drawer = kind(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
         turn = self._turn(drawer)
         for _ in range(REDRAWS):
             candidates = [self._candidate(drawer, turn) for _ in range(CANDIDATES)]
@@ -81,7 +87,7 @@ class Steering:
         return turn if drawer.chance.one_in(2) else ((two, one), beside)
 
     def _candidate(self, drawer: Drawer, turn: Turn) -> Sketch:
-        if self.kept and drawer.chance.one_in(4):
+        if self.kept and not isinstance(drawer, Crowd) and drawer.chance.one_in(4):
             return mutated(drawer, drawer.chance.choice(self.kept))
         return drawer.sketch(turn)
 
@@ -93,7 +99,7 @@ class Steering:
     def learn(self, sketch: Sketch, points: Iterable[str]) -> None:
         """What a program went through."""
         passed = set(points)
-        if passed - self.points.keys():
+        if passed - self.points.keys() and len(list(sketch.draft.raced())) <= KEPT_OPERATIONS:
             self.kept.append(sketch)
             del self.kept[:-KEPT_MAX]
         self.points.update(passed)

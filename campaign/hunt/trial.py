@@ -34,7 +34,7 @@ from mmurace.scenarios.workloads import Script
 
 DELIVERIES_MAX: Final = 20_000
 """A schedule is cut off there: small programs need some hundreds."""
-PROBES: Final = 12
+PROBES: Final = 24
 """Schedules after which a program is given up if nobody was inside a window, and nothing broke."""
 INSIDE: Final = "inside "
 """What a point begins with that says in whose window somebody was."""
