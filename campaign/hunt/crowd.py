@@ -1,4 +1,4 @@
-"""Long programs, drawn: everybody there is, on two leaf tables' pages, with many operations each.
+"""Long programs, drawn: everybody there is, on four leaf tables' pages, with many operations each.
 
 A small program asks one question thoroughly.  A crowd asks many at once, and each seldom: three
 processors, a row of every secondary, few frames, so that what was freed is used again at once.
@@ -37,6 +37,9 @@ class Crowd(Drawer):
 
     def _pages(self, groups: Collection[str]) -> int:  # noqa: ARG002
         return 2 * ENTRIES
+
+    def _tables(self) -> dict[str, int]:
+        return {"levels": 3, "entries": ENTRIES // 2}
 
     def _frames(self) -> int:
         return 96 if self.chance.one_in(2) else 28 + self.chance.below(20)

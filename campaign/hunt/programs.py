@@ -72,7 +72,7 @@ class Drawer(Maker):
         ground = Ground(MMS, cpus, START, pages, QUIET, self.kernel.machine, chance.below)
         world = World(
             kernel=self.kernel, cpus=cpus, mms=MMS, parts=tuple(self._parts(ground, chosen)),
-            levels=2 if chance.below(8) else 3, entries=ENTRIES,
+            **self._tables(),
             frames=self._frames(),
             gather_batch=8 if chance.below(3) else 1 + chance.below(2),
         )  # fmt: skip
@@ -90,6 +90,10 @@ class Drawer(Maker):
         if TABLES & set(groups) and self.chance.one_in(2):
             return ENTRIES
         return self.chance.choice((1, 1, 1, 2, 2, 2, 3, ENTRIES, ENTRIES + ENTRIES // 2))
+
+    def _tables(self) -> dict[str, int]:
+        """Levels, and entries of each."""
+        return {"levels": 2 if self.chance.below(8) else 3, "entries": ENTRIES}
 
     def _frames(self) -> int:
         return 40 if self.chance.below(6) else 10 + self.chance.below(8)
