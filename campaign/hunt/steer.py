@@ -31,7 +31,7 @@ CANDIDATES: Final = 3
 """Drafts of which the one with the rarest items is taken."""
 REDRAWS: Final = 50
 """Drafts that are no legal use, before that is our fault."""
-CROWD_ONE_IN: Final = 12
+CROWD_ONE_IN: Final = 10
 """Programs of which one is long, and takes as long to run as all the others."""
 KEPT_OPERATIONS: Final = 24
 """A draft with more is not changed: something else would come of it each time."""
@@ -64,7 +64,7 @@ class Steering:
 
         Raises ``UserError`` if a secondary does not say enough to be drawn.
         """
-        kind = Drawer if (index + 1) % CROWD_ONE_IN else Crowd
+        kind = Crowd if index % CROWD_ONE_IN == 1 else Drawer
         drawer = kind(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
         turn = self._turn(drawer)
         for _ in range(REDRAWS):
