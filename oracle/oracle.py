@@ -350,6 +350,7 @@ class Oracle(MemoryRecords, GuestRecords):
         op = self.state.begin_op(record.op or self._op_id)
         op.kind, op.tag, op.start, op.end = record.kind, record.tag, record.start, record.end
         op.node, op.index, op.began = self._node, self._at, self._n
+        self.memory_rules.began(op)
         if self.sometimes.open:
             self.sometimes.op_began(op)
             self.sometimes.mark(op, "op_begin", self._row)

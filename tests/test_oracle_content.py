@@ -164,6 +164,8 @@ def given_up(*order: str) -> Story:
         "hears": lambda: s.go("f/0", "dev0"),
         "discard": lambda: s.go("k/0", "cpu0", r.PageDiscarded(3, "mm0", PAGE)),
         "map": lambda: s.call("n/0", "memory", change(0, entry(4))),
+        "again": lambda: s.begin("g/0", "cpu0", "MadviseFree"),
+        "over": lambda: (s.end("g/0", "cpu0", "MadviseFree"), s.go("g/0", "dev0")),
     }
     s = Story()
     s.map("t/0", entry(3, DIRTY))
@@ -174,6 +176,9 @@ def given_up(*order: str) -> Story:
     if "store" in order and order[0] == "during":
         store(s, "d/1")
         order = tuple(what for what in order if what not in ("during", "store"))
+    if order[0] == "beside another":
+        steps["again"]()
+        order = order[1:]
     s.end("f/0", "cpu1", "MadviseFree")
     s.begin("k/0", "cpu0", "Kswapd")
     s.call("k/0", "memory", change(entry(3), 0))
@@ -182,7 +187,14 @@ def given_up(*order: str) -> Story:
     return s
 
 
-@pytest.mark.parametrize("order", [("hears", "store", "discard"), ("hears", "discard", "store")])
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("hears", "store", "discard"),
+        ("hears", "discard", "store"),
+        ("again", "over", "hears", "store", "discard"),
+    ],
+)
 def test_a_store_after_the_page_was_given_up_is_kept(order: tuple[str, ...]) -> None:
     assert "S9" in rules(given_up(*order))
 
@@ -194,6 +206,8 @@ def test_a_store_after_the_page_was_given_up_is_kept(order: tuple[str, ...]) -> 
         ("store", "discard"),  # nothing says that it came after
         ("hears", "store"),
         ("hears", "discard", "map", "store"),
+        ("again", "hears", "store", "discard"),  # given up by who is still at it
+        ("beside another", "hears", "store", "discard"),
     ],
 )
 def test_a_store_that_may_be_given_up_as_well_is_not_missed(order: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmurace.oracle.rules.q3_content import Content
 from mmurace.oracle.rules.s6_private_pages import PrivatePages
-from mmurace.oracle.rules.s9_discards import Discards
+from mmurace.oracle.rules.s9_discards import MADVISE_FREE, Discards
 from mmurace.oracle.rules.s9_s16_files import FilePages
 from mmurace.oracle.rules.s9_stores import LostStores
 from mmurace.oracle.rules.s9_successors import Successors
@@ -108,6 +108,11 @@ class MemoryRules:
             self.stores.stored(fill, record.frame, event)
             self.files.stored(fill, record.frame, event)
             self.discards.stored(fill, event, row)
+
+    def began(self, op: Op) -> None:
+        """An operation was called."""
+        if op.kind == MADVISE_FREE:
+            self.discards.began(op)
 
     def ended(self, op: Op, n: int) -> None:
         """An operation returned."""

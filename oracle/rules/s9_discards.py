@@ -45,6 +45,8 @@ class Discards:
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
         self._given: dict[Page, _Given] = {}
+        self._giving: list[Op] = []
+        """Operations under way that give pages up."""
         self._discarded: dict[Page, Event] = {}
         """Pages that reclaim took, until something else is mapped there."""
         self._moving: dict[tuple[Op, int], _Given] = {}
@@ -56,20 +58,29 @@ class Discards:
             self._moving = {at: given for at, given in self._moving.items() if at[0] is not op}
         if op.kind != MADVISE_FREE:
             return
-        start, end = page_of(op.start), op.start + page_align(op.end - op.start)
-        for (mm, address), page in self.state.pages.items():
-            if mm == op.tag and covers(start, end, address):
+        self._giving = [other for other in self._giving if other is not op]
+        for page in self.state.pages.values():
+            if _is_in(op, page) and not any(_is_in(other, page) for other in self._giving):
                 self._given.pop(page, None)
                 self._given[page] = _Given(op.index, n)
         for kept in (self._given, self._discarded):
             while len(kept) > ORACLE_LAZYFREE_KEPT:
                 del kept[next(iter(kept))]
 
+    def began(self, op: Op) -> None:
+        """Another thread gives up what is there until it returns, whatever has been stored.
+
+        It need not change an entry for that: one is clean already while the page is dirty, if a
+        device that mirrors it has marked it.
+        """
+        if op.kind == MADVISE_FREE:
+            self._giving.append(op)
+            for page in [page for page in self._given if _is_in(op, page)]:
+                del self._given[page]
+
     def changed(self, op: Op, page: Page, old: int, new: int) -> None:
-        """Another thread gives up what is there by now, whatever has been stored, or moves it."""
-        if op.kind == MADVISE_FREE and self._given:
-            self._given.pop(page, None)
-        elif op.kind in MOVING and (self._given or self._moving):
+        """A page is moved."""
+        if op.kind in MOVING and (self._given or self._moving):
             self._moved(op, page, old, new)
 
     def _moved(self, op: Op, page: Page, old: int, new: int) -> None:
@@ -116,3 +127,8 @@ class Discards:
                 "page was discarded: the store is lost",
             )
         )  # fmt: skip
+
+
+def _is_in(op: Op, page: Page) -> bool:
+    start, end = page_of(op.start), op.start + page_align(op.end - op.start)
+    return page.mm == op.tag and covers(start, end, page.address)
