@@ -63,6 +63,19 @@ def test_a_vm_that_runs_cannot_be_destroyed() -> None:
     assert "vcpu0/6" in str(error.value)
 
 
+@pytest.mark.parametrize("arch", ["arm64", "ppc"])
+def test_an_apic_page_is_refused_where_there_is_no_apic(tmp_path: Path, arch: str) -> None:
+    """No kernel could ask a vCPU to look it up again, which would be called a stale VMCS (S4)."""
+    text = (CASES / "vmsa-no-hook.toml").read_text(encoding="utf-8")
+    path = tmp_path / "race.toml"
+    release = 'release = "v4.14"\n'
+    assert release in text
+    path.write_text(text.replace(release, f'{release}arch = "{arch}"\n'), encoding="utf-8")
+    with pytest.raises(UserError, match="none but on x86") as error:
+        load_race(path)
+    assert f"world.vms[0].slots[0].apic: is an APIC-access page on {arch}" in str(error.value)
+
+
 def test_an_access_to_no_apic_page_is_refused(tmp_path: Path) -> None:
     """Its frame is in no VMCS, so whatever came out would be about something else."""
     text = (CASES / "vmsa-no-hook.toml").read_text(encoding="utf-8")
