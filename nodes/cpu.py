@@ -26,6 +26,7 @@ from mmurace.nodes.kernel.errno import EAGAIN, EINTR
 from mmurace.nodes.kernel.exec import exec_mmap
 from mmurace.nodes.kernel.exit import exit_group, exit_mm
 from mmurace.nodes.node import Node
+from mmurace.nodes.pwc import mapped_by_tables
 from mmurace.nodes.secondary import Secondary, SystemCall, Work, secondaries
 from mmurace.nodes.translation import Attempts, TranslationCache, data_access, walk_page_table
 from mmurace.nodes.world import MEMORY, World
@@ -120,9 +121,24 @@ class Processor(Node):
         self.irqs_off = False
         self.port.wake("interrupts on")
 
-    async def flush_tlb_local(self, mm: str, start: int, end: int) -> None:
+    async def flush_tlb_local(self, mm: str, start: int, end: int, tables: bool = False) -> None:
         """Drop this processor's own translations."""
-        await self.tlb.invalidate(mm, start, end)
+        await self.tlb.invalidate(mm, start, end, self._walked(start, end, tables))
+
+    def _walked(self, start: int, end: int, tables: bool) -> tuple[int, int] | None:
+        """Whose walks an invalidation waits for, if not for those of its own pages.
+
+        cpu1                                cpu0 (munmap)
+        walk of another page: has loaded
+        the upper entry of a table
+                                            clears it; flush of one page that the table maps
+                                            [Required: no acknowledgement yet]
+        loads the leaf                      acknowledgement; the table may be freed
+
+        x86: INVLPG drops what leads to tables, and an interrupt is taken between instructions.
+        arm64: a TLBI that is not for the last level does so for its address.
+        """
+        return mapped_by_tables(self.world, start, end) if tables else None
 
     # -- the thread on the processor -------------------------------------------------------
 
@@ -156,7 +172,8 @@ class Processor(Node):
     async def flush_tlb_func(self, message: p.FlushTlbIpi, _: Envelope) -> Ack:
         """``flush_tlb_func``: flush, then acknowledge."""
         await self._interrupt()
-        await self.tlb.invalidate(message.mm, message.start, message.end)
+        walked = self._walked(message.start, message.end, message.tables)
+        await self.tlb.invalidate(message.mm, message.start, message.end, walked)
         return Ack()
 
     async def tlbi(self, message: p.Tlbi, _: Envelope) -> Ack:
@@ -169,8 +186,9 @@ class Processor(Node):
         the store arrives                           [Required: not after the DSB]
                                                     the frame may be freed
         """
+        walked = self._walked(message.start, message.end, message.tables)
         left = self.tlb.leaves_stores
-        await self.tlb.invalidate(message.mm, message.start, message.end, leaves_stores=left)
+        await self.tlb.invalidate(message.mm, message.start, message.end, walked, left)
         return Ack()
 
     async def sync_ipi(self, _message: p.SyncIpi, _: Envelope) -> Ack:

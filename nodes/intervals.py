@@ -15,7 +15,6 @@ from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.node import Node
 from mmurace.nodes.world import World
 from mmurace.protocol.envelope import Envelope
-from mmurace.protocol.errors import EmulatorError
 from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.messages import intervals as i
 from mmurace.protocol.messages.base import Ack, Message
@@ -151,10 +150,14 @@ class IntervalTrees(Node):
         return Ack()
 
     def _remove(self, tree: Itree, message: i.IntervalRemove) -> Count:
-        """``mmu_interval_notifier_remove``: now, or at the end of what is under way."""
+        """``mmu_interval_notifier_remove``: now, or at the end of what is under way.
+
+        -1: there is none, or somebody removes it already; whose turn it is, a device that is gone
+        does not say.
+        """
         sub = tree.subs.get(message.node)
-        if sub is None:
-            raise EmulatorError(f"{message.node} has no interval of {message.mm}")
+        if sub is None or (sub.in_tree and sub in tree.deferred):
+            return Count(-1)
         if tree.invalidating and sub.in_tree:
             tree.deferred.insert(0, sub)
             return Count(tree.invalidate_seq)
@@ -164,9 +167,13 @@ class IntervalTrees(Node):
         return Count(0)
 
     def _read_begin(self, tree: Itree, message: i.IntervalReadBegin) -> i.IntervalSeq:
-        """The sequence of the interval, and whether it is that of what is under way."""
+        """The sequence of the interval, and whether it is that of what is under way.
+
+        -1: the device is gone, and its driver has removed the interval.
+        """
         self.port.touch(("interval_seq", message.mm, message.node), "read")
-        seq = tree.subs[message.node].invalidate_seq
+        sub = tree.subs.get(message.node)
+        seq = sub.invalidate_seq if sub is not None else -1
         return i.IntervalSeq(seq, seq == tree.invalidate_seq)
 
     def _seq_released(self, _tree: Itree, _message: i.IntervalWait) -> Ack:

@@ -89,14 +89,6 @@ class PagingStructureCache:
         hit = [key for key in self.entries if key[0] == tag and self._in(key, start, end)]
         return tuple(self.entries.pop(key).fill for key in hit)
 
-    def mapped(self, start: int, end: int) -> tuple[int, int]:
-        """What is mapped by the tables below the top one that map any of [start, end)."""
-        if self.world.levels < 2:
-            return start, end
-        top = self.world.levels - 2
-        last = end if end == ULONG_MAX else self._base(top, end - 1) + self._span(top)
-        return self._base(top, start), last
-
     def _span(self, level: int) -> int:
         """How many bytes a table at ``level`` maps."""
         return 1 << self.world.shift(level + 1)
@@ -104,6 +96,15 @@ class PagingStructureCache:
     def _in(self, key: tuple[str, int, int], start: int, end: int) -> bool:
         _, level, base = key
         return overlaps(base, base + self._span(level), start, end) or covers(start, end, base)
+
+
+def mapped_by_tables(world: World, start: int, end: int) -> tuple[int, int]:
+    """What is mapped by the tables below the top one that map any of [start, end)."""
+    if world.levels < 2 or start >= end:
+        return start, end
+    span = world.shift(world.levels - 1)
+    last = end if end == ULONG_MAX else ((end - 1 >> span) + 1) << span
+    return start >> span << span, last
 
 
 def _tables(world: World) -> int:

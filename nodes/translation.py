@@ -141,20 +141,24 @@ class TranslationCache:
         source is not itself a load.
         """
         self.walks.remove(walk)
-        return self.install(walk.tag, walk.address, pte, source, load)
+        self._touch_order()
+        entry = self.install(walk.tag, walk.address, pte, source, load)
+        self._make_room()
+        return entry
 
     def install(self, tag: str, address: int, pte: int, source: str, load: str = "") -> Entry:
-        """The same for an entry that no walk of the holder's own has found: a driver's."""
+        """Make an entry of a table that a driver keeps.
+
+        Such a table is memory: it is never full, and loses nothing of its own accord.
+        """
         page = page_of(address)
         self.touch(tag, page)
-        self._touch_order()
         replaced = self.entries.pop((tag, page), None)
         if replaced is not None:
             self.port.emit(Evict(self.cache, replaced.fill))
         fill = f"{self.cache}:{load or source}"
         entry = self.entries[tag, page] = Entry(tag, page, pte, fill)
         self.port.emit(Fill(self.cache, tag, page, pte, fill, source))
-        self._make_room()
         return entry
 
     def _make_room(self) -> None:

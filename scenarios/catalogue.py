@@ -6,7 +6,7 @@ chaos recipe that widens the window.  It holds no code and no verdict logic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -179,7 +179,7 @@ def load_race(path: Path, name: str = "") -> Race:
     where = name or str(path)
     table = convert(read_toml(path, where), _RaceTable, where)
     kernels = _kernels(table.kernel, f"{where}: kernel")
-    world = world_from(table.world, kernels[0].kernel, f"{where}: world")
+    world = _world(table.world, kernels, f"{where}: world")
     programs = programs_from(table.program, world, f"{where}: program")
     _check_expectations(kernels, world, f"{where}: kernel")
     of = [(case.name, case.kernel) for case in kernels]
@@ -202,6 +202,12 @@ def load_race(path: Path, name: str = "") -> Race:
     )
 
 
+def _world(table: Table, kernels: Sequence[KernelCase], where: str) -> World:
+    """The world under the first kernel, if there can be such a world under every one."""
+    worlds = [world_from(table, case.kernel, where) for case in kernels]
+    return worlds[0]
+
+
 def _scopes(
     value: Any, world: World, kernels: tuple[KernelCase, ...], where: str
 ) -> tuple[Scope, ...]:
@@ -212,10 +218,10 @@ def _scopes(
         for name in table.kernels:
             if name not in known:
                 raise UserError(f"{place}.kernels", f"no kernel {name!r}", ", ".join(known))
-        own = world_from(table.world, kernels[0].kernel, f"{place}.world") if table.world else world
+        of = [case for case in kernels if not table.kernels or case.name in table.kernels]
+        own = _world(table.world, of, f"{place}.world") if table.world else world
         programs = programs_from(table.program, own, f"{place}.program")
-        of = [(c.name, c.kernel) for c in kernels if not table.kernels or c.name in table.kernels]
-        possible = Possible(own, programs, of)
+        possible = Possible(own, programs, [(case.name, case.kernel) for case in of])
         conditions = _conditions(table.sometimes, possible, f"{place}.sometimes")
         scopes.append(Scope(tuple(table.kernels), own, programs, conditions, table.name))
     return tuple(scopes)

@@ -5,6 +5,7 @@ Every file comes out as it says itself, on every kernel that it names, of x86 an
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +62,40 @@ def test_a_vm_that_runs_cannot_be_destroyed() -> None:
         case("vm-destroyed-busy")
     assert "vm-destroyed-busy.toml: program[1].steps[0]" in str(error.value)
     assert "vcpu0/6" in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["arm64", "ppc"])
+def test_an_apic_page_is_refused_where_there_is_no_apic(tmp_path: Path, arch: str) -> None:
+    """No kernel could ask a vCPU to look it up again, which would be called a stale VMCS (S4)."""
+    text = (CASES / "vmsa-no-hook.toml").read_text(encoding="utf-8")
+    path = tmp_path / "race.toml"
+    release = 'release = "v4.14"\n'
+    assert release in text
+    path.write_text(text.replace(release, f'{release}arch = "{arch}"\n'), encoding="utf-8")
+    with pytest.raises(UserError, match="none but on x86") as error:
+        load_race(path)
+    assert f"world.vms[0].slots[0].apic: is an APIC-access page on {arch}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("slots", "told"),
+    [
+        ("{ gfn = 0x0, pages = 4, hva = 0x10008 }", "slots[0].hva: is not page aligned"),
+        ("{ gfn = 0x4, pages = 4, hva = 0x10000 }, { gfn = 0x7, pages = 1, hva = 0x8000 }",
+         "slots[1].gfn: overlaps the slot at 0x4"),
+        ("{ gfn = 0x0, pages = 1, hva = 0x8000, apic = true },"
+         "{ gfn = 0x1, pages = 1, hva = 0x9000, apic = true }",
+         "slots[1].apic: is a second one of kvm0"),
+    ],
+)  # fmt: skip
+def test_memslots_that_kvm_refuses_are_refused(tmp_path: Path, slots: str, told: str) -> None:
+    """An address within a page was looked up as one page and called another (S8)."""
+    text = (CASES / "vmsa-no-hook.toml").read_text(encoding="utf-8")
+    path = tmp_path / "race.toml"
+    path.write_text(re.sub(r"(?m)^slots = .*$", f"slots = [{slots}]", text), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_race(path)
+    assert f"world.vms[0].{told}" in str(error.value)
 
 
 def test_an_access_to_no_apic_page_is_refused(tmp_path: Path) -> None:

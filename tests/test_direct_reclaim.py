@@ -67,7 +67,7 @@ def test_a_small_pool_breaks_no_kernel(
     reclaimed = 0
     for seed in range(6):
         here = with_frames(small_world(release, arch, **switches), 14)
-        oracle, ending, _, _ = run(here, small_programs(), seed)
+        oracle, ending, _, _ = run(here, small_programs(arch), seed)
         assert ending.complete, ending.waiting
         assert not oracle.violations, [v.text() for v in oracle.violations]
         reclaimed += oracle.statistics.covered.get("direct_reclaim", 0)

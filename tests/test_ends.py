@@ -44,8 +44,8 @@ KERNELS = [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.10", "x86")]
 
 
 def world_of(release: str = "v6.6.5", arch: str = "x86") -> World:
-    """A device with an ATC, and a VM with two vCPUs and an APIC page."""
-    slots = (Slot(0, 4, 0), Slot(32, 1, page(8), True))
+    """A device with an ATC, and a VM with two vCPUs and on x86 an APIC page."""
+    slots = (Slot(0, 4, 0), Slot(32, 1, page(8), arch == "x86"))
     return World(
         kernel=preset(release, arch), cpus=("cpu0", "cpu1"),
         parts=(
@@ -125,8 +125,8 @@ def test_nor_does_it_ask_again_after_a_page_request() -> None:
 # ---- VMs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("release", "arch"), KERNELS)
-def test_the_vmcs_goes_with_its_vm(release: str, arch: str) -> None:
+@pytest.mark.parametrize("release", ["v6.6.5", "v5.10"])
+def test_the_vmcs_goes_with_its_vm(release: str) -> None:
     """The page that it named may be migrated; nobody is left to be asked to look again."""
     programs = (
         Program("cpu0", "cpu0", [
@@ -137,7 +137,7 @@ def test_the_vmcs_goes_with_its_vm(release: str, arch: str) -> None:
         ]),
         Program("vcpu0", "vcpu0", [Step(GuestApic(page(32), True), ("cpu0/1",))]),
     )  # fmt: skip
-    spec = RunSpec("t", world_of(release, arch), 0, Script(programs))
+    spec = RunSpec("t", world_of(release), 0, Script(programs))
     found = explore(spec, Options(schedules=60))
     assert found.violated == 0, found.violations
 

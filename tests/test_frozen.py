@@ -28,7 +28,7 @@ from mmurace.nodes.translation import TranslationCache
 from mmurace.nodes.world import World
 from mmurace.protocol.envelope import BROKER, Envelope
 from mmurace.protocol.messages.base import Message, Request
-from mmurace.protocol.messages.memory import PteValue
+from mmurace.protocol.messages.memory import Flag, PteValue
 from tests.test_futures import CATALOGUE, in_bursts, walk
 from tests.worlds import MM, page
 
@@ -91,6 +91,15 @@ def test_the_end_of_a_bracket_installs_the_slots_that_wait_for_it() -> None:
     end, load = sent("cpu0/2", ActiveInvalidate(-1)), sent("cpu0/3", MemslotsLoad())
     assert not independent(brackets(True), end, load)
     assert independent(brackets(False), end, load)
+
+
+def test_of_two_slots_with_the_same_guest_frames_one_is_installed() -> None:
+    driver = brackets(True)
+    driver.deliver(3, sent("cpu1/1", MemslotAdd(Memslot(0, 3, page(1)), True)))
+    replies = driver.deliver(4, sent("cpu0/2", ActiveInvalidate(-1))).messages
+    assert [m.body for m in replies][:2] == [Flag(True), Flag(False)]
+    late = driver.deliver(5, sent("cpu1/2", MemslotAdd(Memslot(1, 1, 0), True))).messages
+    assert [m.body for m in late] == [Flag(False)]
 
 
 def overlapping(devices: Iterable[str]) -> Driver:

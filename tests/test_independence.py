@@ -67,7 +67,7 @@ def outcome(driver: Driver, pair: tuple[Envelope, Envelope]) -> tuple[str, list[
     ("release", "arch"), [("v6.6.5", "x86"), ("v6.6.5", "arm64"), ("v5.7", "x86")]
 )
 def test_independent_deliveries_commute(release: str, arch: str) -> None:
-    assert commuting_pairs(small_world(release, arch), small_programs(), PAIRS_MAX) >= 20
+    assert commuting_pairs(small_world(release, arch), small_programs(arch), PAIRS_MAX) >= 20
 
 
 def commuting_pairs(world: World, programs: tuple[Program, ...], pairs_max: int) -> int:

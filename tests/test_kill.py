@@ -84,7 +84,8 @@ class Run:
 
     def __init__(self, world: World, seed: int, *rules: dict[str, Any]) -> None:
         self.exchange = Exchange(
-            Feeder(worlds.small_programs()), ChaosRules(config(*rules), seed, world)
+            Feeder(worlds.small_programs(world.kernel.machine)),
+            ChaosRules(config(*rules), seed, world),
         )
         self.oracle = Oracle(world)
         self.deliveries: list[tuple[int, Envelope]] = []

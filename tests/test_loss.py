@@ -35,7 +35,7 @@ Make = Callable[[str, int], tuple[World, tuple[Program, ...]]]
 
 def small(arch: str, _: int) -> tuple[World, tuple[Program, ...]]:
     """One mm, all agents, system calls."""
-    return small_world(arch=arch), small_programs()
+    return small_world(arch=arch), small_programs(arch)
 
 
 def several(arch: str, seed: int) -> tuple[World, tuple[Program, ...]]:

@@ -119,7 +119,8 @@ def test_a_walk_that_raced_installs_nothing(
 def test_an_invalidation_of_another_range_waits_for_nothing(
     agent: Callable[[], Hand], invalidation: Any
 ) -> None:
-    other = type(invalidation)(MM, page(3), page(4))
+    """Not even of pages of the same tables, which a unit's command may be about to free."""
+    other = type(invalidation)(MM, page(8), page(9))
     assert replies(agent().request(other, "i/0.0")) == ["i/0.0~"]
 
 

@@ -36,7 +36,7 @@ OPERATIONS = 25
 
 def world(release: str, arch: str = "x86", **switches: object) -> World:
     """A world with a device and a guest on one mm, where batches of the gather are small."""
-    slots = (Slot(0, PAGES, BASE), Slot(APIC_GFN, 1, END, apic=True))
+    slots = (Slot(0, PAGES, BASE), Slot(APIC_GFN, 1, END, apic=arch == "x86"))
     return World(
         kernel=preset(release, arch, switches or None),
         parts=(Unit("iommu0", ("dev0",), ("mm0",), "cpu1"), Vm("kvm0", ("vcpu0",), "mm0", slots)),
@@ -59,15 +59,15 @@ def cpu_steps(rng: random.Random) -> Iterator[Step]:
         yield Step(rng.choice([touch] * 4 + others))
 
 
-def guest_steps(rng: random.Random) -> Iterator[Step]:
+def guest_steps(rng: random.Random, arch: str) -> Iterator[Step]:
     for _ in range(OPERATIONS):
         gpa = rng.choice([rng.randrange(PAGES), APIC_GFN]) * PAGE_SIZE
-        apic = gpa == APIC_GFN * PAGE_SIZE
+        apic = arch == "x86" and gpa == APIC_GFN * PAGE_SIZE
         write = rng.random() < 0.5
         yield Step(GuestApic(gpa, write) if apic else GuestTouch(gpa, write, 3))
 
 
-def programs(seed: int) -> list[Program]:
+def programs(seed: int, arch: str) -> list[Program]:
     rng = random.Random(seed)
     first = [
         Step(ops.Mmap("mm0", BASE, (PAGES + 1) * PAGE_SIZE, True, True)),
@@ -81,7 +81,7 @@ def programs(seed: int) -> list[Program]:
         Program("a", "cpu0", [*first, *cpu_steps(rng)]),
         Program("b", "cpu1", list(cpu_steps(rng))),
         Program("d", "dev0", dmas),
-        Program("v", "vcpu0", list(guest_steps(rng))),
+        Program("v", "vcpu0", list(guest_steps(rng, arch))),
     ]
 
 
@@ -92,7 +92,7 @@ def trace(of: World, seed: int) -> tuple[list[TraceStep], Ending]:
     def observe(envelope: Envelope, handled: Handled) -> None:
         steps.append(step_of(envelope, handled))
 
-    exchange = Exchange(Feeder(programs(seed)))
+    exchange = Exchange(Feeder(programs(seed, of.kernel.machine)))
     ending = Simulator(build_all(of, seed), exchange, RandomWalk(seed), observe).run(200_000)
     return steps, ending
 

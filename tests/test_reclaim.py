@@ -31,7 +31,7 @@ KERNELS = [
 
 def world(release: str, arch: str, switches: dict[str, object]) -> World:
     """The small world with a processor more, for kswapd."""
-    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, True))
+    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, arch == "x86"))
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1", "cpu2"),
@@ -47,7 +47,7 @@ def test_reclaim_beside_everything_else(
 ) -> None:
     here = world(release, arch, switches)
     kswapd = Program("kswapd", "cpu2", [Step(op.Kswapd(3), SETUP) for _ in range(12)])
-    exchange = Exchange(Feeder((*small_programs(), kswapd)))
+    exchange = Exchange(Feeder((*small_programs(arch), kswapd)))
     oracle = Oracle(here)
     written: list[PageWritten] = []
 

@@ -25,8 +25,8 @@ SETUP = ("cpu0/9",)
 
 
 def small_world(release: str = "v6.6.5", arch: str = "x86", **switches: object) -> World:
-    """Two CPUs, a device behind an IOMMU, a VM with one vCPU and an APIC page."""
-    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, True))
+    """Two CPUs, a device behind an IOMMU, a VM with one vCPU and on x86 an APIC page."""
+    slots = (Slot(0, 16, 0), Slot(32, 1, APIC, arch == "x86"))
     return World(
         kernel=preset(release, arch, switches),
         cpus=("cpu0", "cpu1"),
@@ -44,7 +44,7 @@ def page(number: int) -> int:
     return number * PAGE_SIZE
 
 
-def small_programs() -> tuple[Program, ...]:
+def small_programs(arch: str = "x86") -> tuple[Program, ...]:
     """Every operation at least once, all four initiators at the same pages."""
     cpu0: list[op.Operation] = [
         op.Mmap(MM, 0, page(8), True, True),
@@ -74,7 +74,7 @@ def small_programs() -> tuple[Program, ...]:
     ]
     device = [Dma(MM, page(i % 4), i % 2 == 0, 300 + i) for i in range(8)]
     vcpu: list[op.Operation] = [GuestTouch(page(i % 4), True, 400 + i) for i in range(4)]
-    vcpu += [GuestApic(APIC, False) for _ in range(4)]
+    vcpu += [(GuestApic if arch == "x86" else GuestTouch)(APIC, False) for _ in range(4)]
     return (
         Program("cpu0", "cpu0", [Step(o) for o in cpu0]),
         Program("cpu1", "cpu1", [Step(o, SETUP) for o in cpu1]),
@@ -88,7 +88,7 @@ def run_small(
 ) -> tuple[Ending, dict[str, Driver]]:
     """Run the small programs in the simulator."""
     drivers = build_all(world, seed)
-    exchange = Exchange(Feeder(small_programs()))
+    exchange = Exchange(Feeder(small_programs(world.kernel.machine)))
     simulator = Simulator(drivers, exchange, schedule or RandomWalk(seed), observer)
     ending = simulator.run(deliveries_max=100_000)
     assert exchange.counts.balance(exchange.pending) == 0

@@ -55,5 +55,5 @@ class Processor(Protocol):
     def irq_enable(self) -> None:
         """``local_irq_enable``."""
 
-    async def flush_tlb_local(self, mm: str, start: int, end: int) -> None:
+    async def flush_tlb_local(self, mm: str, start: int, end: int, tables: bool = False) -> None:
         """Drop this processor's own translations of [start, end)."""

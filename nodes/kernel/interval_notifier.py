@@ -116,16 +116,19 @@ async def mmu_interval_notifier_insert(
     await cpu.mem(IntervalInsert(mm, driver, node, start, start + length - 1))
 
 
-async def mmu_interval_notifier_remove(cpu: Processor, node: str, mm: str) -> None:
+async def mmu_interval_notifier_remove(cpu: Processor, node: str, mm: str) -> bool:
     """``mmu_interval_notifier_remove``: when it returns no callback runs, nor ever will.
+
+    False: there was none to remove, or somebody else is about it.
 
     It waits for invalidations under way, whose end takes the subscription out of the tree; what it
     waits for is looked at under ``subscriptions->lock`` (319561669a59, v5.18), or without it.
     """
     seq = (await cpu.mem(IntervalRemove(mm, node))).value
-    if seq:
+    if seq > 0:
         locked = cpu.world.kernel.mm.interval_remove_looks == "under_lock"
         await cpu.sleep(MEMORY, IntervalWait(mm, seq, locked))
+    return seq >= 0
 
 
 async def mmu_interval_read_begin(cpu: Processor, node: str, mm: str) -> int:

@@ -94,11 +94,16 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
 
 
 async def tlb_flush(cpu: Processor, gather: MmuGather) -> None:
-    """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own with the same effect here)."""
+    """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own with the same effect here).
+
+    With tables to be freed it is for all levels: arm64 passes ``last_level`` as
+    ``!tlb->freed_tables`` (v4.20; before, ``__pte_free_tlb`` flushed the walk caches itself).
+    """
     if gather.fullmm:
         await tlb.flush_tlb_mm(cpu, gather.mm)
     else:
-        await tlb.flush_tlb_range(cpu, gather.mm, gather.start, gather.end)
+        tables = bool(gather.tables)
+        await tlb.flush_tlb_range(cpu, gather.mm, gather.start, gather.end, tables)
 
 
 async def tlb_end_vma(cpu: Processor, gather: MmuGather) -> None:

@@ -170,16 +170,23 @@ async def mmu_notifier_release(cpu: Processor, mm: str) -> None:
     cpu0 (exits)                        cpu1 (zap of a page of the mm, by rmap)
     release                             callback of the subscriber
     off the list; synchronize_srcu      [Required: it has returned before anything is freed]
+
+    ``mn_hlist_release``: the callbacks are in a read section, for which an unregistration waits.
     """
     await interval_notifier.mn_itree_release(cpu, mm)
     if not _any_released_at_exit(cpu.world):
         return
-    for driver, node in (await cpu.mem(NotifierList(mm))).entries:
-        if named(driver).released_at_exit:
-            whole = MmuNotifierRange(mm, 0, ULONG_MAX, MmuNotifierEvent.RELEASE)
-            await _call_one(cpu, "release", driver, node, whole)
-            await cpu.mem(NotifierDelete(mm, node))
-            await synchronize_srcu(cpu)
+    whole = MmuNotifierRange(mm, 0, ULONG_MAX, MmuNotifierEvent.RELEASE)
+    cpu.srcu_read_lock()
+    subscribers = (await cpu.mem(NotifierList(mm))).entries
+    going = [(driver, node) for driver, node in subscribers if named(driver).released_at_exit]
+    for driver, node in going:
+        await _call_one(cpu, "release", driver, node, whole)
+    for _, node in going:
+        await cpu.mem(NotifierDelete(mm, node))
+    cpu.srcu_read_unlock()
+    if going:
+        await synchronize_srcu(cpu)
 
 
 def _any_released_at_exit(world: World) -> bool:

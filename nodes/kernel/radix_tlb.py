@@ -48,22 +48,27 @@ async def flush_type_needed(cpu: Processor, mm: str) -> FlushType:
     return "local" if alone else "global"
 
 
-async def radix__flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
-    """``radix__flush_tlb_range``, ``..._page``, ``..._mm``: the processors' own part."""
+async def radix__flush_tlb_range(
+    cpu: Processor, mm: str, start: int, end: int, tables: bool = False
+) -> None:
+    """``radix__flush_tlb_range``, ``..._page``, ``..._mm``: the processors' own part.
+
+    ``tables``: the page-walk caches as well (``radix__flush_tlb_pwc_range_psize``).
+    """
     needed = await flush_type_needed(cpu, mm)
     if needed == "local":
-        await cpu.flush_tlb_local(mm, start, end)
+        await cpu.flush_tlb_local(mm, start, end, tables)
     elif needed == "global":
-        await _tlbie(cpu, mm, start, end)
+        await _tlbie(cpu, mm, start, end, tables)
 
 
-async def _tlbie(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def _tlbie(cpu: Processor, mm: str, start: int, end: int, tables: bool) -> None:
     """``__tlbie_va_range`` or ``_tlbie_pid``; then ``eieio; tlbsync; ptesync``."""
     pid = 0
     if _snoopers(cpu.world):
         pid = (await cpu.mem(ContextIdLoad(mm))).value
-    posted = _broadcast(cpu, Tlbi(mm, start, end), Tlbie(pid, start, end))
-    await cpu.flush_tlb_local(mm, start, end)
+    posted = _broadcast(cpu, Tlbi(mm, start, end, tables), Tlbie(pid, start, end))
+    await cpu.flush_tlb_local(mm, start, end, tables)
     await cpu.port.settle(posted)
 
 

@@ -28,8 +28,12 @@ def flush_tlb_range_limit_excess(cpu: Processor, start: int, end: int) -> bool:
     return page_align(end) - page_of(start) > cpu.world.kernel.arch.flush_ceiling * PAGE_SIZE
 
 
-async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def flush_tlb_range(
+    cpu: Processor, mm: str, start: int, end: int, tables: bool = False
+) -> None:
     """``flush_tlb_range``: complete on every processor when it returns.
+
+    ``tables``: some that map the range are to be freed (``freed_tables``).
 
     x86 ``flush_tlb_mm_range``: IPIs to the processors in ``mm_cpumask``; an IPI is acknowledged
     after the flush.  arm64 ``__flush_tlb_range``: broadcast TLBI, then DSB.
@@ -48,11 +52,12 @@ async def flush_tlb_range(cpu: Processor, mm: str, start: int, end: int) -> None
         return
     advanced = arch.broadcast_tlbi and arch.arm64_range_start == "advanced"
     told = end if advanced else start
-    await _flush(cpu, mm, (start, end), told, arch.secondary_before_dsb == "page_and_range")
+    early = arch.secondary_before_dsb == "page_and_range"
+    await _flush(cpu, mm, (start, end), told, early, tables)
 
 
 async def _flush(
-    cpu: Processor, mm: str, range_: tuple[int, int], told: int, before_dsb: bool
+    cpu: Processor, mm: str, range_: tuple[int, int], told: int, before_dsb: bool, tables: bool
 ) -> None:
     """The CPUs and, from v6.6, the secondaries; these after the DSB, or between it and the TLBI.
 
@@ -66,11 +71,11 @@ async def _flush(
     """
     start, end = range_
     if before_dsb:
-        posted = await tlbi(cpu, mm, start, end)
+        posted = await tlbi(cpu, mm, start, end, tables)
         await _flush_secondaries(cpu, mm, told, end)
-        await dsb(cpu, posted, mm, start, end)
+        await dsb(cpu, posted, mm, start, end, tables)
     else:
-        await _flush_cpus(cpu, mm, start, end)
+        await _flush_cpus(cpu, mm, start, end, tables)
         await _flush_secondaries(cpu, mm, told, end)
 
 
@@ -79,13 +84,13 @@ async def _flush_secondaries(cpu: Processor, mm: str, start: int, end: int) -> N
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, start, end)
 
 
-async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def _flush_cpus(cpu: Processor, mm: str, start: int, end: int, tables: bool = False) -> None:
     if cpu.world.kernel.arch.tlbie_scope != "all":
-        await radix_tlb.radix__flush_tlb_range(cpu, mm, start, end)
+        await radix_tlb.radix__flush_tlb_range(cpu, mm, start, end, tables)
     elif cpu.world.kernel.arch.broadcast_tlbi:
-        await _tlbi_dsb(cpu, mm, start, end)
+        await dsb(cpu, await tlbi(cpu, mm, start, end, tables), mm, start, end, tables)
     else:
-        await flush_tlb_multi(cpu, mm, start, end)
+        await flush_tlb_multi(cpu, mm, start, end, tables)
 
 
 async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
@@ -98,7 +103,7 @@ async def flush_tlb_page(cpu: Processor, mm: str, address: int) -> None:
         await _flush_cpus(cpu, mm, address, address + PAGE_SIZE)
         return
     early = kernel.arch.secondary_before_dsb != "no"
-    await _flush(cpu, mm, (address, address + PAGE_SIZE), address, early)
+    await _flush(cpu, mm, (address, address + PAGE_SIZE), address, early, tables=False)
 
 
 async def flush_tlb_page_nosync(cpu: Processor, mm: str, address: int) -> None:
@@ -123,7 +128,9 @@ async def flush_tlb_mm(cpu: Processor, mm: str) -> None:
         await mmu_notifier.arch_invalidate_secondary_tlbs(cpu, mm, 0, ULONG_MAX)
 
 
-async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None:
+async def flush_tlb_multi(
+    cpu: Processor, mm: str, start: int, end: int, tables: bool = False
+) -> None:
     """``flush_tlb_multi``: an IPI to whom ``mm_cpumask`` names; done when all have answered.
 
     The load of the mask, behind the change of the entry, pairs with ``switch_mm``, which sets the
@@ -131,18 +138,16 @@ async def flush_tlb_multi(cpu: Processor, mm: str, start: int, end: int) -> None
     """
     mask = (await cpu.mem(CpumaskLoad(mm))).cpus
     others = [name for name in mask if name != cpu.name]
-    posted = [cpu.port.post(name, FlushTlbIpi(mm, start, end)) for name in others]
+    posted = [cpu.port.post(name, FlushTlbIpi(mm, start, end, tables)) for name in others]
     if cpu.name in mask:
-        await cpu.flush_tlb_local(mm, start, end)
+        await cpu.flush_tlb_local(mm, start, end, tables)
     if posted:
         await cpu.port.settle(posted)
 
 
-async def _tlbi_dsb(cpu: Processor, mm: str, start: int, end: int) -> None:
-    await dsb(cpu, await tlbi(cpu, mm, start, end), mm, start, end)
-
-
-async def dsb(cpu: Processor, posted: list[str], mm: str, start: int, end: int) -> None:
+async def dsb(
+    cpu: Processor, posted: list[str], mm: str, start: int, end: int, tables: bool = False
+) -> None:
     """``dsb(ish)``: every observer has completed the TLBI that was posted.
 
     Where that may leave stores behind, TLBI and DSB follow again (``__tlbi`` with
@@ -150,16 +155,16 @@ async def dsb(cpu: Processor, posted: list[str], mm: str, start: int, end: int) 
     """
     await cpu.port.settle(posted)
     if cpu.world.kernel.arch.tlbi_repeated:
-        await cpu.port.settle(await tlbi(cpu, mm, start, end))
+        await cpu.port.settle(await tlbi(cpu, mm, start, end, tables))
 
 
-async def tlbi(cpu: Processor, mm: str, start: int, end: int) -> list[str]:
+async def tlbi(cpu: Processor, mm: str, start: int, end: int, tables: bool = False) -> list[str]:
     """``__tlbi``, broadcast (arm64): what a DSB has to wait for."""
     world = cpu.world
     observers = [name for name in world.processors() if name != cpu.name]
     observers += [part.name for part in world.parts if _hears(part, mm, world.kernel)]
-    posted = [cpu.port.post(name, Tlbi(mm, start, end)) for name in observers]
-    await cpu.flush_tlb_local(mm, start, end)
+    posted = [cpu.port.post(name, Tlbi(mm, start, end, tables)) for name in observers]
+    await cpu.flush_tlb_local(mm, start, end, tables)
     return posted
 
 

@@ -114,7 +114,10 @@ class IntervalInsert(Request[Ack], frozen=True):
 
 
 class IntervalRemove(Request[Count], frozen=True):
-    """``mmu_interval_notifier_remove`` up to its wait: for which sequence; 0: none."""
+    """``mmu_interval_notifier_remove`` up to its wait: for which sequence; 0: none.
+
+    -1: there is nothing to remove.
+    """
 
     mm: str
     node: str

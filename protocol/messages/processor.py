@@ -14,6 +14,8 @@ class FlushTlbIpi(Request[Ack], frozen=True):
     mm: str
     start: int
     end: int
+    tables: bool = False
+    """``freed_tables``: page tables that map some of it are to be freed."""
     TOLD: ClassVar[Told] = Told(row="receiver")
 
 
@@ -26,6 +28,8 @@ class Tlbi(Request[Ack], frozen=True):
     mm: str
     start: int
     end: int
+    tables: bool = False
+    """It is not for the last level only, for page tables are to be freed."""
     OBJECT: ClassVar[tuple[str, ...]] = ("tlb", "mm")
     TOLD: ClassVar[Told] = Told(row="receiver")
 

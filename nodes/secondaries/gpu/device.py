@@ -39,6 +39,8 @@ class GpuNode(Node):
         self.driver_lock = LockWord()
         self.mirrors = dict.fromkeys(part.mms, (0, ULONG_MAX))
         """mm -> the range that is mirrored."""
+        self.in_call: tuple[str, ...] = ()
+        """mms whose mirror a call is opening or closing: nobody else has a file of it."""
         self.running: tuple[tuple[str, str], ...] = ()
         """(job, mm) of those that are under way."""
         self.fences: tuple[tuple[str, str, int], ...] = ()
@@ -52,6 +54,7 @@ class GpuNode(Node):
             g.DriverTrylock: self.trylock,
             g.DeviceMap: self.map, g.DeviceUnmap: self.unmap, g.FenceWait: self.fence_wait,
             g.MirrorOpen: self.mirror_open, g.MirrorClose: self.mirror_close,
+            g.MirrorDone: self.mirror_done,
         }  # fmt: skip
 
     # -- what the driver asks ------------------------------------------------------------------
@@ -99,17 +102,26 @@ class GpuNode(Node):
         if message.mm in self.mirrors:
             return Flag(False)
         self.mirrors = {**self.mirrors, message.mm: (message.start, message.end)}
+        self.in_call = (*self.in_call, message.mm)
         return Flag(True)
 
     async def mirror_close(self, message: g.MirrorClose, _: Envelope) -> Flag:
         """No job begins; those that run come to their end; then its entries go."""
-        if message.mm not in self.mirrors:
+        mm = message.mm
+        if mm not in self.mirrors or mm in self.in_call:
             return Flag(False)
-        self.mirrors = {mm: range_ for mm, range_ in self.mirrors.items() if mm != message.mm}
-        while any(mm == message.mm for _, mm in self.running):
+        self.in_call = (*self.in_call, mm)
+        while any(running == mm for _, running in self.running):
             await self.port.park("job done")
-        await self.table.invalidate(message.mm, 0, ULONG_MAX)
+        await self.table.invalidate(mm, 0, ULONG_MAX)
         return Flag(True)
+
+    def mirror_done(self, message: g.MirrorDone, _: Envelope) -> Ack:
+        """There is a file, or there is none any more."""
+        self.in_call = tuple(mm for mm in self.in_call if mm != message.mm)
+        if message.closed:
+            self.mirrors = {mm: r for mm, r in self.mirrors.items() if mm != message.mm}
+        return Ack()
 
     # -- jobs ------------------------------------------------------------------------------------
 
@@ -119,7 +131,11 @@ class GpuNode(Node):
 
     async def _run(self, job: g.GpuJob) -> int:
         start, end = self.mirrors.get(job.mm, (0, 0))
-        if not start <= job.address or not job.address + job.length <= end:
+        if (
+            job.mm in self.in_call
+            or not start <= job.address
+            or not job.address + job.length <= end
+        ):
             return -EFAULT
         name = self.port.operation
         self.running = (*self.running, (name, job.mm))

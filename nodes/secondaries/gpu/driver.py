@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EBUSY, EFAULT, EINVAL
+from mmurace.nodes.kernel.errno import EBUSY, EFAULT, EINVAL, ENODEV
 from mmurace.nodes.kernel.interval_notifier import (
     mmu_interval_notifier_insert,
     mmu_interval_notifier_remove,
@@ -17,6 +19,7 @@ from mmurace.nodes.secondaries.gpu.messages import (
     GpuMirror,
     GpuUnmirror,
     MirrorClose,
+    MirrorDone,
     MirrorOpen,
 )
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
@@ -45,12 +48,22 @@ async def gpu_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
 
 
 async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:
-    """``dmirror_fops_open``: 0, -EBUSY if the mm is mirrored already."""
+    """``dmirror_fops_open``: 0, -EBUSY if the mm is mirrored already, -ENODEV: the GPU is gone.
+
+    cpu0 (here)                         cpu1 (a job, another close)
+    the file, not installed yet
+    mmu_interval_notifier_insert
+    return: the file descriptor         [Required: not before it]
+    """
     mm, gpu, start = operation.mm, operation.gpu, operation.address
-    opened = await cpu.port.call(gpu, MirrorOpen(mm, start, start + operation.length))
-    if not opened.value:
-        return -EBUSY
-    await mmu_interval_notifier_insert(cpu, "gpu", gpu, mm, start, operation.length)
+    try:
+        opened = await cpu.port.call(gpu, MirrorOpen(mm, start, start + operation.length))
+        if not opened.value:
+            return -EBUSY
+        await mmu_interval_notifier_insert(cpu, "gpu", gpu, mm, start, operation.length)
+        await cpu.port.call(gpu, MirrorDone(mm, closed=False))
+    except PeerLost:
+        return -ENODEV
     return 0
 
 
@@ -61,19 +74,27 @@ async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
     nobody tells it any more.  ``Unregistered``: the mirror is freed.
     """
     mm, gpu = operation.mm, operation.gpu
-    try:
+    with suppress(PeerLost):  # it was pulled out
         if not (await cpu.sleep(gpu, MirrorClose(mm))).value:
             return -EINVAL
-    except PeerLost:
-        pass  # it was pulled out
     how = GpuSwitches.of(cpu.world.kernel).gpu_close
     if how == "frees_first":
         cpu.port.emit(Unregistered(gpu, mm))
     if how == "under_lock":
-        await driver_lock(cpu, gpu)
-    await mmu_interval_notifier_remove(cpu, gpu, mm)
-    if how == "under_lock":
-        await driver_unlock(cpu, gpu)
-    if how != "frees_first":
+        removed = await _remove_under_lock(cpu, gpu, mm)
+    else:
+        removed = await mmu_interval_notifier_remove(cpu, gpu, mm)
+    if how != "frees_first" and removed:
         cpu.port.emit(Unregistered(gpu, mm))
-    return 0
+    with suppress(PeerLost):
+        await cpu.port.call(gpu, MirrorDone(mm, closed=True))
+    return 0 if removed else -EINVAL
+
+
+async def _remove_under_lock(cpu: Processor, gpu: str, mm: str) -> bool:
+    with suppress(PeerLost):
+        await driver_lock(cpu, gpu)
+    removed = await mmu_interval_notifier_remove(cpu, gpu, mm)
+    with suppress(PeerLost):
+        await driver_unlock(cpu, gpu)
+    return removed

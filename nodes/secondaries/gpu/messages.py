@@ -107,6 +107,13 @@ class MirrorClose(Request[Flag], frozen=True):
     )  # fmt: skip
 
 
+class MirrorDone(Request[Ack], frozen=True):
+    """The call returns: a mirror that it opened has a file, one that it closed is gone."""
+
+    mm: str
+    closed: bool
+
+
 # ---- a processor -----------------------------------------------------------------------------
 
 

@@ -57,5 +57,6 @@ SVA = Secondary(
     beside=Devices,
     row=row,
     given={Dma: bound, DeviceRemove: by_hotplug_alone},
+    machines=("x86", "arm64"),
 )  # fmt: skip
 """The declaration."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.node import Node
-from mmurace.nodes.pwc import PWC, PagingStructureCache
+from mmurace.nodes.pwc import PWC, PagingStructureCache, mapped_by_tables
 from mmurace.nodes.secondaries.iommu_sva import messages as i
 from mmurace.nodes.secondaries.iommu_sva.driver import unit_named
 from mmurace.nodes.secondaries.iommu_sva.messages import InvalidateRequest, PageRequest
@@ -60,17 +60,18 @@ class Iommu(Node):
         """Translations, and unless it is for leaves only the tables that lead to them.
 
         device, by another address          cpu (munmap)
-        walk: goes through the kept entry
+        walk: has read the upper entry, or goes through a kept one
                                             flush of a page that the same table maps
                                             [Required: no acknowledgement yet]
         reads the leaf                      acknowledgement; the table may be freed
         """
+        tables = None if leaf else mapped_by_tables(self.world, start, end)
         if self.pwc is None or leaf:
-            await self.iotlb.invalidate(pasid, start, end)
+            await self.iotlb.invalidate(pasid, start, end, tables)
             return
         fills = self.pwc.drop(pasid, start, end)
         self.port.emit(InvalidateBegin(PWC, pasid, start, end, fills))
-        await self.iotlb.invalidate(pasid, start, end, self.pwc.mapped(start, end))
+        await self.iotlb.invalidate(pasid, start, end, tables)
         self.port.emit(InvalidateDone(PWC, pasid, start, end, fills))
 
     async def ats_translate(self, message: i.AtsTranslate, _: Envelope) -> i.Translation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmurace.nodes.kernel import mmu_notifier
@@ -116,6 +116,11 @@ async def kvm_for_each_memslot_in_hva_range(
     return [s for s in slots if s.hva < end and start < s.hva + s.pages * PAGE_SIZE]
 
 
+def kvm_check_memslot_overlap(slots: Iterable[Memslot], new: Memslot) -> bool:
+    """``kvm_check_memslot_overlap``: whether guest frames of a new slot are taken."""
+    return any(s.gfn < new.gfn + new.pages and new.gfn < s.gfn + s.pages for s in slots)
+
+
 async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslot) -> int:
     """``kvm_set_memory_region`` for a new slot: 0, or -EEXIST if guest frames overlap.
 
@@ -130,12 +135,13 @@ async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslo
     slot = Memslot(operation.gfn, operation.length >> PAGE_SHIFT, operation.address)
     try:
         slots = (await cpu.port.call(vm, MemslotsLoad())).slots
-        if any(s.gfn < slot.gfn + slot.pages and slot.gfn < s.gfn + s.pages for s in slots):
+        if kvm_check_memslot_overlap(slots, slot):
             return -EEXIST
-        await cpu.sleep(vm, MemslotAdd(slot, KvmSwitches.of(cpu.world.kernel).kvm_memslots_wait))
+        waits = KvmSwitches.of(cpu.world.kernel).kvm_memslots_wait
+        installed = await cpu.sleep(vm, MemslotAdd(slot, waits))
     except PeerLost:
         return -EIO
-    return 0
+    return 0 if installed.value else -EEXIST
 
 
 async def kvm_destroy_vm(cpu: Processor, operation: KvmDestroyVm) -> int:

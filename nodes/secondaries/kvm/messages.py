@@ -9,7 +9,7 @@ import msgspec
 
 from mmurace.protocol.lock import Lock
 from mmurace.protocol.messages.base import Ack, Message, Request
-from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.messages.memory import Count, Flag
 from mmurace.protocol.messages.program import Operation
 from mmurace.protocol.pte import describe
 from mmurace.protocol.told import (
@@ -125,10 +125,11 @@ class MemslotsLoad(Request[Memslots], frozen=True):
     TOLD: ClassVar[Told] = Told(function="kvm_memslots")
 
 
-class MemslotAdd(Request[Ack], frozen=True):
+class MemslotAdd(Request[Flag], frozen=True):
     """``kvm_swap_active_memslots`` with one slot more, under mn_invalidate_lock.
 
-    With ``wait`` it is done, and answered, once ``mn_active_invalidate_count`` is zero.
+    With ``wait`` it is done, and answered, once ``mn_active_invalidate_count`` is zero.  False:
+    guest frames are taken, which a call that waited for ``slots_lock`` would have found.
     """
 
     slot: Memslot

@@ -137,11 +137,32 @@ class Vm(Part, frozen=True):
         expected = known or f"a slot of {self.name} with apic = true"
         return "gpa", f"{operation.gpa:#x} is in no APIC-access page", expected
 
-    def problems(self, world: World) -> Iterator[tuple[str, str, str]]:  # noqa: ARG002
-        """A cache of what is in no memslot has no page."""
+    def problems(self, world: World) -> Iterator[tuple[str, str, str]]:
+        """What ``__kvm_set_memory_region`` returns -EINVAL or -EEXIST for, and what no VM has.
+
+        A cache of what is in no memslot has no page.  Only VMX has an APIC-access page:
+        ``vmx_set_apic_access_page_addr`` is its one user (arch/x86/kvm/vmx/vmx.c), the interrupt
+        controller of an arm64 guest (arch/arm64/kvm/vgic) needs none of its memory.
+        """
+        for number, slot in enumerate(self.slots):
+            if slot.hva % PAGE_SIZE:
+                yield f"slots[{number}].hva", "is not page aligned", f"a multiple of {PAGE_SIZE:#x}"
+            for other in self.slots[:number]:
+                if slot.gfn < other.gfn + other.pages and other.gfn < slot.gfn + slot.pages:
+                    problem = f"overlaps the slot at {other.gfn:#x}"
+                    yield f"slots[{number}].gfn", problem, "guest frames of no other slot"
+        yield from self._problems_of_apic(world)
         for gpa in self.gpcs:
             if self.host_page(gpa) is None:
                 yield "gpcs", f"{gpa:#x} is in no memslot", "an address in one of slots"
+
+    def _problems_of_apic(self, world: World) -> Iterator[tuple[str, str, str]]:
+        apic = [number for number, slot in enumerate(self.slots) if slot.apic]
+        for number in apic if world.kernel.machine != "x86" else ():
+            problem = f"is an APIC-access page on {world.kernel.machine}"
+            yield f"slots[{number}].apic", problem, "none but on x86"
+        for number in apic[1:]:
+            yield f"slots[{number}].apic", f"is a second one of {self.name}", "one"
 
     def smaller(self, used: Collection[str]) -> Iterator[Part | None]:
         """Without it if nothing of it is used, else with one vCPU less."""
@@ -175,11 +196,12 @@ class Guests(Beside, frozen=True):
 
 
 def _memslots(site: Site) -> Iterator[Slot]:
-    """Its memory from guest address 0 on, the APIC page, and the heap behind that."""
+    """Its memory from guest address 0 on, on x86 the APIC page, and the heap behind that."""
     start, end = site.memory
     apic = (site.private - start) >> PAGE_SHIFT
     yield Slot(0, (end - start) >> PAGE_SHIFT, start)
-    yield Slot(apic, 1, site.private, True)
+    if site.kernel.machine == "x86":
+        yield Slot(apic, 1, site.private, True)
     if site.heap:
         heap, top = site.heap
         yield Slot(apic + 1, (top - heap) >> PAGE_SHIFT, heap)

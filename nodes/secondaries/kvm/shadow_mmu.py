@@ -14,13 +14,13 @@ from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.locks import LockWord
 from mmurace.nodes.node import Node
 from mmurace.nodes.secondaries.kvm import messages as k
-from mmurace.nodes.secondaries.kvm.kvm_main import vm_named
+from mmurace.nodes.secondaries.kvm.kvm_main import kvm_check_memslot_overlap, vm_named
 from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.world import World
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.base import Ack, Message
-from mmurace.protocol.messages.memory import Count
+from mmurace.protocol.messages.memory import Count, Flag
 from mmurace.protocol.records import (
     Evict,
     Fill,
@@ -92,13 +92,19 @@ class Kvm(Node):
         """The memslots."""
         return k.Memslots(self.slots)
 
-    def memslot_add(self, message: k.MemslotAdd, envelope: Envelope) -> Ack | None:
+    def memslot_add(self, message: k.MemslotAdd, envelope: Envelope) -> Flag | None:
         """Install a slot, or keep it until no bracket is open."""
         if message.wait and self.mn_active_invalidate_count:
             self.slot_waiters.append((envelope.id, message.slot))
             return None
-        self.slots = (*self.slots, message.slot)
-        return Ack()
+        return self._installed(message.slot)
+
+    def _installed(self, slot: k.Memslot) -> Flag:
+        """Whether its guest frames are those of no slot that came meanwhile."""
+        free = not kvm_check_memslot_overlap(self.slots, slot)
+        if free:
+            self.slots = (*self.slots, slot)
+        return Flag(free)
 
     def lock(self, message: k.MmuLock, envelope: Envelope) -> Ack | None:
         """Grant mmu_lock, now or in turn."""
@@ -165,8 +171,7 @@ class Kvm(Node):
             if waiters:
                 self.port.touch(("memslots",))
             for request, slot in waiters:
-                self.slots = (*self.slots, slot)
-                self.port.reply(request, Ack())
+                self.port.reply(request, self._installed(slot))
             refreshes, self.active_waiters = self.active_waiters, []
             for request in refreshes:
                 self.port.reply(request, Ack())

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.kernel.errno import EFAULT, EINVAL
 from mmurace.nodes.node import Node
+from mmurace.nodes.pwc import mapped_by_tables
 from mmurace.nodes.secondaries.ocxl import messages as o
 from mmurace.nodes.secondaries.ocxl.messages import AfuTouch
 from mmurace.nodes.secondaries.ocxl.part import Link
@@ -64,8 +65,12 @@ class Ocxl(Node):
         }
 
     async def invalidate(self, message: Tlbie | o.AtsdLaunch, _: Envelope) -> Ack:
-        """Drop translations; complete once no access through them is left."""
-        await self.xsl.invalidate(pid_tag(message.pid), message.start, message.end)
+        """Drop translations; complete once no access through them is left.
+
+        A walk may be in a table of the range that is to be freed, whatever page it is for.
+        """
+        tables = mapped_by_tables(self.world, message.start, message.end)
+        await self.xsl.invalidate(pid_tag(message.pid), message.start, message.end, tables)
         return Ack()
 
     # -- the driver ----------------------------------------------------------------------
