@@ -350,7 +350,6 @@ class Oracle(MemoryRecords, GuestRecords):
         op = self.state.begin_op(record.op or self._op_id)
         op.kind, op.tag, op.start, op.end = record.kind, record.tag, record.start, record.end
         op.node, op.index, op.began = self._node, self._at, self._n
-        self.memory_rules.began(op)
         if self.sometimes.open:
             self.sometimes.op_began(op)
             self.sometimes.mark(op, "op_begin", self._row)
@@ -451,6 +450,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.FrameAllocated: Oracle._frame_allocated, r.FrameFreed: Oracle._frame_freed,
     r.FrameCopied: Oracle._frame_copied, r.PageWritten: Oracle._page_written,
     r.PageRead: Oracle._page_read, r.PageDiscarded: Oracle._page_discarded,
+    r.PageLazyfree: Oracle._page_lazyfree,
     r.FilePageRead: Oracle._file_page_read, r.FileSized: Oracle._file_sized,
     r.FilePageWritten: Oracle._file_page_written, r.FilePageDirtied: Oracle._file_page_dirtied,
     r.FilePageDropped: Oracle._file_page_dropped,

@@ -122,6 +122,13 @@ class FileSized(Record, frozen=True):
     size: int
 
 
+class PageLazyfree(Record, frozen=True):
+    """``MADV_FREE`` gave up what is at (mm, address), under the lock of its entry."""
+
+    mm: str
+    address: int
+
+
 class PageDiscarded(Record, frozen=True):
     """Reclaim decided, under the lock of the entry at (mm, address), which is none by now, that a
     clean page of ``MADV_FREE`` needs no successor; by the processor that reclaims.

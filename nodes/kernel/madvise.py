@@ -32,6 +32,7 @@ from mmurace.protocol.messages.swap import (
     FreeSwapAndCache,
 )
 from mmurace.protocol.ranges import page_align
+from mmurace.protocol.records import PageLazyfree
 
 
 async def madvise_dontneed(cpu: Processor, mm: str, address: int, length: int) -> int:
@@ -122,6 +123,7 @@ async def _free_pte(
         await set_pte_at(cpu, table, address, old & ~(ptes.ACCESSED | ptes.DIRTY))
         gather.adjust_range(address)
     await cpu.mem(FolioMarkLazyfree(folio))
+    cpu.port.emit(PageLazyfree(gather.mm, address))
 
 
 async def _clean_folio(cpu: Processor, folio: int) -> bool:

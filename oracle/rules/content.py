@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmurace.oracle.rules.q3_content import Content
 from mmurace.oracle.rules.s6_private_pages import PrivatePages
-from mmurace.oracle.rules.s9_discards import MADVISE_FREE, Discards
+from mmurace.oracle.rules.s9_discards import Discards
 from mmurace.oracle.rules.s9_s16_files import FilePages
 from mmurace.oracle.rules.s9_stores import LostStores
 from mmurace.oracle.rules.s9_successors import Successors
@@ -66,6 +66,12 @@ class MemoryRules:
         self.stores.copied(op, record.source, record.target, event)
         self.dirty.copied(op, record.source, record.target)
 
+    def given_up(self, record: r.PageLazyfree) -> None:
+        """``MADV_FREE`` came to a page."""
+        page = self.discards.state.pages.get((record.mm, record.address))
+        if page is not None:
+            self.discards.given_up(page)
+
     def discarded(self, record: r.PageDiscarded, event: Event) -> None:
         """Reclaim dropped a page unwritten."""
         self.discards.discarded(record, event)
@@ -108,11 +114,6 @@ class MemoryRules:
             self.stores.stored(fill, record.frame, event)
             self.files.stored(fill, record.frame, event)
             self.discards.stored(fill, event, row)
-
-    def began(self, op: Op) -> None:
-        """An operation was called."""
-        if op.kind == MADVISE_FREE:
-            self.discards.began(op)
 
     def ended(self, op: Op, n: int) -> None:
         """An operation returned."""

@@ -45,8 +45,6 @@ class Discards:
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
         self._given: dict[Page, _Given] = {}
-        self._giving: list[Op] = []
-        """Operations under way that give pages up."""
         self._discarded: dict[Page, Event] = {}
         """Pages that reclaim took, until something else is mapped there."""
         self._moving: dict[tuple[Op, int], _Given] = {}
@@ -58,25 +56,23 @@ class Discards:
             self._moving = {at: given for at, given in self._moving.items() if at[0] is not op}
         if op.kind != MADVISE_FREE:
             return
-        self._giving = [other for other in self._giving if other is not op]
         for page in self.state.pages.values():
-            if _is_in(op, page) and not any(_is_in(other, page) for other in self._giving):
+            if _is_in(op, page):
                 self._given.pop(page, None)
                 self._given[page] = _Given(op.index, n)
         for kept in (self._given, self._discarded):
             while len(kept) > ORACLE_LAZYFREE_KEPT:
                 del kept[next(iter(kept))]
 
-    def began(self, op: Op) -> None:
-        """Another thread gives up what is there until it returns, whatever has been stored.
+    def given_up(self, page: Page) -> None:
+        """Whatever has been stored there by now, somebody has given it up.
 
-        It need not change an entry for that: one is clean already while the page is dirty, if a
-        device that mirrors it has marked it.
+        No entry need change for that: one is clean already while the page is dirty, if a device
+        that mirrors it has marked it.
         """
-        if op.kind == MADVISE_FREE:
-            self._giving.append(op)
-            for page in [page for page in self._given if _is_in(op, page)]:
-                del self._given[page]
+        given = self._given.get(page)
+        if given is not None:
+            given.stored = None
 
     def changed(self, op: Op, page: Page, old: int, new: int) -> None:
         """A page is moved."""

@@ -147,6 +147,9 @@ class MemoryRecords:
         event = self._event(f"frame {record.frame:#x} dropped from {record.file}")
         self.memory_rules.files.dropped(record, event)
 
+    def _page_lazyfree(self, record: r.PageLazyfree) -> None:
+        self.memory_rules.given_up(record)
+
     def _page_discarded(self, record: r.PageDiscarded) -> None:
         self.memory_rules.discarded(record, self._event("page discarded"))
 
