@@ -295,10 +295,11 @@ def _check_match(match: Match, where: str) -> None:
 
 
 def _check_kinds(given: Globs, known: Iterable[str], where: str) -> None:
-    known = sorted(known)
+    known = frozenset(known)
     for pattern in globs(given):
-        if not any(fnmatchcase(kind, pattern) for kind in known):
-            raise UserError(where, f"no message kind is {pattern!r}", suggest(pattern, known))
+        if pattern not in known and not any(fnmatchcase(kind, pattern) for kind in known):
+            problem = f"no message kind is {pattern!r}"
+            raise UserError(where, problem, suggest(pattern, sorted(known)))
 
 
 def _distinct(rules: tuple[Rule, ...], top: str) -> None:

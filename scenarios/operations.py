@@ -110,15 +110,13 @@ def operation_keys(name: str) -> list[tuple[str, bool, Any]]:
 def steps_from(value: Any, mm: str, where: str) -> list[Step]:
     """The steps of one table.  Raises ``UserError``; ``mm`` is meant where none is named."""
     table = sub_table(value, where)
-    name = table.get("op")
+    name, known = table.get("op"), operations()
     if name is None:
-        raise UserError(where, "missing key 'op'", f"one of {', '.join(operations())}")
-    if not isinstance(name, str) or name not in operations():
-        raise UserError(
-            deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(operations())}"
-        )
-    checked = convert(table, _table_of(operations()[name]), where)
-    operation = _operation(operations()[name], checked, mm, where)
+        raise UserError(where, "missing key 'op'", f"one of {', '.join(known)}")
+    if not isinstance(name, str) or name not in known:
+        raise UserError(deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(known)}")
+    checked = convert(table, _table_of(known[name]), where)
+    operation = _operation(known[name], checked, mm, where)
     return [Step(operation, checked.after), *[Step(operation)] * (checked.repeat - 1)]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Final
 
 import msgspec
 
 from mmurace.nodes.kernel.variant.kernel import MACHINES, Kernel, make
-from mmurace.nodes.kernel.variant.release import known
+from mmurace.nodes.kernel.variant.release import Release, known
 from mmurace.nodes.kernel.variant.switch import Field, Since, Value, fields, owners
 from mmurace.protocol.errors import UserError
 
@@ -34,14 +35,20 @@ def preset(
         raise UserError(where, f"unknown architecture {machine!r}", f"one of {', '.join(MACHINES)}")
     chosen = drivers_of(machine, profiles, where)
     on = frozenset((machine, *chosen))
-    values = {field.name: field.switch.value_in(number, on) for field in fields()}
+    values = _values(tuple(fields()), number, on)
     for name in overrides or {}:
         field_named(name, where)
     try:
-        all_values = values | dict(overrides or {})
+        all_values = {**values, **(overrides or {})}
         return make(release, machine, all_values, chosen, tuple(patches)).validate(where)
     except msgspec.ValidationError as error:
         raise UserError(where, str(error)) from None
+
+
+@cache
+def _values(known: tuple[Field, ...], number: Release, on: frozenset[str]) -> Mapping[str, Value]:
+    """Every switch's value in a release on a machine with these drivers."""
+    return {field.name: field.switch.value_in(number, on) for field in known}
 
 
 def drivers_of(machine: str, asked: Iterable[str], where: str) -> tuple[str, ...]:
