@@ -274,7 +274,8 @@ class Oracle(MemoryRecords, GuestRecords):
         if read is None:
             return
         read_only = record.cache in self._kinds.read_only
-        rights = ptes.PRESENT if read_only else ptes.PRESENT | record.pte & _STORE
+        reached = read.pte & ptes.REACHED_BY
+        rights = reached if read_only else reached | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
         fill = Cached(record, self._node, self._at, read, pte)
         if record.cache in self._kinds.shadow and pte & ptes.WRITE:

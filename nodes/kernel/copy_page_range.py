@@ -132,12 +132,15 @@ async def copy_present_page(
 async def copy_nonpresent_pte(
     cpu: Processor, place: tuple[str, int], tables: tuple[int, int], pte: int
 ) -> None:  # fmt: skip
-    """``copy_nonpresent_pte``: of a swap entry or a migration entry, as shared in both tables."""
+    """``copy_nonpresent_pte``: what is not present, as shared in both tables."""
     src, dst = tables
     frame = ptes.frame_of(pte)
     shared = pte & ~(ptes.EXCLUSIVE | ptes.WRITE)
     if ptes.is_swap(pte):
         await cpu.mem(SwapDuplicate(frame))
+    elif ptes.is_device_private(pte):
+        await get_page(cpu, frame)
+        await _try_dup(cpu, place, frame)  # a page of a device is not pinned
     else:
         await cpu.mem(RmapAdd(frame, *place))
     if shared != pte:

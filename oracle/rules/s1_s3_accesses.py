@@ -112,17 +112,19 @@ def _through_latched(fill: Cached, change: Change, freed: Event, event: Event) -
     )  # fmt: skip
 
 
-def _grants(pte: int, frame: int, write: bool) -> bool:
-    return ptes.permits(pte, write) and ptes.frame_of(pte) == frame
+def _grants(pte: int, fill: Cached, write: bool) -> bool:
+    """Whether the entry grants this access to whom it granted it before."""
+    same = not (pte ^ fill.pte) & ptes.REACHED_BY and ptes.frame_of(pte) == fill.frame
+    return same and (not write or bool(pte & ptes.WRITE))
 
 
 def _revoked_by(fill: Cached, write: bool, row: Row) -> tuple[Change, Event] | None:
     """The change that took this access away by an operation which had returned before it."""
     page = fill.read.page
-    if _grants(page.pte, fill.frame, write):
+    if _grants(page.pte, fill, write):
         return None
     for change in page.changes:
-        if fill.read.n < change.n and not _grants(change.new, fill.frame, write):
+        if fill.read.n < change.n and not _grants(change.new, fill, write):
             for due in change.deadlines:
                 if due.event.what == OPERATION_ENDED and row[due.index] >= due.n:
                     return change, due.event

@@ -62,9 +62,9 @@ class MemoryRecords:
 
     def _given(self, page: Page, old: int, new: int) -> None:
         op = self._op()
-        if ptes.hw_present(new) and (not ptes.hw_present(old) or new & ~old & ptes.WRITE):
+        if ptes.usable(new) and (not ptes.usable(old) or new & ~old & ptes.WRITE):
             page.granted = (self._n, op)
-        if not ptes.hw_present(old) and ptes.hw_present(new):
+        if not ptes.usable(old) and ptes.usable(new):
             self.moves.put(op, page.mm, page.address, new)
             if page.changes and page.changes[-1].op is op:
                 self._published(page.changes[-1], new)
@@ -73,7 +73,7 @@ class MemoryRecords:
         self.state.add_change(change)
         self.moves.took(change)
         stats.change_held(self.state, change)
-        if ptes.hw_present(change.new):
+        if ptes.usable(change.new):
             self._published(change, change.new)
         if self.windows is not None:
             self.windows.taken_away(change)

@@ -163,6 +163,23 @@ class GpuJob(Operation, frozen=True):
     CALLED: ClassVar[str] = "GPU job"
 
 
+class GpuMigrate(Operation, frozen=True):
+    """What a device mirrors goes to its memory, or comes back (``HMM_DMIRROR_MIGRATE_TO_DEV``,
+    ``_TO_SYS``): how many pages.
+
+    -EINVAL: a part of it is not mapped for reading, or the device has no memory.
+    """
+
+    mm: str
+    gpu: str
+    address: int
+    length: int
+    back: bool = False
+    """To system memory."""
+    FUNCTION: ClassVar[str] = "dmirror_migrate_to_device"
+    CHANGES: ClassVar[str] = "migrate_vma_collect_pmd"
+
+
 class GpuMirror(Operation, frozen=True):
     """A process has a device mirror [address, address + length) of its memory."""
 
