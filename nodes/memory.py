@@ -293,6 +293,7 @@ class Memory(DeviceMemory, MemoryLocks, IntervalTrees):
             return
         frame.refs -= 1
         self._counted(number)
+        self.less_used(number)
         if frame.refs == 0:
             frame.level = -1
             self.free.append(number)

@@ -244,6 +244,8 @@ class Secondary:
     """Operations of its driver that a processor can be asked for."""
     idle: frozenset[str] = frozenset()
     """Of its operations, those that take no entry of an mm away and free no frame."""
+    copying: frozenset[str] = frozenset()
+    """Of its operations on processors, those that copy frames."""
     points: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Coverage points of its own, each with the operations without which it is never passed."""
     accesses: Mapping[type[Operation], Callable[[Any], tuple[str, ...]]] = field(

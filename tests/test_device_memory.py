@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmurace.nodes.kernel.errno import EFAULT
 from mmurace.nodes.secondaries.gpu.messages import GpuJob, GpuMigrate
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as op
@@ -60,4 +61,33 @@ def test_what_goes_to_a_device_keeps_its_content(release: str) -> None:
         [1, 2, 3, 0], [50, 60, 3, 0], [51, 61, 3, 0]
     ]  # fmt: skip
     assert [ran.loaded[f"cpu1/{2 * n}"] for n in range(3)] == [[50], [51], [52]]
+    assert ran.rules == set()
+
+
+def add(value: int, address: int = A) -> GpuJob:
+    """An atomic addition."""
+    return GpuJob(MM, address, PAGE_SIZE, True, value, True)
+
+
+@pytest.mark.parametrize("skips", ["none", "own"])
+def test_a_page_that_a_device_has_for_itself_comes_back_to_who_touches_it(skips: str) -> None:
+    """``exclusive``, ``exclusive_mprotect``, ``exclusive_cow``."""
+    ran = Ran(
+        gpu_world(mirrors=(MM, "mm1"), gpus=2, set={"gpu_exclusive_skips": skips}),
+        script(
+            *MAPPED,
+            ("gpu0", add(10)), ("gpu0", add(10)), ("cpu1", touch(A, False)),
+            ("gpu0", add(10)), ("gpu1", add(10)), ("gpu0", job(A)),
+            ("gpu0", add(10)), ("cpu0", op.Mprotect(MM, A, PAGE_SIZE, True, False)),
+            ("gpu0", add(10)), ("gpu0", job(A)), ("cpu0", touch(A, False)),
+            ("gpu0", add(10, A + PAGE_SIZE)), ("cpu0", op.Fork(MM, "mm1")),
+            ("cpu1", touch(A + PAGE_SIZE, value=99, mm="mm1")), ("gpu0", job(A + PAGE_SIZE)),
+            ("gpu0", add(10, A + PAGE_SIZE)), ("cpu1", touch(A + PAGE_SIZE, False, mm="mm1")),
+        ),
+    )  # fmt: skip
+    assert [ran.results[f"gpu0/{n}"] for n in range(9)] == [0, 0, 0, 0, 0, -EFAULT, 0, 0, 0]
+    assert [ran.loaded[f"gpu0/{n}"] for n in (0, 1, 2, 3, 4, 6, 7, 8, 9)] == [
+        [1], [11], [21], [41], [41], [51], [2], [12], [12]
+    ]  # fmt: skip
+    assert (ran.loaded["cpu1/0"], ran.loaded["cpu0/5"], ran.loaded["cpu1/2"]) == ([21], [51], [99])
     assert ran.rules == set()

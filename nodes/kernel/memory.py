@@ -106,6 +106,8 @@ async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
         return await do_swap_page.do_swap_page(cpu, fault)
     if ptes.is_device_private(fault.pte):
         return await device_entry.do_device_private_page(cpu, fault)
+    if ptes.is_device_exclusive(fault.pte):
+        return await device_entry.remove_device_exclusive_entry(cpu, fault)
     if not ptes.pte_present(fault.pte):
         if fault.vma.file:
             return await do_fault.do_fault(

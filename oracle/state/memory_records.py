@@ -10,6 +10,7 @@ from mmurace.oracle.rules.o_s8_page_tables import Tables
 from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s7_store_order import Coherence
 from mmurace.oracle.rules.s12_tags import Identity
+from mmurace.oracle.rules.s15_exclusive import Exclusivity
 from mmurace.oracle.sometimes import Sometimes
 from mmurace.oracle.state import statistics as stats
 from mmurace.oracle.state.live import Change, Op, Page, Read, State, usable_read
@@ -33,6 +34,7 @@ class MemoryRecords:
     tables: Tables
     safety: Safety
     identity: Identity
+    exclusivity: Exclusivity
     memory_rules: MemoryRules
     sometimes: Sometimes
     windows: Windows | None
@@ -53,12 +55,21 @@ class MemoryRecords:
         old, new = record.old, record.new
         page = self.state.page(record.mm, record.address, 0, old)
         page.history.append((self._n, new))
+        if ptes.is_device_exclusive(new):
+            self._made_exclusive(page, new)
         self.memory_rules.changed(self._op(), page, old, new, self._event("entry changed"))
         if ptes.takes_away(old, new):
             self._taken_away(Change(self._id, page, old, new, self._op(), self._n, self._row))
         else:
             self._given(page, old, new)
         self.memory_rules.published(self._op(), page, new)
+
+    def _made_exclusive(self, page: Page, new: int) -> None:
+        """Whoever makes such an entry knows it by that, as if it had been loaded."""
+        frame = ptes.frame_of(new)
+        generation = self.state.frame(frame).generation
+        self.state.add_read(Read(self._n, self._id, page, new, generation), self._op())
+        self.exclusivity.granted(frame, self._row)
 
     def _given(self, page: Page, old: int, new: int) -> None:
         op = self._op()
@@ -109,6 +120,7 @@ class MemoryRecords:
         stats.frame_freed(frame)
         self.tables.freed(record.frame, event, self._row)
         self.memory_rules.freed(record.frame, event)
+        self.exclusivity.freed(record.frame)
         changes, frame.changes = frame.changes, []
         self.obligations.frame_freed(changes, event, self._row)
         if self.sometimes.open:
@@ -164,6 +176,8 @@ class MemoryRecords:
             if self.windows is not None:
                 self.windows.accessed(fill, op, self._n)
             self.safety.accessed(fill, record, event, self._row)
+            if self.exclusivity.claims:
+                self.exclusivity.accessed(fill, record, event, self._row)
             if self.coherence.pages:
                 self.coherence.accessed(fill, record, self._op_id, event)
             self.identity.accessed(fill, op, event)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mmurace.protocol.messages.base import Message, Request
+from mmurace.protocol.messages.base import Ack, Message, Request
 from mmurace.protocol.messages.memory import FrameNumber
+from mmurace.protocol.told import MINOR, Told
 
 
 class Pgmap(Message, frozen=True):
@@ -27,3 +28,15 @@ class PagePgmap(Request[Pgmap], frozen=True):
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
     ACCESS: ClassVar[str] = "read"
+
+
+class FolioWaitIdle(Request[Ack], frozen=True):
+    """Answered once nobody has the page locked, or a reference beside those of its entries.
+
+    The kernel has no such thing: whoever finds a page in use faults again, until it is not.
+    """
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
+    MAY_SLEEP: ClassVar[bool] = True
+    TOLD: ClassVar[Told] = Told(weight=MINOR)

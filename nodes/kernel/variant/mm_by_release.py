@@ -326,6 +326,21 @@ class Mm(Switches, frozen=True):
     )
     """A fault on a device-private entry looks at it again under the PTL and takes a reference to
     the page for ``migrate_to_ram`` (16ce101db85d, v6.1), or uses what it has loaded."""
+    device_exclusive: bool = switch(
+        "mm/rmap.c",
+        "make_device_exclusive_range",
+        since(False),
+        since(True, "v5.14", "b756a3b5e7ea"),
+    )
+    """There are device-exclusive entries (b756a3b5e7ea, v5.14)."""
+    exclusive_fault_ref: bool = switch(
+        "mm/memory.c",
+        "remove_device_exclusive_entry",
+        since(False),
+        since(True, "v6.3", "7c7b962938dd"),
+    )
+    """A fault on a device-exclusive entry has a reference to the page that it locks (7c7b962938dd,
+    v6.3; in v5.15.107, too)."""
     hmm_faults_foreign_pages: bool = switch(
         "mm/hmm.c",
         "hmm_vma_handle_pte",

@@ -30,6 +30,10 @@ GPU = Secondary(
     key="gpus",
     named_by={"gpu": lambda gpu: (gpu.name,)},
     idle=frozenset({"GpuMirror", "GpuUnmirror"}),
+    copying=frozenset({"GpuMigrate"}),
+    points=dict.fromkeys(
+        ("migration_entry_wait", "migrate_vma_restored"), frozenset({"GpuMigrate"})
+    ),
     place=3,
     part=Gpu,
     node_class=node_class,

@@ -97,10 +97,12 @@ async def dmirror_do_fault(cpu: Processor, range_: HmmRange, job: str = "") -> i
 
 
 def passes_over(cpu: Processor, gpu: str, range_: MmuNotifierRange) -> bool:
-    """Whether the callback returns at once: a migration, maybe the device's own doing."""
-    skips = GpuSwitches.of(cpu.world.kernel).gpu_migrate_skips
-    if range_.event is not MmuNotifierEvent.MIGRATE:
-        return False
+    """Whether the callback returns at once: something that is, maybe, the device's own doing."""
+    switches = GpuSwitches.of(cpu.world.kernel)
+    skips = {
+        MmuNotifierEvent.MIGRATE: switches.gpu_migrate_skips,
+        MmuNotifierEvent.EXCLUSIVE: switches.gpu_exclusive_skips,
+    }.get(range_.event, "none")
     return skips == "any" or (skips == "own" and range_.owner == gpu)
 
 

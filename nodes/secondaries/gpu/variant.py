@@ -97,6 +97,24 @@ class GpuSwitches(Switches, frozen=True):
     )
     """When the driver takes its own entries of what goes to its memory away: when the copy is made,
     where it maps the new pages (``dmirror_migrate_finalize_and_map``), or before."""
+    gpu_exclusive_skips: Literal["none", "own", "any"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_exclusive",
+        since("none"),
+        since("none", "v5.14", "b659baea7546", on="dmirror"),
+        unreleased("own", "what nouveau does (8f187163eb89, v5.14)"),
+        unreleased("any", "a callback that does not ask whose doing it is"),
+    )
+    """Which ``MMU_NOTIFY_EXCLUSIVE`` the callback passes over: none, and the driver names no owner
+    (dmirror); those of its own doing, for which it names itself; or also those that take the page
+    back."""
+    gpu_exclusive_unlocks: Literal["after_map", "before_map"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_exclusive",
+        since("after_map"),
+        unreleased("before_map", "a driver that gives the page back before its device has it"),
+    )
+    """When the driver unlocks such a page: once its device has the entry, or before."""
     gpu_close: Literal["removes", "frees_first", "under_lock"] = switch(
         "lib/test_hmm.c",
         "dmirror_fops_release",
