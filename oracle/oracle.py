@@ -33,7 +33,6 @@ from mmurace.oracle.rules.s11_might_sleep import Context
 from mmurace.oracle.rules.s12_tags import Identity
 from mmurace.oracle.rules.s13_unregister import Lifetimes
 from mmurace.oracle.rules.s14_p4_l2_commands import Targeting, to_be_told
-from mmurace.oracle.rules.s15_exclusive import Exclusivity
 from mmurace.oracle.rules.table import added_rules, chosen_rules
 from mmurace.oracle.sometimes import CALLBACK_MARKS, Condition, Sometimes, demanded, describe
 from mmurace.oracle.state import statistics as stats
@@ -92,7 +91,6 @@ class Oracle(MemoryRecords, GuestRecords):
         self.measures = Measures(self.statistics, self._found, world.address_end())
         self.memory_rules = MemoryRules(self.state, self._found)
         self.containment = Containment(self.state, self.obligations, self._found)
-        self.exclusivity = Exclusivity(self.state, self._memory, self._found)
         self.context = Context(self.state, self._found)
         self.reaper = Reaper(self._found)
         self._watched = lock_kinds().watched
@@ -286,8 +284,8 @@ class Oracle(MemoryRecords, GuestRecords):
         fill.usable = record.cache not in self._kinds.latched
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
-        if self.exclusivity.claims:
-            self.exclusivity.filled(fill, self._row)
+        if self.safety.exclusive.claims:
+            self.safety.exclusive.filled(fill, self._row)
         if read.page.changes:
             if fill.usable:
                 self.obligations.installed(fill)

@@ -14,7 +14,7 @@ entry was closed before the access arrived.  One that is neither is reported, wh
 
 from __future__ import annotations
 
-from mmurace.oracle.state.live import Cached, Page, State
+from mmurace.oracle.state.live import Cached, Page
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.pte import describe, is_device_exclusive
@@ -28,15 +28,16 @@ class _Claim:
 
     def __init__(self) -> None:
         self.holders: list[Cached] = []
-        self.accesses: dict[str, tuple[Cached, Event]] = {}
-        """Agent -> its last access since the first exclusive entry, and through what."""
+        self.accesses: dict[str, tuple[Cached, Event, int]] = {}
+        """Agent -> its last access since the first exclusive entry: through what, when, and the
+        place of memory in a row."""
 
 
 class Exclusivity:
     """Follows frames from their first exclusive entry until they are free."""
 
-    def __init__(self, state: State, memory: int, found: list[Violation]) -> None:
-        self.state, self.memory, self.found = state, memory, found
+    def __init__(self, found: list[Violation]) -> None:
+        self.found = found
         self.claims: dict[int, _Claim] = {}
         """By frame; nothing need be told of others."""
 
@@ -55,8 +56,8 @@ class Exclusivity:
         if claim is None or not is_device_exclusive(holder.read.pte):
             return
         claim.holders.append(holder)
-        for other, event in claim.accesses.values():
-            if other.agent != holder.agent and event.n > row[self.memory]:
+        for other, event, memory in claim.accesses.values():
+            if other.agent != holder.agent and event.n > row[memory]:
                 self._report(holder, other, event)
 
     def accessed(self, fill: Cached, record: Access, event: Event, row: Row) -> None:
@@ -64,7 +65,7 @@ class Exclusivity:
         claim = self.claims.get(record.frame)
         if claim is None:
             return
-        claim.accesses[fill.agent] = fill, event
+        claim.accesses[fill.agent] = fill, event, row.index(event.n)
         for holder in claim.holders:
             if holder.agent != fill.agent and not holder.closed_before(row):
                 self._report(holder, fill, event)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, describe_change, frame_freed
 from mmurace.oracle.rules.s6_fork import isolation_broken
+from mmurace.oracle.rules.s15_exclusive import Exclusivity
 from mmurace.oracle.state.live import Cached, Change, Op, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
@@ -21,9 +22,12 @@ class Safety:
 
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
+        self.exclusive = Exclusivity(found)
 
     def accessed(self, fill: Cached, record: Access, event: Event, row: Row) -> None:
         """An access reached memory through ``fill``."""
+        if self.exclusive.claims:
+            self.exclusive.accessed(fill, record, event, row)
         frame = self.state.frame(record.frame)
         if frame.generation != fill.read.generation and "S1" not in fill.reported:
             fill.reported.add("S1")

@@ -10,7 +10,6 @@ from mmurace.oracle.rules.o_s8_page_tables import Tables
 from mmurace.oracle.rules.s1_s3_accesses import Safety
 from mmurace.oracle.rules.s7_store_order import Coherence
 from mmurace.oracle.rules.s12_tags import Identity
-from mmurace.oracle.rules.s15_exclusive import Exclusivity
 from mmurace.oracle.sometimes import Sometimes
 from mmurace.oracle.state import statistics as stats
 from mmurace.oracle.state.live import Change, Op, Page, Read, State, usable_read
@@ -34,7 +33,6 @@ class MemoryRecords:
     tables: Tables
     safety: Safety
     identity: Identity
-    exclusivity: Exclusivity
     memory_rules: MemoryRules
     sometimes: Sometimes
     windows: Windows | None
@@ -69,7 +67,7 @@ class MemoryRecords:
         frame = ptes.frame_of(new)
         generation = self.state.frame(frame).generation
         self.state.add_read(Read(self._n, self._id, page, new, generation), self._op())
-        self.exclusivity.granted(frame, self._row)
+        self.safety.exclusive.granted(frame, self._row)
 
     def _given(self, page: Page, old: int, new: int) -> None:
         op = self._op()
@@ -120,7 +118,7 @@ class MemoryRecords:
         stats.frame_freed(frame)
         self.tables.freed(record.frame, event, self._row)
         self.memory_rules.freed(record.frame, event)
-        self.exclusivity.freed(record.frame)
+        self.safety.exclusive.freed(record.frame)
         changes, frame.changes = frame.changes, []
         self.obligations.frame_freed(changes, event, self._row)
         if self.sometimes.open:
@@ -176,8 +174,6 @@ class MemoryRecords:
             if self.windows is not None:
                 self.windows.accessed(fill, op, self._n)
             self.safety.accessed(fill, record, event, self._row)
-            if self.exclusivity.claims:
-                self.exclusivity.accessed(fill, record, event, self._row)
             if self.coherence.pages:
                 self.coherence.accessed(fill, record, self._op_id, event)
             self.identity.accessed(fill, op, event)
