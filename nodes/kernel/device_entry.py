@@ -91,7 +91,7 @@ async def _migrate_to_ram(cpu: Processor, fault: VmFault, page: int) -> int:
 async def remove_device_exclusive_entry(cpu: Processor, fault: VmFault) -> int:
     """``remove_device_exclusive_entry`` (v5.14): the page is everybody's again; 0.
 
-    cpu0 (fault)                        gpu
+    cpu0 (fault)                        device
                                         has an entry of the page
     page locked                         [Required: whoever made the page exclusive has made the
                                         device's entry by now]
