@@ -80,7 +80,7 @@ async def _migrate_to_ram(cpu: Processor, fault: VmFault, page: int) -> int:
     part = cpu.world.part_of(node)
     handler = of(part).migrate_to_ram if part is not None else None
     if handler is None:
-        cpu.port.emit(Coverage("bad_page"))
+        cpu.port.emit(Coverage("device_page_gone"))
         return 0
     return await handler(cpu, node, fault)
 

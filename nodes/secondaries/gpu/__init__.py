@@ -30,9 +30,11 @@ GPU = Secondary(
     key="gpus",
     named_by={"gpu": lambda gpu: (gpu.name,)},
     idle=frozenset({"GpuMirror", "GpuUnmirror"}),
+    given={GpuMigrate: devmem.given},
     copying=frozenset({"GpuMigrate"}),
     points=dict.fromkeys(
-        ("migration_entry_wait", "migrate_vma_restored"), frozenset({"GpuMigrate"})
+        ("device_page_gone", "migration_entry_wait", "migrate_vma_restored"),
+        frozenset({"GpuMigrate"}),
     ),
     place=3,
     part=Gpu,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
+from mmurace.nodes.ground import Ground
 from mmurace.nodes.kernel import page_alloc
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EINVAL
@@ -18,6 +20,7 @@ from mmurace.nodes.kernel.migrate_device import (
 from mmurace.nodes.kernel.vm_fault import VmFault
 from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock
 from mmurace.nodes.secondaries.gpu.messages import DeviceUnmap, GpuMigrate
+from mmurace.nodes.secondaries.gpu.part import Gpu
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.protocol.errors import PeerLost
 from mmurace.protocol.limits import PAGE_SIZE
@@ -135,3 +138,11 @@ async def _drop(cpu: Processor, args: MigrateVma) -> None:
 async def _unmap(cpu: Processor, args: MigrateVma, start: int, end: int) -> None:
     with suppress(PeerLost):  # a device that is gone has no entries
         await cpu.port.call(args.owner, DeviceUnmap(args.mm, start, end))
+
+
+def given(ground: Ground, _gpu: Gpu) -> Mapping[str, bool] | None:
+    """Which way pages go in a small program; None where the driver's mistake is known already."""
+    world = ground.world
+    if world is None or GpuSwitches.of(world.kernel).gpu_migrate_skips == "own":
+        return None
+    return {"back": ground.one_in(2)}
