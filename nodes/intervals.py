@@ -101,10 +101,14 @@ class IntervalTrees(Node):
         return i.Intervals(tree.invalidate_seq, tuple((s.driver, s.node) for s in found))
 
     def _inv_end(self, tree: Itree, message: i.ItreeInvEnd) -> Count:
-        """``mn_itree_inv_end``: the last one makes the sequence even."""
+        """``mn_itree_inv_end``: the last one makes the sequence even.
+
+        Whose own doing it was is told of it and may do nothing: it sees to its entries itself.
+        """
         tree.active_invalidate_ranges -= 1
         for sub in tree.subs.values():
-            if sub.in_tree and sub.meets(message.start, message.end):
+            met = sub.in_tree and sub.meets(message.start, message.end)
+            if met and sub.node != message.owner:
                 self.port.emit(IntervalClosed(sub.node, message.mm, message.start, message.end))
         if tree.active_invalidate_ranges or not tree.invalidating:
             return Count(0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from mmurace.nodes.anon import Anon
+from mmurace.nodes.device_memory import DeviceMemory
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.intervals import IntervalTrees
 from mmurace.nodes.memory_locks import MemoryLocks
@@ -62,6 +62,8 @@ class Frame(msgspec.Struct):
     """``page_swap_entry``: the slot whose page in the swap cache it is; 0: none."""
     anon_exclusive: bool = False
     """``PageAnonExclusive``."""
+    pgmap: str = ""
+    """``page->pgmap->owner``: the device whose memory it is."""
     pins: int = 0
     """``FOLL_PIN`` references (``folio_maybe_dma_pinned``), which are among ``refs``."""
 
@@ -76,7 +78,7 @@ class MmStruct(msgspec.Struct):
     tlb_flush_pending: int = 0
 
 
-class Memory(Anon, MemoryLocks, IntervalTrees):
+class Memory(DeviceMemory, MemoryLocks, IntervalTrees):
     """The ``memory`` node.  All handlers are plain functions: each message is one access."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
@@ -105,7 +107,7 @@ class Memory(Anon, MemoryLocks, IntervalTrees):
             m.RmapRemove: self.rmap_remove, m.RmapWalk: self.rmap_walk,
             m.RmapMove: self.rmap_move, m.PageAnon: self.page_anon,
             **self.lock_handlers(), **self.file_handlers(), **self.swap_handlers(),
-            **self.anon_handlers(),
+            **self.anon_handlers(), **self.device_handlers(),
             m.VmaFind: self.vma_find, m.VmaReplace: self.vma_replace,
             m.BrkLoad: self.brk_load, m.BrkStore: self.brk_store,
             m.CpumaskLoad: self.cpumask_load, m.CpumaskSet: self.cpumask_set,
@@ -291,6 +293,7 @@ class Memory(Anon, MemoryLocks, IntervalTrees):
             return
         frame.refs -= 1
         self._counted(number)
+        self.less_used(number)
         if frame.refs == 0:
             frame.level = -1
             self.free.append(number)

@@ -57,7 +57,7 @@ def relocate(world: World, frames: list[Any], table: int, mm: str, address: int)
         if frame.level:
             if _leads_down(frames, table, pte):
                 moved += relocate(world, frames, ptes.frame_of(pte), mm, at)
-        elif (ptes.pte_present(pte) and not pte & ptes.SPECIAL) or ptes.is_migration(pte):
+        elif ptes.in_rmap(pte):
             rmap, old = frames[ptes.frame_of(pte)].rmap, (was[0], was[1] + at - address)
             if old in rmap:
                 rmap[rmap.index(old)] = (mm, at)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmurace.nodes.kernel.context import Processor
     from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
     from mmurace.nodes.kernel.variant import Kernel
+    from mmurace.nodes.kernel.vm_fault import VmFault
     from mmurace.nodes.memory import Memory
     from mmurace.nodes.node import Node
     from mmurace.nodes.world import World
@@ -37,6 +38,8 @@ Invalidate = Callable[["Processor", str, "MmuNotifierRange", int], Awaitable[boo
 which it may refuse only where it must not sleep."""
 Work = Callable[["Processor", Any], Awaitable[Message]]
 """What a worker thread of a processor does about a request: (processor, request) -> reply."""
+MigrateToRam = Callable[["Processor", str, "VmFault"], Awaitable[int]]
+"""(processor, the device's node, the fault) -> 0, -EAGAIN if the page stays, or another -errno."""
 SystemCall = Callable[["Processor", Any], Awaitable[int]]
 """An operation on a processor: (processor, operation) -> its result, or -errno."""
 
@@ -235,10 +238,14 @@ class Secondary:
     as if the next process of that name had bound them again."""
     work: Mapping[type[Request[Any]], Work] = field(default_factory=dict)
     """Requests that a worker thread of a processor serves."""
+    migrate_to_ram: MigrateToRam | None = None
+    """Its ``struct dev_pagemap_ops``: a processor has met one of its device-private entries."""
     calls: Mapping[type[Operation], SystemCall] = field(default_factory=dict)
     """Operations of its driver that a processor can be asked for."""
     idle: frozenset[str] = frozenset()
     """Of its operations, those that take no entry of an mm away and free no frame."""
+    copying: frozenset[str] = frozenset()
+    """Of its operations on processors, those that copy frames."""
     points: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Coverage points of its own, each with the operations without which it is never passed."""
     accesses: Mapping[type[Operation], Callable[[Any], tuple[str, ...]]] = field(

@@ -313,7 +313,7 @@ class Swap(Files):
         """If nobody else has it; the cache has the new page then."""
         old = self.frames[message.old]
         number = old.swap
-        if old.refs != (2 if number else 1):
+        if old.refs != (2 if number else 1) + message.extra:
             return m.Flag(False)
         if number:
             self.port.touch(("swap", number))

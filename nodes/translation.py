@@ -19,7 +19,14 @@ from mmurace.nodes.world import MEMORY, World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, FAULT_RETRIES_MAX, PAGE_SHIFT, PAGE_SIZE
 from mmurace.protocol.messages.base import Message, Request
-from mmurace.protocol.messages.memory import FrameRead, FrameWrite, PteLoad, PteWalk, TableWalk
+from mmurace.protocol.messages.memory import (
+    FrameRead,
+    FrameWrite,
+    PteLoad,
+    PteWalk,
+    TableWalk,
+    Word,
+)
 from mmurace.protocol.ranges import covers, page_of
 from mmurace.protocol.records import (
     Evict,
@@ -205,6 +212,17 @@ class TranslationCache:
         self.port.wake("drain", self.cache)
         return reply
 
+    def hold(self, entry: Entry) -> None:
+        """Several accesses through ``entry`` are one: ``release`` must follow."""
+        self.touch(entry.tag, entry.address)
+        self.in_flight.append(entry)
+
+    def release(self, entry: Entry) -> None:
+        """The last of them was answered."""
+        self.touch(entry.tag, entry.address)
+        self.in_flight.remove(entry)
+        self.port.wake("drain", self.cache)
+
     async def invalidate(
         self,
         tag: str,
@@ -337,3 +355,16 @@ async def data_access(
     if write:
         return await cache.access(entry, MEMORY, FrameWrite(frame, word, value))
     return await cache.access(entry, MEMORY, FrameRead(frame, word))
+
+
+async def atomic_add(cache: TranslationCache, entry: Entry, address: int, value: int) -> None:
+    """A load and a store that a device, which has the page for itself, makes one access of.
+
+    An invalidation waits for both: nobody else gets the page in between.
+    """
+    frame, word = ptes.frame_of(entry.pte), word_of(address)
+    cache.hold(entry)
+    found = await cache.access(entry, MEMORY, FrameRead(frame, word))
+    assert isinstance(found, Word)
+    await cache.access(entry, MEMORY, FrameWrite(frame, word, found.value + value))
+    cache.release(entry)

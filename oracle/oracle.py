@@ -274,7 +274,8 @@ class Oracle(MemoryRecords, GuestRecords):
         if read is None:
             return
         read_only = record.cache in self._kinds.read_only
-        rights = ptes.PRESENT if read_only else ptes.PRESENT | record.pte & _STORE
+        reached = read.pte & ptes.REACHED_BY
+        rights = reached if read_only else reached | record.pte & _STORE
         pte = ptes.make(ptes.frame_of(read.pte), rights)
         fill = Cached(record, self._node, self._at, read, pte)
         if record.cache in self._kinds.shadow and pte & ptes.WRITE:
@@ -283,6 +284,8 @@ class Oracle(MemoryRecords, GuestRecords):
         fill.usable = record.cache not in self._kinds.latched
         self.state.add_fill(fill)
         self.containment.filled(fill, record)
+        if self.safety.exclusive.claims:
+            self.safety.exclusive.filled(fill, self._row)
         if read.page.changes:
             if fill.usable:
                 self.obligations.installed(fill)

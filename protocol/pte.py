@@ -12,6 +12,12 @@ from mmurace.protocol.limits import PAGE_SHIFT
 
 PRESENT: Final = 1 << 0
 WRITE: Final = 1 << 1
+DEVICE_PRIVATE: Final = 1 << 2
+"""A device-private entry: not present, the frame is a page of a device's memory, which no processor
+can reach (``is_device_private_entry``)."""
+DEVICE_EXCLUSIVE: Final = 1 << 3
+"""A device-exclusive entry: not present, the frame is the page that one device alone may use
+(``is_device_exclusive_entry``, v5.14)."""
 ACCESSED: Final = 1 << 5
 DIRTY: Final = 1 << 6
 EXCLUSIVE: Final = 1 << 7
@@ -28,6 +34,9 @@ SWAP: Final = 1 << 11
 """A swap entry: not present, the frame field is the slot (``is_swap_pte``)."""
 
 NONE: Final = 0
+REACHED_BY: Final = PRESENT | DEVICE_PRIVATE | DEVICE_EXCLUSIVE
+"""Who may make a translation of it: hardware walkers, the device whose memory it is, the device
+that was given the page."""
 _FLAGS: Final = (1 << PAGE_SHIFT) - 1
 
 
@@ -66,9 +75,30 @@ def is_swap(entry: int) -> bool:
     return bool(entry & SWAP) and not pte_present(entry)
 
 
+def is_device_private(entry: int) -> bool:
+    """Whether the entry leads to a page of a device's memory."""
+    return bool(entry & DEVICE_PRIVATE) and not pte_present(entry)
+
+
+def is_device_exclusive(entry: int) -> bool:
+    """Whether the entry leads to a page that a device has for itself."""
+    return bool(entry & DEVICE_EXCLUSIVE) and not pte_present(entry)
+
+
+def usable(entry: int) -> bool:
+    """Whether anybody may make a translation of it: the hardware, or a device."""
+    return bool(entry & REACHED_BY)
+
+
+def in_rmap(entry: int) -> bool:
+    """Whether the rmap of its page has the place of this entry."""
+    mapped = pte_present(entry) and not entry & SPECIAL
+    return mapped or is_migration(entry) or is_device_private(entry)
+
+
 def names_page(entry: int) -> bool:
-    """Whether it is an entry of a page in memory, mapped or migrating."""
-    return pte_present(entry) or is_migration(entry)
+    """Whether it is an entry of a page in memory, of whatever kind."""
+    return usable(entry) or pte_present(entry) or is_migration(entry)
 
 
 def permits(entry: int, write: bool) -> bool:
@@ -90,9 +120,9 @@ def takes_away(old: int, new: int) -> bool:
 
     A copy that is dirty grants stores that nobody hears of (``serves``).
     """
-    if not hw_present(old):
+    if not usable(old):
         return False
-    if not hw_present(new) or frame_of(old) != frame_of(new):
+    if (old ^ new) & REACHED_BY or frame_of(old) != frame_of(new):
         return True
     return bool(old & WRITE) and (not new & WRITE or bool(old & ~new & DIRTY))
 
@@ -105,6 +135,9 @@ def describe(entry: int) -> str:
         return f"migration of {frame_of(entry):#x}"
     if is_swap(entry):
         return f"swap slot {frame_of(entry)}"
+    if is_device_private(entry) or is_device_exclusive(entry):
+        kind = "device-private" if is_device_private(entry) else "device-exclusive"
+        return f"{kind} frame {frame_of(entry):#x} {'RW' if entry & WRITE else 'RO'}"
     if not pte_present(entry):
         return f"not present ({entry:#x})"
     rights = "NONE" if entry & PROTNONE else ("RW" if entry & WRITE else "RO")

@@ -379,7 +379,10 @@ class Unregistered(Record, frozen=True):
 
 
 class IntervalClosed(Record, frozen=True):
-    """An invalidation of [start, end) that met a subscriber's interval is over; by memory."""
+    """An invalidation of [start, end) that met a subscriber's interval is over; by memory.
+
+    Not for the subscriber whose own doing it was (``range->owner``), which may pass it over.
+    """
 
     subscriber: str
     mm: str

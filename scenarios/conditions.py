@@ -48,7 +48,9 @@ def never_change() -> frozenset[str]:
 def copying() -> frozenset[str]:
     """Operations that copy frames: migration, and whatever faults (copy on write, swap)."""
     accesses = (kind.__name__ for one in secondaries() for kind in one.accesses)
-    return frozenset({"MigratePages", "Touch", "PinnedAccess", *accesses}) - never_change()
+    copying = (kind for one in secondaries() for kind in one.copying)
+    core = ("MigratePages", "Touch", "PinnedAccess")
+    return frozenset({*core, *accesses, *copying}) - never_change()
 
 
 def _through_guest_addresses(cache: str) -> bool:
@@ -81,7 +83,10 @@ POINTS: Final[dict[str, frozenset[str]]] = {
 
 def points() -> dict[str, frozenset[str]]:
     """The core's coverage points, and those of the secondaries."""
-    return POINTS | {name: by for one in secondaries() for name, by in one.points.items()}
+    found = dict(POINTS)
+    for name, by in (point for one in secondaries() for point in one.points.items()):
+        found[name] = found.get(name, frozenset()) | by
+    return found
 
 
 ORDERED_STEPS_MAX: Final = 500

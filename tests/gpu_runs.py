@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmurace.broker.exchange import Exchange
 from mmurace.broker.programs import Feeder, Program, Step
 from mmurace.broker.schedules import RandomWalk
@@ -27,10 +29,11 @@ def gpu_world(
     mirrors: tuple[str, ...] = (MM,),
     release: str = "v6.6.5",
     gpus: int = 1,
+    set: dict[str, Any] | None = None,  # noqa: A002
 ) -> World:
     """Two processes, two processors, GPUs whose faults the second of these serves."""
     return World(
-        kernel=preset(release, profiles=(driver,)),
+        kernel=preset(release, overrides=set, profiles=(driver,)),
         mms=(MM, "mm1"),
         parts=tuple(Gpu(f"gpu{n}", "cpu1", mirrors) for n in range(gpus)),
         frames=48,

@@ -25,7 +25,7 @@ from mmurace.oracle.rules.o_s4_deadlines import REVOKING
 from mmurace.oracle.state.kinds import kinds
 from mmurace.protocol.envelope import BROKER, Envelope, Handled, operation_of, request_id
 from mmurace.protocol.messages.base import Message
-from mmurace.protocol.pte import hw_present
+from mmurace.protocol.pte import usable
 from mmurace.protocol.records import (
     Access,
     AccessTrapped,
@@ -149,7 +149,7 @@ def judged_by_order(kind: str, operation: str, records: Iterable[Record]) -> int
         found = LEAVES
     for record in records:
         found |= _ORDERED.get(type(record), 0)
-        if isinstance(record, PteChange) and hw_present(record.new):
+        if isinstance(record, PteChange) and usable(record.new):
             found |= DUE
         elif isinstance(record, Fill) and record.cache in kinds().tags_reused:
             found |= TAGGED

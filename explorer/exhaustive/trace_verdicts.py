@@ -19,7 +19,7 @@ from mmurace.explorer.exhaustive.world_state import Model
 from mmurace.oracle.oracle import Oracle
 from mmurace.oracle.verdict import Verdict
 from mmurace.protocol import records as r
-from mmurace.protocol.pte import hw_present
+from mmurace.protocol.pte import usable
 from mmurace.protocol.trace import Ending, TraceStep
 
 Choices = list[tuple[str, int, int]]
@@ -132,7 +132,7 @@ def _closes(record: r.Record) -> bool:
 def _deadline(record: r.Record) -> bool:
     """Whether translations may have to be gone by now."""
     if isinstance(record, r.PteChange):
-        return hw_present(record.new)
+        return usable(record.new)
     if isinstance(record, r.Invalidation):
         return not record.begin
     return isinstance(record, (r.FrameFreed, r.FrameCopied, r.OpEnd))

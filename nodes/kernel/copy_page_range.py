@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 from mmurace.nodes.kernel import memory, mmu_notifier, page_alloc
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.device_entry import try_restore_exclusive_pte
 from mmurace.nodes.kernel.locking import spin_lock, spin_unlock
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.page_ref import get_page, put_page
@@ -15,6 +19,18 @@ from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.memory import FrameAlloc, FrameCopy, RmapAdd, RmapTryDup, Vma
 from mmurace.protocol.messages.swap import SwapDuplicate
 from mmurace.protocol.records import Coverage
+
+BUSY: Final = -1
+"""In the place of an address: the copy ends here, and the fork with it (``-EBUSY``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """A VMA, and the two processes."""
+
+    src_mm: str
+    dst_mm: str
+    vma: Vma
 
 
 def vma_needs_copy(vma: Vma) -> bool:
@@ -29,12 +45,12 @@ def vma_needs_copy(vma: Vma) -> bool:
 async def copy_page_range(cpu: Processor, src_mm: str, dst_mm: str, vma: Vma) -> bool:
     """``copy_page_range`` of a cow mapping; False: no memory for the child's tables."""
     range_ = MmuNotifierRange(src_mm, vma.start, vma.end, MmuNotifierEvent.PROTECTION_PAGE)
-    enough = True
+    enough, copying = True, _Copying(src_mm, dst_mm, vma)
 
     async def pmd_entry(table: int, address: int, end: int) -> None:
         nonlocal enough
         child = await memory.pte_alloc_map(cpu, dst_mm, address) if enough else -1
-        enough = child >= 0 and await copy_pte_range(cpu, dst_mm, (table, child), address, end)
+        enough = child >= 0 and await copy_pte_range(cpu, copying, (table, child), address, end)
 
     await mmu_notifier.invalidate_range_start(cpu, range_)
     await walk_page_range(cpu, src_mm, vma.start, vma.end, pmd_entry)
@@ -43,22 +59,25 @@ async def copy_page_range(cpu: Processor, src_mm: str, dst_mm: str, vma: Vma) ->
 
 
 async def copy_pte_range(
-    cpu: Processor, dst_mm: str, tables: tuple[int, int], address: int, end: int
+    cpu: Processor, copying: _Copying, tables: tuple[int, int], address: int, end: int
 ) -> bool:
     """``copy_pte_range``: the entries of one leaf table, under the child's PTL and the parent's.
 
     ``tables`` are the parent's and the child's.  A page that must be copied needs a frame, for
-    which both locks are released (``page_copy_prealloc``); False: there is none.
+    which both locks are released (``page_copy_prealloc``); False: there is none, or a page that a
+    device has for itself is locked by somebody.
     """
     prealloc = list[int]()
     while address < end:
         await spin_lock(cpu, tables[1])
         await spin_lock(cpu, tables[0])
-        address = await _copy_ptes(cpu, dst_mm, tables, (address, end), prealloc)
+        address = await _copy_ptes(cpu, copying, tables, (address, end), prealloc)
         await spin_unlock(cpu, tables[0])
         await spin_unlock(cpu, tables[1])
+        if address == BUSY:
+            return False
         if address < end:
-            frame = await page_alloc.alloc_pages(cpu, dst_mm, FrameAlloc("anon"))
+            frame = await page_alloc.alloc_pages(cpu, copying.dst_mm, FrameAlloc("anon"))
             if frame < 0:
                 return False
             prealloc.append(frame)
@@ -68,13 +87,19 @@ async def copy_pte_range(
 
 
 async def _copy_ptes(
-    cpu: Processor, dst_mm: str, tables: tuple[int, int], part: tuple[int, int], prealloc: list[int]
-) -> int:
-    """Under both locks: the address at which a frame is needed, or the end."""
+    cpu: Processor, copying: _Copying, tables: tuple[int, int], part: tuple[int, int],
+    prealloc: list[int],
+) -> int:  # fmt: skip
+    """Under both locks: the address at which a frame is needed, the end, or ``BUSY``."""
     address, end = part
     while found := await next_pte_not_none(cpu, tables[0], address, end):
         address, pte = found
-        place = dst_mm, address
+        place = copying.dst_mm, address
+        if ptes.is_device_exclusive(pte):
+            mm, vma = copying.src_mm, copying.vma
+            if not await try_restore_exclusive_pte(cpu, mm, vma, address, tables[0], pte):
+                return BUSY
+            continue  # with what is there now
         if not ptes.pte_present(pte):
             await copy_nonpresent_pte(cpu, place, tables, pte)
         elif not await copy_present_pte(cpu, place, tables, pte, prealloc):
@@ -132,12 +157,15 @@ async def copy_present_page(
 async def copy_nonpresent_pte(
     cpu: Processor, place: tuple[str, int], tables: tuple[int, int], pte: int
 ) -> None:  # fmt: skip
-    """``copy_nonpresent_pte``: of a swap entry or a migration entry, as shared in both tables."""
+    """``copy_nonpresent_pte``: what is not present, as shared in both tables."""
     src, dst = tables
     frame = ptes.frame_of(pte)
     shared = pte & ~(ptes.EXCLUSIVE | ptes.WRITE)
     if ptes.is_swap(pte):
         await cpu.mem(SwapDuplicate(frame))
+    elif ptes.is_device_private(pte):
+        await get_page(cpu, frame)
+        await _try_dup(cpu, place, frame)  # a page of a device is not pinned
     else:
         await cpu.mem(RmapAdd(frame, *place))
     if shared != pte:

@@ -116,6 +116,29 @@ async def _try_grab(cpu: Processor, pte: int, pin: bool) -> bool:
     return await try_grab_page(cpu, ptes.frame_of(pte), pin)
 
 
+async def get_user_page_remote(cpu: Processor, mm: str, address: int) -> int:
+    """``get_user_pages_remote`` (``FOLL_GET | FOLL_WRITE``) of a page: a reference, or -errno.
+
+    Under mmap_lock for read, by looks under the PTL, with a fault after each that is in vain.
+    """
+    for _ in range(FAULT_ATTEMPTS_MAX):
+        table = await pte_offset_map_lock(cpu, mm, address)
+        found = -1
+        if table >= 0:
+            pte = await ptep_get(cpu, table, address)
+            if ptes.permits(pte, True):
+                found = ptes.frame_of(pte)
+                await get_page(cpu, found)
+            await pte_unmap_unlock(cpu, table)
+        if found >= 0:
+            return found
+        result = await memory.handle_mm_fault_locked(cpu, mm, address, True)
+        if result:
+            return result
+        cpu.port.emit(FaultRetry(mm, address, True, "gup", cpu.port.operation))
+    return -EAGAIN
+
+
 async def follow_page(cpu: Processor, mm: str, address: int) -> int:
     """``follow_page`` (``FOLL_GET | FOLL_DUMP``): the page that is mapped, with a reference.
 

@@ -15,6 +15,7 @@ from mmurace.nodes.kernel.interval_notifier import mmu_interval_read_retry
 from mmurace.nodes.kernel.pgtable import pte_offset_map, ptep_get
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, PAGE_SIZE
+from mmurace.protocol.messages.device_memory import PagePgmap
 from mmurace.protocol.messages.memory import Vma, VmaFind
 
 
@@ -51,6 +52,8 @@ class HmmRange:
     """``HMM_PFN_REQ_FAULT``: what is not there is faulted in."""
     write: bool = False
     """``HMM_PFN_REQ_WRITE``."""
+    dev_private_owner: str = ""
+    """The device whose own pages are reported as they are; empty: all are faulted in."""
     pfns: dict[int, HmmPfn] = field(default_factory=dict)
     """By address."""
 
@@ -98,18 +101,32 @@ async def _walk(
 async def hmm_vma_walk_pmd(cpu: Processor, range_: HmmRange, vma: Vma, at: int) -> int:
     """``hmm_vma_walk_pmd`` and ``hmm_vma_handle_pte`` of a page: 0, -EBUSY after a fault, -errno.
 
-    The entry is loaded without the PTL.
+    The entry is loaded without the PTL.  A page in the device's own memory is reported, writable or
+    not, whatever is asked for; one in another's is faulted in (8a295dbbaf72, v5.19; before, it is
+    an error).
     """
     table = await pte_offset_map(cpu, range_.mm, at)
     walk = cpu.port.upcoming
     pte = await ptep_get(cpu, table, at) if table >= 0 else ptes.NONE
+    if ptes.is_device_private(pte) and await _is_own(cpu, range_, pte):
+        range_.pfns[at] = HmmPfn(pte, walk)
+        return 0
     if not need_fault(range_, pte):
         range_.pfns[at] = HmmPfn(pte, walk) if ptes.hw_present(pte) else HmmPfn()
         return 0
     if ptes.is_migration(pte):
         await migration_entry.migration_entry_wait(cpu, table, at)
         return -EBUSY
+    foreign = ptes.is_device_private(pte)
+    if foreign and not cpu.world.kernel.mm.hmm_faults_foreign_pages:
+        return -EFAULT
     return await hmm_vma_fault(cpu, range_, vma, at)
+
+
+async def _is_own(cpu: Processor, range_: HmmRange, pte: int) -> bool:
+    """``hmm_is_device_private_entry``."""
+    owner = range_.dev_private_owner
+    return bool(owner) and (await cpu.mem(PagePgmap(ptes.frame_of(pte)))).owner == owner
 
 
 def need_fault(range_: HmmRange, pte: int) -> bool:

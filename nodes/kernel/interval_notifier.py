@@ -93,7 +93,7 @@ async def mn_itree_inv_end(cpu: Processor, range_: MmuNotifierRange) -> None:
     """
     if not cpu.world.has_itrees():
         return
-    left = await cpu.mem(ItreeInvEnd(range_.mm, range_.start, range_.end))
+    left = await cpu.mem(ItreeInvEnd(range_.mm, range_.start, range_.end, range_.owner))
     if left.value:
         await cpu.mem(ItreeDeferred(range_.mm))
 

@@ -20,8 +20,10 @@ from mmurace.protocol.messages.filemap import ImmapLock, ImmapUnlock, InodeLock,
 from mmurace.protocol.messages.memory import (
     AnonVmaLock,
     AnonVmaUnlock,
+    FolioAddWaiter,
     FolioLock,
     FolioUnlock,
+    FolioWait,
     MmapDowngrade,
     MmapLock,
     MmapUnlock,
@@ -140,3 +142,10 @@ async def folio_trylock(cpu: Processor, folio: int) -> bool:
 def folio_unlock(cpu: Processor, folio: int) -> Awaitable[Ack]:
     """``folio_unlock`` (``unlock_page``); wakes those who wait for it."""
     return cpu.mem(FolioUnlock(folio))
+
+
+async def folio_wait_locked(cpu: Processor, folio: int) -> None:
+    """``folio_wait_locked``: sleeps until whoever has it locked lets it go, if anybody has."""
+    waiter = (await cpu.mem(FolioAddWaiter(folio))).waiter
+    if waiter:
+        await cpu.sleep(MEMORY, FolioWait(folio, waiter))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmurace.nodes.kernel import (
+    device_entry,
     do_fault,
     do_swap_page,
     do_wp_page,
@@ -103,6 +104,10 @@ async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
         return await migration_entry.migration_entry_wait(cpu, fault.table, fault.address)
     if ptes.is_swap(fault.pte):
         return await do_swap_page.do_swap_page(cpu, fault)
+    if ptes.is_device_private(fault.pte):
+        return await device_entry.do_device_private_page(cpu, fault)
+    if ptes.is_device_exclusive(fault.pte):
+        return await device_entry.remove_device_exclusive_entry(cpu, fault)
     if not ptes.pte_present(fault.pte):
         if fault.vma.file:
             return await do_fault.do_fault(
@@ -243,6 +248,8 @@ async def _zap_present_pte(
             await cpu.mem(RmapRemove(frame, gather.mm, address))
         elif ptes.is_swap(old):
             await cpu.mem(FreeSwapAndCache(frame))
+        elif ptes.usable(old):
+            await device_entry.zap_device_entry(cpu, gather.mm, address, old)
         return False
     gather.adjust_range(address)
     if old & ptes.SPECIAL:

@@ -124,20 +124,24 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     return 0 if moved else -EAGAIN
 
 
-async def remove_migration_ptes(cpu: Processor, old: int, to: int, file: str) -> None:
+async def remove_migration_ptes(
+    cpu: Processor, old: int, to: int, file: str, private: bool = False
+) -> None:
     """``remove_migration_ptes``: map ``to`` wherever a migration entry of ``old`` is.
+
+    ``private``: it is a page of a device.
 
     An entry that mremap moves meanwhile, or that fork copies, is met behind its original.
     """
 
     async def visit(place: rmap.Place) -> rmap.Outcome:
-        return await remove_migration_pte(cpu, place, old, to)
+        return await remove_migration_pte(cpu, place, old, to, private)
 
     await rmap.rmap_walk(cpu, old, file, visit)
 
 
 async def remove_migration_pte(
-    cpu: Processor, place: rmap.Place, old: int, to: int
+    cpu: Processor, place: rmap.Place, old: int, to: int, private: bool = False
 ) -> rmap.Outcome:  # fmt: skip
     """``remove_migration_pte``, with the PTL held for the look (``PVMW_SYNC``).
 
@@ -156,7 +160,7 @@ async def remove_migration_pte(
             await cpu.mem(RmapAdd(to, mm, address, exclusive))
         elif exclusive:
             await cpu.mem(SetPageAnonExclusive(to))
-        rights = await _page_prot(cpu, mm, address)
+        rights = ptes.DEVICE_PRIVATE if private else await _page_prot(cpu, mm, address)
         await set_pte_at(cpu, table, address, ptes.make(to, rights | (pte & rmap.MIGRATION_KEEPS)))
     await pte_unmap_unlock(cpu, table)
     return "met"

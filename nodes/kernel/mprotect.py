@@ -152,14 +152,15 @@ async def change_pte_range(
 ) -> None:
     """``change_pte_range``: every present entry is taken out and put back, as it was or otherwise.
 
-    A migration entry for writing becomes one for reading, even if the VMA is to be writable.
+    A migration entry for writing becomes one for reading, even if the VMA is to be writable, and so
+    do those of devices.
     """
     await spin_lock(cpu, table)
     await tlbbatch.flush_tlb_batched_pending(cpu, gather.mm)
     while found := await next_pte_not_none(cpu, table, address, end):
         at, pte = found
         address = at + PAGE_SIZE
-        if ptes.is_migration(pte) and pte & ptes.WRITE:
+        if pte & ptes.WRITE and not ptes.pte_present(pte):
             await set_pte_at(cpu, table, at, pte & ~ptes.WRITE)
         elif ptes.pte_present(pte):
             old = await ptep_get_and_clear(cpu, table, at)  # ptep_modify_prot_start

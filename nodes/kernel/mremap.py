@@ -290,7 +290,7 @@ async def _move_entries(cpu: Processor, pmc: PagetableMoveControl) -> tuple[bool
         old, new = found[0], found[0] + moved_by
         pte = await ptep_get_and_clear(cpu, pmc.old_table, old)
         await set_pte_at(cpu, pmc.new_table, new, pte)
-        if (ptes.pte_present(pte) and not pte & ptes.SPECIAL) or ptes.is_migration(pte):
+        if ptes.in_rmap(pte):
             await cpu.mem(RmapMove(ptes.frame_of(pte), pmc.mm, old, new))
         present |= ptes.pte_present(pte)
         dirty |= ptes.pte_present(pte) and bool(pte & ptes.DIRTY)

@@ -76,7 +76,8 @@ async def page_vma_mapped_walk(
     if table < 0:
         return None
     pte = await ptep_get(cpu, table, address)
-    if ptes.pte_present(pte) and ptes.frame_of(pte) == folio:
+    mapped = ptes.pte_present(pte) or ptes.is_device_private(pte)
+    if mapped and ptes.frame_of(pte) == folio:
         return table, pte
     await pte_unmap_unlock(cpu, table)
     return None
@@ -283,7 +284,7 @@ async def _set_swap_pte(
                                         or the cleared entry is]
     """
     await cpu.mem(SwapDuplicate(slot))
-    exclusive = await _is_exclusive(cpu, folio)
+    exclusive = await is_exclusive(cpu, folio)
     if exclusive and not await page_try_share_anon_rmap(cpu, folio):
         await cpu.mem(SwapFree(slot))
         return False
@@ -292,7 +293,7 @@ async def _set_swap_pte(
     return True
 
 
-async def _is_exclusive(cpu: Processor, folio: int) -> bool:
+async def is_exclusive(cpu: Processor, folio: int) -> bool:
     """``PageAnonExclusive`` (v5.19, 6c287605fd56)."""
     if cpu.world.kernel.mm.cow_reuse != "anon_exclusive":
         return False
@@ -369,8 +370,10 @@ async def _clear_now_or_later(
 # ---- try_to_migrate ---------------------------------------------------------------------------
 
 
-async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bool:
+async def try_to_migrate(cpu: Processor, ubc: TlbUbc | None, old: int, file: str) -> bool:
     """``try_to_migrate``: a migration entry in place of every mapping; whether there was any.
+
+    ``ubc``: what may be flushed later (``TTU_BATCH_FLUSH``), if anything may.
 
     The rmap goes on listing them, so that whoever moves or copies such an entry (mremap, fork)
     leads ``remove_migration_ptes`` to it.
@@ -387,7 +390,7 @@ async def try_to_migrate(cpu: Processor, ubc: TlbUbc, old: int, file: str) -> bo
 
 
 async def try_to_migrate_one(
-    cpu: Processor, ubc: TlbUbc, place: tuple[str, int], old: int
+    cpu: Processor, ubc: TlbUbc | None, place: tuple[str, int], old: int
 ) -> bool:  # fmt: skip
     """``try_to_migrate_one``: whether an entry was replaced.
 
@@ -400,11 +403,11 @@ async def try_to_migrate_one(
     found = await page_vma_mapped_walk(cpu, mm, address, old)
     if found is not None:
         table, _ = found
-        if cpu.world.kernel.mm.migration_batches:
+        if ubc is not None and cpu.world.kernel.mm.migration_batches:
             entry = await _clear_now_or_later(cpu, ubc, place, table)
         else:
             entry = await pgtable.ptep_clear_flush(cpu, mm, address, table)
-        exclusive = await _is_exclusive(cpu, old)
+        exclusive = await is_exclusive(cpu, old)
         replaced = not exclusive or await page_try_share_anon_rmap(cpu, old)
         flags = ptes.MIGRATION | (entry & MIGRATION_KEEPS) | (ptes.EXCLUSIVE if exclusive else 0)
         now = ptes.make(old, flags) if replaced else entry

@@ -22,6 +22,11 @@ class VmFault:
     pte: int
 
     @property
+    def page(self) -> int:
+        """The page that the entry leads to."""
+        return ptes.frame_of(self.pte)
+
+    @property
     def write_flags(self) -> int:
         """``maybe_mkwrite(pte_mkdirty(...))``."""
         return ptes.WRITE | ptes.DIRTY if self.vma.write and self.write else 0

@@ -140,7 +140,7 @@ class Obligations:
     def _stores(self, fill: Cached) -> bool:
         """Whether it is enough for a store; a guest asks no entry, dirty or not."""
         if fill.cache in self.state.kinds.shadow:
-            return ptes.permits(fill.pte, True)
+            return bool(fill.pte & ptes.WRITE)
         return ptes.serves(fill.pte, True)
 
 

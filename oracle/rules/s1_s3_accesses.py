@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, describe_change, frame_freed
 from mmurace.oracle.rules.s6_fork import isolation_broken
+from mmurace.oracle.rules.s15_exclusive import Exclusivity
 from mmurace.oracle.state.live import Cached, Change, Op, State
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
@@ -21,9 +22,12 @@ class Safety:
 
     def __init__(self, state: State, found: list[Violation]) -> None:
         self.state, self.found = state, found
+        self.exclusive = Exclusivity(found)
 
     def accessed(self, fill: Cached, record: Access, event: Event, row: Row) -> None:
         """An access reached memory through ``fill``."""
+        if self.exclusive.claims:
+            self.exclusive.accessed(fill, record, event, row)
         frame = self.state.frame(record.frame)
         if frame.generation != fill.read.generation and "S1" not in fill.reported:
             fill.reported.add("S1")
@@ -112,17 +116,19 @@ def _through_latched(fill: Cached, change: Change, freed: Event, event: Event) -
     )  # fmt: skip
 
 
-def _grants(pte: int, frame: int, write: bool) -> bool:
-    return ptes.permits(pte, write) and ptes.frame_of(pte) == frame
+def _grants(pte: int, fill: Cached, write: bool) -> bool:
+    """Whether the entry grants this access to whom it granted it before."""
+    same = not (pte ^ fill.pte) & ptes.REACHED_BY and ptes.frame_of(pte) == fill.frame
+    return same and (not write or bool(pte & ptes.WRITE))
 
 
 def _revoked_by(fill: Cached, write: bool, row: Row) -> tuple[Change, Event] | None:
     """The change that took this access away by an operation which had returned before it."""
     page = fill.read.page
-    if _grants(page.pte, fill.frame, write):
+    if _grants(page.pte, fill, write):
         return None
     for change in page.changes:
-        if fill.read.n < change.n and not _grants(change.new, fill.frame, write):
+        if fill.read.n < change.n and not _grants(change.new, fill, write):
             for due in change.deadlines:
                 if due.event.what == OPERATION_ENDED and row[due.index] >= due.n:
                     return change, due.event

@@ -18,7 +18,7 @@ import msgspec
 
 from mmurace.oracle.state.live import State
 from mmurace.oracle.violation import Violation
-from mmurace.protocol.pte import frame_of, hw_present
+from mmurace.protocol.pte import frame_of, usable
 
 _FORK = "Fork "
 
@@ -28,7 +28,7 @@ def isolation_broken(state: State, revoked: Violation) -> Violation | None:
     if not revoked.owed.startswith(_FORK):
         return None
     for page in state.pages.values():
-        sees = hw_present(page.pte) and frame_of(page.pte) == revoked.frame
+        sees = usable(page.pte) and frame_of(page.pte) == revoked.frame
         if sees and page.mm != revoked.mm:
             detail = (
                 f"wrote to frame {revoked.frame:#x}, which {page.mm}:{page.address:#x} "

@@ -23,10 +23,9 @@ from mmurace.protocol.pte import (
     WRITE,
     describe,
     frame_of,
-    hw_present,
-    is_migration,
     is_swap,
-    pte_present,
+    names_page,
+    usable,
 )
 from mmurace.protocol.records import FrameAllocated
 
@@ -50,7 +49,7 @@ class PrivatePages:
 
     def allocated(self, record: FrameAllocated) -> None:
         """A frame left the pool."""
-        if record.use == "anon":
+        if record.use in ("anon", "device"):
             self.anon.add(record.frame)
 
     def freed(self, frame: int) -> None:
@@ -69,7 +68,7 @@ class PrivatePages:
             last = page.changes[-1] if page.changes else None
             if last is not None and last.op is op and frame_of(last.old) in self.anon:
                 self.slots.setdefault(frame_of(new), frame_of(last.old))
-        elif hw_present(new) and new & WRITE and frame_of(new) in self.anon:
+        elif usable(new) and new & WRITE and frame_of(new) in self.anon:
             self._granted(op, page, old, new, event)
 
     def _granted(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
@@ -89,7 +88,7 @@ def _note(
     """The page's entry leads there, or does not any more."""
     if is_swap(pte):
         of = swapped
-    elif (pte_present(pte) and not pte & SPECIAL) or is_migration(pte):
+    elif names_page(pte) and not pte & SPECIAL:
         of = leads
     else:
         return

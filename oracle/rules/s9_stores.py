@@ -21,7 +21,7 @@ from __future__ import annotations
 from mmurace.oracle.state.live import Cached, Change, Op, Page
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.limits import ORACLE_COPIES_KEPT
-from mmurace.protocol.pte import describe, frame_of, is_swap, pte_present
+from mmurace.protocol.pte import describe, frame_of, is_device_private, is_swap, pte_present
 
 Stored = tuple[Cached, Event]
 """A store: through which translation, and when."""
@@ -82,7 +82,7 @@ class LostStores:
         Who took the original out of reach need not be the same: an mprotect to none, whose flush is
         still to come, leaves an entry that names it.
         """
-        if not page.changes or not pte_present(new):
+        if not page.changes or not (pte_present(new) or is_device_private(new)):
             return
         change = page.changes[-1]
         for copy in self._of.get(frame_of(change.old), ()):

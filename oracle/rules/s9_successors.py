@@ -14,7 +14,15 @@ from mmurace.oracle.rules.o_s4_deadlines import REVOKING
 from mmurace.oracle.state.live import Op, Page
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.limits import ORACLE_LAZYFREE_KEPT
-from mmurace.protocol.pte import SPECIAL, describe, frame_of, is_migration, is_swap, pte_present
+from mmurace.protocol.pte import (
+    SPECIAL,
+    describe,
+    frame_of,
+    is_device_private,
+    is_migration,
+    is_swap,
+    pte_present,
+)
 from mmurace.protocol.records import FrameAllocated, PageDiscarded
 
 
@@ -44,7 +52,7 @@ class Successors:
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """An entry changed; ``page.changes`` ends with what was taken out before."""
-        if not pte_present(new) or frame_of(new) not in self._fresh:
+        if not _maps(new) or frame_of(new) not in self._fresh:
             return
         self._fresh.remove(frame_of(new))
         place = (page.mm, page.address)
@@ -52,6 +60,11 @@ class Successors:
             del self._discarded[place]
         elif is_swap(old) or is_migration(old) or _taken_by(op, page):
             self.found.append(_report(op, page, old, new, event))
+
+
+def _maps(pte: int) -> bool:
+    """Whether it is the entry of a page that somebody may use."""
+    return pte_present(pte) or is_device_private(pte)
 
 
 def _taken_by(op: Op, page: Page) -> bool:

@@ -181,7 +181,8 @@ _row(
     "harm",
     "shared-while-exclusive",
     "While somebody has exclusive access to a page, no other agent's access to it succeeds.",
-    "the revocation of the exclusive entry",
+    "the revocation of the exclusive entry: whose event the callback passes over, the page lock",
+    "s15_exclusive",
 )
 _row(
     "S16", "harm", "lost-dirty-bit",

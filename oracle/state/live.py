@@ -19,7 +19,7 @@ from mmurace.oracle.state.kinds import kinds
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event
 from mmurace.protocol.limits import ORACLE_PAGE_HISTORY, ORACLE_SWEEP_MIN
-from mmurace.protocol.pte import SPECIAL, frame_of, hw_present, takes_away
+from mmurace.protocol.pte import SPECIAL, frame_of, takes_away, usable
 from mmurace.protocol.ranges import covers
 from mmurace.protocol.records import Fill, InvalidateDone
 
@@ -442,4 +442,4 @@ def _change_needed(change: Change, page: Page, sources: frozenset[str]) -> bool:
 
 def usable_read(pte: int) -> bool:
     """Whether a translation can be made from what a load saw."""
-    return hw_present(pte)
+    return usable(pte)

@@ -53,6 +53,8 @@ class MemoryRecords:
         old, new = record.old, record.new
         page = self.state.page(record.mm, record.address, 0, old)
         page.history.append((self._n, new))
+        if ptes.is_device_exclusive(new):
+            self._made_exclusive(page, new)
         self.memory_rules.changed(self._op(), page, old, new, self._event("entry changed"))
         if ptes.takes_away(old, new):
             self._taken_away(Change(self._id, page, old, new, self._op(), self._n, self._row))
@@ -60,11 +62,18 @@ class MemoryRecords:
             self._given(page, old, new)
         self.memory_rules.published(self._op(), page, new)
 
+    def _made_exclusive(self, page: Page, new: int) -> None:
+        """Whoever makes such an entry knows it by that, as if it had been loaded."""
+        frame = ptes.frame_of(new)
+        generation = self.state.frame(frame).generation
+        self.state.add_read(Read(self._n, self._id, page, new, generation), self._op())
+        self.safety.exclusive.granted(frame, self._row)
+
     def _given(self, page: Page, old: int, new: int) -> None:
         op = self._op()
-        if ptes.hw_present(new) and (not ptes.hw_present(old) or new & ~old & ptes.WRITE):
+        if ptes.usable(new) and (not ptes.usable(old) or new & ~old & ptes.WRITE):
             page.granted = (self._n, op)
-        if not ptes.hw_present(old) and ptes.hw_present(new):
+        if not ptes.usable(old) and ptes.usable(new):
             self.moves.put(op, page.mm, page.address, new)
             if page.changes and page.changes[-1].op is op:
                 self._published(page.changes[-1], new)
@@ -73,7 +82,7 @@ class MemoryRecords:
         self.state.add_change(change)
         self.moves.took(change)
         stats.change_held(self.state, change)
-        if ptes.hw_present(change.new):
+        if ptes.usable(change.new):
             self._published(change, change.new)
         if self.windows is not None:
             self.windows.taken_away(change)
@@ -109,6 +118,7 @@ class MemoryRecords:
         stats.frame_freed(frame)
         self.tables.freed(record.frame, event, self._row)
         self.memory_rules.freed(record.frame, event)
+        self.safety.exclusive.freed(record.frame)
         changes, frame.changes = frame.changes, []
         self.obligations.frame_freed(changes, event, self._row)
         if self.sometimes.open:

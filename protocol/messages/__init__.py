@@ -5,12 +5,22 @@ the fields that complete it), how (read, write), and which reply it gets; ``docs
 generated from that.
 """
 
-from mmurace.protocol.messages import book3s64, filemap, memory, processor, program, shadow, swap
+from mmurace.protocol.messages import (
+    book3s64,
+    device_memory,
+    filemap,
+    memory,
+    processor,
+    program,
+    shadow,
+    swap,
+)
 from mmurace.protocol.messages.base import Message, kinds
 
 __all__ = [
     "Message",
     "book3s64",
+    "device_memory",
     "filemap",
     "kinds",
     "memory",

@@ -81,12 +81,14 @@ class ItreeInvStart(Request[Intervals], frozen=True):
 class ItreeInvEnd(Request[Count], frozen=True):
     """``mn_itree_inv_end`` of [start, end): how many changes of the tree were put off.
 
-    With any left, ``subscriptions->lock`` stays held.
+    With any left, ``subscriptions->lock`` stays held.  ``owner``: whose doing it is
+    (``range->owner``), if that is said.
     """
 
     mm: str
     start: int
     end: int
+    owner: str = ""
     OBJECT: ClassVar[tuple[str, ...]] = ("itree", "mm")
     MAY_COME_LATER: ClassVar[bool] = True
     TOLD: ClassVar[Told] = Told(function="mn_itree_inv_end", wording=_ends, weight=ESSENTIAL)

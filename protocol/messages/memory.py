@@ -226,7 +226,7 @@ class FrameAlloc(Request[FrameNumber], frozen=True):
     """``alloc_page(__GFP_ZERO)``: a zeroed frame with one reference, last freed first."""
 
     use: str
-    """``anon``, ``file`` or ``table``."""
+    """``anon``, ``file``, ``table`` or ``device``."""
     mm: str = ""
     address: int = 0
     """For a table: the first address that it maps."""

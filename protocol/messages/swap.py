@@ -188,6 +188,8 @@ class FolioMigrateMapping(Request[Flag], frozen=True):
 
     old: int
     new: int
+    extra: int = 0
+    """References more that are expected (``migrate_folio_extra``, v6.1)."""
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "old")
 
 

@@ -300,6 +300,56 @@ class Mm(Switches, frozen=True):
     flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` (912efa17e512,
     v5.12; it is in the review of v5.10.20)."""
 
+    migrate_collect_flush: Literal["after_ptl", "under_ptl"] = switch(
+        "mm/migrate_device.c",
+        "migrate_vma_collect_pmd",
+        since("after_ptl"),
+        since("after_ptl", "v4.14", "8c3328f1f36a"),
+        since("under_ptl", "v6.0", "60bae7370896"),
+    )
+    """When ``migrate_vma_collect_pmd`` flushes what it has cleared: when the PTL is free again, or
+    under it (60bae7370896, v6.0).  It went to stable trees; by which point releases was not looked
+    up.  In mm/migrate.c to v5.17."""
+    migrate_says_owner: bool = switch(
+        "mm/migrate_device.c",
+        "migrate_vma_collect",
+        since(False),
+        since(True, "v5.9", "998427b3ad2c"),
+    )
+    """The bracket of a migration to or from a device says so, and whose doing it is
+    (``MMU_NOTIFY_MIGRATE``; 998427b3ad2c, v5.9), or that entries are cleared."""
+    migrate_to_ram_ref: bool = switch(
+        "mm/memory.c",
+        "do_swap_page",
+        since(False),
+        since(True, "v6.1", "16ce101db85d"),
+    )
+    """A fault on a device-private entry looks at it again under the PTL and takes a reference to
+    the page for ``migrate_to_ram`` (16ce101db85d, v6.1), or uses what it has loaded."""
+    device_exclusive: bool = switch(
+        "mm/rmap.c",
+        "make_device_exclusive_range",
+        since(False),
+        since(True, "v5.14", "b756a3b5e7ea"),
+    )
+    """There are device-exclusive entries (b756a3b5e7ea, v5.14)."""
+    exclusive_fault_ref: bool = switch(
+        "mm/memory.c",
+        "remove_device_exclusive_entry",
+        since(False),
+        since(True, "v6.3", "7c7b962938dd"),
+    )
+    """A fault on a device-exclusive entry has a reference to the page that it locks (7c7b962938dd,
+    v6.3; in v5.15.107, too)."""
+    hmm_faults_foreign_pages: bool = switch(
+        "mm/hmm.c",
+        "hmm_vma_handle_pte",
+        since(False),
+        since(True, "v5.19", "8a295dbbaf72"),
+    )
+    """``hmm_range_fault`` faults in what is in the memory of another device (8a295dbbaf72, v5.19),
+    or says -EFAULT."""
+
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What the arch hook of v6.6 excludes, and what a table that is moved needs."""
         if kernel.arch.arch_secondary_flush:

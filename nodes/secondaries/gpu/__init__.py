@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from mmurace.nodes.node import Node
-from mmurace.nodes.secondaries.gpu import amdgpu_hmm, driver
+from mmurace.nodes.secondaries.gpu import amdgpu_hmm, devmem, driver
 from mmurace.nodes.secondaries.gpu.device import CACHE, GpuNode
 from mmurace.nodes.secondaries.gpu.messages import (
     DeviceUnmap,
     FenceSignal,
     GpuFault,
     GpuJob,
+    GpuMigrate,
     GpuMirror,
     GpuUnmirror,
 )
@@ -29,6 +30,12 @@ GPU = Secondary(
     key="gpus",
     named_by={"gpu": lambda gpu: (gpu.name,)},
     idle=frozenset({"GpuMirror", "GpuUnmirror"}),
+    given={GpuMigrate: devmem.given},
+    copying=frozenset({"GpuMigrate"}),
+    points=dict.fromkeys(
+        ("device_page_gone", "migration_entry_wait", "migrate_vma_restored"),
+        frozenset({"GpuMigrate"}),
+    ),
     place=3,
     part=Gpu,
     node_class=node_class,
@@ -41,7 +48,11 @@ GPU = Secondary(
     ops=lambda _kernel: {},
     interval=driver.invalidate,
     work={GpuFault: driver.gpu_fault, FenceSignal: amdgpu_hmm.signal_fence},
-    calls={GpuMirror: driver.open_mirror, GpuUnmirror: driver.close_mirror},
+    migrate_to_ram=devmem.dmirror_devmem_fault,
+    calls={
+        GpuMirror: driver.open_mirror, GpuUnmirror: driver.close_mirror,
+        GpuMigrate: devmem.dmirror_migrate,
+    },
     accesses={GpuJob: lambda gpu: (gpu.name,)},
     drawn={GpuJob: lambda _gpu, d: GpuJob(d.mm, page_of(d.address), PAGE_SIZE, d.write, d.value)},
     beside=Gpus,

@@ -36,9 +36,9 @@ async def amdgpu_cs_submit(cpu: Processor, fault: GpuFault) -> int:
             if range_ != -EBUSY:
                 return range_
         elif await locked_and_valid(cpu, range_):
-            await dmirror_do_fault(cpu, range_, cpu.port.operation)
+            result = await dmirror_do_fault(cpu, range_, cpu.port.operation)
             await driver_unlock(cpu, fault.gpu)
-            return 0
+            return result
         why = "mmu_interval_read_retry"
         cpu.port.emit(FaultRetry(fault.mm, fault.start, fault.write, why, cpu.port.operation))
     return -EBUSY

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmurace.nodes.driver import Port
-from mmurace.nodes.kernel.errno import EAGAIN, EFAULT
+from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINVAL
 from mmurace.nodes.locks import LockWord
 from mmurace.nodes.node import Handlers, Node
 from mmurace.nodes.secondaries.gpu import messages as g
 from mmurace.nodes.secondaries.gpu.part import Gpu
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
-from mmurace.nodes.translation import Attempts, TranslationCache, data_access
+from mmurace.nodes.translation import (
+    Attempts,
+    Entry,
+    TranslationCache,
+    atomic_add,
+    data_access,
+)
 from mmurace.nodes.world import World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
@@ -137,6 +143,8 @@ class GpuNode(Node):
             or not job.address + job.length <= end
         ):
             return -EFAULT
+        if job.atomic and self.of_jobs:
+            return -EINVAL
         name = self.port.operation
         self.running = (*self.running, (name, job.mm))
         result = await (self._fenced(job) if self.of_jobs else self._faulting(job))
@@ -177,14 +185,24 @@ class GpuNode(Node):
     async def _access(self, job: g.GpuJob, page: int) -> bool:
         """One load or store; False if no entry permits it."""
         entry = self.table.lookup(job.mm, page)
+        if job.atomic:
+            return await self._add(entry, job, page)
         if entry is None or not ptes.permits(entry.pte, job.write):
             return False
         await data_access(self.table, entry, page, job.write, job.value)
         return True
 
+    async def _add(self, entry: Entry | None, job: g.GpuJob, page: int) -> bool:
+        """An atomic addition; False if the page is not for this device alone."""
+        if entry is None or not entry.pte & ptes.DEVICE_EXCLUSIVE:
+            return False
+        await atomic_add(self.table, entry, page, job.value)
+        return True
+
     async def _fault(self, job: g.GpuJob, page: int) -> int:
         end = job.address + job.length
-        fault = g.GpuFault(self.name, job.mm, page, end, job.write)
+        end = page + PAGE_SIZE if job.atomic else end
+        fault = g.GpuFault(self.name, job.mm, page, end, job.write, job.atomic)
         return (await self.port.call(self.cpu, fault)).result
 
     def _note_retry(self, job: g.GpuJob, page: int) -> None:

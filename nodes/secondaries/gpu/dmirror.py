@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EBUSY
+from mmurace.nodes.kernel.errno import EBUSY, EFAULT
 from mmurace.nodes.kernel.hmm import HmmRange, hmm_range_fault
 from mmurace.nodes.kernel.interval_notifier import (
     mmu_interval_read_begin,
@@ -16,6 +16,7 @@ from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock, lo
 from mmurace.nodes.secondaries.gpu.messages import DeviceMap, DeviceUnmap, GpuFault
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.protocol import pte as ptes
+from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
 from mmurace.protocol.messages.swap import FolioMarkDirty
 from mmurace.protocol.records import FaultRetry
@@ -40,18 +41,23 @@ async def dmirror_range_fault(cpu: Processor, fault: GpuFault) -> int:
             if range_ != -EBUSY:
                 return range_
         elif await locked_and_valid(cpu, range_):
-            await dmirror_do_fault(cpu, range_)
+            result = await dmirror_do_fault(cpu, range_)
             await driver_unlock(cpu, fault.gpu)
-            return 0
+            return result
         why = "mmu_interval_read_retry"
         cpu.port.emit(FaultRetry(fault.mm, fault.start, fault.write, why, cpu.port.operation))
     return -EBUSY
 
 
 async def snapshot(cpu: Processor, fault: GpuFault) -> HmmRange | int:
-    """The sequence, then the entries, under mmap_lock; -EBUSY: again."""
+    """The sequence, then the entries, under mmap_lock; -EBUSY: again.
+
+    What is in the device's own memory stays there (``dev_private_owner``).
+    """
     seq = await mmu_interval_read_begin(cpu, fault.gpu, fault.mm)
     range_ = HmmRange(fault.mm, fault.gpu, fault.start, fault.end, seq, True, fault.write)
+    if GpuSwitches.of(cpu.world.kernel).gpu_entries == "faulted_in":
+        range_.dev_private_owner = fault.gpu
     await mmap_read_lock(cpu, fault.mm)
     result = await hmm_range_fault(cpu, range_)
     await mmap_read_unlock(cpu, fault.mm)
@@ -71,24 +77,41 @@ async def locked_and_valid(cpu: Processor, range_: HmmRange) -> bool:
     return True
 
 
-async def dmirror_do_fault(cpu: Processor, range_: HmmRange, job: str = "") -> None:
+async def dmirror_do_fault(cpu: Processor, range_: HmmRange, job: str = "") -> int:
     """``dmirror_do_fault``: the snapshot becomes entries of the device; under its lock.
+
+    -EFAULT: a page in its own memory may not be written; who asked for that may.
 
     The device stores through a writable entry without a word, so its pages count as dirty from here
     on; drivers say so when they drop them (``amdgpu_hmm`` of v5.5, i915).
     """
     for address, pfn in range_.pfns.items():
+        if range_.write and not pfn.writable:
+            return -EFAULT
         rights = ptes.PRESENT | (pfn.pte & ptes.WRITE)
         if pfn.writable and not pfn.pte & ptes.DIRTY:
             await cpu.mem(FolioMarkDirty(ptes.frame_of(pfn.pte)))
         entry = ptes.make(ptes.frame_of(pfn.pte), rights)
         await cpu.port.call(range_.node, DeviceMap(range_.mm, address, entry, pfn.walk, job))
+    return 0
+
+
+def passes_over(cpu: Processor, gpu: str, range_: MmuNotifierRange) -> bool:
+    """Whether the callback returns at once: something that is, maybe, the device's own doing."""
+    switches = GpuSwitches.of(cpu.world.kernel)
+    skips = {
+        MmuNotifierEvent.MIGRATE: switches.gpu_migrate_skips,
+        MmuNotifierEvent.EXCLUSIVE: switches.gpu_exclusive_skips,
+    }.get(range_.event, "none")
+    return skips == "any" or (skips == "own" and range_.owner == gpu)
 
 
 async def dmirror_interval_invalidate(
     cpu: Processor, gpu: str, range_: MmuNotifierRange, seq: int
 ) -> bool:
     """``dmirror_interval_invalidate``: under the driver's lock, the sequence, then the entries."""
+    if passes_over(cpu, gpu, range_):
+        return True
     if not await lock_for(cpu, gpu, range_):
         return False
     if GpuSwitches.of(cpu.world.kernel).gpu_set_seq:

@@ -11,7 +11,7 @@ from mmurace.nodes.kernel.interval_notifier import (
     mmu_interval_notifier_remove,
 )
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
-from mmurace.nodes.secondaries.gpu import amdgpu_hmm, dmirror
+from mmurace.nodes.secondaries.gpu import amdgpu_hmm, dmirror, exclusive
 from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock
 from mmurace.nodes.secondaries.gpu.messages import (
     FaultDone,
@@ -39,10 +39,19 @@ async def gpu_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
 
     The thread is none of the process that may have been killed meanwhile; it leaves nothing behind.
     """
+    if fault.atomic:
+        return await _atomic_fault(cpu, fault)
     of_jobs = GpuSwitches.of(cpu.world.kernel).gpu_entries == "of_jobs"
     serve = amdgpu_hmm.amdgpu_cs_submit if of_jobs else dmirror.dmirror_range_fault
     try:
         return FaultDone(await serve(cpu, fault))
+    except PeerLost:
+        return FaultDone(-EFAULT)
+
+
+async def _atomic_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
+    try:
+        return FaultDone(await exclusive.atomic_range_fault(cpu, fault))
     except PeerLost:
         return FaultDone(-EFAULT)
 

@@ -131,6 +131,8 @@ class GpuFault(Request[FaultDone], frozen=True):
     start: int
     end: int
     write: bool
+    atomic: bool = False
+    """For atomic accesses, of one page."""
     TOLD: ClassVar[Told] = Told(function="dmirror_range_fault")
 
 
@@ -149,7 +151,8 @@ class FenceSignal(Request[Ack], frozen=True):
 class GpuJob(Operation, frozen=True):
     """A job loads, or stores, the first word of each page of [address, address + length).
 
-    -EPERM, -EFAULT: it may not.
+    With ``atomic`` it adds ``value`` to that word, for which it needs the page for itself.  -EPERM,
+    -EFAULT: it may not; -EINVAL: the driver cannot do that.
     """
 
     mm: str
@@ -157,10 +160,28 @@ class GpuJob(Operation, frozen=True):
     length: int
     write: bool
     value: int = 0
+    atomic: bool = False
     FUNCTION: ClassVar[str] = "dmirror_range_fault"
     CHANGES: ClassVar[str] = "wp_page_copy"
     AGENT: ClassVar[str] = "GPU"
     CALLED: ClassVar[str] = "GPU job"
+
+
+class GpuMigrate(Operation, frozen=True):
+    """What a device mirrors goes to its memory, or comes back (``HMM_DMIRROR_MIGRATE_TO_DEV``,
+    ``_TO_SYS``): how many pages.
+
+    -EINVAL: a part of it is not mapped for reading, or the device has no memory.
+    """
+
+    mm: str
+    gpu: str
+    address: int
+    length: int
+    back: bool = False
+    """To system memory."""
+    FUNCTION: ClassVar[str] = "dmirror_migrate_to_device"
+    CHANGES: ClassVar[str] = "migrate_vma_collect_pmd"
 
 
 class GpuMirror(Operation, frozen=True):

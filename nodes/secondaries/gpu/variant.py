@@ -79,6 +79,42 @@ class GpuSwitches(Switches, frozen=True):
     )
     """What a job's fence needs to be signalled: nothing that somebody may hold who waits for it, as
     the rules of dma_fence have it (annotated from v5.9), or the driver's lock."""
+    gpu_migrate_skips: Literal["none", "own", "any"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_interval_invalidate",
+        since("none"),
+        since("own", "v5.9", "7d17e83abec1", on="dmirror"),
+        unreleased("any", "a callback that does not ask whose migration it is"),
+    )
+    """Of which migrations (``MMU_NOTIFY_MIGRATE``) the callback returns at once, and does not set
+    the sequence: of none; of those that are its own doing (7d17e83abec1, v5.9), whose entries it
+    takes away itself; of all."""
+    gpu_migrate_drops: Literal["after_copy", "before_copy"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_migrate_alloc_and_copy",
+        since("after_copy"),
+        unreleased("before_copy", "a driver that stops its device itself, as it is not told to"),
+    )
+    """When the driver takes its own entries of what goes to its memory away: when the copy is made,
+    where it maps the new pages (``dmirror_migrate_finalize_and_map``), or before."""
+    gpu_exclusive_skips: Literal["none", "own", "any"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_exclusive",
+        since("none"),
+        since("none", "v5.14", "b659baea7546", on="dmirror"),
+        unreleased("own", "what nouveau does (8f187163eb89, v5.14)"),
+        unreleased("any", "a callback that does not ask whose doing it is"),
+    )
+    """Which ``MMU_NOTIFY_EXCLUSIVE`` the callback passes over: none, and the driver names no owner
+    (dmirror); those of its own doing, for which it names itself; or also those that take the page
+    back."""
+    gpu_exclusive_unlocks: Literal["after_map", "before_map"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_exclusive",
+        since("after_map"),
+        unreleased("before_map", "a driver that gives the page back before its device has it"),
+    )
+    """When the driver unlocks such a page: once its device has the entry, or before."""
     gpu_close: Literal["removes", "frees_first", "under_lock"] = switch(
         "lib/test_hmm.c",
         "dmirror_fops_release",
