@@ -211,10 +211,10 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         )
     for secondary in secondaries():
         for key, names in secondary.named_by.items():
-            named = getattr(operation, key, "")
+            named = getattr(operation, key, None)
             fit = (name for part in secondary.parts(world) for name in names(part))
             known = ", ".join(fit) or "none"
-            if named and named not in known.split(", "):
+            if named is not None and named not in known.split(", "):
                 problem = f"unknown name {named!r} in {secondary.key}"
                 raise UserError(f"{where}.{key}", problem, f"one of {known}")
     for part in world.parts:

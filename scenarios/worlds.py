@@ -69,6 +69,8 @@ def _check(world: World, where: str) -> None:
     names = world.nodes()
     if len(set(names)) != len(names):
         raise UserError(where, "two nodes have one name", "a different name for each node")
+    for name in sorted(set(names) & set(world.mms)):
+        raise UserError(where, f"a node and an mm are called {name!r}", "a different name for each")
     for name in impossible_names(names):
         raise UserError(where, f"a node cannot be called {name!r}", NODE_NAME.pattern)
     if len(names) > NODES_MAX:

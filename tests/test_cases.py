@@ -98,6 +98,29 @@ def test_memslots_that_kvm_refuses_are_refused(tmp_path: Path, slots: str, told:
     assert f"world.vms[0].{told}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('name = "kvm0"', 'name = "mm0"', "world: a node and an mm are called 'mm0'"),
+        ('{ op = "mmap", address = 0x10000, pages = 4 },',
+         '{ op = "kvm_add_memslot", vm = "", gfn = 9, address = 0x10000, pages = 1 },',
+         "program[0].steps[0].vm: unknown name '' in vms"),
+    ],
+)  # fmt: skip
+def test_names_that_tell_nobody_apart_are_refused(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    """A VM that is called as an mm shares its tag, so that walks of one were taken for the other's.
+    What is asked of a VM without a name would be sent to nobody."""
+    text = (CASES / "vmsa-no-hook.toml").read_text(encoding="utf-8")
+    path = tmp_path / "race.toml"
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_race(path)
+    assert told in str(error.value)
+
+
 def test_an_access_to_no_apic_page_is_refused(tmp_path: Path) -> None:
     """Its frame is in no VMCS, so whatever came out would be about something else."""
     text = (CASES / "vmsa-no-hook.toml").read_text(encoding="utf-8")

@@ -58,7 +58,7 @@ class Successors:
         place = (page.mm, page.address)
         if place in self._discarded:
             del self._discarded[place]
-        elif is_swap(old) or is_migration(old) or _taken_by(op, page):
+        elif is_swap(old) or is_migration(old) or _taken_by(op, page, event):
             self.found.append(_report(op, page, old, new, event))
 
 
@@ -67,15 +67,24 @@ def _maps(pte: int) -> bool:
     return pte_present(pte) or is_device_private(pte)
 
 
-def _taken_by(op: Op, page: Page) -> bool:
+def _taken_by(op: Op, page: Page, event: Event) -> bool:
     """Whether the operation replaces what it took out itself, and has promised no revocation.
 
     Not if the entry has changed since: a page that it has swapped out may be unmapped meanwhile.
+    Nor if another of its page faults did: a worker that finds the process killed unmaps all of it,
+    and the device may fault again in what is forked into its place.
     """
     if not page.changes or op.kind in REVOKING or len(page.history) < 2:
         return False
     last = page.changes[-1]
+    if _sender(last.id) != _sender(event.id):
+        return False
     return last.op is op and page.history[-2][0] == last.n and not last.old & SPECIAL
+
+
+def _sender(message: str) -> str:
+    """Whose message it is: that which the sender serves, as a page fault, or its operation."""
+    return message.rpartition(".")[0]
 
 
 def _report(op: Op, page: Page, old: int, new: int, event: Event) -> Violation:
