@@ -13,6 +13,8 @@ from mmurace.nodes.secondary import secondaries
 from mmurace.protocol.errors import UserError
 from mmurace.scenarios.catalogue import KernelCase, Race
 
+ALIKE: Final = 4
+"""Switches in which two kernels may differ and each of these is still about the race."""
 CVE: Final = re.compile(r"CVE-\d{4}-\d{4,}")
 
 
@@ -42,8 +44,14 @@ def terms_of(race: Race) -> Terms:
 
 
 def subsystems_of(race: Race) -> tuple[str, ...]:
-    """Those whose code cures it, then those that are told."""
-    found = {field.owner.OWNER for case in race.kernels for field in cures_of(race, case)}
+    """Those whose code cures it, then those that are told.
+
+    Two releases that lie far apart differ in code that has nothing to do with it: so what tells the
+    pair of kernels that are most alike.
+    """
+    cures = [cures for case in race.kernels if (cures := cures_of(race, case))]
+    alike = [fields for fields in cures if len(fields) <= ALIKE] or sorted(cures, key=len)[:1]
+    found = {field.owner.OWNER for fields in alike for field in fields}
     found |= {one.name for one in secondaries() if one.parts(race.world)}
     return tuple(name for name in known_subsystems() if name in found)
 
