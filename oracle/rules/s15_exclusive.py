@@ -77,12 +77,16 @@ class Exclusivity:
         holder.reported.add("S15")
         stale, fresh = (holder, other) if holder.read.n < other.read.n else (other, holder)
         page: Page = stale.read.page
+        frame = f"frame {stale.frame:#x}"
+        if stale is holder:
+            detail = f"had {frame} for itself when {other.agent} reached it"
+        else:
+            detail = f"reached {frame} when {holder.agent} had it for itself"
         change = next((c for c in page.changes if stale.read.n < c.n), None)
         self.found.append(Violation(
             rule="S15", agent=stale.agent, cache=stale.cache, mm=page.mm, address=page.address,
             frame=stale.frame, filled=stale.event(), read=stale.read.event(),
             pte=describe(stale.read.pte), changed=change.event() if change else None,
             owed=change.op.text() if change else "", racing=(fresh.event(), event),
-            detail=f"{other.agent} reached frame {other.frame:#x} while {holder.agent} had it for "
-            "itself",
+            detail=detail,
         ))  # fmt: skip
