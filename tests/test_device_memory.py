@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmurace.nodes.kernel.errno import EFAULT
+from mmurace.nodes.kernel.errno import EFAULT, EINVAL
 from mmurace.nodes.secondaries.gpu.messages import GpuJob, GpuMigrate
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages import program as op
@@ -91,3 +91,39 @@ def test_a_page_that_a_device_has_for_itself_comes_back_to_who_touches_it(skips:
     ]  # fmt: skip
     assert (ran.loaded["cpu1/0"], ran.loaded["cpu0/5"], ran.loaded["cpu1/2"]) == ([21], [51], [99])
     assert ran.rules == set()
+
+
+def test_a_page_in_the_memory_of_one_device_comes_back_for_another() -> None:
+    """``double_map``, ``migrate_mixed``: and what may not be read, or is of a file, does not go."""
+    steps = (
+        *MAPPED, ("cpu0", to_device()), ("gpu1", job(A)), ("cpu0", to_device(gpu="gpu1")),
+        ("gpu0", job(A, True, 9)), ("cpu1", touch(A, False)),
+        ("cpu0", op.Mprotect(MM, A, PAGE_SIZE, False, False)), ("cpu0", to_device()),
+        ("cpu0", op.Mmap(MM, A, PAGE_SIZE, True, True, "data", 0, True)),
+        ("cpu1", touch(A, value=5)), ("cpu0", to_device()),
+    )  # fmt: skip
+    told = {"gpu_migrate_skips": "none"}  # else gpu1 has what it should have lost: see E23c
+    ran = Ran(gpu_world(gpus=2, set=told), script(*steps))
+    assert [ran.results[f"cpu0/{n}"] for n in (4, 5, 7, 9)] == [1, 1, -EINVAL, 0]
+    assert (ran.loaded["gpu1/0"], ran.loaded["cpu1/0"]) == ([1], [9])
+    assert ran.rules == set()
+    old = Ran(gpu_world(gpus=2, release="v5.18"), script(*steps[:6]))
+    assert old.results["gpu1/0"] == -EFAULT  # to v5.18 hmm_range_fault gives up
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_child_shares_what_is_in_the_memory_of_a_device(release: str) -> None:
+    """``hmm_cow_in_device``: both copy it, and what one stores the other does not see."""
+    ran = Ran(
+        gpu_world(mirrors=(MM, "mm1"), release=release),
+        script(
+            *MAPPED, ("cpu0", to_device(2)), ("cpu0", op.Fork(MM, "mm1")),
+            ("gpu0", job(A, True, 9)), ("cpu0", touch(A, value=10)),
+            ("cpu1", touch(A, False, mm="mm1")), ("cpu1", touch(A + PAGE_SIZE, value=7, mm="mm1")),
+            ("cpu0", touch(A + PAGE_SIZE, False)), ("cpu0", op.Munmap(MM, A, 4 * PAGE_SIZE)),
+        ),
+    )  # fmt: skip
+    assert ran.results["gpu0/0"] == -EFAULT  # its own page is read-only now
+    assert (ran.loaded["cpu1/0"], ran.loaded["cpu0/7"]) == ([1], [2])
+    assert ran.rules == set()
+    assert ran.complete
