@@ -100,7 +100,8 @@ def test_everything_there_is_is_drawn(release: str, machine: str) -> None:
     there = {kind.__name__ for kind in ops.operation_kinds() if kind not in theirs}
     only_x86 = {"GuestApic"} if machine != "x86" else set()
     no_cache = {"GpcWrite"}  # no guest that is drawn has a gfn_to_pfn_cache
-    assert there - drawn <= {"DeviceRemove"} | only_x86 | no_cache
+    known = {"GpuMigrate"}  # the usual driver's own mistake (E23c); others are asked for it
+    assert there - drawn <= {"DeviceRemove"} | only_x86 | no_cache | known
 
 
 def test_nearly_all_that_is_drawn_is_legal() -> None:

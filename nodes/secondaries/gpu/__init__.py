@@ -30,7 +30,7 @@ GPU = Secondary(
     key="gpus",
     named_by={"gpu": lambda gpu: (gpu.name,)},
     idle=frozenset({"GpuMirror", "GpuUnmirror"}),
-    given={GpuMigrate: devmem.given},
+    given={GpuMigrate: devmem.given, GpuJob: lambda _ground, _gpu: {"atomic": False}},
     copying=frozenset({"GpuMigrate"}),
     points=dict.fromkeys(
         ("device_page_gone", "migration_entry_wait", "migrate_vma_restored"),
