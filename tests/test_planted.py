@@ -143,9 +143,9 @@ def keeps_what_it_was_told_to_drop(patch: pytest.MonkeyPatch) -> None:
     """The unit acknowledges an invalidation and goes on using what it had."""
     right = TranslationCache.invalidate
 
-    async def invalidate(cache: TranslationCache, tag: str, start: int, end: int) -> None:
+    async def invalidate(cache: TranslationCache, tag: str, *about: Any) -> None:
         kept = dict(cache.entries) if cache.cache == "iotlb" else {}
-        await right(cache, tag, start, end)
+        await right(cache, tag, *about)
         cache.entries.update(kept)
 
     patch.setattr(TranslationCache, "invalidate", invalidate)
