@@ -172,6 +172,14 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How one of its nodes dies; None: nothing goes on without it."""
         return None
 
+    def begun_by(self, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether an operation creates it, so that nothing may use it before."""
+        return False
+
+    def there_from_the_start(self) -> bool:
+        """Whether it is there without an operation that creates it."""
+        return True
+
     def ended_by(self, operation: Operation) -> bool:  # noqa: ARG002
         """Whether an operation destroys it, so that nothing may use it then or later."""
         return False

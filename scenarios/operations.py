@@ -21,7 +21,7 @@ from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.program import Operation, operation_kinds
-from mmurace.scenarios.ends import check_ends
+from mmurace.scenarios.ends import check_begins, check_ends
 from mmurace.scenarios.tables import (
     Table,
     TomlTable,
@@ -181,6 +181,7 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
                 places[f"{table.name or table.node}/{at}"] = here
         programs.append(Program(table.name or table.node, table.node, tuple(steps)))
     _check_order(programs, where)
+    check_begins(programs, world, places)
     check_ends(programs, world, places)
     return tuple(programs)
 

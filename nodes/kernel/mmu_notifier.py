@@ -12,12 +12,8 @@ from contextlib import suppress
 
 from mmurace.nodes.kernel import interval_notifier
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.locking import (
-    anon_vma_lock_write,
-    anon_vma_unlock_write,
-    mmap_write_lock,
-    mmap_write_unlock,
-)
+from mmurace.nodes.kernel.locking import mmap_write_lock, mmap_write_unlock
+from mmurace.nodes.kernel.mm_all_locks import mm_drop_all_locks, mm_take_all_locks
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange as MmuNotifierRange
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Callback, named, secondaries
@@ -151,14 +147,21 @@ async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str)
     """``mmu_notifier_register``: under mmap_lock and ``mm_take_all_locks``, so in no bracket.
 
     Both pair with the locks under which brackets are opened: a subscriber gets no end without a
-    start.
+    start, and knows of every change that is on its way.
 
-    Of the rmap locks only that of anonymous memory is taken.
+    cpu0 (invalidate)                   cpu1 (register)
+    start: the list is empty
+                                        on the list  [Required: not before the end]
+                                        the subscriber looks the entry up, and keeps it
+    clear the entry; flush; free
+    end
     """
+    takes_all = cpu.world.kernel.mm.register_locks == "all"
     await mmap_write_lock(cpu, mm)
-    await anon_vma_lock_write(cpu, mm)
+    files = await mm_take_all_locks(cpu, mm) if takes_all else ()
     await cpu.mem(NotifierAdd(mm, driver, node))
-    await anon_vma_unlock_write(cpu, mm)
+    if takes_all:
+        await mm_drop_all_locks(cpu, mm, files)
     await mmap_write_unlock(cpu, mm)
 
 

@@ -200,6 +200,16 @@ class Mm(Switches, frozen=True):
     )
     """``fork`` gives the child a copy of an anonymous page that may be pinned, so that the parent
     keeps the one that its device knows (70e806e4e645, v5.9), or shares that, too."""
+    register_locks: Literal["all", "mmap_lock"] = switch(
+        "mm/mmu_notifier.c",
+        "__mmu_notifier_register",
+        since("all"),
+        since("all", "v2.6.27", "cddb8a5c14aa"),
+        unreleased("mmap_lock", "to see what mm_take_all_locks is for"),
+    )
+    """What a new subscriber is put on the list under: mmap_lock for write and every lock of the
+    rmap (``mm_take_all_locks``; all releases, to v5.4 in ``do_mmu_notifier_register``), so that no
+    bracket is open; or only mmap_lock."""
     unregister_waits: bool = switch(
         "mm/mmu_notifier.c",
         "mmu_notifier_unregister",
