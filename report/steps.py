@@ -291,6 +291,7 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     SENT: _sent,
     DONE: _done,
     "OwnDsb": _says("DSB: waits for its own tlbi only"),
+    "StartRefused": _says("a start says -EAGAIN: the caller will call no end"),
     "Queued": lambda _, row: f"is asked for {operation_text(row.operation_kind)}",
     "FlushTlbIpi": _command("flush_tlb_func"),
     "Tlbi": lambda values, _: f"tlbi [{range_text(values)}) arrives",

@@ -9,6 +9,7 @@ secondary (an IOMMU with SVA) walks the mm's own table: it must be flushed when 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 from mmurace.nodes.kernel import interval_notifier
 from mmurace.nodes.kernel.context import Processor
@@ -27,7 +28,9 @@ from mmurace.protocol.messages.memory import (
     NotifierList,
 )
 from mmurace.protocol.messages.processor import SynchronizeSrcu
-from mmurace.protocol.records import NotifierCall, Unregistered
+from mmurace.protocol.records import Coverage, NotifierCall, Unregistered
+
+BRACKET: Final = ("invalidate_range_start", "invalidate_range_end")
 
 
 async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
@@ -47,28 +50,31 @@ async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None
 async def _call_one(
     cpu: Processor, callback: str, driver: str, node: str, range_: MmuNotifierRange,
     within: str = "",
-) -> None:  # fmt: skip
-    function = _callback(cpu.world.kernel, driver, callback, range_.event)
+) -> bool:  # fmt: skip
+    """False: a callback that must not sleep would have had to."""
+    function, done = _callback(cpu.world.kernel, driver, callback, range_), None
     if function is None:
-        return
+        return True
     mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
     op = cpu.port.operation
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "begin", op, within))
     # PeerLost: what the callback works on is freed.  Only where nobody waited for its end.
     with suppress(PeerLost):
-        await function(cpu, node, mm, start, end)
+        done = await function(cpu, node, mm, start, end)
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end", op, within))
+    return done is not False
 
 
 def _callback(
-    kernel: Kernel, driver: str, callback: str, event: MmuNotifierEvent
+    kernel: Kernel, driver: str, callback: str, range_: MmuNotifierRange
 ) -> Callback | None:
     """The function of a driver's ``struct mmu_notifier_ops``, unless it passes this event over."""
     secondary = named(driver)
-    brackets = callback in ("invalidate_range_start", "invalidate_range_end")
-    if brackets and secondary.passes_over(kernel, event):
+    if callback in BRACKET and secondary.passes_over(kernel, range_.event):
         return None
-    return secondary.ops(kernel).get(callback)
+    ops = secondary.ops(kernel)
+    nonblock = None if range_.blockable else ops.get(f"{callback}_nonblock")
+    return nonblock or ops.get(callback)
 
 
 async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:
@@ -83,13 +89,40 @@ async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> No
 async def invalidate_range_start_nonblock(cpu: Processor, range_: MmuNotifierRange) -> bool:
     """``mmu_notifier_invalidate_range_start_nonblock`` (v5.0; v4.19: with ``blockable`` false).
 
-    False: a subscriber would have had to sleep; there is no bracket then.  No notifier of an mm
-    that there is here ever has to.
+    False: a subscriber would have had to sleep, and the caller calls no end.  So what was begun
+    for the others is ended here, that of interval notifiers too (6d65925777ec).
     """
     if not await interval_notifier.mn_itree_invalidate(cpu, range_):
         return False
-    await _call(cpu, "invalidate_range_start", range_)
-    return True
+    if await mn_hlist_invalidate_range_start(cpu, range_):
+        return True
+    if cpu.world.kernel.mm.start_fails_itree == "ended":
+        await interval_notifier.mn_itree_inv_end(cpu, range_)
+    return False
+
+
+async def mn_hlist_invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> bool:
+    """``mn_hlist_invalidate_range_start`` where nobody may sleep (v4.19).
+
+    Every subscriber is called, whatever those before it say.  Who says that it would have to sleep
+    has no end to be called, and all others hear theirs (c2655835fd8c, v5.12).
+
+    cpu0 (OOM reaper)
+    start of kvm0: its count goes up
+    start of gpu0: -EAGAIN
+    end of kvm0                         [Required: or its count is never zero again]
+    """
+    cpu.srcu_read_lock()
+    start, end = BRACKET
+    subscribers = (await cpu.mem(NotifierList(range_.mm))).entries
+    done = [await _call_one(cpu, start, driver, node, range_) for driver, node in subscribers]
+    if not all(done):
+        cpu.port.emit(Coverage("start_refused"))
+        if cpu.world.kernel.mm.start_fails == "ends_all":
+            for driver, node in subscribers:
+                await _call_one(cpu, end, driver, node, range_)
+    cpu.srcu_read_unlock()
+    return all(done)
 
 
 async def invalidate_range_end(

@@ -218,6 +218,24 @@ class Mm(Switches, frozen=True):
     )
     """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
     releases), or at once."""
+    start_fails: Literal["leaves_open", "ends_all"] = switch(
+        "mm/mmu_notifier.c",
+        "mn_hlist_invalidate_range_start",
+        since("leaves_open"),
+        since("leaves_open", "v4.19", "93065ac753e4"),
+        since("ends_all", "v5.12", "c2655835fd8c"),
+    )
+    """What becomes of the starts that were made when a subscriber says that it would have to sleep:
+    they are left, and their ends never called (v4.19), or all ends are called (v5.12).  It went to
+    stable trees, too; by which point releases was not looked up."""
+    start_fails_itree: Literal["left_open", "ended"] = switch(
+        "mm/mmu_notifier.c",
+        "__mmu_notifier_invalidate_range_start",
+        since("left_open"),
+        since("left_open", "v5.5", "99cb252f5e68"),
+        unreleased("ended", "6d65925777ec, of November 2026, newer than what is known here"),
+    )
+    """What becomes of the invalidation of interval notifiers then: it is left open, or ended."""
     interval_notifiers: bool = switch(
         "mm/mmu_notifier.c",
         "mmu_interval_notifier_insert",

@@ -38,7 +38,7 @@ GPU = Secondary(
             held_in="the device's page table", dropped_by=(DeviceUnmap,),
         ),
     ),
-    ops=lambda _kernel: {},
+    ops=driver.notifier_ops,
     interval=driver.invalidate,
     work={GpuFault: driver.gpu_fault, FenceSignal: amdgpu_hmm.signal_fence},
     calls={GpuMirror: driver.open_mirror, GpuUnmirror: driver.close_mirror},

@@ -35,6 +35,9 @@ class GpuNode(Node):
         self.cpu = part.fault_cpu
         self.of_jobs = GpuSwitches.of(world.kernel).gpu_entries == "of_jobs"
         self.signals_alone = GpuSwitches.of(world.kernel).gpu_fence_signal == "alone"
+        self.one_by_one = GpuSwitches.of(world.kernel).gpu_mirror == "notifier"
+        self.faulting = False
+        """One thread works the fault buffer off (``nouveau_svm_fault``), and is at it."""
         self.table = TranslationCache(CACHE, world, port)
         self.driver_lock = LockWord()
         self.mirrors = dict.fromkeys(part.mms, (0, ULONG_MAX))
@@ -185,7 +188,15 @@ class GpuNode(Node):
     async def _fault(self, job: g.GpuJob, page: int) -> int:
         end = job.address + job.length
         fault = g.GpuFault(self.name, job.mm, page, end, job.write)
-        return (await self.port.call(self.cpu, fault)).result
+        if not self.one_by_one:
+            return (await self.port.call(self.cpu, fault)).result
+        while self.faulting:
+            await self.port.park("fault served")
+        self.faulting = True
+        result = (await self.port.call(self.cpu, fault)).result
+        self.faulting = False
+        self.port.wake("fault served")
+        return result
 
     def _note_retry(self, job: g.GpuJob, page: int) -> None:
         self.port.emit(FaultRetry(job.mm, page, job.write, "GPU fault", self.port.operation))

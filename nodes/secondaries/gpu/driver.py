@@ -1,7 +1,9 @@
-"""lib/test_hmm.c, drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c: what drivers of GPUs are asked for."""
+"""lib/test_hmm.c, drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c, drivers/gpu/drm/nouveau/nouveau_svm.c:
+what drivers of GPUs are asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from mmurace.nodes.kernel.context import Processor
@@ -10,8 +12,10 @@ from mmurace.nodes.kernel.interval_notifier import (
     mmu_interval_notifier_insert,
     mmu_interval_notifier_remove,
 )
+from mmurace.nodes.kernel.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
-from mmurace.nodes.secondaries.gpu import amdgpu_hmm, dmirror
+from mmurace.nodes.kernel.variant import Kernel
+from mmurace.nodes.secondaries.gpu import amdgpu_hmm, dmirror, nouveau_svm
 from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock
 from mmurace.nodes.secondaries.gpu.messages import (
     FaultDone,
@@ -23,12 +27,30 @@ from mmurace.nodes.secondaries.gpu.messages import (
     MirrorOpen,
 )
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
+from mmurace.nodes.secondary import Callback
 from mmurace.protocol.errors import PeerLost
 from mmurace.protocol.records import Unregistered
 
 
+def registers_notifier(kernel: Kernel) -> bool:
+    """Whether a mirror is a notifier of the whole mm, and intervals come with faults."""
+    return GpuSwitches.of(kernel).gpu_mirror == "notifier"
+
+
+def notifier_ops(kernel: Kernel) -> Mapping[str, Callback]:
+    """``nouveau_mn_ops``; other drivers have intervals alone."""
+    if not registers_notifier(kernel):
+        return {}
+    return {
+        "invalidate_range_start": nouveau_svm.nouveau_svmm_invalidate_range_start,
+        "invalidate_range_start_nonblock": nouveau_svm.refuse,
+    }
+
+
 async def invalidate(cpu: Processor, gpu: str, range_: MmuNotifierRange, seq: int) -> bool:
     """``mmu_interval_notifier_ops.invalidate`` of the driver that the kernel has."""
+    if registers_notifier(cpu.world.kernel):
+        return await nouveau_svm.nouveau_svm_range_invalidate(cpu, gpu, range_, seq)
     if GpuSwitches.of(cpu.world.kernel).gpu_entries == "of_jobs":
         return await amdgpu_hmm.amdgpu_hmm_invalidate_gfx(cpu, gpu, range_, seq)
     return await dmirror.dmirror_interval_invalidate(cpu, gpu, range_, seq)
@@ -41,6 +63,8 @@ async def gpu_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
     """
     of_jobs = GpuSwitches.of(cpu.world.kernel).gpu_entries == "of_jobs"
     serve = amdgpu_hmm.amdgpu_cs_submit if of_jobs else dmirror.dmirror_range_fault
+    if registers_notifier(cpu.world.kernel):
+        serve = nouveau_svm.nouveau_range_fault
     try:
         return FaultDone(await serve(cpu, fault))
     except PeerLost:
@@ -48,7 +72,9 @@ async def gpu_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
 
 
 async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:
-    """``dmirror_fops_open``: 0, -EBUSY if the mm is mirrored already, -ENODEV: the GPU is gone.
+    """``dmirror_fops_open``, ``nouveau_svmm_init``: 0, or -errno.
+
+    -EBUSY: the mm is mirrored already; -ENODEV: the GPU is gone.
 
     cpu0 (here)                         cpu1 (a job, another close)
     the file, not installed yet
@@ -60,7 +86,10 @@ async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:
         opened = await cpu.port.call(gpu, MirrorOpen(mm, start, start + operation.length))
         if not opened.value:
             return -EBUSY
-        await mmu_interval_notifier_insert(cpu, "gpu", gpu, mm, start, operation.length)
+        if registers_notifier(cpu.world.kernel):
+            await mmu_notifier_register(cpu, "gpu", gpu, mm)
+        else:
+            await mmu_interval_notifier_insert(cpu, "gpu", gpu, mm, start, operation.length)
         await cpu.port.call(gpu, MirrorDone(mm, closed=False))
     except PeerLost:
         return -ENODEV
@@ -74,9 +103,13 @@ async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
     nobody tells it any more.  ``Unregistered``: the mirror is freed.
     """
     mm, gpu = operation.mm, operation.gpu
+    gone = True
     with suppress(PeerLost):  # it was pulled out
         if not (await cpu.sleep(gpu, MirrorClose(mm))).value:
             return -EINVAL
+        gone = False
+    if registers_notifier(cpu.world.kernel):
+        return await _unregister(cpu, gpu, mm, gone)
     how = GpuSwitches.of(cpu.world.kernel).gpu_close
     if how == "frees_first":
         cpu.port.emit(Unregistered(gpu, mm))
@@ -89,6 +122,15 @@ async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
     with suppress(PeerLost):
         await cpu.port.call(gpu, MirrorDone(mm, closed=True))
     return 0 if removed else -EINVAL
+
+
+async def _unregister(cpu: Processor, gpu: str, mm: str, gone: bool) -> int:
+    """``nouveau_svmm_fini``; of a GPU that is gone a fault may still be served: its notifier stays."""
+    if not gone:
+        await mmu_notifier_unregister(cpu, "gpu", gpu, mm)
+        with suppress(PeerLost):
+            await cpu.port.call(gpu, MirrorDone(mm, closed=True))
+    return 0
 
 
 async def _remove_under_lock(cpu: Processor, gpu: str, mm: str) -> bool:
