@@ -218,6 +218,14 @@ class Mm(Switches, frozen=True):
     )
     """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
     releases), or at once."""
+    oom_gather: Literal["whole_mm", "per_vma"] = switch(
+        "mm/oom_kill.c",
+        "__oom_reap_task_mm",
+        since("whole_mm"),
+        since("per_vma", "v4.15", "687cb0884a71", backports="v4.14.4"),
+    )
+    """What the OOM reaper unmaps with: one gather of everything, as of a process that ends
+    (``fullmm``), or one for each VMA (v4.15; CVE-2017-18202 names v4.14.4)."""
     start_fails: Literal["leaves_open", "ends_all"] = switch(
         "mm/mmu_notifier.c",
         "mn_hlist_invalidate_range_start",
