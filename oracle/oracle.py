@@ -96,7 +96,8 @@ class Oracle(MemoryRecords, GuestRecords):
         self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
         self.callbacks = Callbacks(self._found, _without_ends(world))
-        self.lifetimes = Lifetimes(self._found)
+        there = ((name, mm) for mm in world.mms for _, name in world.intervals(mm))
+        self.lifetimes = Lifetimes(self._found, there)
         self.completion = Completion(self._found)
         self.identity = Identity(world, self.state, self._found)
         self.walks = Walks(world, self.state, self.identity, self._found)

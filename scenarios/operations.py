@@ -222,7 +222,7 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         if misused := part.misused_by(node, operation):
             raise UserError(f"{where}.{misused[0]}", *misused[1:])
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
-    if end > world.address_end():
+    if end > world.address_end() and not operation.REFUSES_RANGES:
         raise UserError(
             f"{where}.address", f"ends at {end:#x}", f"at most {world.address_end():#x}"
         )

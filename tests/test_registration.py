@@ -6,17 +6,30 @@ it something is, by an invalidation that holds no other lock than that one.
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
-from mmurace.broker.programs import Program, Step
+from mmurace.broker.chaos import ChaosRules
+from mmurace.broker.exchange import Exchange
+from mmurace.broker.programs import Feeder, Program, Step
+from mmurace.broker.schedules import RandomWalk
+from mmurace.broker.simulator import Simulator
 from mmurace.explorer.sample.explore import Options, explore
+from mmurace.nodes.build import build_all
+from mmurace.nodes.kernel.errno import EOVERFLOW
 from mmurace.nodes.kernel.variant import preset
+from mmurace.nodes.secondaries.gpu.messages import GpuJob, GpuMirror
 from mmurace.nodes.secondaries.kvm.messages import GuestTouch, KvmAddMemslot, KvmCreateVm
 from mmurace.nodes.secondaries.kvm.part import Slot, Vm
 from mmurace.nodes.world import World
+from mmurace.oracle.oracle import Oracle
 from mmurace.protocol.messages import program as op
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
+from tests.gpu_runs import A, Ran, gpu_world, program, script
+from tests.test_gpu import DRIVERS
+from tests.test_kill import config, kill
 from tests.worlds import MM, page
 
 PAGES = 2
@@ -77,3 +90,39 @@ def test_a_memslot_that_comes_as_an_invalidation_starts_installs_nothing_old(
     spec = RunSpec("t", world(release, arch, True), 0, Script(programs))
     found = explore(spec, Options(schedules=400))
     assert found.violated == 0, found.violations
+
+
+# ---- intervals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_gpu_that_is_pulled_out_closes_the_mirrors_that_it_has(driver: str) -> None:
+    """Also while a fault of it is served; it mirrors one process of two."""
+    pages = [A + page(at % 4) for at in range(6)]
+    programs = [
+        program("cpu0", op.Mmap(MM, A, page(4), True, True), op.MadviseDontneed(MM, A, page(4))),
+        program("gpu0", *(GpuJob(MM, at, page(1), True, 1) for at in pages)),
+    ]
+    died = 0
+    for seed, at in product(range(3), (60, 100, 150)):
+        world = gpu_world(driver)
+        exchange = Exchange(Feeder(programs), ChaosRules(config(kill("gpu0", at)), seed, world))
+        oracle = Oracle(world)
+        ending = Simulator(
+            build_all(world, seed), exchange, RandomWalk(seed), oracle.observe, mourner=oracle.lost
+        ).run(100_000)
+        oracle.finish(ending, quiescent=not exchange.heads)
+        assert ending.complete
+        assert oracle.violations == []
+        assert exchange.deaths is not None
+        died += len(exchange.deaths.dead)
+    assert died
+
+
+@pytest.mark.parametrize("pages_", [0, (1 << 52) - 1])
+def test_a_range_that_cannot_be_is_refused(pages_: int) -> None:
+    """And nothing is left of the mirror: the next one can be made."""
+    wide, good = (GpuMirror(MM, "gpu0", A, size) for size in (pages_ * page(1), page(1)))
+    ran = Ran(gpu_world(mirrors=()), script(("cpu0", wide), ("cpu0", good)))
+    assert ran.results == {"cpu0/0": -EOVERFLOW, "cpu0/1": 0}
+    assert ran.rules == set()

@@ -252,6 +252,15 @@ class Mm(Switches, frozen=True):
     )
     """There are interval notifiers (v5.5).  Before, ``hmm_mirror`` (v4.14) did their work with
     notifiers of an mm."""
+    interval_insert_sets_mm: Literal["first", "when_it_cannot_fail"] = switch(
+        "mm/mmu_notifier.c",
+        "__mmu_interval_notifier_insert",
+        since("first"),
+        since("first", "v5.5", "99cb252f5e68"),
+        unreleased("when_it_cannot_fail", "CVE-2026-99657, newer than what is known here"),
+    )
+    """When ``interval_sub->mm`` is set: before the range is looked at, so that it is set as well if
+    the insertion fails, or behind ``mmgrab``."""
     interval_remove_looks: Literal["without_lock", "under_lock"] = switch(
         "mm/mmu_notifier.c",
         "mmu_interval_notifier_remove",

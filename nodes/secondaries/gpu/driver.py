@@ -9,6 +9,7 @@ from contextlib import suppress
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EBUSY, EFAULT, EINVAL, ENODEV
 from mmurace.nodes.kernel.interval_notifier import (
+    mm_of_subscription,
     mmu_interval_notifier_insert,
     mmu_interval_notifier_remove,
 )
@@ -29,7 +30,8 @@ from mmurace.nodes.secondaries.gpu.messages import (
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.nodes.secondary import Callback
 from mmurace.protocol.errors import PeerLost
-from mmurace.protocol.records import Unregistered
+from mmurace.protocol.limits import ULONG_MAX
+from mmurace.protocol.records import IntervalTouched, Unregistered
 
 
 def registers_notifier(kernel: Kernel) -> bool:
@@ -74,7 +76,7 @@ async def gpu_fault(cpu: Processor, fault: GpuFault) -> FaultDone:
 async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:
     """``dmirror_fops_open``, ``nouveau_svmm_init``: 0, or -errno.
 
-    -EBUSY: the mm is mirrored already; -ENODEV: the GPU is gone.
+    -EBUSY: the mm is mirrored already; -EOVERFLOW: no such range; -ENODEV: the GPU is gone.
 
     cpu0 (here)                         cpu1 (a job, another close)
     the file, not installed yet
@@ -82,18 +84,32 @@ async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:
     return: the file descriptor         [Required: not before it]
     """
     mm, gpu, start = operation.mm, operation.gpu, operation.address
+    end, inserted = min(start + operation.length, ULONG_MAX), 0
     try:
-        opened = await cpu.port.call(gpu, MirrorOpen(mm, start, start + operation.length))
+        opened = await cpu.port.call(gpu, MirrorOpen(mm, start, end))
         if not opened.value:
             return -EBUSY
         if registers_notifier(cpu.world.kernel):
             await mmu_notifier_register(cpu, "gpu", gpu, mm)
         else:
-            await mmu_interval_notifier_insert(cpu, "gpu", gpu, mm, start, operation.length)
-        await cpu.port.call(gpu, MirrorDone(mm, closed=False))
+            length = operation.length
+            inserted = await mmu_interval_notifier_insert(cpu, "gpu", gpu, mm, start, length)
+        if inserted:
+            await _give_up(cpu, mm, gpu, mm_of_subscription(cpu.world.kernel, inserted))
+        await cpu.port.call(gpu, MirrorDone(mm, closed=bool(inserted)))
     except PeerLost:
         return -ENODEV
-    return 0
+    return inserted
+
+
+async def _give_up(cpu: Processor, mm: str, gpu: str, mm_is_set: bool) -> None:
+    """A mirror without its interval is freed (``radeon_mn_unregister``, if the driver has one).
+
+    What is removed that is not there: ``WARN_ON(RB_EMPTY_NODE(...))``, and an ``mmdrop`` too many.
+    """
+    if mm_is_set and GpuSwitches.of(cpu.world.kernel).gpu_insert_fails == "removes_if_mm":
+        if not await mmu_interval_notifier_remove(cpu, gpu, mm):
+            cpu.port.emit(IntervalTouched(gpu, mm))
 
 
 async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:

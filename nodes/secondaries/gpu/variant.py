@@ -99,6 +99,15 @@ class GpuSwitches(Switches, frozen=True):
     """When a mirror is closed: ``mmu_interval_notifier_remove``, then it is freed; or freed first;
     or removed under the driver's lock."""
 
+    gpu_insert_fails: Literal["frees", "removes_if_mm"] = switch(
+        "drivers/gpu/drm/radeon/radeon_mn.c",
+        "radeon_mn_unregister",
+        since("frees"),
+        unreleased("removes_if_mm", "as radeon, which is no driver here"),
+    )
+    """What a driver does with a mirror whose interval could not be inserted: it frees it (dmirror,
+    amdgpu), or looks at ``notifier.mm``, and removes the interval first if that is set (radeon)."""
+
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
         """Fences belong to jobs, and jobs to a driver of intervals."""
         if self.gpu_mirror == "notifier" and self.gpu_entries == "of_jobs":
