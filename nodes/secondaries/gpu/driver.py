@@ -107,9 +107,9 @@ async def _give_up(cpu: Processor, mm: str, gpu: str, mm_is_set: bool) -> None:
 
     What is removed that is not there: ``WARN_ON(RB_EMPTY_NODE(...))``, and an ``mmdrop`` too many.
     """
-    if mm_is_set and GpuSwitches.of(cpu.world.kernel).gpu_insert_fails == "removes_if_mm":
-        if not await mmu_interval_notifier_remove(cpu, gpu, mm):
-            cpu.port.emit(IntervalTouched(gpu, mm))
+    looks = GpuSwitches.of(cpu.world.kernel).gpu_insert_fails == "removes_if_mm"
+    if looks and mm_is_set and not await mmu_interval_notifier_remove(cpu, gpu, mm):
+        cpu.port.emit(IntervalTouched(gpu, mm))
 
 
 async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
@@ -141,7 +141,7 @@ async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
 
 
 async def _unregister(cpu: Processor, gpu: str, mm: str, gone: bool) -> int:
-    """``nouveau_svmm_fini``; of a GPU that is gone a fault may still be served: its notifier stays."""
+    """``nouveau_svmm_fini``; a GPU that is gone may have a fault served still: the notifier stays."""
     if not gone:
         await mmu_notifier_unregister(cpu, "gpu", gpu, mm)
         with suppress(PeerLost):
