@@ -33,6 +33,7 @@ from mmurace.nodes.world import MEMORY, World
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.errors import PeerLost
+from mmurace.protocol.limits import ULONG_MAX
 from mmurace.protocol.messages import processor as p
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import Ack, Message, Request
@@ -303,7 +304,7 @@ class Cpu(Processor):
         await self.enter()
         kind = type(operation).__name__
         start = getattr(operation, "address", 0)
-        end = start + getattr(operation, "length", 0)
+        end = min(start + getattr(operation, "length", 0), ULONG_MAX)
         mm = getattr(operation, "mm", "")
         self.port.emit(OpBegin(kind, mm, start, end, self.port.operation))
         result = -EINTR

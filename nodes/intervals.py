@@ -7,7 +7,7 @@ not change then: what comes or goes is put off to the end of the last invalidati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -40,6 +40,10 @@ class IntervalSub(msgspec.Struct):
         return self.start < end and start <= self.last
 
 
+Deferred = Literal["insert", "remove", "overtaken"]
+"""*Overtaken* is a removal whose owner did not wait for it, and has inserted another since."""
+
+
 class Itree(msgspec.Struct):
     """``struct mmu_notifier_subscriptions``, as far as interval notifiers go."""
 
@@ -47,7 +51,8 @@ class Itree(msgspec.Struct):
     active_invalidate_ranges: int = 0
     subs: dict[str, IntervalSub] = {}
     """By node, oldest first."""
-    deferred: list[IntervalSub] = []
+    deferred: list[tuple[str, Deferred]] = []
+    """(node, what is put off to the end of what is under way), the newest first."""
     locked: bool = False
     """``subscriptions->lock`` is held beyond one access."""
     lock_waiters: list[tuple[str, Any]] = []
@@ -122,11 +127,12 @@ class IntervalTrees(Node):
     def itree_deferred(self, message: i.ItreeDeferred, _: Envelope) -> Ack:
         """What was put off, unlock, ``wake_up_all``."""
         tree = self.itrees[message.mm]
-        for sub in tree.deferred:
-            self.port.emit(IntervalTouched(sub.node, message.mm))
-            sub.in_tree = not sub.in_tree
-            if not sub.in_tree and tree.subs.get(sub.node) is sub:
-                del tree.subs[sub.node]
+        for node, what in tree.deferred:
+            self.port.emit(IntervalTouched(node, message.mm))
+            if what == "insert":
+                tree.subs[node].in_tree = True
+            elif what == "remove":
+                del tree.subs[node]
         tree.deferred, tree.locked = [], False
         waiters, tree.lock_waiters = tree.lock_waiters, []
         for at, (request, waiting) in enumerate(waiters):
@@ -140,17 +146,20 @@ class IntervalTrees(Node):
     def _insert(self, tree: Itree, message: i.IntervalInsert) -> Ack:
         """``__mmu_interval_notifier_insert``: to whoever reads, an open invalidation is its own."""
         sub = IntervalSub(message.driver, message.node, message.start, message.last)
-        tree.subs[message.node] = sub
-        self.port.touch(("interval_seq", message.mm, message.node))
+        node = message.node
+        tree.subs[node] = sub
+        old: tuple[str, Deferred] = (node, "remove")
+        tree.deferred = [(node, "overtaken") if one == old else one for one in tree.deferred]
+        self.port.touch(("interval_seq", message.mm, node))
         if tree.active_invalidate_ranges and tree.invalidating:
-            tree.deferred.insert(0, sub)
+            tree.deferred.insert(0, (node, "insert"))
             sub.invalidate_seq = tree.invalidate_seq
         elif tree.active_invalidate_ranges:
             tree.invalidate_seq |= 1
             sub.invalidate_seq, sub.in_tree = tree.invalidate_seq, True
         else:
             sub.invalidate_seq, sub.in_tree = tree.invalidate_seq - 1, True
-        self.port.emit(Registered(message.node, message.mm))
+        self.port.emit(Registered(node, message.mm))
         return Ack()
 
     def _remove(self, tree: Itree, message: i.IntervalRemove) -> Count:
@@ -160,13 +169,13 @@ class IntervalTrees(Node):
         does not say.
         """
         sub = tree.subs.get(message.node)
-        if sub is None or (sub.in_tree and sub in tree.deferred):
+        leaves: tuple[str, Deferred] = (message.node, "remove")
+        if sub is None or leaves in tree.deferred:
             return Count(-1)
         if tree.invalidating and sub.in_tree:
-            tree.deferred.insert(0, sub)
+            tree.deferred.insert(0, leaves)
             return Count(tree.invalidate_seq)
-        if tree.invalidating:
-            tree.deferred = [other for other in tree.deferred if other is not sub]
+        tree.deferred = [one for one in tree.deferred if one != (message.node, "insert")]
         del tree.subs[message.node]
         return Count(0)
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mmurace.nodes.node import Node
     from mmurace.nodes.world import World
 
-Callback = Callable[["Processor", str, str, int, int], Awaitable[None]]
-"""(processor, subscriber's node, mm, start, end)."""
+Callback = Callable[["Processor", str, str, int, int], Awaitable[bool | None]]
+"""(processor, subscriber's node, mm, start, end); False: it would have had to sleep."""
 Invalidate = Callable[["Processor", str, "MmuNotifierRange", int], Awaitable[bool]]
 """(processor, subscriber's node, range, the sequence of this invalidation) -> whether it was done,
 which it may refuse only where it must not sleep."""
@@ -175,6 +175,14 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How one of its nodes dies; None: nothing goes on without it."""
         return None
 
+    def begun_by(self, operation: Operation) -> bool:  # noqa: ARG002
+        """Whether an operation creates it, so that nothing may use it before."""
+        return False
+
+    def there_from_the_start(self) -> bool:
+        """Whether it is there without an operation that creates it."""
+        return True
+
     def ended_by(self, operation: Operation) -> bool:  # noqa: ARG002
         """Whether an operation destroys it, so that nothing may use it then or later."""
         return False
@@ -219,9 +227,12 @@ class Secondary:
     """(row, name of one of its nodes) -> the class of that node."""
     caches: tuple[Cache, ...]
     ops: Callable[[Kernel], Mapping[str, Callback]]
-    """Its ``struct mmu_notifier_ops`` in a kernel."""
+    """Its ``struct mmu_notifier_ops`` in a kernel.  One whose start may fail has, beside it, an
+    ``invalidate_range_start_nonblock``, which says whether it was done, and has no end."""
     interval: Invalidate | None = None
-    """Its ``struct mmu_interval_notifier_ops``: it is not on notifier lists, but has intervals."""
+    """Its ``struct mmu_interval_notifier_ops``: it has intervals, of all of an mm from the start,
+    and is on no notifier list; with ``ops`` as well it is on lists, and has intervals when it
+    needs them."""
     tags: Callable[[World], Mapping[str, str]] = lambda _world: {}
     """Tags of its translations that are no names of mms, at the start: tag -> mm."""
     passes_over: Callable[[Kernel, MmuNotifierEvent], bool] = lambda _kernel, _event: False
@@ -279,6 +290,14 @@ class Secondary:
     """Architectures that have it."""
     place: int = 10
     """Where its nodes stand among those of a world: lower numbers first."""
+
+    def on_lists(self, kernel: Kernel) -> bool:
+        """Whether it registers notifiers of a whole mm."""
+        return self.interval is None or bool(self.ops(kernel))
+
+    def ends(self, kernel: Kernel) -> bool:
+        """Whether it hears ``invalidate_range_end``."""
+        return "invalidate_range_end" in self.ops(kernel)
 
     def parts(self, world: World) -> tuple[Any, ...]:
         """Its rows in a world."""

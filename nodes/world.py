@@ -82,7 +82,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         oldest_first = [
             (secondary.name, part.name)
             for secondary in secondaries()
-            if secondary.interval is None
+            if secondary.on_lists(self.kernel)
             for part in secondary.parts(self)
             if mm in part.subscribed(self.kernel)
         ]
@@ -93,7 +93,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(
             (secondary.name, part.name)
             for secondary in secondaries()
-            if secondary.interval is not None
+            if not secondary.on_lists(self.kernel)
             for part in secondary.parts(self)
             if mm in part.subscribed(self.kernel)
         )

@@ -95,8 +95,9 @@ class Oracle(MemoryRecords, GuestRecords):
         self.reaper = Reaper(self._found)
         self._watched = lock_kinds().watched
         """Kinds of deliveries that matter without a record."""
-        self.callbacks = Callbacks(self._found)
-        self.lifetimes = Lifetimes(self._found)
+        self.callbacks = Callbacks(self._found, _without_ends(world))
+        there = ((name, mm) for mm in world.mms for _, name in world.intervals(mm))
+        self.lifetimes = Lifetimes(self._found, there)
         self.completion = Completion(self._found)
         self.identity = Identity(world, self.state, self._found)
         self.walks = Walks(world, self.state, self.identity, self._found)
@@ -436,6 +437,12 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _coverage(self, record: r.Coverage) -> None:
         stats.bump(self.statistics.covered, record.point)
+
+
+def _without_ends(world: World) -> frozenset[str]:
+    """Subscribers that hear no ``invalidate_range_end``."""
+    deaf = (one for one in secondaries() if not one.ends(world.kernel))
+    return frozenset(part.name for one in deaf for part in one.parts(world))
 
 
 def _bracketed_by_the_core(world: World) -> frozenset[str]:

@@ -391,7 +391,8 @@ class IntervalClosed(Record, frozen=True):
 
 
 class IntervalTouched(Record, frozen=True):
-    """The end of an invalidation puts a subscription into the tree, or takes it out; by memory."""
+    """A subscription is put into the tree, or taken out, by the end of an invalidation; or somebody
+    takes out one that is not there.  By memory, or by whoever does that."""
 
     subscriber: str
     mm: str

@@ -48,6 +48,7 @@ ACCESSES: Final = {
     "CpumaskLoad": "mm_cpumask",
     "CpumaskSet": "switch_mm",
     "NotifierList": "notifier_subscriptions",
+    "NotifierAdd": "__mmu_notifier_register",
     "PageCacheLoad": "filemap_get_folio",
     "PageCacheAdd": "filemap_add_folio",
     "PageCacheRemove": "filemap_remove_folio",

@@ -230,6 +230,12 @@ def _notifier(values: Values, _: Row) -> str:
     return f"{values['callback']}({values['subscriber']}, {range_text(values)})"
 
 
+def _subscribers(values: Values, _: Row) -> str:
+    found = values.get("reply", {}).get("entries", ())
+    names = ", ".join(node for _, node in found) or "nobody"
+    return f"notifier list of {values['mm']}: {names}"
+
+
 def _fill(values: Values, _: Row) -> str:
     cache = caches().get(values["cache"])
     if cache is not None and cache.shows:
@@ -285,12 +291,15 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     SENT: _sent,
     DONE: _done,
     "OwnDsb": _says("DSB: waits for its own tlbi only"),
+    "StartRefused": _says("a start says -EAGAIN: the caller will call no end"),
     "Queued": lambda _, row: f"is asked for {operation_text(row.operation_kind)}",
     "FlushTlbIpi": _command("flush_tlb_func"),
     "Tlbi": lambda values, _: f"tlbi [{range_text(values)}) arrives",
     "LoopCut": lambda values, _: f"its loop has {values['left']:,} more turns to come",
     "Tlbie": _command("tlbie"),
     "SwapWrite": _swapped,
+    "NotifierList": _subscribers,
+    "NotifierAdd": lambda values, _: f"on the notifier list of {values['mm']}: {values['node']}",
     "TlbFlushPending": _pending,
     "TlbBatchedLoad": lambda values, _: f"read {_batched(reply(values, 'value'))}",
     "TlbBatchedStore": lambda values, _: _batched(values["value"]),

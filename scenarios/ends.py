@@ -1,7 +1,9 @@
-"""What goes during a run, and what cannot be asked of it then: refused when a file is loaded.
+"""What comes and goes during a run, and what cannot be asked of it then: refused when a file is
+loaded.
 
-Whoever uses a part of a world holds a reference to it, so whatever is done to it comes before the
-operation that ends it.  Which operations those are, the part says (``Part.ended_by``).
+Whoever uses a part of a world holds a reference to it, so whatever is done to it comes after the
+operation that creates it, and before the one that ends it.  Which operations those are, the part
+says (``Part.begun_by``, ``Part.ended_by``).
 """
 
 from __future__ import annotations
@@ -24,6 +26,36 @@ def steps_by_name(programs: Sequence[Program]) -> Steps:
         for program in programs
         for index, step in enumerate(program.steps)
     }
+
+
+def check_begins(programs: Sequence[Program], world: World, places: Mapping[str, str]) -> None:
+    """Nothing uses a part of the world that may not be there yet.
+
+    ``places``: operation -> file and key path.  Raises ``UserError``.
+    """
+    steps = steps_by_name(programs)
+    for part in world.parts:
+        begins = [name for name, (_, step) in steps.items() if part.begun_by(step.operation)]
+        there = part.there_from_the_start()
+        if len(begins) + there > 1:
+            first = "it is there from the start" if there else f"{begins[0]} does so already"
+            raise UserError(
+                places[begins[-1]], f"creates {part.name}, and {first}", "one beginning"
+            )
+        if not there:
+            _check_begun(part, begins, steps, places)
+
+
+def _check_begun(
+    part: Part, begins: Sequence[str], steps: Steps, places: Mapping[str, str]
+) -> None:
+    for name, (node, step) in steps.items():
+        ends = part.ended_by(step.operation) or part.let_go_by(step.operation)
+        used = node in part.nodes() or part.needed_by(node, step.operation) or ends
+        if used and name not in begins and not before(name, steps).intersection(begins):
+            after = f'after = ["{begins[0]}"], directly or through others' if begins else ""
+            why = f"{part.name} is not there from the start"
+            raise UserError(places[name], why, after or f"an operation that creates {part.name}")
 
 
 def check_ends(programs: Sequence[Program], world: World, places: Mapping[str, str]) -> None:

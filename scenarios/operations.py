@@ -21,7 +21,7 @@ from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.program import Operation, operation_kinds
-from mmurace.scenarios.ends import check_ends
+from mmurace.scenarios.ends import check_begins, check_ends
 from mmurace.scenarios.tables import (
     Table,
     TomlTable,
@@ -181,6 +181,7 @@ def programs_from(value: Any, world: World, where: str) -> tuple[Program, ...]:
                 places[f"{table.name or table.node}/{at}"] = here
         programs.append(Program(table.name or table.node, table.node, tuple(steps)))
     _check_order(programs, where)
+    check_begins(programs, world, places)
     check_ends(programs, world, places)
     return tuple(programs)
 
@@ -221,7 +222,7 @@ def _check_step(step: Step, node: str, world: World, where: str) -> None:
         if misused := part.misused_by(node, operation):
             raise UserError(f"{where}.{misused[0]}", *misused[1:])
     end = getattr(operation, "address", 0) + getattr(operation, "length", 0)
-    if end > world.address_end():
+    if end > world.address_end() and not operation.REFUSES_RANGES:
         raise UserError(
             f"{where}.address", f"ends at {end:#x}", f"at most {world.address_end():#x}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mmurace.broker.programs import Program, Step
@@ -188,6 +189,46 @@ def test_what_cannot_be_is_refused_by_its_key(programs: dict[str, Steps], where:
 )  # fmt: skip
 def test_what_can_be_is_not(programs: dict[str, Steps]) -> None:
     assert loaded(**programs)
+
+
+# ---- what is not there from the start ------------------------------------------------------------
+
+CREATE = {"op": "kvm_create_vm", "vm": "kvm0"}
+
+
+def later(**programs: Steps) -> tuple[Program, ...]:
+    """Programs of a file whose VM is to be created."""
+    world = world_of()
+    vms = [msgspec.structs.replace(vm, created=False) for vm in world.parts_of(Vm)]
+    tables = [{"node": node, "steps": steps} for node, steps in programs.items()]
+    return programs_from(tables, world.with_parts(Vm, vms), "file")
+
+
+@pytest.mark.parametrize(
+    ("programs", "where"),
+    [
+        ({"vcpu0": [TOUCH]}, "file[0].steps[0]: kvm0 is not there"),
+        ({"cpu0": [CREATE], "vcpu0": [TOUCH]}, 'after = ["cpu0/0"]'),
+        ({"cpu0": [CREATE], "cpu1": [SLOT]}, "file[1].steps[0]: kvm0 is not there"),
+        ({"cpu0": [DESTROY, CREATE]}, "file[0].steps[0]: kvm0 is not there"),
+        ({"cpu0": [CREATE, CREATE]}, "file[0].steps[1]: creates kvm0, and cpu0/0"),
+    ],
+)
+def test_nothing_is_done_with_what_is_not_there_yet(programs: dict[str, Steps], where: str) -> None:
+    with pytest.raises(UserError) as error:
+        later(**programs)
+    assert where in str(error.value)
+
+
+def test_what_is_there_is_not_created() -> None:
+    with pytest.raises(UserError) as error:
+        loaded(cpu0=[CREATE])
+    assert "it is there from the start" in str(error.value)
+
+
+def test_what_is_created_may_be_used_and_destroyed() -> None:
+    after = {"after": ["cpu0/0"]}
+    assert later(cpu0=[CREATE, DESTROY | {"after": ["vcpu0/0"]}], vcpu0=[TOUCH | after])
 
 
 def busy() -> RunSpec:

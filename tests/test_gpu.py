@@ -34,7 +34,7 @@ from mmurace.scenarios.worlds import world_from, world_to
 from tests.gpu_runs import MM, A, Ran, gpu_world, program, script
 from tests.test_independence import commuting_pairs
 
-DRIVERS = ("dmirror", "amdgpu")
+DRIVERS = ("dmirror", "amdgpu", "nouveau")
 ALL = A + 4 * PAGE_SIZE
 
 

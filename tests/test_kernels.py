@@ -231,7 +231,7 @@ def test_profiles_are_shown_and_decide_what_a_kernel_does() -> None:
     said = table_dict([other])
     assert said["drivers"] == {"v5.10 x86": ["dmirror", "amd-iommu", "kvm-x86"]}
     assert said["profiles"]["x86"] == {
-        "gpu": ("dmirror", "amdgpu"), "sva": ("vt-d", "amd-iommu"), "kvm": ("kvm-x86",)
+        "gpu": ("dmirror", "amdgpu", "nouveau"), "sva": ("vt-d", "amd-iommu"), "kvm": ("kvm-x86",)
     }  # fmt: skip
     assert (kernel_text(usual), kernel_text(other)) == ("v5.10 x86", "v5.10 x86 amd-iommu")
     assert usual.switches() != other.switches()

@@ -186,7 +186,7 @@ class _Rows:
         )  # fmt: skip
 
     def _covered(self, moment: Moment, record: r.Record) -> Iterator[Row]:
-        """What takes no message: a DSB with nothing to wait for."""
+        """What takes no message: a DSB with nothing to wait for, a start that failed."""
         kernel = self.case.spec.world.kernel
         operation = operation_of(moment.envelope.id)
         if (
@@ -196,6 +196,8 @@ class _Rows:
             and operation in self.subject.operations
         ):
             yield self._row(moment, operation, "OwnDsb", {}, HELPFUL)
+        if isinstance(record, r.Coverage) and record.point == "start_refused":
+            yield self._row(moment, operation, "StartRefused", {}, ESSENTIAL)
 
     def _message(self, moment: Moment, operation: str) -> list[Row]:
         envelope = moment.envelope

@@ -15,6 +15,7 @@ from mmurace.protocol.messages.base import Message
 from mmurace.protocol.messages.intervals import SEQUENCE
 from mmurace.protocol.messages.memory import (
     FrameCopy,
+    NotifierList,
     PteLoad,
     PteScan,
     PteWalk,
@@ -48,6 +49,12 @@ class Weights:
             and subject.concerns(record.tag, record.start, record.end)
         }
         """Operations on the page, whether the violation names them or not."""
+        self.comes = any(
+            isinstance(record, r.Registered) and record.subscriber in subject.parties
+            for moment in moments
+            for record in moment.handled.records
+        )
+        """The agent comes on a notifier list: who has walked it before does not know of it."""
 
     def message(self, moment: Moment, operation: str) -> int:
         """A message, by what it is and what memory says of it."""
@@ -82,6 +89,8 @@ class Weights:
             return HELPFUL if {body.source, body.target} & subject.frames else NEVER
         if isinstance(body, SwapWrite):
             return HELPFUL if body.frame in subject.frames else NEVER
+        if isinstance(body, NotifierList):
+            return HELPFUL if self.comes and subject.mm in ("", body.mm) else NEVER
         if isinstance(body, SEQUENCE):
             return body.TOLD.weight if self._has_intervals() else NEVER
         by_worker = any(type(body) in one.work for one in secondaries())
@@ -115,6 +124,8 @@ class Weights:
             return DETAIL if here else NEVER
         if isinstance(record, (r.FrameFreed, r.FrameAllocated, r.Access)):
             return ESSENTIAL if record.frame in subject.frames else NEVER
+        if isinstance(record, r.Registered):
+            return ESSENTIAL if record.subscriber in subject.parties else NEVER
         return NEVER
 
     def _changes(self, record: r.Record) -> bool:

@@ -131,7 +131,7 @@ def pages(operation: Operation, node: str, world: World) -> Pages:
     if start < 0:
         own = operation.OWN_ADDRESS
         return _own_pages(getattr(operation, own) if own else 0, node, world)
-    end = start + max(getattr(operation, "length", 1), 1)
+    end = min(start + max(getattr(operation, "length", 1), 1), world.address_end())
     mm = getattr(operation, "mm", "")
     return {(mm, page) for page in range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1)}
 

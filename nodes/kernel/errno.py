@@ -1,4 +1,4 @@
-"""include/uapi/asm-generic/errno-base.h: the ones that are used."""
+"""include/uapi/asm-generic/errno-base.h, errno.h: the ones that are used."""
 
 from __future__ import annotations
 
@@ -15,3 +15,4 @@ EBUSY: Final = 16
 EEXIST: Final = 17
 ENODEV: Final = 19
 EINVAL: Final = 22
+EOVERFLOW: Final = 75

@@ -26,7 +26,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from mmurace.nodes.kernel.context import Processor
+from mmurace.nodes.kernel.errno import EOVERFLOW
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
+from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import named
 from mmurace.nodes.world import MEMORY
 from mmurace.protocol.errors import PeerLost
@@ -111,9 +113,21 @@ async def mn_itree_release(cpu: Processor, mm: str) -> None:
 
 async def mmu_interval_notifier_insert(
     cpu: Processor, driver: str, node: str, mm: str, start: int, length: int
-) -> None:
-    """``mmu_interval_notifier_insert``: from here on callbacks come, also in the midst of one."""
-    await cpu.mem(IntervalInsert(mm, driver, node, start, start + length - 1))
+) -> int:
+    """``mmu_interval_notifier_insert``: 0, and from here on callbacks come, also in one's midst.
+
+    -EOVERFLOW: no such range (``__mmu_interval_notifier_insert``).
+    """
+    last = start + length - 1
+    if length <= 0 or last > ULONG_MAX:
+        return -EOVERFLOW
+    await cpu.mem(IntervalInsert(mm, driver, node, start, last))
+    return 0
+
+
+def mm_of_subscription(kernel: Kernel, inserted: int) -> bool:
+    """Whether ``interval_sub->mm`` is set once an insertion has returned that."""
+    return inserted == 0 or kernel.mm.interval_insert_sets_mm == "first"
 
 
 async def mmu_interval_notifier_remove(cpu: Processor, node: str, mm: str) -> bool:

@@ -94,13 +94,19 @@ async def tlb_flush_mmu_tlbonly(cpu: Processor, gather: MmuGather) -> None:
 
 
 async def tlb_flush(cpu: Processor, gather: MmuGather) -> None:
-    """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own with the same effect here).
+    """``tlb_flush`` (asm-generic/tlb.h; arm64 has its own).
 
     With tables to be freed it is for all levels: arm64 passes ``last_level`` as
     ``!tlb->freed_tables`` (v4.20; before, ``__pte_free_tlb`` flushed the walk caches itself).
+
+    cpu0 (a gather of the whole mm)     cpu1 (a thread of that process)
+                                        [Required: it does not run any more, on arm64]
+    clear; free
+                                        uses what its TLB has
     """
     if gather.fullmm:
-        await tlb.flush_tlb_mm(cpu, gather.mm)
+        if gather.freed_tables or cpu.world.kernel.arch.fullmm_flush == "always":
+            await tlb.flush_tlb_mm(cpu, gather.mm)
     else:
         tables = bool(gather.tables)
         await tlb.flush_tlb_range(cpu, gather.mm, gather.start, gather.end, tables)

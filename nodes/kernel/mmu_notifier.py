@@ -9,15 +9,12 @@ secondary (an IOMMU with SVA) walks the mm's own table: it must be flushed when 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 from mmurace.nodes.kernel import interval_notifier
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.locking import (
-    anon_vma_lock_write,
-    anon_vma_unlock_write,
-    mmap_write_lock,
-    mmap_write_unlock,
-)
+from mmurace.nodes.kernel.locking import mmap_write_lock, mmap_write_unlock
+from mmurace.nodes.kernel.mm_all_locks import mm_drop_all_locks, mm_take_all_locks
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange as MmuNotifierRange
 from mmurace.nodes.kernel.variant import Kernel
 from mmurace.nodes.secondary import Callback, named, secondaries
@@ -31,7 +28,9 @@ from mmurace.protocol.messages.memory import (
     NotifierList,
 )
 from mmurace.protocol.messages.processor import SynchronizeSrcu
-from mmurace.protocol.records import NotifierCall, Unregistered
+from mmurace.protocol.records import Coverage, NotifierCall, Unregistered
+
+BRACKET: Final = ("invalidate_range_start", "invalidate_range_end")
 
 
 async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None:
@@ -51,28 +50,31 @@ async def _call(cpu: Processor, callback: str, range_: MmuNotifierRange) -> None
 async def _call_one(
     cpu: Processor, callback: str, driver: str, node: str, range_: MmuNotifierRange,
     within: str = "",
-) -> None:  # fmt: skip
-    function = _callback(cpu.world.kernel, driver, callback, range_.event)
+) -> bool:  # fmt: skip
+    """False: a callback that must not sleep would have had to."""
+    function, done = _callback(cpu.world.kernel, driver, callback, range_), None
     if function is None:
-        return
+        return True
     mm, start, end, event = range_.mm, range_.start, range_.end, range_.event
     op = cpu.port.operation
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "begin", op, within))
     # PeerLost: what the callback works on is freed.  Only where nobody waited for its end.
     with suppress(PeerLost):
-        await function(cpu, node, mm, start, end)
+        done = await function(cpu, node, mm, start, end)
     cpu.port.emit(NotifierCall(callback, node, mm, start, end, event, "end", op, within))
+    return done is not False
 
 
 def _callback(
-    kernel: Kernel, driver: str, callback: str, event: MmuNotifierEvent
+    kernel: Kernel, driver: str, callback: str, range_: MmuNotifierRange
 ) -> Callback | None:
     """The function of a driver's ``struct mmu_notifier_ops``, unless it passes this event over."""
     secondary = named(driver)
-    brackets = callback in ("invalidate_range_start", "invalidate_range_end")
-    if brackets and secondary.passes_over(kernel, event):
+    if callback in BRACKET and secondary.passes_over(kernel, range_.event):
         return None
-    return secondary.ops(kernel).get(callback)
+    ops = secondary.ops(kernel)
+    nonblock = None if range_.blockable else ops.get(f"{callback}_nonblock")
+    return nonblock or ops.get(callback)
 
 
 async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> None:
@@ -87,13 +89,40 @@ async def invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> No
 async def invalidate_range_start_nonblock(cpu: Processor, range_: MmuNotifierRange) -> bool:
     """``mmu_notifier_invalidate_range_start_nonblock`` (v5.0; v4.19: with ``blockable`` false).
 
-    False: a subscriber would have had to sleep; there is no bracket then.  No notifier of an mm
-    that there is here ever has to.
+    False: a subscriber would have had to sleep, and the caller calls no end.  So what was begun
+    for the others is ended here, that of interval notifiers too (6d65925777ec).
     """
     if not await interval_notifier.mn_itree_invalidate(cpu, range_):
         return False
-    await _call(cpu, "invalidate_range_start", range_)
-    return True
+    if await mn_hlist_invalidate_range_start(cpu, range_):
+        return True
+    if cpu.world.kernel.mm.start_fails_itree == "ended":
+        await interval_notifier.mn_itree_inv_end(cpu, range_)
+    return False
+
+
+async def mn_hlist_invalidate_range_start(cpu: Processor, range_: MmuNotifierRange) -> bool:
+    """``mn_hlist_invalidate_range_start`` where nobody may sleep (v4.19).
+
+    Every subscriber is called, whatever those before it say.  Who says that it would have to sleep
+    has no end to be called, and all others hear theirs (c2655835fd8c, v5.12).
+
+    cpu0 (OOM reaper)
+    start of kvm0: its count goes up
+    start of gpu0: -EAGAIN
+    end of kvm0                         [Required: or its count is never zero again]
+    """
+    cpu.srcu_read_lock()
+    start, end = BRACKET
+    subscribers = (await cpu.mem(NotifierList(range_.mm))).entries
+    done = [await _call_one(cpu, start, driver, node, range_) for driver, node in subscribers]
+    if not all(done):
+        cpu.port.emit(Coverage("start_refused"))
+        if cpu.world.kernel.mm.start_fails == "ends_all":
+            for driver, node in subscribers:
+                await _call_one(cpu, end, driver, node, range_)
+    cpu.srcu_read_unlock()
+    return all(done)
 
 
 async def invalidate_range_end(
@@ -151,14 +180,21 @@ async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str)
     """``mmu_notifier_register``: under mmap_lock and ``mm_take_all_locks``, so in no bracket.
 
     Both pair with the locks under which brackets are opened: a subscriber gets no end without a
-    start.
+    start, and knows of every change that is on its way.
 
-    Of the rmap locks only that of anonymous memory is taken.
+    cpu0 (invalidate)                   cpu1 (register)
+    start: the list is empty
+                                        on the list  [Required: not before the end]
+                                        the subscriber looks the entry up, and keeps it
+    clear the entry; flush; free
+    end
     """
+    takes_all = cpu.world.kernel.mm.register_locks == "all"
     await mmap_write_lock(cpu, mm)
-    await anon_vma_lock_write(cpu, mm)
+    files = await mm_take_all_locks(cpu, mm) if takes_all else ()
     await cpu.mem(NotifierAdd(mm, driver, node))
-    await anon_vma_unlock_write(cpu, mm)
+    if takes_all:
+        await mm_drop_all_locks(cpu, mm, files)
     await mmap_write_unlock(cpu, mm)
 
 

@@ -37,8 +37,10 @@ _Place = tuple[str, int]
 class Callbacks:
     """Brackets of notifier callbacks: how long they take, and whether they pair."""
 
-    def __init__(self, found: list[Violation]) -> None:
+    def __init__(self, found: list[Violation], endless: frozenset[str] = frozenset()) -> None:
         self.found = found
+        self.endless = endless
+        """Subscribers that have starts and no ends."""
         self.began: Final[dict[str, dict[tuple[str, str], _Place]]] = {}
         """Operation in flight -> (subscriber, callback) -> where it began."""
         self.open: dict[tuple[str, str], int] = {}
@@ -89,6 +91,8 @@ class Callbacks:
             )  # fmt: skip
 
     def _pair(self, record: NotifierCall) -> None:
+        if record.subscriber in self.endless:
+            return
         key = (record.subscriber, record.mm)
         self.open[key] = self.open.get(key, 0) + (1 if record.callback == START else -1)
 

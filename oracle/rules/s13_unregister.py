@@ -1,7 +1,7 @@
 """Rule S13: no callback of a subscriber runs once ``mmu_notifier_unregister`` has returned.
 
 Nor does anybody work on a subscription that its owner has freed: the end of an invalidation does,
-where an interval notifier comes or goes meanwhile.
+where an interval notifier comes or goes meanwhile.  Nor is one removed that is not there.
 
     cpu0 (invalidate)                   cpu1 (unregister)
     finds the subscriber on the list
@@ -16,6 +16,8 @@ Whether the callback began before or after that makes no difference to who frees
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.records import IntervalTouched, NotifierCall, Registered, Unregistered
@@ -27,8 +29,10 @@ _Key = tuple[str, str]
 class Lifetimes:
     """Callbacks of each subscription, and its end."""
 
-    def __init__(self, found: list[Violation]) -> None:
+    def __init__(self, found: list[Violation], there: Iterable[_Key]) -> None:
+        """``there``: subscriptions that are there from the start."""
         self.found = found
+        self._there = set(there)
         self._ended: dict[_Key, dict[int, Event]] = {}
         """The last end of a callback at each node, by the node's index."""
         self._open: dict[_Key, dict[tuple[str, str], Event]] = {}
@@ -52,10 +56,16 @@ class Lifetimes:
         self._ended.setdefault(key, {})[index] = event
         if key in self._over:
             self._report(key, event, self._over[key])
+        elif key not in self._there:
+            subscriber, mm = key
+            detail = f"a subscription to {mm} is removed that is not there"
+            self.found.append(Violation("S13", subscriber, detail, mm=mm, racing=(event,)))
 
     def registered(self, record: Registered) -> None:
         """A subscription begins, perhaps not the first of this subscriber."""
-        self._over.pop((record.subscriber, record.mm), None)
+        key = (record.subscriber, record.mm)
+        self._over.pop(key, None)
+        self._there.add(key)
 
     def unregistered(self, record: Unregistered, event: Event, row: Row) -> None:
         """The subscription is over."""

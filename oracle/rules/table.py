@@ -165,7 +165,8 @@ _row(
 )  # fmt: skip
 _row(
     "S13", "harm", "call-after-unregister",
-    "No callback of a subscriber runs once its unregistration has returned.",
+    "No callback of a subscriber runs once its unregistration has returned, and nobody removes a "
+    "subscription that is not there.",
     "the wait for callbacks in unregistration (SRCU, mmu_interval_notifier_remove) before the free",
     "s13_unregister",
 )  # fmt: skip

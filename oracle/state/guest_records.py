@@ -101,7 +101,7 @@ class GuestRecords:
                 self.sometimes.mark(op, "range_end", self._row)
 
     def _interval_touched(self, record: r.IntervalTouched) -> None:
-        self.lifetimes.touched(record, self._event("deferred change of the tree"), self._at)
+        self.lifetimes.touched(record, self._event("change of the tree"), self._at)
 
     def _access_trapped(self, record: r.AccessTrapped) -> None:
         for fill in self.state.latched.get(self._node, ()):

@@ -34,6 +34,8 @@ class Operation(Request[OpDone], frozen=True):
     """What its loads and stores of memory are called (``guest {}``), if not by ``AGENT``."""
     OWN_ADDRESS: ClassVar[str] = ""
     """The field with an address of its node's own, which stands for one of an mm."""
+    REFUSES_RANGES: ClassVar[bool] = False
+    """A range that no mm can have is refused by the call itself, and may be asked for."""
     GIVES_RANGE: ClassVar[bool] = False
     """From then on addresses of a secondary's own stand for [address, address + length)."""
 

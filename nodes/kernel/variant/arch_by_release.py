@@ -210,6 +210,15 @@ class Arch(Switches, frozen=True):
     (``CONFIG_MMU_GATHER_RCU_TABLE_FREE``: arm64, ppc; x86 to v4.18, and from a37259732a7d on,
     v6.15), or with the pages of its gather: on the bare x86 of v4.19 to v6.14, which selects it for
     PARAVIRT (and PT_RECLAIM) alone, the IPIs of the flush wait for such walks (48a8b97cfd80)."""
+    fullmm_flush: Literal["always", "if_tables"] = switch(
+        "arch/*/include/asm/tlb.h",
+        "tlb_flush",
+        since("always", on="x86 ppc"),
+        since("if_tables", on="arm64"),
+    )
+    """What a gather of a whole mm (``fullmm``) flushes: the mm; or nothing unless it frees tables,
+    for the ASID will not be given out again while somebody has entries of it (arm64, older than
+    what is known here; to v4.19 not even with tables, whose own flush is another one)."""
     tlb_end_vma: Literal["nothing", "flush_cpus", "flush"] = switch(
         "arch/*/include/asm/tlb.h",
         "tlb_end_vma",

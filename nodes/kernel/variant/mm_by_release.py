@@ -200,6 +200,16 @@ class Mm(Switches, frozen=True):
     )
     """``fork`` gives the child a copy of an anonymous page that may be pinned, so that the parent
     keeps the one that its device knows (70e806e4e645, v5.9), or shares that, too."""
+    register_locks: Literal["all", "mmap_lock"] = switch(
+        "mm/mmu_notifier.c",
+        "__mmu_notifier_register",
+        since("all"),
+        since("all", "v2.6.27", "cddb8a5c14aa"),
+        unreleased("mmap_lock", "to see what mm_take_all_locks is for"),
+    )
+    """What a new subscriber is put on the list under: mmap_lock for write and every lock of the
+    rmap (``mm_take_all_locks``; all releases, to v5.4 in ``do_mmu_notifier_register``), so that no
+    bracket is open; or only mmap_lock."""
     unregister_waits: bool = switch(
         "mm/mmu_notifier.c",
         "mmu_notifier_unregister",
@@ -208,6 +218,32 @@ class Mm(Switches, frozen=True):
     )
     """``mmu_notifier_unregister`` returns when no callback runs any more (``synchronize_srcu``; all
     releases), or at once."""
+    oom_gather: Literal["whole_mm", "per_vma"] = switch(
+        "mm/oom_kill.c",
+        "__oom_reap_task_mm",
+        since("whole_mm"),
+        since("per_vma", "v4.15", "687cb0884a71", backports="v4.14.4"),
+    )
+    """What the OOM reaper unmaps with: one gather of everything, as of a process that ends
+    (``fullmm``), or one for each VMA (v4.15; CVE-2017-18202 names v4.14.4)."""
+    start_fails: Literal["leaves_open", "ends_all"] = switch(
+        "mm/mmu_notifier.c",
+        "mn_hlist_invalidate_range_start",
+        since("leaves_open"),
+        since("leaves_open", "v4.19", "93065ac753e4"),
+        since("ends_all", "v5.12", "c2655835fd8c"),
+    )
+    """What becomes of the starts that were made when a subscriber says that it would have to sleep:
+    they are left, and their ends never called (v4.19), or all ends are called (v5.12).  It went to
+    stable trees, too; by which point releases was not looked up."""
+    start_fails_itree: Literal["left_open", "ended"] = switch(
+        "mm/mmu_notifier.c",
+        "__mmu_notifier_invalidate_range_start",
+        since("left_open"),
+        since("left_open", "v5.5", "99cb252f5e68"),
+        unreleased("ended", "6d65925777ec, of November 2026, newer than what is known here"),
+    )
+    """What becomes of the invalidation of interval notifiers then: it is left open, or ended."""
     interval_notifiers: bool = switch(
         "mm/mmu_notifier.c",
         "mmu_interval_notifier_insert",
@@ -216,6 +252,15 @@ class Mm(Switches, frozen=True):
     )
     """There are interval notifiers (v5.5).  Before, ``hmm_mirror`` (v4.14) did their work with
     notifiers of an mm."""
+    interval_insert_sets_mm: Literal["first", "when_it_cannot_fail"] = switch(
+        "mm/mmu_notifier.c",
+        "__mmu_interval_notifier_insert",
+        since("first"),
+        since("first", "v5.5", "99cb252f5e68"),
+        unreleased("when_it_cannot_fail", "CVE-2026-99657, newer than what is known here"),
+    )
+    """When ``interval_sub->mm`` is set: before the range is looked at, so that it is set as well if
+    the insertion fails, or behind ``mmgrab``."""
     interval_remove_looks: Literal["without_lock", "under_lock"] = switch(
         "mm/mmu_notifier.c",
         "mmu_interval_notifier_remove",

@@ -45,7 +45,7 @@ GPU = Secondary(
             held_in="the device's page table", dropped_by=(DeviceUnmap,),
         ),
     ),
-    ops=lambda _kernel: {},
+    ops=driver.notifier_ops,
     interval=driver.invalidate,
     work={GpuFault: driver.gpu_fault, FenceSignal: amdgpu_hmm.signal_fence},
     migrate_to_ram=devmem.dmirror_devmem_fault,

@@ -41,6 +41,9 @@ class GpuNode(Node):
         self.cpu = part.fault_cpu
         self.of_jobs = GpuSwitches.of(world.kernel).gpu_entries == "of_jobs"
         self.signals_alone = GpuSwitches.of(world.kernel).gpu_fence_signal == "alone"
+        self.one_by_one = GpuSwitches.of(world.kernel).gpu_mirror == "notifier"
+        self.faulting = False
+        """One thread works the fault buffer off (``nouveau_svm_fault``), and is at it."""
         self.table = TranslationCache(CACHE, world, port)
         self.driver_lock = LockWord()
         self.mirrors = dict.fromkeys(part.mms, (0, ULONG_MAX))
@@ -143,7 +146,7 @@ class GpuNode(Node):
             or not job.address + job.length <= end
         ):
             return -EFAULT
-        if job.atomic and self.of_jobs:
+        if job.atomic and (self.of_jobs or self.one_by_one):
             return -EINVAL
         name = self.port.operation
         self.running = (*self.running, (name, job.mm))
@@ -203,7 +206,15 @@ class GpuNode(Node):
         end = job.address + job.length
         end = page + PAGE_SIZE if job.atomic else end
         fault = g.GpuFault(self.name, job.mm, page, end, job.write, job.atomic)
-        return (await self.port.call(self.cpu, fault)).result
+        if not self.one_by_one:
+            return (await self.port.call(self.cpu, fault)).result
+        while self.faulting:
+            await self.port.park("fault served")
+        self.faulting = True
+        result = (await self.port.call(self.cpu, fault)).result
+        self.faulting = False
+        self.port.wake("fault served")
+        return result
 
     def _note_retry(self, job: g.GpuJob, page: int) -> None:
         self.port.emit(FaultRetry(job.mm, page, job.write, "GPU fault", self.port.operation))

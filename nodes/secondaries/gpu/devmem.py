@@ -34,7 +34,8 @@ async def dmirror_migrate(cpu: Processor, operation: GpuMigrate) -> int:
     VMA by VMA, under mmap_lock for read; what was done before one that cannot be read stays done.
     """
     mm, end = operation.mm, operation.address + operation.length
-    if GpuSwitches.of(cpu.world.kernel).gpu_entries == "of_jobs":
+    driver = GpuSwitches.of(cpu.world.kernel)
+    if driver.gpu_entries == "of_jobs" or driver.gpu_mirror == "notifier":
         return -EINVAL
     await mmap_read_lock(cpu, mm)
     vmas = (await cpu.mem(VmaFind(mm, operation.address, end))).vmas

@@ -185,12 +185,16 @@ class GpuMigrate(Operation, frozen=True):
 
 
 class GpuMirror(Operation, frozen=True):
-    """A process has a device mirror [address, address + length) of its memory."""
+    """A process has a device mirror [address, address + length) of its memory.
+
+    -EOVERFLOW: it does not end; -EBUSY: the device mirrors it already.
+    """
 
     mm: str
     gpu: str
     address: int
     length: int
+    REFUSES_RANGES: ClassVar[bool] = True
     FUNCTION: ClassVar[str] = "dmirror_fops_open"
     CHANGES: ClassVar[str] = "dmirror_fops_open"
 

@@ -17,7 +17,7 @@ class GpuSwitches(Switches, frozen=True):
 
     OWNER: ClassVar[str] = "gpu"
     PROFILES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "x86": ("dmirror", "amdgpu"),
+        "x86": ("dmirror", "amdgpu", "nouveau"),
         "arm64": ("dmirror", "amdgpu"),
         "ppc": ("dmirror",),
     }
@@ -33,6 +33,16 @@ class GpuSwitches(Switches, frozen=True):
     v5.8), or what the jobs under way use, whose fences an invalidation waits for (amdgpu:
     ``amdgpu_hmm_invalidate_gfx``; from v5.5 with interval notifiers, a commit that was not looked
     up)."""
+    gpu_mirror: Literal["interval", "notifier"] = switch(
+        "drivers/gpu/drm/nouveau/nouveau_svm.c",
+        "nouveau_svmm_init",
+        since("interval"),
+        since("notifier", "v5.5", on="nouveau"),
+    )
+    """What tells a driver of a mirror's invalidations: an interval notifier (dmirror, amdgpu), or a
+    notifier of the whole mm, beside an interval for as long as a fault is served (nouveau, with
+    interval notifiers from v5.5; a commit that was not looked up).  That one always says -EAGAIN
+    where it must not sleep."""
     gpu_retry_check: Literal["under_lock", "before_lock", "none"] = switch(
         "lib/test_hmm.c",
         "dmirror_range_fault",
@@ -125,8 +135,19 @@ class GpuSwitches(Switches, frozen=True):
     """When a mirror is closed: ``mmu_interval_notifier_remove``, then it is freed; or freed first;
     or removed under the driver's lock."""
 
+    gpu_insert_fails: Literal["frees", "removes_if_mm"] = switch(
+        "drivers/gpu/drm/radeon/radeon_mn.c",
+        "radeon_mn_unregister",
+        since("frees"),
+        unreleased("removes_if_mm", "as radeon, which is no driver here"),
+    )
+    """What a driver does with a mirror whose interval could not be inserted: it frees it (dmirror,
+    amdgpu), or looks at ``notifier.mm``, and removes the interval first if that is set (radeon)."""
+
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:  # noqa: ARG002
-        """Fences belong to jobs."""
+        """Fences belong to jobs, and jobs to a driver of intervals."""
+        if self.gpu_mirror == "notifier" and self.gpu_entries == "of_jobs":
+            yield "gpu_mirror = notifier contradicts gpu_entries = of_jobs", "faulted_in"
         if not self.gpu_fence_wait and self.gpu_entries != "of_jobs":
             yield "gpu_fence_wait = false contradicts gpu_entries = faulted_in", "entries of jobs"
         if self.gpu_fence_signal != "alone" and self.gpu_entries != "of_jobs":

@@ -15,6 +15,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     GuestApic,
     GuestTouch,
     KvmAddMemslot,
+    KvmCreateVm,
     KvmDestroyVm,
     KvmRequest,
     Sigkill,
@@ -28,6 +29,7 @@ from mmurace.nodes.secondaries.kvm.part import (
     apic_access,
     cached_page,
     guest_access,
+    not_there_yet,
     row,
 )
 from mmurace.nodes.secondaries.kvm.shadow_mmu import Kvm
@@ -75,7 +77,7 @@ KVM = Secondary(
     name="kvm",
     key="vms",
     named_by={"vm": lambda vm: (vm.name,)},
-    idle=frozenset({"KvmAddMemslot", "Sigkill", "KvmDestroyVm"}),
+    idle=frozenset({"KvmAddMemslot", "KvmCreateVm", "Sigkill", "KvmDestroyVm"}),
     place=1,
     part=Vm,
     node_class=node_class,
@@ -111,6 +113,7 @@ KVM = Secondary(
     passes_over=passes_over,
     calls={
         KvmAddMemslot: kvm_main.kvm_vm_ioctl_set_memory_region,
+        KvmCreateVm: kvm_main.kvm_create_vm,
         KvmDestroyVm: kvm_main.kvm_destroy_vm,
     },
     accesses=dict.fromkeys((GuestTouch, GuestApic, GpcWrite, Sigkill), lambda vm: vm.vcpus),
@@ -121,7 +124,7 @@ KVM = Secondary(
     row=row,
     given={
         GuestTouch: guest_access, GuestApic: apic_access, GpcWrite: cached_page,
-        KvmAddMemslot: another_slot,
+        KvmAddMemslot: another_slot, KvmCreateVm: not_there_yet,
     },
 )  # fmt: skip
 """The declaration."""

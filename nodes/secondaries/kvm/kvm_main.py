@@ -14,6 +14,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     ActiveInvalidate,
     InProgress,
     KvmAddMemslot,
+    KvmCreateVm,
     KvmDestroyVm,
     KvmRequest,
     KvmVcpuRelease,
@@ -122,7 +123,7 @@ def kvm_check_memslot_overlap(slots: Iterable[Memslot], new: Memslot) -> bool:
 
 
 async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslot) -> int:
-    """``kvm_set_memory_region`` for a new slot: 0, or -EEXIST if guest frames overlap.
+    """``KVM_SET_USER_MEMORY_REGION`` for a new slot: 0, or -EEXIST if guest frames overlap.
 
     -EIO if the VM is dead (``kvm_vm_ioctl``: ``kvm->vm_dead``).
 
@@ -131,8 +132,12 @@ async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslo
                                         install a slot  [Required: not before the end]
     end: a slot, so count--
     """
-    vm = operation.vm
     slot = Memslot(operation.gfn, operation.length >> PAGE_SHIFT, operation.address)
+    return await kvm_set_memory_region(cpu, operation.vm, slot)
+
+
+async def kvm_set_memory_region(cpu: Processor, vm: str, slot: Memslot) -> int:
+    """``kvm_set_memory_region``: 0, or -errno as its caller returns it."""
     try:
         slots = (await cpu.port.call(vm, MemslotsLoad())).slots
         if kvm_check_memslot_overlap(slots, slot):
@@ -142,6 +147,20 @@ async def kvm_vm_ioctl_set_memory_region(cpu: Processor, operation: KvmAddMemslo
     except PeerLost:
         return -EIO
     return 0 if installed.value else -EEXIST
+
+
+async def kvm_create_vm(cpu: Processor, operation: KvmCreateVm) -> int:
+    """``kvm_create_vm``: ``kvm_init_mmu_notifier``, and then its memslots: 0, or -errno.
+
+    A count of brackets that an end without a start has made negative holds a new memslot off for
+    ever (``kvm_swap_active_memslots`` waits until it is zero; v5.15).
+    """
+    vm = vm_named(cpu.world, operation.vm)
+    await mmu_notifier.mmu_notifier_register(cpu, "kvm", vm.name, vm.mm)
+    for slot in vm.memslots():
+        if result := await kvm_set_memory_region(cpu, vm.name, slot):
+            return result
+    return 0
 
 
 async def kvm_destroy_vm(cpu: Processor, operation: KvmDestroyVm) -> int:
@@ -181,6 +200,9 @@ async def kvm_mmu_notifier_invalidate_range_start(
 ) -> None:
     """``kvm_mmu_notifier_invalidate_range_start``: bar installs, zap, flush the vCPUs.
 
+    To v5.14 the memslots are looked up under mmu_lock, when the count is up; from v5.15 before, to
+    see whether the lock is needed at all (``__kvm_handle_hva_range``, 071064f14d87).
+
     The count that goes up under mmu_lock pairs with the look that a page fault has at it, under
     mmu_lock, before it installs: whichever takes the lock later sees what the other has done.
 
@@ -191,13 +213,16 @@ async def kvm_mmu_notifier_invalidate_range_start(
                                         lock  [Required: sees in_progress or a moved seq]
     """
     kernel = cpu.world.kernel
-    if KvmSwitches.of(kernel).kvm_lockless_skip:
+    skips = KvmSwitches.of(kernel).kvm_lockless_skip
+    if skips:
         await cpu.port.call(vm, ActiveInvalidate(1))
     await gfn_to_pfn_cache_invalidate_start(cpu, vm_named(cpu.world, vm), start, end)
-    slots = await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end)
-    if slots or not KvmSwitches.of(kernel).kvm_lockless_skip:
+    slots = await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end) if skips else []
+    if slots or not skips:
         await kvm_mmu_lock(cpu, vm)
         await kvm_mmu_invalidate_begin(cpu, vm, start, end)
+        if not skips:  # a memslot may come meanwhile, but nothing of it is installed now
+            slots = await kvm_for_each_memslot_in_hva_range(cpu, vm, start, end)
         flush = False
         for slot in slots:
             flush |= await kvm_unmap_gfn_range(cpu, vm, slot, start, end)

@@ -177,12 +177,9 @@ class SeqBump(Request[Ack], frozen=True):
 
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
     TOLD: ClassVar[Told] = Told(
-        function="mmu_invalidate_seq",
-        wording=says("mmu_invalidate_seq++"),
-        weight=ESSENTIAL,
-        whoever=True,
-        whole=True,
-    )
+        function="mmu_invalidate_seq", wording=says("mmu_invalidate_seq++"), weight=ESSENTIAL,
+        whoever=True, whole=True,
+    )  # fmt: skip
 
 
 class InProgress(Request[Count], frozen=True):
@@ -193,12 +190,9 @@ class InProgress(Request[Count], frozen=True):
     end: int
     OBJECT: ClassVar[tuple[str, ...]] = ("mmu_invalidate",)
     TOLD: ClassVar[Told] = Told(
-        function="mmu_invalidate_in_progress",
-        wording=_in_progress,
-        weight=ESSENTIAL,
-        whoever=True,
-        whole=True,
-    )
+        function="mmu_invalidate_in_progress", wording=_in_progress, weight=ESSENTIAL,
+        whoever=True, whole=True,
+    )  # fmt: skip
 
 
 class ActiveInvalidate(Request[Count], frozen=True):
@@ -266,12 +260,9 @@ class SpteClear(Request[Ack], frozen=True):
     gfn: int
     OBJECT: ClassVar[tuple[str, ...]] = ("spte", "gfn")
     TOLD: ClassVar[Told] = Told(
-        function="mmu_spte_clear_track_bits",
-        called="zap of the spte",
-        wording=_spte_clear,
-        weight=ESSENTIAL,
-        whole=True,
-    )
+        function="mmu_spte_clear_track_bits", called="zap of the spte", wording=_spte_clear,
+        weight=ESSENTIAL, whole=True,
+    )  # fmt: skip
     OWN_PAGE: ClassVar[str] = "gfn"
 
 
@@ -453,6 +444,17 @@ class Sigkill(Operation, frozen=True):
 
     FUNCTION: ClassVar[str] = "do_exit"
     CHANGES: ClassVar[str] = "do_exit"
+
+
+class KvmCreateVm(Operation, frozen=True):
+    """``KVM_CREATE_VM``, then a ``KVM_SET_USER_MEMORY_REGION`` for each of its memslots.
+
+    For a VM that is not there from the start; nothing is done with it before.
+    """
+
+    vm: str
+    FUNCTION: ClassVar[str] = "kvm_create_vm"
+    CHANGES: ClassVar[str] = "kvm_create_vm"
 
 
 class KvmDestroyVm(Operation, frozen=True):

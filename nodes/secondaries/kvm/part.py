@@ -15,7 +15,9 @@ from mmurace.nodes.secondaries.kvm.messages import (
     GuestApic,
     GuestTouch,
     KvmAddMemslot,
+    KvmCreateVm,
     KvmDestroyVm,
+    Memslot,
     Sigkill,
 )
 from mmurace.nodes.secondary import Death, Number, Part, Positive, Task
@@ -44,6 +46,8 @@ class Vm(Part, frozen=True):
     slots: tuple[Slot, ...]
     gpcs: tuple[Number, ...] = ()
     """Guest addresses of pages that it has a ``gfn_to_pfn_cache`` of."""
+    created: bool = True
+    """It is there from the start; if not, ``kvm_create_vm`` makes it."""
 
     def nodes(self) -> tuple[str, ...]:
         """The shadow MMU and the vCPUs."""
@@ -54,8 +58,12 @@ class Vm(Part, frozen=True):
         return self.vcpus
 
     def subscribed(self, kernel: Kernel) -> tuple[str, ...]:  # noqa: ARG002
-        """Its VMM's mm."""
-        return (self.mm,)
+        """Its VMM's mm, unless it is still to be created."""
+        return (self.mm,) if self.created else ()
+
+    def memslots(self) -> tuple[Memslot, ...]:
+        """What ``KVM_SET_USER_MEMORY_REGION`` is, or was, told."""
+        return tuple(Memslot(slot.gfn, slot.pages, slot.hva, slot.apic) for slot in self.slots)
 
     def ranges(self) -> Iterable[tuple[str, int, int, int]]:
         """The memslots."""
@@ -99,6 +107,14 @@ class Vm(Part, frozen=True):
         signals = tuple(Task(vcpu, Sigkill(), of=vcpu) for vcpu in self.vcpus)
         destroy = Task(world.cpus[0], KvmDestroyVm(self.name), after=self.vcpus)
         return Death((*signals, destroy))
+
+    def begun_by(self, operation: Operation) -> bool:
+        """``KVM_CREATE_VM``."""
+        return isinstance(operation, KvmCreateVm) and operation.vm == self.name
+
+    def there_from_the_start(self) -> bool:
+        """Unless its row says otherwise."""
+        return self.created
 
     def ended_by(self, operation: Operation) -> bool:
         """A VM lives as long as somebody holds a reference to it.
@@ -252,3 +268,7 @@ def another_slot(ground: Ground, vm: Vm) -> Mapping[str, Any] | None:
     pages = 1 + ground.below(ground.pages)
     behind = max(slot.gfn + slot.pages for slot in vm.slots)
     return {"vm": vm.name, "gfn": behind, "address": ground.start, "length": pages * PAGE_SIZE}
+
+
+def not_there_yet(_: Ground, _vm: Vm) -> None:
+    """Guests of small worlds are there from the start."""

@@ -54,9 +54,8 @@ class Kvm(Node):
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)
-        self.slots = tuple(
-            k.Memslot(s.gfn, s.pages, s.hva, s.apic) for s in vm_named(world, name).slots
-        )
+        vm = vm_named(world, name)
+        self.slots = vm.memslots() if vm.created else ()
         self.mmu_lock = LockWord()
         # mmu_lock must be held for these:
         self.sptes: dict[int, Spte] = {}
@@ -70,7 +69,7 @@ class Kvm(Node):
         self.slot_waiters: list[tuple[str, k.Memslot]] = []
         """``mn_memslots_update_rcuwait``: slots that wait until no bracket is open."""
 
-        self.gpcs = {gpa >> PAGE_SHIFT: Gpc() for gpa in vm_named(world, name).gpcs}
+        self.gpcs = {gpa >> PAGE_SHIFT: Gpc() for gpa in vm.gpcs}
 
     def handlers(self) -> Mapping[type[Message], Handler]:
         """One function for each message of ``nodes.secondaries.kvm.messages``."""
