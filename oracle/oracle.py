@@ -105,9 +105,8 @@ class Oracle(MemoryRecords, GuestRecords):
         self.sometimes = Sometimes(conditions, self.state, self._memory, world)
         self.windows = windows = self.sometimes.windows
         self._unheard, self._walking = self.sometimes.unheard, self.tables.uses
-        self.added = [
-            rule.judge(world, self.state, self._found) for rule in added_rules() if rule.judge
-        ]
+        judges = (rule.judge for rule in added_rules())
+        self.added = [judge(world, self.state, self._found) for judge in judges if judge]
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.reaper.asked, self.moves.taken, self.moves.moved, self.moves.seen,
@@ -116,13 +115,13 @@ class Oracle(MemoryRecords, GuestRecords):
         """What rules keep by operation, and forget with it."""
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
         self._kinds = kinds()
-        self._told_of: dict[str, frozenset[str]] = {
+        self.told_of: dict[str, frozenset[str]] = {
             part.name: frozenset(part.subscribed(world.kernel)) for part in world.parts
         }
+        """Subscriber -> the mms of which it is told."""
         self._bracketed = _bracketed_by_the_core(world)
-        self._n, self._id, self._node, self._at = 0, "", "", 0
+        self._n, self._id, self._node, self._at, self._op_id = 0, "", "", 0, ""
         self._row: Row = ()
-        self._op_id = ""
 
     # -- the caller's side ---------------------------------------------------------------------
 
@@ -414,8 +413,8 @@ class Oracle(MemoryRecords, GuestRecords):
 
     def _registered(self, record: r.Registered) -> None:
         self.lifetimes.registered(record)
-        known = self._told_of.get(record.subscriber, frozenset())
-        self._told_of[record.subscriber] = known | {record.mm}
+        known = self.told_of.get(record.subscriber, frozenset())
+        self.told_of[record.subscriber] = known | {record.mm}
 
     def _unregistered(self, record: r.Unregistered) -> None:
         self.callbacks.lost(record.subscriber)

@@ -37,8 +37,10 @@ from mmurace.protocol.records import (
     FrameFreed,
     GuestEnter,
     IntervalClosed,
+    IntervalTouched,
     InvalidateDone,
     Invalidation,
+    NotifierCall,
     OpEnd,
     PageWritten,
     PermissionFault,
@@ -46,6 +48,7 @@ from mmurace.protocol.records import (
     Record,
     RequestPosted,
     TagFree,
+    Unregistered,
 )
 
 LIVE_DRIVERS_MAX: Final = 64
@@ -127,11 +130,15 @@ TAGGED: Final = 256
 """Installs a translation under a tag that others may have later."""
 UNTAGS: Final = 512
 """Takes a tag back: what is installed by then had to be gone."""
-JUDGED_BITS: Final = 10
+CALLED: Final = 1024
+"""A callback begins or ends, or a subscription is worked on."""
+GONE: Final = 2048
+"""The subscription is over."""
+JUDGED_BITS: Final = 12
 """So many classes there are."""
 _RIVALS: Final = (
     (CLOSES, DUE), (REACHES, DECIDES), (REFUSED, LEAVES), (REFUSED, ENDS), (LOOKS, ENDS),
-    (TAGGED, UNTAGS),
+    (TAGGED, UNTAGS), (CALLED, GONE),
 )  # fmt: skip
 
 
@@ -178,6 +185,9 @@ _ORDERED: Final[Mapping[type[Record], int]] = {
     FlushDeferred: ENDS,
     OpEnd: ENDS,
     TagFree: DUE | UNTAGS,
+    NotifierCall: CALLED,
+    IntervalTouched: CALLED,
+    Unregistered: GONE,
 }
 
 

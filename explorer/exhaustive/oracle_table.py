@@ -31,7 +31,7 @@ from mmurace.protocol.trace import TraceStep
 
 Frozen = Hashable
 
-RULES: Final = ("O", "S1", "S2", "S3", "S4", "S6", "S10", "L3", "L6")
+RULES: Final = ("O", "S1", "S2", "S3", "S4", "S6", "S10", "S13", "L3", "L6")
 """Rules whose whole memory is part of a state (L3 needs none), so that they are judged in all."""
 _SEEN_WITHOUT_RECORDS: Final = frozenset({PTL_LOCK, PTL_UNLOCK, MMAP_UNLOCK})
 
@@ -154,6 +154,8 @@ def _freeze(oracle: Oracle, kept: _Kept) -> Frozen:
         frozenset(oracle.memory_rules.private.anon),
         frozenset(oracle.memory_rules.private.slots.items()),
         frozenset(oracle.identity.tags),
+        frozenset(oracle.told_of.items()),
+        oracle.lifetimes.to_come(),
         _tables(oracle.tables, state),
     )
 

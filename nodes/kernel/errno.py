@@ -1,4 +1,4 @@
-"""include/uapi/asm-generic/errno-base.h, errno.h: the ones that are used."""
+"""include/uapi/asm-generic/errno-base.h: the ones that are used, and one of errno.h."""
 
 from __future__ import annotations
 

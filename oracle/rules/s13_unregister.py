@@ -76,6 +76,12 @@ class Lifetimes:
         for callback in late:
             self._report(key, callback, event)
 
+    def to_come(self) -> tuple[frozenset[_Key], frozenset[tuple[_Key, str, str]]]:
+        """What a verdict to come depends on, if all deliveries are in one order: subscriptions that
+        are over, and callbacks that are not: (subscription, operation, callback)."""
+        opened = ((key, *call) for key, calls in self._open.items() for call in calls)
+        return frozenset(self._over), frozenset(opened)
+
     def ended(self, op_id: str) -> None:
         """The operation is over; what it left open was cut short with its subscriber."""
         for opened in self._open.values():

@@ -36,7 +36,7 @@ class GuestRecords:
     _at: int
     _kinds: Kinds
     _shadow: Mapping[str, frozenset[str]]
-    _told_of: Mapping[str, frozenset[str]]
+    told_of: Mapping[str, frozenset[str]]
     _n: int
     _node: str
     _row: Row
@@ -84,7 +84,7 @@ class GuestRecords:
 
     def _bracket_ended(self, op: Op, subscriber: str, start: int, end: int, event: Event) -> None:
         """A shadow MMU may install again what the operation has changed in a range."""
-        mms, memory = self._told_of[subscriber], self._row[self._memory]
+        mms, memory = self.told_of[subscriber], self._row[self._memory]
         ended = [
             c
             for c in op.changes
