@@ -171,6 +171,8 @@ class IntervalTrees(Node):
         sub = tree.subs.get(message.node)
         leaves: tuple[str, Deferred] = (message.node, "remove")
         if sub is None or leaves in tree.deferred:
+            if not message.perhaps:  # WARN_ON(RB_EMPTY_NODE(...)), and an mmdrop too many
+                self.port.emit(IntervalTouched(message.node, message.mm))
             return Count(-1)
         if tree.invalidating and sub.in_tree:
             tree.deferred.insert(0, leaves)

@@ -79,7 +79,7 @@ def _race(name: str, kernel: str) -> Make:
 
 RACES: Final = (
     ("E14", "v6.6"), ("E15", "v6.6"), ("E16", "v6.6"), ("E18b", "v6.6"), ("E18b", "v6.6-amdgpu"),
-    ("E31", "v6.6.5"), ("E32", "v6.6.5"),
+    ("E17a", "v6.6.5"), ("E23", "v6.6"), ("E31", "v6.6.5"), ("E32", "v6.6.5"),
 )  # fmt: skip
 """Mirrors, cached frame numbers, the OOM reaper, pins, aging: each sends what no other does."""
 MAKES: Final[dict[str, tuple[Make, ...]]] = {
@@ -142,9 +142,11 @@ UNSEEN: Final = {
     "ClearRefs": "nobody looks for soft-dirty pages",
     "FenceSignal": "a worker with the driver's lock before a fence, which no release has",
     "GpcClear": "a frame number must be cached when its page is taken away",
+    "FolioWaitIdle": "a fault on a page of a device that somebody else is about",
     "GetUserPage": "a fault of a table from outside; the drivers here have their own",
     "InvalidateRangeEnd": "the same of its callbacks",
     "InvalidateRangeStart": "the same of its callbacks",
+    "PagePgmap": "whose page of a device it is that another device comes to",
     "PasidFind": "in a release callback that no version of the driver has",
     "ReclaimThrottle": "reclaim waits for other reclaim only when the pool is empty",
     "SwapCount": "a slot is counted up to v5.8, and when reclaim finds its page gone",

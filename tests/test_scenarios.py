@@ -62,7 +62,8 @@ def verdict_of(spec: RunSpec) -> Verdict:
 def test_every_race_runs_to_its_end_on_every_kernel(race: catalogue.Race) -> None:
     for case in race.kernels:
         records, complete = records_of(race.run(case.name, seed=3))
-        assert complete or case.expect.rule == "L3", case.name
+        # Who waits for a count that a lost start has made negative waits for ever (S10), too.
+        assert complete or case.expect.rule in ("L3", "S10"), case.name
         assert records
 
 

@@ -130,15 +130,17 @@ def mm_of_subscription(kernel: Kernel, inserted: int) -> bool:
     return inserted == 0 or kernel.mm.interval_insert_sets_mm == "first"
 
 
-async def mmu_interval_notifier_remove(cpu: Processor, node: str, mm: str) -> bool:
+async def mmu_interval_notifier_remove(
+    cpu: Processor, node: str, mm: str, perhaps: bool = False
+) -> bool:
     """``mmu_interval_notifier_remove``: when it returns no callback runs, nor ever will.
 
-    False: there was none to remove, or somebody else is about it.
+    False: there was none to remove, or somebody else is about it: a bug unless ``perhaps``.
 
     It waits for invalidations under way, whose end takes the subscription out of the tree; what it
     waits for is looked at under ``subscriptions->lock`` (319561669a59, v5.18), or without it.
     """
-    seq = (await cpu.mem(IntervalRemove(mm, node))).value
+    seq = (await cpu.mem(IntervalRemove(mm, node, perhaps))).value
     if seq > 0:
         locked = cpu.world.kernel.mm.interval_remove_looks == "under_lock"
         await cpu.sleep(MEMORY, IntervalWait(mm, seq, locked))

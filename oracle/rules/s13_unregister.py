@@ -17,6 +17,7 @@ Whether the callback began before or after that makes no difference to who frees
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from mmurace.oracle.state.order import Row
 from mmurace.oracle.violation import Event, Violation
@@ -76,11 +77,11 @@ class Lifetimes:
         for callback in late:
             self._report(key, callback, event)
 
-    def to_come(self) -> tuple[frozenset[_Key], frozenset[tuple[_Key, str, str]]]:
+    def to_come(self) -> tuple[frozenset[Any], ...]:
         """What a verdict to come depends on, if all deliveries are in one order: subscriptions that
-        are over, and callbacks that are not: (subscription, operation, callback)."""
+        have been, those that are over, and callbacks that are not."""
         opened = ((key, *call) for key, calls in self._open.items() for call in calls)
-        return frozenset(self._over), frozenset(opened)
+        return frozenset(self._there), frozenset(self._over), frozenset(opened)
 
     def ended(self, op_id: str) -> None:
         """The operation is over; what it left open was cut short with its subscriber."""

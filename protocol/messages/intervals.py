@@ -118,11 +118,12 @@ class IntervalInsert(Request[Ack], frozen=True):
 class IntervalRemove(Request[Count], frozen=True):
     """``mmu_interval_notifier_remove`` up to its wait: for which sequence; 0: none.
 
-    -1: there is nothing to remove.
+    -1: there is nothing to remove.  ``perhaps``: others may have done it, and the driver knows.
     """
 
     mm: str
     node: str
+    perhaps: bool = False
     OBJECT: ClassVar[tuple[str, ...]] = ("itree", "mm")
     MAY_COME_LATER: ClassVar[bool] = True
     TOLD: ClassVar[Told] = Told(

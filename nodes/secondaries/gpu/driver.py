@@ -31,7 +31,7 @@ from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.nodes.secondary import Callback
 from mmurace.protocol.errors import PeerLost
 from mmurace.protocol.limits import ULONG_MAX
-from mmurace.protocol.records import IntervalTouched, Unregistered
+from mmurace.protocol.records import Unregistered
 
 
 def registers_notifier(kernel: Kernel) -> bool:
@@ -112,13 +112,10 @@ async def open_mirror(cpu: Processor, operation: GpuMirror) -> int:
 
 
 async def _give_up(cpu: Processor, mm: str, gpu: str, mm_is_set: bool) -> None:
-    """A mirror without its interval is freed (``radeon_mn_unregister``, if the driver has one).
-
-    What is removed that is not there: ``WARN_ON(RB_EMPTY_NODE(...))``, and an ``mmdrop`` too many.
-    """
+    """A mirror without its interval is freed (``radeon_mn_unregister``, if the driver has one)."""
     looks = GpuSwitches.of(cpu.world.kernel).gpu_insert_fails == "removes_if_mm"
-    if looks and mm_is_set and not await mmu_interval_notifier_remove(cpu, gpu, mm):
-        cpu.port.emit(IntervalTouched(gpu, mm))
+    if looks and mm_is_set:
+        await mmu_interval_notifier_remove(cpu, gpu, mm)
 
 
 async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
@@ -141,7 +138,7 @@ async def close_mirror(cpu: Processor, operation: GpuUnmirror) -> int:
     if how == "under_lock":
         removed = await _remove_under_lock(cpu, gpu, mm)
     else:
-        removed = await mmu_interval_notifier_remove(cpu, gpu, mm)
+        removed = await mmu_interval_notifier_remove(cpu, gpu, mm, perhaps=True)
     if how != "frees_first" and removed:
         cpu.port.emit(Unregistered(gpu, mm))
     with suppress(PeerLost):
@@ -161,7 +158,7 @@ async def _unregister(cpu: Processor, gpu: str, mm: str, gone: bool) -> int:
 async def _remove_under_lock(cpu: Processor, gpu: str, mm: str) -> bool:
     with suppress(PeerLost):
         await driver_lock(cpu, gpu)
-    removed = await mmu_interval_notifier_remove(cpu, gpu, mm)
+    removed = await mmu_interval_notifier_remove(cpu, gpu, mm, perhaps=True)
     with suppress(PeerLost):
         await driver_unlock(cpu, gpu)
     return removed
