@@ -17,8 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mmurace.broker import supervisor
+from mmurace.explorer.run import session
 from mmurace.protocol import signals
 from mmurace.report.interrupts import TOGETHER_SECONDS, Interrupter, interruptible
+from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_MAX = 60.0
@@ -106,6 +109,18 @@ def test_a_run_is_interrupted(short: Path, moment: str, ending: signal.Signals, 
     if whom in (TO_GROUP, TWICE):
         os.killpg(run.process.pid, ending)
     run.check_end()
+
+
+def test_who_reads_a_run_that_was_interrupted_before_anything_started_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervisor, "_start_tracker", interrupted)
+    spec = find("E01").run("v5.7").save(tmp_path)
+    assert session.run_on_processes(spec, tmp_path).status == "interrupted"
+    assert session.check(tmp_path).status == "interrupted"
 
 
 @pytest.mark.processes

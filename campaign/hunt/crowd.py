@@ -35,7 +35,7 @@ class Crowd(Drawer):
         scene = super()._scene(groups, chosen, parties)
         return replace(scene, hot=tuple(sorted(self.chance.sample(range(scene.ground.pages), HOT))))
 
-    def _pages(self, groups: Collection[str]) -> int:  # noqa: ARG002
+    def _pages(self, groups: Collection[str]) -> int:  # noqa: ARG002 - see Drawer
         return 2 * ENTRIES
 
     def _tables(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from mmurace.broker import plan as plans
+from mmurace.broker.aborted import write_aborted
 from mmurace.broker.chaos import ChaosRules
 from mmurace.broker.dispatch import killed_text
 from mmurace.broker.exchange import Exchange
@@ -284,6 +285,8 @@ def follow_plan(
                 live.watch.rest_of(follower)
                 unwritten = run.unwritten
         except KeyboardInterrupt:
+            with held():  # it may have come before the supervisor was there to write it
+                write_aborted(plan.directory, "Ctrl-C")
             result = plans.Outcome(plans.ABORTED, _cut_short(live.watch), {}, detail="Ctrl-C")
     elapsed = time.monotonic() - began
     status = _status_of(result)
