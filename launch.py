@@ -32,18 +32,21 @@ from mmurace.explorer.run import outcome as codes
 from mmurace.nodes import plugins
 from mmurace.nodes.plugin_watchdog import last_word
 from mmurace.protocol.errors import UserError
-from mmurace.report import formats, machine
+from mmurace.report import formats, machine, verdicts
 from mmurace.report.arguments import PROGRAM, parse
-from mmurace.report.commands import catalogue, hunt, races, saved, stress
+from mmurace.report.commands import catalogue, hunt, races, saved, stress, tour
 from mmurace.report.interrupts import Interrupted, interruptible
 from mmurace.report.screen import open_closed_streams, settle, write_line
 from mmurace.report.shortage import shortage
 
+TOUR: Final = "tour"
+"""What is done if nothing is asked for."""
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "stress": stress.stress, "list": catalogue.list_races, "show": catalogue.show,
     "kernels": catalogue.kernels, "repro": races.repro, "explore": races.explore,
     "matrix": races.matrix, "hunt": hunt.hunt, "replay": saved.replay, "minimize": saved.minimize,
     "explain": saved.explain, "check": saved.check,
+    TOUR: tour.show_tour,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 
@@ -56,9 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         last_word(lambda said: complain(said, codes.USAGE, given))
-        options = parsed(given)
+        words, expected = verdicts.without_expectation(given or [TOUR])
+        options = parsed(words)
         last_word(lambda said: complain(said, codes.BROKEN, given))
-        return codes.HELD if options is None else COMMANDS[options.pop("command")](**options)
+        return codes.HELD if options is None else run(options, expected)
     except UserError as error:
         return complain(str(error), codes.USAGE, given)
     except Interrupted as error:
@@ -67,6 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
         if plugins.is_interrupt(error):
             return complain("interrupted", codes.INTERRUPTED, given)
         return broke(error, given)
+
+
+def run(options: dict[str, Any], expected: str) -> int:
+    """Run one command; the exit status, which is 0 if a verdict was expected and came out."""
+    command = options.pop("command")
+    verdicts.check_judges(command, expected)
+    status, problem = verdicts.status_of(COMMANDS[command](**options), expected)
+    if problem:
+        write_line(f"{PROGRAM}: {problem}", sys.stderr)
+    return status
 
 
 def broke(error: BaseException, given: list[str]) -> int:

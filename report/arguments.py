@@ -18,6 +18,7 @@ from mmurace.explorer.sample.policies import STRATEGIES
 from mmurace.nodes.kernel.variant.release import NEWEST, OLDEST
 from mmurace.nodes.plugins import load
 from mmurace.protocol.errors import UserError
+from mmurace.report import verdicts
 
 PROGRAM: Final = "mmurace" if Path(sys.argv[0]).name == "mmurace" else "launch.py"
 SECONDS_MIN: Final = 0.1
@@ -110,6 +111,20 @@ def _either(names: Iterable[str]) -> str:
 # ---- commands ----------------------------------------------------------------------------------
 
 
+class _Version(argparse.Action):
+    """Prints the version, which takes a while to find out: the code is hashed."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(nargs=0, **given)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print and leave, as help does."""
+        from mmurace.scenarios.versions import told
+
+        sys.stdout.write(f"{told()}\n")
+        parser.exit()
+
+
 class Commands:
     """The parser, and the commands that it knows so far."""
 
@@ -127,10 +142,17 @@ class Commands:
             metavar="FILE.py",
             help="a plug-in: a file, or one that is installed",
         )
+        self.parser.add_argument(
+            verdicts.OPTION, metavar="VERDICT",
+            help="exit with 0 if it comes out so (held, violated, ...), else with 1",
+        )  # fmt: skip
+        self.parser.add_argument("--version", action=_Version, help="what this is, and leave")
         self._commands = self.parser.add_subparsers(metavar="COMMAND", dest="command")
+        self.names: list[str] = []
 
     def add(self, name: str, what: str) -> Parser:
         """A command that can say what it found as JSON."""
+        self.names.append(name)
         made = self._commands.add_parser(name, help=what, description=what, epilog=STATUSES)
         made.add_argument(
             "--json", dest="as_json", action="store_true",
@@ -310,6 +332,10 @@ def _of_what_was_saved(commands: Commands) -> None:
 
 def parser_of_all() -> Parser:
     """The parser of the command line, with every command."""
+    return _all_commands().parser
+
+
+def _all_commands() -> Commands:
     commands = Commands()
     _stress(commands)
     _list(commands)
@@ -321,23 +347,13 @@ def parser_of_all() -> Parser:
     _matrix(commands)
     _hunt(commands)
     _of_what_was_saved(commands)
-    return commands.parser
+    commands.add("tour", "Show one race where it happens and where it does not.")
+    return commands
 
 
-def _plugins_of(words: list[str]) -> tuple[list[str], list[str]]:
-    """(what is left, the plug-ins that were named): ``--plugin`` may stand anywhere."""
-    rest: list[str] = []
-    named: list[str] = []
-    given = iter(words)
-    for word in given:
-        option, equals, value = word.partition("=")
-        if option != "--plugin":
-            rest.append(word)
-            continue
-        named.append(value if equals else next(given, ""))
-        if not named[-1]:
-            raise UserError("--plugin", "names nothing", "a file FILE.py, or an installed one")
-    return rest, named
+def known_commands() -> frozenset[str]:
+    """Names of all commands."""
+    return frozenset(_all_commands().names)
 
 
 def parse(words: list[str]) -> dict[str, Any]:
@@ -347,10 +363,13 @@ def parse(words: list[str]) -> dict[str, Any]:
 
     Raises ``UserError``, and ``SystemExit`` once it has printed the help that was asked for.
     """
-    rest, plugins = _plugins_of([word for word in words if word != "--debug"])
+    expected = "a file FILE.py, or an installed one"
+    bare = [word for word in words if word != "--debug"]
+    rest, plugins = verdicts.taken_out("--plugin", bare, expected)
     load(plugins)
     given = vars(parser_of_all().parse_args(rest))
     if given["command"] is None:
         raise UserError("usage", f"no command (see {PROGRAM} --help)")
-    del given["debug"], given["plugin"]
+    for option in ("debug", "plugin", "expect", "version"):
+        del given[option]
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain, repeat
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from mmurace.explorer.run.outcome import Outcome
 from mmurace.report import formats, interleaving
 from mmurace.report.exploration import LABEL_WIDTH
 from mmurace.report.minimizing import size_text
+from mmurace.report.next_steps import next_steps
 from mmurace.report.screen import put
 from mmurace.report.terminal import repeat_command
 
@@ -22,6 +24,9 @@ def print_story(console: Console, outcome: Outcome, story: Story) -> None:
     put(console, f"\n  {'cut down':<{LABEL_WIDTH}}{_cut_down(story)}")
     put(console, f"  {'schedule':<{LABEL_WIDTH}}{formats.command('replay', str(story.file))}")
     put(console, f"  {'reproduce':<{LABEL_WIDTH}}{repeat_command(outcome)}")
+    steps = next_steps(story.explanation.violation, outcome.spec.name, story.file)
+    for label, line in zip(chain(["next"], repeat("")), steps, strict=False):
+        put(console, f"  {label:<{LABEL_WIDTH}}{line}")
 
 
 def _cut_down(story: Story) -> str:

@@ -18,6 +18,7 @@ from mmurace.oracle.violation import Violation
 from mmurace.report import formats, windows
 from mmurace.report.catalogue import expected
 from mmurace.report.facts import kernel_text, ran_on
+from mmurace.report.next_steps import steps_after
 from mmurace.report.screen import put
 from mmurace.report.trail import trail_of
 from mmurace.report.violation import violation_report
@@ -36,7 +37,7 @@ LABEL_WIDTH: Final = 12
 LINE_WIDTH: Final = 100
 LINE_WIDTH_MIN: Final = 40
 VIOLATION_LINES_MAX: Final = 12
-PASTED: Final = frozenset({"run", "repeat", "windows"})
+PASTED: Final = frozenset({"run", "repeat", "next", "windows"})
 """Lines that are to be copied, or have columns, so they are never broken."""
 FATES: Final = ("duplicated", "retransmitted", "dropped", "rejected", "undeliverable", "pending")
 
@@ -150,6 +151,8 @@ def _facts(outcome: Outcome) -> Lines:
         yield "run", str(outcome.run_dir)
     if repeat_command(outcome):
         yield "repeat", repeat_command(outcome)
+    for line in steps_after(outcome, chosen_violation(outcome)):
+        yield "next", line
 
 
 def _ending(outcome: Outcome) -> Lines:

@@ -23,6 +23,7 @@ from mmurace.oracle.rules.o_s8_page_tables import PWC
 from mmurace.oracle.rules.table import chosen_rules
 from mmurace.oracle.sometimes import Condition, conditions_from, known_caches
 from mmurace.protocol.errors import UserError
+from mmurace.protocol.names import meant, perhaps
 from mmurace.scenarios.conditions import Possible
 from mmurace.scenarios.operations import programs_from
 from mmurace.scenarios.spec import Expectation, RunSpec
@@ -131,14 +132,18 @@ class Race(msgspec.Struct, frozen=True):
         return "/" not in self.where
 
     def kernel_case(self, name: str = "") -> KernelCase:
-        """The kernel of that name, or the first.  Raises ``UserError``."""
+        """The kernel of that name, or the only one that begins so; the first if none is named.
+
+        Raises ``UserError``.
+        """
         if not name:
             return self.kernels[0]
-        for case in self.kernels:
-            if case.name == name:
-                return case
-        names = ", ".join(case.name for case in self.kernels)
-        raise UserError("--kernel", f"{self.id} has no kernel {name!r}", f"one of {names}")
+        named = {case.name: case for case in self.kernels}
+        found = meant(name, named)
+        if len(found) == 1:
+            return named[found[0]]
+        problem = f"{self.id} has {'several kernels' if found else 'no kernel'} {name!r}"
+        raise UserError("--kernel", problem, f"one of {', '.join(found or named)}")
 
     def run(self, kernel: str = "", seed: int = 0) -> RunSpec:
         """All that is needed to run this race once under one of its kernels."""
@@ -297,20 +302,22 @@ def load_all(directory: Path = DIRECTORY) -> dict[str, Race]:
 
 
 def find(wanted: str, races: Iterable[Race] | None = None) -> Race:
-    """The race with that id or name, whatever the case, or in that file.  Raises ``UserError``."""
+    """The race with that id or name, the only one that begins so, or the one in that file.
+
+    The case does not matter.  Raises ``UserError`` with what may have been meant.
+    """
     if races is None and wanted.endswith(".toml"):
         return load_race(Path(wanted), wanted if "/" in wanted else f"./{wanted}")
     if races is None:
         return _named(wanted) or find(wanted, load_all().values())
-    known = list(races)
-    for race in known:
-        if wanted.lower() in (race.id.lower(), race.name.lower()):
-            return race
-    raise UserError(
-        "scenario",
-        f"unknown scenario {wanted!r}",
-        f"one of {', '.join(r.id for r in known)}, or a file that ends with .toml",
-    )
+    known = {name: race for race in races for name in (race.id, race.name)}
+    found = {known[name].id: known[name] for name in meant(wanted, known)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    problem = f"{'more than one' if found else 'unknown'} scenario {wanted!r}"
+    ids = ", ".join(dict.fromkeys(race.id for race in known.values()))
+    otherwise = f"one of {ids}, or a file that ends with .toml"
+    raise UserError("scenario", problem, perhaps(wanted, known, otherwise))
 
 
 def _named(wanted: str) -> Race | None:
@@ -321,3 +328,10 @@ def _named(wanted: str) -> Race | None:
             if wanted.lower() in (race.id.lower(), race.name.lower()):
                 return race
     return None
+
+
+def id_in_run_name(name: str) -> str:
+    """The id of the race that a run of this name (``E01-v5.7``) is of; empty if of none there."""
+    word = name.partition("-")[0]
+    there = any(DIRECTORY.glob(f"{word.lower()}-*.toml")) if word.isalnum() else False
+    return word if there else ""

@@ -21,6 +21,7 @@ from mmurace.nodes.world import World
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.program import Operation, operation_kinds
+from mmurace.protocol.names import perhaps
 from mmurace.scenarios.ends import check_begins, check_ends
 from mmurace.scenarios.tables import (
     Table,
@@ -114,7 +115,9 @@ def steps_from(value: Any, mm: str, where: str) -> list[Step]:
     if name is None:
         raise UserError(where, "missing key 'op'", f"one of {', '.join(known)}")
     if not isinstance(name, str) or name not in known:
-        raise UserError(deeper(where, "op"), f"unknown op {name!r}", f"one of {', '.join(known)}")
+        every = f"one of {', '.join(known)}"
+        near = perhaps(name, known, every) if isinstance(name, str) else every
+        raise UserError(deeper(where, "op"), f"unknown op {name!r}", near)
     checked = convert(table, _table_of(known[name]), where)
     operation = _operation(known[name], checked, mm, where)
     return [Step(operation, checked.after), *[Step(operation)] * (checked.repeat - 1)]

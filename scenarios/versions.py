@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final
+
+from mmurace import __version__
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DECIDES: Final = ("protocol", "nodes", "broker")
@@ -23,6 +26,12 @@ def current() -> Mapping[str, str]:
             digest.update(str(path.relative_to(ROOT)).encode())
             digest.update(path.read_bytes())
     return {CODE: digest.hexdigest()[:12]}
+
+
+def told() -> str:
+    """What ``--version`` says: the version, and the code that decides what a run does."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"mmurace {__version__} (code {current()[CODE]}, Python {python})"
 
 
 def difference(recorded: Mapping[str, str]) -> str:

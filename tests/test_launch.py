@@ -62,7 +62,7 @@ def run(*words: str) -> int:
 
 CHAOS = 'schema = 1\n[[rule]]\nname = "a"\nfault = "hold"\nmatch = { sorce = "cpu0" }\n'
 BAD: Sequence[tuple[tuple[str, ...], str]] = (
-    ((), "usage: no command (see launch.py --help)"),
+    (("--debug",), "usage: no command (see launch.py --help)"),
     (("nothing",), "COMMAND: invalid choice: 'nothing'"),
     (("stress", "--foo", "1"), "usage: unrecognized arguments: --foo"),
     (("stress", "--sec", "1"), "usage: unrecognized arguments: --sec"),
@@ -111,7 +111,7 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--chaos", "gone"), "gone: no such chaos configuration (expected "),
     (("stress", "--out", "full"), "--out: full is not empty (expected a new or an empty "),
     (("stress", "--out", "bad.toml"), "bad.toml: cannot be made: "),
-    (("show", "E99"), "scenario: unknown scenario 'E99' (expected one of E01, "),
+    (("show", "E99"), "scenario: unknown scenario 'E99' (expected perhaps E09"),
     (("repro", "E99"), "scenario: unknown scenario 'E99'"),
     (("repro", "E08", "--kernel", "v1"), "--kernel: E08 has no kernel 'v1' (expected one of "),
     (("explore", "E08", "--strategy", "best"), "--strategy: is 'best' (expected one of random, "),
@@ -302,7 +302,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", launch.COMMANDS)
 def test_a_command_takes_what_the_parser_gives(command: str) -> None:
-    words = [command] if command in ("stress", "list", "matrix", "hunt") else [command, "x"]
+    words = [command] if command in ("stress", "list", "matrix", "hunt", "tour") else [command, "x"]
     given = arguments.parse(words)
     assert given.pop("command") == command
     assert set(given) == set(inspect.signature(launch.COMMANDS[command]).parameters)

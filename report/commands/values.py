@@ -8,6 +8,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any, Final
 
 from mmurace.protocol.errors import UserError
+from mmurace.protocol.names import meant
 
 if TYPE_CHECKING:
     from mmurace.nodes.kernel.variant import Kernel
@@ -40,8 +41,16 @@ def kernel_from(
         switch, equals, value = setting.partition("=")
         if not equals or switch in ("release", "arch"):
             raise UserError("--set", f"is {setting!r}", "SWITCH=VALUE of a switch")
-        overrides[switch.strip()] = switch_value(value.strip())
+        overrides[_whole_name(switch.strip())] = switch_value(value.strip())
     return file.kernel_of(release, arch, overrides, drivers)
+
+
+def _whole_name(switch: str) -> str:
+    """The switch that alone begins so; else what was given, which is then an error."""
+    from mmurace.nodes.kernel.variant.switch import fields
+
+    found = meant(switch, (field.name for field in fields()))
+    return found[0] if len(found) == 1 else switch
 
 
 def switch_value(text: str) -> Any:
