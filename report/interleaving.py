@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
+from mmurace.explorer.explain.cures import Cure
 from mmurace.explorer.explain.deaths import Fate
 from mmurace.explorer.explain.interleaving import Row
 from mmurace.explorer.explain.missed import owes_invalidation
-from mmurace.explorer.explain.why import Cure, Explanation, Ordering
+from mmurace.explorer.explain.why import Explanation, Ordering
 from mmurace.nodes.secondary import secondaries
 from mmurace.oracle.rules.table import rule_of
 from mmurace.protocol.told import DECISIVE, DETAIL
@@ -297,16 +298,27 @@ def _owed(explanation: Explanation, labels: Labels) -> list[list[str]]:
 
 
 def _cures(cures: Sequence[Cure], contradictory: int) -> str:
-    safe = [cure for cure in cures if cure.safe]
     tried = formats.many(len(cures), "other value")
     refused = f", {contradictory} contradict this kernel" if contradictory else ""
+    safe = [cure for cure in cures if cure.safe]
     if not safe:
         return f"Cures: none of {tried} of a switch makes this schedule safe{refused}."
-    named = [f"{c.switch} = {value(c.value)} (here {value(c.usual)})" for c in safe]
-    shown = "; ".join(named[:CURES_SHOWN_MAX])
+    lasting = [cure for cure in safe if cure.held]
+    passing = [cure for cure in safe if not cure.held]
+    held = f"Cures, held in {formats.many(min((c.held for c in lasting), default=0), 'schedule')}"
+    parts = [f"{held}: {_named(lasting)}."] if lasting else []
+    parts += [f"Safe under this very schedule only: {_named(passing)}."] if passing else []
+    return " ".join([*parts, f"Tried: {tried}{refused}."])
+
+
+def _beside(cure: Cure) -> str:
+    return f"another breaks {cure.breaks}" if cure.breaks else f"here {value(cure.usual)}"
+
+
+def _named(cures: Sequence[Cure]) -> str:
+    named = [f"{c.switch} = {value(c.value)} ({_beside(c)})" for c in cures]
     more = len(named) - CURES_SHOWN_MAX
-    rest = f"; and {more} more" if more > 0 else ""
-    return f"Safe under this very schedule: {shown}{rest}. Tried: {tried}{refused}."
+    return "; ".join(named[:CURES_SHOWN_MAX]) + (f"; and {more} more" if more > 0 else "")
 
 
 def value(of: Any) -> str:

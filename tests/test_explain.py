@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from mmurace.explorer.exhaustive.reversible import Order
+from mmurace.explorer.explain.cures import other_values
 from mmurace.explorer.explain.missed import owes_invalidation
-from mmurace.explorer.explain.why import Explanation, explain, other_values
+from mmurace.explorer.explain.why import Explanation, explain
 from mmurace.explorer.run.schedule_file import Loaded, load
 from mmurace.explorer.run.session import simulate
+from mmurace.explorer.sample.explore import Options, explore
 from mmurace.explorer.shrink.minimize import minimize_quickly
 from mmurace.explorer.shrink.play import How, play
 from mmurace.explorer.shrink.shortest import look_for_shorter
@@ -109,6 +111,26 @@ def test_cures_are_cures(explanation: Explanation) -> None:
         assert not (cure.safe and played.violations), cure
 
 
+def test_what_only_moves_the_schedule_is_no_cure(explanation: Explanation) -> None:
+    """Each that is said to hold does so under schedules of another seed; each other one breaks."""
+    world = explanation.case.spec.world
+    held = [cure for cure in explanation.cures if cure.held]
+    assert held
+    for cure in held:
+        kernel = world.kernel.replace(**{cure.switch: cure.value})
+        spec = with_world(explanation.case, msgspec.structs.replace(world, kernel=kernel)).spec
+        found = explore(spec.with_seed(77), Options(schedules=100))
+        assert found.finding is None, cure
+    assert all(cure.safe and not cure.held for cure in explanation.cures if cure.breaks)
+
+
+def test_half_of_a_retry_check_is_no_cure() -> None:
+    """Either half answers one order of the two; only both together cure a fault without a check."""
+    cures = [c for c in explained("E12", "no-check").cures if c.switch == "kvm_retry"]
+    assert {cure.value for cure in cures} == {"count", "seq", "count+seq"}
+    assert [cure.value for cure in cures if cure.held] == ["count+seq"]
+
+
 def test_every_switch_is_tried() -> None:
     kernel = preset("v6.6.5")
     tried = {switch for switch, _ in other_values(kernel)}
@@ -175,7 +197,7 @@ def test_every_explanation_fits_a_screen(
     race: str, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = list(other_values(find(race).run(kernel).world.kernel))[::8]
-    monkeypatch.setattr("mmurace.explorer.explain.why.other_values", lambda _: iter(values))
+    monkeypatch.setattr("mmurace.explorer.explain.cures.other_values", lambda _: iter(values))
     simulate(find(race).run(kernel, 1).save(tmp_path), tmp_path)
     found = minimize_quickly(load(tmp_path), FEW)
     explanation = explain(Loaded(found.case, found.target, found.played), passing_tries=2)

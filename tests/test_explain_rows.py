@@ -29,7 +29,7 @@ from mmurace.scenarios.catalogue import find
 def found(race: str, kernel: str) -> Explanation:
     """The explanation of a race of the catalogue, without what cures it."""
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmurace.explorer.explain.why.other_values", lambda _: iter(()))
+        patch.setattr("mmurace.explorer.explain.cures.other_values", lambda _: iter(()))
         directory = Path(name)
         simulate(find(race).run(kernel, 1).save(directory), directory)
         short = minimize_quickly(load(directory))

@@ -191,7 +191,7 @@ def given_up(*order: str) -> Story:
     [
         ("hears", "store", "discard"),
         ("hears", "discard", "store"),
-        ("given up again", "hears", "store", "discard"),
+        ("given up again", "over", "hears it", "store", "discard"),
         ("hears", "store", "given up again", "over", "hears it", "store", "discard"),
     ],
 )
@@ -207,6 +207,8 @@ def test_a_store_after_the_page_was_given_up_is_kept(order: tuple[str, ...]) -> 
         ("hears", "store"),
         ("hears", "discard", "map", "store"),
         ("hears", "store", "given up again", "discard"),  # by whoever called it beside that
+        ("hears", "given up again", "store", "discard"),  # through an entry that is dirty still
+        ("hears", "given up again", "store", "over", "hears it", "discard"),
     ],
 )
 def test_a_store_that_may_be_given_up_as_well_is_not_missed(order: tuple[str, ...]) -> None:

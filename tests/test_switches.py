@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from mmurace.explorer.explain.why import other_values
+from mmurace.explorer.explain.cures import other_values
 from mmurace.explorer.run.session import simulate
 from mmurace.nodes.kernel.variant import preset
 from mmurace.protocol.errors import UserError

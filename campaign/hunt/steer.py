@@ -64,18 +64,25 @@ class Steering:
 
         Raises ``UserError`` if a secondary does not say enough to be drawn.
         """
-        kind = Crowd if index % CROWD_ONE_IN == 1 else Drawer
-        drawer = kind(self.kernel, draw(self.seed, f"hunt/draft/{index}"))
+        seed = draw(self.seed, f"hunt/draft/{index}")
+        small = Drawer(self.kernel, seed)
+        drawer = Crowd(self.kernel, seed) if index % CROWD_ONE_IN == 1 else small
         turn = self._turn(drawer)
-        for _ in range(REDRAWS):
-            candidates = [self._candidate(drawer, turn) for _ in range(CANDIDATES)]
-            best = max(candidates, key=lambda sketch: self.rarity(sketch.draft))
-            if is_legal(best.draft):
-                break
-        else:
-            checked(best.draft)
+        best = self._rarest(drawer, turn) or self._rarest(small, turn)
+        if best is None:
+            best = self._candidate(small, turn)
+            checked(best.draft)  # and says why it is none
         self.items.update(set(items(best.draft)))
         return best
+
+    def _rarest(self, drawer: Drawer, turn: Turn) -> Sketch | None:
+        """Of a few legal drafts; what is none has rare items for ever.  None: there was none."""
+        for _ in range(REDRAWS):
+            candidates = [self._candidate(drawer, turn) for _ in range(CANDIDATES)]
+            legal = [sketch for sketch in candidates if is_legal(sketch.draft)]
+            if legal:
+                return max(legal, key=lambda sketch: self.rarity(sketch.draft))
+        return None
 
     def _turn(self, drawer: Drawer) -> Turn:
         """One that was least often, for how many operations it stands for."""

@@ -2,18 +2,18 @@
 
 Nothing here is a template of a known race.  Orders are found by reversing every immediate race of
 the run and playing what comes of it; the deciding swap by turning a passing run into the failing
-one, one adjacent pair at a time; the cure by playing the same schedule on every other kernel.
+one, one adjacent pair at a time; the cure by playing the same schedule, then others, on every other
+kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from mmurace.explorer.exhaustive.reversible import Order
+from mmurace.explorer.explain.cures import Cure, cures_of
 from mmurace.explorer.explain.deaths import Fate, death_rows, fates
 from mmurace.explorer.explain.interleaving import Row, setup_of, timeline
 from mmurace.explorer.explain.missed import Missed, missed_by, owes_invalidation
@@ -22,9 +22,6 @@ from mmurace.explorer.run.schedule_file import Loaded
 from mmurace.explorer.shrink.attempts import completions
 from mmurace.explorer.shrink.case import Case, Target
 from mmurace.explorer.shrink.play import How, Moment, Played, play
-from mmurace.explorer.shrink.smaller import with_world
-from mmurace.nodes.kernel.variant import Kernel
-from mmurace.nodes.kernel.variant.switch import Value, fields
 from mmurace.oracle.violation import Violation
 from mmurace.protocol.errors import EmulatorError, UserError
 
@@ -49,17 +46,6 @@ class Swap:
     second: Spot
     runs: int
     """Runs that the search took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cure:
-    """A kernel switch at another value, under this very schedule."""
-
-    switch: str
-    value: Any
-    usual: Any
-    safe: bool
-    detail: str
 
 
 @dataclass(slots=True)
@@ -104,7 +90,7 @@ def explain(
     passing = passing or _passing(case, target, passing_tries)
     swap = None if passing is None else _Path(case, target, failing, passing).search()
     tick("kernels")
-    cures, contradictory = _cures(case, target)
+    cures, contradictory = cures_of(case, target)
     whole = play(case, How(target, stop=False, keep=True)).moments
     last = failing.moments[-1].n if failing.moments else 0
     missed = missed_by(case, violation, whole, last)
@@ -268,44 +254,3 @@ def _bisect(passes: int, fails: int, failing: Callable[[int], bool]) -> int:
         else:
             passes = middle
     return fails
-
-
-# ---- what cures it ------------------------------------------------------------------------------
-
-
-def _cures(case: Case, target: Target) -> tuple[list[Cure], int]:
-    """Every switch at every other value, under this schedule; and how many contradict."""
-    cures, contradictory = [], 0
-    for switch, value in other_values(case.spec.world.kernel):
-        kernel = case.spec.world.kernel.replace(**{switch: value})
-        try:
-            kernel.validate(switch)
-        except UserError:
-            contradictory += 1
-            continue
-        cures.append(_cure(case, target, kernel, switch))
-    return cures, contradictory
-
-
-def other_values(kernel: Kernel) -> Iterator[tuple[str, Value]]:
-    """(switch, value) for every value that a switch does not have now."""
-    usual = kernel.switches()
-    for field in fields():
-        for value in field.values:
-            if value != usual[field.name]:
-                yield field.name, value
-
-
-def _cure(case: Case, target: Target, kernel: Kernel, switch: str) -> Cure:
-    """The same schedule on another kernel: as it was, and with what is new in its turn."""
-    usual = case.spec.world.kernel.switches()[switch]
-    changed = with_world(case, msgspec.structs.replace(case.spec.world, kernel=kernel))
-    broken: list[str] = []
-    followed = len(case.order)
-    for eager in (False, True):
-        played = play(changed, How(target, stop=False, eager=eager))
-        broken += [v.rule for v in played.violations]
-        followed = min(followed, len(set(case.order) & set(played.order)))
-    rules = ", ".join(dict.fromkeys(broken))
-    detail = f"breaks {rules}" if broken else f"{followed} of {len(case.order)} deliveries kept"
-    return Cure(switch, kernel.switches()[switch], usual, not broken, detail)

@@ -65,14 +65,12 @@ class Discards:
                 del kept[next(iter(kept))]
 
     def given_up(self, page: Page) -> None:
-        """Whatever has been stored there by now, somebody has given it up.
+        """Whatever is stored there until this one, too, has returned, somebody gives up.
 
         No entry need change for that: one is clean already while the page is dirty, if a device
         that mirrors it has marked it.
         """
-        given = self._given.get(page)
-        if given is not None:
-            given.stored = None
+        self._given.pop(page, None)
 
     def changed(self, op: Op, page: Page, old: int, new: int) -> None:
         """A page is moved."""
