@@ -232,7 +232,7 @@ APIC_GFN: Final = 0xFEE00
 def row(ground: Ground, number: int) -> Vm:
     """A guest with one or two vCPUs, to which all pages belong, now and then in two memslots.
 
-    Half of them have an APIC page.
+    Half of them have an APIC page, some a ``gfn_to_pfn_cache``.
     """
     split = ground.pages // 2 if ground.one_in(4) else 0
     slots = [Slot(split, ground.pages - split, ground.page(split))]
@@ -241,7 +241,8 @@ def row(ground: Ground, number: int) -> Vm:
         slots.append(Slot(APIC_GFN, 1, ground.quiet, True))
     first = 2 * number
     vcpus = [f"vcpu{first}"] + [f"vcpu{first + 1}"] * ground.one_in(8)
-    return Vm(f"kvm{number}", tuple(vcpus), ground.mm, tuple(slots))
+    gpcs = (slots[0].gfn + ground.below(slots[0].pages) << PAGE_SHIFT,) if ground.one_in(4) else ()
+    return Vm(f"kvm{number}", tuple(vcpus), ground.mm, tuple(slots), gpcs)
 
 
 def apic_access(_: Ground, vm: Vm) -> Mapping[str, Any] | None:
