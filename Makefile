@@ -4,6 +4,7 @@
 #   make test   all tests
 #   make coverage  the same, with the lines that they reach, in child processes too
 #   make docs   the pages that are made from code, which takes some minutes
+#   make site   all pages as a site, in docs/_build
 #
 # ARGS goes to the program or to pytest: make run ARGS="--seed 7", make test ARGS="-k chaos".
 
@@ -15,7 +16,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN_STAMP = $(VENV)/.stamp-run
 DEV_STAMP = $(VENV)/.stamp-dev
 
-.PHONY: run test coverage dev docs clean
+.PHONY: run test coverage dev docs site clean
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/python launch.py stress --seconds 45 $(ARGS)
@@ -38,6 +39,9 @@ docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/architecture.py
 	$(VENV)/bin/python docs/races.py
 
+site: $(DEV_STAMP)
+	$(VENV)/bin/python -m sphinx -q -W --keep-going docs docs/_build
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no python3 of at least 3.11 with venv found; name one with PYTHON=" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -52,4 +56,4 @@ $(RUN_STAMP): pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

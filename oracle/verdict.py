@@ -13,7 +13,7 @@ Outcome = Literal["held", "violated", "inconclusive"]
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A breach that a scenario names: the rule, and where given the agent and the object."""
+    """A breach that a scenario names; what it leaves out may be anything."""
 
     rule: str
     agent: str = ""
@@ -23,9 +23,9 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def matches(self, violation: Violation) -> bool:
         """Whether this is the breach that was meant."""
-        return violation.rule == self.rule and all(
+        return all(
             getattr(self, name) in ("", -1, getattr(violation, name))
-            for name in ("agent", "cache", "mm", "address")
+            for name in ("rule", "agent", "cache", "mm", "address")
         )
 
 

@@ -125,7 +125,7 @@ def _expectation(found: Exploration) -> Lines:
     seen = {True: "as expected", False: "NOT as expected", None: "not seen"}[found.as_expected]
     why = earlier_text(wanted, broken)
     if found.as_expected is None and broken and found.options.stop_on:
-        why += f"; the search ended there, --keep-going goes on to {wanted.rule}"
+        why += f"; the search ended there, --keep-going goes on to {wanted.rule or 'the rest'}"
     yield "expected", f"{expected(wanted)}: {seen}{why}"
 
 

@@ -16,7 +16,14 @@ from mmurace.explorer.sample.explore import Options, explore
 from mmurace.scenarios.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/course/*.md"),
+        *ROOT.glob("tests/*.md"),
+    ]
+)
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -25,6 +32,16 @@ def test_generated_pages_are_up_to_date() -> None:
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_pages_are_a_site(tmp_path: Path) -> None:
+    """Every page is reached from the first, and every link and anchor leads somewhere."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "course" / "README.html").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

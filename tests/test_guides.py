@@ -96,3 +96,10 @@ def test_a_patch_is_tried_with_its_mistake(tmp_path: Path) -> None:
 def test_a_patch_is_hunted(tmp_path: Path) -> None:
     (tmp_path / "shorter_bracket.py").write_text((DATA / "shorter_bracket.py").read_text())
     assert build("hunting.md", tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    "chapter", sorted(path.name for path in (ROOT / "docs/course").glob("[1-9]*"))
+)
+def test_a_chapter_of_the_course_breaks_it_and_cures_it(chapter: str, tmp_path: Path) -> None:
+    assert build(f"course/{chapter}", tmp_path) >= 2

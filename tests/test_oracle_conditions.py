@@ -256,6 +256,8 @@ def test_a_breach_is_a_breach_whatever_is_missing() -> None:
     assert verdict.reasons == ("O: 1",)
     assert json.loads(json.dumps(verdict.as_dict()))["violations"][0]["agent"] == "iommu0"
     assert Expected("O", cache="iotlb", address=PAGE).matches(verdict.violations[0])
+    assert Expected("", cache="iotlb").matches(verdict.violations[0]), "what is left out"
+    assert not Expected("", agent="kvm0").matches(verdict.violations[0])
     assert not Expected("O", agent="kvm0").matches(verdict.violations[0])
 
 
