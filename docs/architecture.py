@@ -17,6 +17,7 @@ PAGE: Final = ROOT / "docs" / "architecture.md"
 LAYERS: Final = (
     "report",
     "campaign",
+    "conform",
     "explorer",
     "scenarios",
     "oracle",

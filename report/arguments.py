@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
+from mmurace.conform import SUITES
 from mmurace.explorer.sample.policies import STRATEGIES
 from mmurace.nodes.kernel.variant.release import NEWEST, OLDEST
 from mmurace.nodes.plugins import load
@@ -308,6 +309,17 @@ def _hunt(commands: Commands) -> None:
     _out(parser, "directory of the hunt; else runs/<time>-hunt-<kernel>")
 
 
+def _conform(commands: Commands) -> None:
+    what = "Hold operations against tables of what real kernels did."
+    add = commands.add("conform", what).add_argument
+    shown = "; ".join(f"{suite}: {what}" for suite, what in SUITES.items())
+    add("suite", choices=tuple(SUITES), metavar="|".join(SUITES), help=shown)
+    add("files", type=Path, nargs="+", metavar="FILE.tsv", help="a table")
+    add("--kernel", default="", metavar="RELEASE", help="else the one that the table names")
+    add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
+        help="differ in a switch")  # fmt: skip
+
+
 def _of_what_was_saved(commands: Commands) -> None:
     replay = commands.add("replay", "Run a recorded schedule again, delivery by delivery.")
     replay.add_argument("source", type=Path, metavar="DIR", help="a run, or the schedule in it")
@@ -346,6 +358,7 @@ def _all_commands() -> Commands:
     _explore(commands)
     _matrix(commands)
     _hunt(commands)
+    _conform(commands)
     _of_what_was_saved(commands)
     commands.add("tour", "Show one race where it happens and where it does not.")
     return commands

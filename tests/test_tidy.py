@@ -18,7 +18,7 @@ from mmurace.nodes import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "campaign", "report",
+    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform", "campaign", "report",
     "launch",
 )  # fmt: skip
 """Dependencies point downwards only: to the left here."""
@@ -324,6 +324,7 @@ DRIVERS_WORDS = re.compile(
 DECLARED = (
     "nodes/secondaries/",
     "nodes/kernel/variant/",  # switches by owner: which profile a driver of a machine has
+    "conform/",  # what was measured is what a guest's kernel did
 )
 """Where they are declared."""
 PICTURES = {

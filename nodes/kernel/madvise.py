@@ -72,6 +72,8 @@ async def madvise_free(cpu: Processor, mm: str, address: int, length: int) -> in
 async def madvise_free_single_vma(cpu: Processor, mm: str, start: int, end: int) -> None:
     """``madvise_free_single_vma``: gather, bracket, clean the entries, flush.
 
+    An architecture that flushes when it is done with a VMA (arm64) does so inside the bracket.
+
     cpu0 (MADV_FREE)                    cpu1, device0
                                         (hold a writable, dirty copy)
     entries: clean
@@ -87,6 +89,7 @@ async def madvise_free_single_vma(cpu: Processor, mm: str, start: int, end: int)
 
     await mmu_notifier.invalidate_range_start(cpu, range_)
     await walk_page_range(cpu, mm, start, end, pmd_entry)
+    await mmu_gather.tlb_end_vma(cpu, gather)
     await mmu_notifier.invalidate_range_end(cpu, range_)
     await mmu_gather.tlb_finish_mmu(cpu, gather)
 

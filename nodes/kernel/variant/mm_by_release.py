@@ -317,6 +317,19 @@ class Mm(Switches, frozen=True):
     )
     """``gup_pte_range`` looks at the upper entry again, too, when it has a reference
     (70cbc3cc78a9, v6.1)."""
+    follow_page_protnone: bool = switch(
+        "mm/gup.c",
+        "follow_page_pte",
+        since(True),
+        since(False, "v6.1", "474098edac26"),
+        since(True, "v6.5", "d74943a2f3cd"),
+    )
+    """``follow_page``, as ``move_pages`` calls it, finds the page of an entry of no rights.
+
+    Not from 474098edac26 (v6.1; a v6.1.192 says -ENOENT, as measured) to d74943a2f3cd, with
+    ``FOLL_HONOR_NUMA_FAULT``, whose release is inferred from its neighbours in v6.5; a v6.12
+    migrates such a page, as measured.
+    """
     change_protection_bracket: Literal["pmd", "pud"] = switch(
         "mm/mprotect.c",
         "change_pmd_range",

@@ -1,0 +1,59 @@
+"""Differences that are known, and why: what the model lacks, and what the measuring had besides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A kind of difference."""
+
+    memory: str
+    """Kinds of memory, a pattern."""
+    operations: str
+    """Names of operations, a pattern."""
+    words: frozenset[str]
+    """Kinds of words that may differ, and no other."""
+    reason: str
+
+    def explains(self, memory: str, operation: str, differ: Collection[str]) -> bool:
+        """Whether it is of this kind."""
+        return (
+            re.fullmatch(self.memory, memory) is not None
+            and re.fullmatch(self.operations, operation) is not None
+            and self.words.issuperset(differ)
+        )
+
+
+LOCKS: Final = frozenset({"lock", "unlock"})
+CONTRACT: Final = frozenset({
+    "start", "end", "endonly", "ir", "as", "flush", "tlbi", "free", "migset", "migdone",
+})  # fmt: skip
+"""Kinds of words that the notifier's contract is about."""
+KNOWN: Final = (
+    Known("fshared|fprivate", "move_node", frozenset({"free"}),
+          "pages of files do not migrate here: their references are not the migration's to count"),
+    Known("fshared|fprivate", "truncate|host_.*|guest_.*|madvise_dontneed|munmap|mmap", CONTRACT,
+          "fault-around: a fault on a page of a file maps those beside it, too"),
+    Known("fshared|fprivate", "fork|mprotect_.*|truncate", CONTRACT,
+          "a mapping is in more VMAs: what measured had given it a flag that ours has not"),
+    Known("anon", "fork", frozenset({"start", "end"}),
+          "a fresh page is a VMA of its own: what measured had given the memory a flag"),
+    Known(".*", "guest_.*", LOCKS,
+          "hva_to_pfn looks a page up once here: not slowly for the zero page, nor again for its "
+          "VMA if it fails; user_mem_abort of arm64 looks the VMA up first"),
+    Known("fshared|fprivate", "host_.*|guest_.*", LOCKS,
+          "a page that is read from the disk is waited for with mmap_lock held"),
+)  # fmt: skip
+
+
+def reason_for(memory: str, operation: str, differ: Collection[str]) -> str:
+    """Why these words differ in that operation; empty if nobody knows."""
+    for known in KNOWN:
+        if known.explains(memory, operation, differ):
+            return known.reason
+    return ""
