@@ -35,8 +35,6 @@ CONTRACT: Final = frozenset({
 })  # fmt: skip
 """Kinds of words that the notifier's contract is about."""
 KNOWN: Final = (
-    Known("fshared|fprivate", "move_node", frozenset({"free"}),
-          "pages of files do not migrate here: their references are not the migration's to count"),
     Known("fshared|fprivate", "truncate|host_.*|guest_.*|madvise_dontneed|munmap|mmap", CONTRACT,
           "fault-around: a fault on a page of a file maps those beside it, too"),
     Known("fshared|fprivate", "fork|mprotect_.*|truncate", CONTRACT,

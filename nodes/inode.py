@@ -18,7 +18,13 @@ from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.messages.filemap import FileVma
 from mmurace.protocol.ranges import overlaps
-from mmurace.protocol.records import FilePageDropped, FilePageRead, FilePageWritten, FileSized
+from mmurace.protocol.records import (
+    FilePageDropped,
+    FilePageMigrated,
+    FilePageRead,
+    FilePageWritten,
+    FileSized,
+)
 
 
 class Inode(msgspec.Struct):
@@ -131,6 +137,17 @@ class Files(Node):
             self._unmapped(frame)
             self.port.touch(("lru",))  # reclaim passes over it from here on
         return m.FrameNumber(frame)
+
+    def page_cache_replace(self, old: int, new: int) -> None:
+        """The page cache has another frame where it had this one; that is no anonymous page."""
+        was, now = self.frames[old], self.frames[new]
+        self._inode(was.mapping).pages[was.index] = new
+        now.anon, now.mapping, now.index = False, was.mapping, was.index
+        self.port.touch(("i_pages", was.mapping, was.index))
+        self.port.touch(("page", new))
+        self.port.touch(("lru",))
+        self._unmapped(old)
+        self.port.emit(FilePageMigrated(old, new))
 
     def _unmapped(self, frame: int) -> None:
         """``folio->mapping = NULL``."""

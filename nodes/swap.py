@@ -310,15 +310,19 @@ class Swap(Files):
                 self._uncache(number)
 
     def folio_migrate_mapping(self, message: s.FolioMigrateMapping, _: Envelope) -> m.Flag:
-        """If nobody else has it; the cache has the new page then."""
-        old = self.frames[message.old]
-        number = old.swap
-        if old.refs != (2 if number else 1) + message.extra:
+        """If nobody else has it; its cache, if it is in one, has the new page then."""
+        old, new = self.frames[message.old], self.frames[message.new]
+        cached = bool(old.swap or old.mapping)
+        if old.refs != 1 + cached + message.extra:
             return m.Flag(False)
-        if number:
-            self.port.touch(("swap", number))
-            self._cache(number, message.new)
+        if old.swap:
+            self.port.touch(("swap", old.swap))
+            self._cache(old.swap, message.new)
             old.swap = 0
+        elif old.mapping:
+            self.page_cache_replace(message.old, message.new)
+            new.refs += 1
+        if cached:
             self.put(message.old)
         return m.Flag(True)
 

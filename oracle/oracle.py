@@ -463,6 +463,7 @@ _HANDLERS: Final[dict[type[r.Record], Callable[[Oracle, Any], None]]] = {
     r.FilePageRead: Oracle._file_page_read, r.FileSized: Oracle._file_sized,
     r.FilePageWritten: Oracle._file_page_written, r.FilePageDirtied: Oracle._file_page_dirtied,
     r.FilePageDropped: Oracle._file_page_dropped,
+    r.FilePageMigrated: Oracle._file_page_migrated,
     r.Registered: Oracle._registered, r.Unregistered: Oracle._unregistered,
     r.Access: Oracle._access, r.Use: Oracle._use,
     r.Fill: Oracle._fill, r.Evict: Oracle._evict,

@@ -107,6 +107,13 @@ class FilePageWritten(Record, frozen=True):
     index: int
 
 
+class FilePageMigrated(Record, frozen=True):
+    """A page of a file is in the frame ``new`` from here on, and will have the content of ``old``."""
+
+    old: int
+    new: int
+
+
 class FilePageDropped(Record, frozen=True):
     """Reclaim took ``frame`` out of the page cache: the disk alone has the page now."""
 

@@ -21,7 +21,8 @@ def test_the_picture_is_up_to_date() -> None:
 
 def test_every_room_is_in_the_picture() -> None:
     layers = (
-            "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform", "campaign", "report",
+            "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform",
+            "campaign", "report",
         )  # fmt: skip
     folders = {
         str(path.parent.relative_to(ROOT))

@@ -14,7 +14,8 @@ from mmurace.report import formats
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
-    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform", "campaign", "report",
+    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform", "campaign",
+    "report",
 )  # fmt: skip
 BARE = re.compile(rf"^\s*(from|import) ({'|'.join(PARTS)}|launch)\b", re.MULTILINE)
 

@@ -18,7 +18,8 @@ from mmurace.nodes import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform", "campaign", "report",
+    "protocol", "nodes", "broker", "oracle", "scenarios", "explorer", "conform", "campaign",
+    "report",
     "launch",
 )  # fmt: skip
 """Dependencies point downwards only: to the left here."""

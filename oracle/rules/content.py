@@ -96,6 +96,11 @@ class MemoryRules:
         self.successors.filled(record.frame)
         self.files.read_in(record)
 
+    def file_migrated(self, record: r.FilePageMigrated) -> None:
+        """A page of a file has another frame."""
+        self.files.migrated(record)
+        self.private.of_file(record.new)
+
     def file_written(self, record: r.FilePageWritten) -> None:
         """A frame was written to the disk."""
         self.content.file_written(record)

@@ -52,6 +52,10 @@ class PrivatePages:
         if record.use in ("anon", "device"):
             self.anon.add(record.frame)
 
+    def of_file(self, frame: int) -> None:
+        """It was allocated for a page that turned out to be one of a file."""
+        self.anon.discard(frame)
+
     def freed(self, frame: int) -> None:
         """Its content is gone, or in a slot for good."""
         self.anon.discard(frame)

@@ -17,7 +17,7 @@ from mmurace.oracle.state.live import Cached, Op, Page
 from mmurace.oracle.violation import Event, Violation
 from mmurace.protocol.limits import PAGE_SHIFT, ULONG_MAX
 from mmurace.protocol.pte import DIRTY, describe, frame_of, pte_present
-from mmurace.protocol.records import FilePageDropped, FilePageRead, FileSized
+from mmurace.protocol.records import FilePageDropped, FilePageMigrated, FilePageRead, FileSized
 
 Stored = tuple[Cached, Event]
 """A store: through which translation, and when."""
@@ -54,6 +54,12 @@ class FilePages:
     def read_in(self, record: FilePageRead) -> None:
         """The frame is what the disk has."""
         self._kept[record.frame] = _Kept(record.file, record.index)
+
+    def migrated(self, record: FilePageMigrated) -> None:
+        """What the disk does not have of it goes along; a store that does not is lost by S9."""
+        kept = self._kept.pop(record.old, None)
+        if kept is not None:
+            self._kept[record.new] = kept
 
     def changed(self, op: Op, page: Page, old: int, new: int, event: Event) -> None:
         """A leaf entry changed: was it dirty, and is not any more?"""

@@ -157,6 +157,9 @@ class MemoryRecords:
         event = self._event(f"frame {record.frame:#x} dropped from {record.file}")
         self.memory_rules.files.dropped(record, event)
 
+    def _file_page_migrated(self, record: r.FilePageMigrated) -> None:
+        self.memory_rules.file_migrated(record)
+
     def _page_lazyfree(self, record: r.PageLazyfree) -> None:
         self.memory_rules.given_up(record)
 

@@ -182,8 +182,8 @@ class FreeSwapAndCache(Request[Ack], frozen=True):
 
 
 class FolioMigrateMapping(Request[Flag], frozen=True):
-    """``folio_migrate_mapping`` of an anonymous page: whether nobody but the caller and the swap
-    cache has a reference; then the new page is in the swap cache instead.
+    """``folio_migrate_mapping``: whether nobody but the caller, and the page cache or the swap cache
+    if it is in one, has a reference; then the new page is there instead.
     """
 
     old: int

@@ -108,12 +108,17 @@ def cleaned(trace: Trace, back: Change) -> bool:
 
 
 def is_file(trace: Trace, frame: int, moment: int) -> bool:
-    """Whether the frame was allocated for the page cache."""
+    """Whether the frame was allocated for the page cache, or got into it by a migration."""
     uses = [
         e.record.use for e in trace.of[r.FrameAllocated]
         if isinstance(e.record, r.FrameAllocated) and e.record.frame == frame and e.at < moment
     ]  # fmt: skip
-    return bool(uses) and uses[-1] == "file"
+    moved = any(
+        isinstance(e.record, r.FilePageMigrated) and e.record.new == frame and e.at < moment
+        and trace.freed(frame, e.at) > moment
+        for e in trace.of[r.FilePageMigrated]
+    )  # fmt: skip
+    return moved or (bool(uses) and uses[-1] == "file")
 
 
 def discarded(trace: Trace, change: Change) -> bool:
