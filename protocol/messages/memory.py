@@ -226,7 +226,7 @@ class FrameAlloc(Request[FrameNumber], frozen=True):
     """``alloc_page(__GFP_ZERO)``: a zeroed frame with one reference, last freed first."""
 
     use: str
-    """``anon``, ``file``, ``table`` or ``device``."""
+    """``anon``, ``file``, ``table``, ``device``, or ``kernel``: a driver's own."""
     mm: str = ""
     address: int = 0
     """For a table: the first address that it maps."""

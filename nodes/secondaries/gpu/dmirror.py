@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mmurace.nodes.kernel import page_alloc
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EBUSY, EFAULT
+from mmurace.nodes.kernel.errno import EBUSY, EFAULT, ENOMEM
 from mmurace.nodes.kernel.hmm import HmmRange, hmm_range_fault
 from mmurace.nodes.kernel.interval_notifier import (
     mmu_interval_read_begin,
@@ -12,12 +13,14 @@ from mmurace.nodes.kernel.interval_notifier import (
 )
 from mmurace.nodes.kernel.locking import mmap_read_lock, mmap_read_unlock
 from mmurace.nodes.kernel.mmu_notifier_range import MmuNotifierRange
+from mmurace.nodes.kernel.page_ref import put_page
 from mmurace.nodes.secondaries.gpu.locking import driver_lock, driver_unlock, lock_for
 from mmurace.nodes.secondaries.gpu.messages import DeviceMap, DeviceUnmap, GpuFault
 from mmurace.nodes.secondaries.gpu.variant import GpuSwitches
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
+from mmurace.protocol.messages.memory import FrameAlloc
 from mmurace.protocol.messages.swap import FolioMarkDirty
 from mmurace.protocol.records import FaultRetry
 
@@ -40,13 +43,44 @@ async def dmirror_range_fault(cpu: Processor, fault: GpuFault) -> int:
         if isinstance(range_, int):
             if range_ != -EBUSY:
                 return range_
-        elif await locked_and_valid(cpu, range_):
-            result = await dmirror_do_fault(cpu, range_)
-            await driver_unlock(cpu, fault.gpu)
-            return result
+        else:
+            result = await _map_if_valid(cpu, range_)
+            if result != -EBUSY:
+                return result
         why = "mmu_interval_read_retry"
         cpu.port.emit(FaultRetry(fault.mm, fault.start, fault.write, why, cpu.port.operation))
     return -EBUSY
+
+
+async def _map_if_valid(cpu: Processor, range_: HmmRange) -> int:
+    """Install a snapshot, with a page for the table; -EBUSY: it is old.
+
+    cpu1 (here)                         cpu1 (further down in the same call)
+    driver lock
+    alloc_page(GFP_KERNEL): there is none
+                                        reclaim unmaps a page of the range
+                                        invalidate_range_start: callback
+                                        driver lock  [Required: not held by who waits here]
+
+    The callback is annotated for that: ``__mmu_notifier_invalidate_range_start_map`` is taken by who
+    calls it, and by who reclaims (mm/mmu_notifier.c, ``fs_reclaim_acquire`` of mm/page_alloc.c).
+    """
+    when = GpuSwitches.of(cpu.world.kernel).gpu_alloc
+    page = await _page_for_table(cpu, range_.mm) if when == "before_lock" else -1
+    result = -EBUSY
+    if await locked_and_valid(cpu, range_):
+        page = await _page_for_table(cpu, range_.mm) if when == "under_lock" else page
+        short = page < 0 and when != "atomic"
+        result = -ENOMEM if short else await dmirror_do_fault(cpu, range_)
+        await driver_unlock(cpu, range_.node)
+    if page >= 0:
+        await put_page(cpu, page)
+    return result
+
+
+async def _page_for_table(cpu: Processor, mm: str) -> int:
+    """``alloc_page(GFP_KERNEL)``: a frame, or -1."""
+    return await page_alloc.alloc_pages(cpu, mm, FrameAlloc("kernel"), thisnode=True)
 
 
 async def snapshot(cpu: Processor, fault: GpuFault) -> HmmRange | int:

@@ -81,6 +81,17 @@ class GpuSwitches(Switches, frozen=True):
     )
     """What the callback does where it must not sleep: it tries the driver's lock, and gives up
     (amdgpu gives up at once), or takes it as ever."""
+    gpu_alloc: Literal["atomic", "before_lock", "under_lock"] = switch(
+        "lib/test_hmm.c",
+        "dmirror_do_fault",
+        since("atomic"),
+        unreleased("before_lock", "a driver whose table is of pages, taken before it locks"),
+        unreleased("under_lock", "a driver that waits for memory under the lock of its callback"),
+    )
+    """Where a driver has the memory for its own table from: it waits for none under its lock
+    (dmirror: GFP_ATOMIC); or it takes a page, for which others may be reclaimed, before it takes
+    the lock that its callback takes, or under it.  Here the page goes back when the range is mapped:
+    the table itself is in the device."""
     gpu_fence_signal: Literal["alone", "under_lock"] = switch(
         "drivers/dma-buf/dma-fence.c",
         "dma_fence_begin_signalling",
