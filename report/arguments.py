@@ -342,6 +342,15 @@ def _of_what_was_saved(commands: Commands) -> None:
     check.add_argument("source", type=Path, metavar="DIR", help="a saved run")
 
 
+def _step(commands: Commands) -> None:
+    what = "Go through a run delivery by delivery, forwards and back, or to what else could come."
+    add = commands.add("step", what).add_argument
+    add("source", type=Path, nargs="?", metavar="FILE", help="a schedule file, or a run")
+    add("--at", type=count_or_none, metavar="N", help="begin where N deliveries have been made")
+    add("--dap", action="store_true",
+        help="speak the Debug Adapter Protocol on stdin and stdout")  # fmt: skip
+
+
 def parser_of_all() -> Parser:
     """The parser of the command line, with every command."""
     return _all_commands().parser
@@ -360,6 +369,7 @@ def _all_commands() -> Commands:
     _hunt(commands)
     _conform(commands)
     _of_what_was_saved(commands)
+    _step(commands)
     commands.add("tour", "Show one race where it happens and where it does not.")
     return commands
 
