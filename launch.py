@@ -40,6 +40,7 @@ from mmurace.report.commands import (
     measured,
     races,
     saved,
+    shell,
     step,
     stress,
     tour,
@@ -55,7 +56,8 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "kernels": catalogue.kernels, "repro": races.repro, "explore": races.explore,
     "matrix": races.matrix, "hunt": hunt.hunt, "conform": measured.conform,
     "replay": saved.replay, "minimize": saved.minimize, "explain": saved.explain,
-    "check": saved.check, "step": step.step, TOUR: tour.show_tour,
+    "check": saved.check, "step": step.step, "schema": shell.schema, "completion": shell.completion,
+    TOUR: tour.show_tour,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 

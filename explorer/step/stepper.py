@@ -1,6 +1,6 @@
 """A run that one can go through: forwards, backwards, and on to what might have happened instead.
 
-Going back is playing again from the start: suspended coroutines cannot be copied, and a hundred
+Going back is playing again from the start: suspended coroutines cannot be copied, and forty
 thousand deliveries take a second.
 """
 
