@@ -125,6 +125,8 @@ def test_the_session_of_the_race_of_the_readme(debugger: Debugger) -> None:
 
     assert debugger.move("continue", threadId=1)["reason"] == "exception"
     assert debugger.stopped["text"].startswith("BROKEN: S4 by vcpu0 (vmcs) at mm0:0x8000")
+    assert debugger.stopped["threadId"] == debugger.threads()["cpu0"]  # who did it, and waits
+    assert "source" in debugger.stack("cpu0")[0]
     assert debugger.ask("exceptionInfo", threadId=1)["description"] == debugger.stopped["text"]
 
     cpu0 = debugger.threads()["cpu0"]

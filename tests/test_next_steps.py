@@ -49,8 +49,8 @@ def test_without_arguments_a_race_is_shown_and_its_cure(elsewhere: Path) -> None
     assert "On v5.7, found after " in done.stdout
     assert "The swap that decides" in done.stdout
     assert "On v5.8, nothing is broken: the window was entered in " in done.stdout
-    after = done.stdout.partition("What next:\n")[2].splitlines()
-    assert {words_after_program(line)[0] for line in after} >= {"repro", "list", "explore"}
+    offered = done.stdout.partition("What next:\n")[2].splitlines()
+    assert {words_after_program(line)[0] for line in offered} >= {"repro", "list", "explore"}
 
 
 def test_the_tour_as_an_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mmurace.explorer.run import outcome as codes
-from mmurace.explorer.step.events import of_party
+from mmurace.explorer.step.events import of_party, party_of
 from mmurace.explorer.step.stepper import Stepper
 from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from mmurace.report.stepping import places, words
@@ -220,12 +220,17 @@ class Adapter:
         then.append(self._stopped("pause"))
 
     def _stopped(self, why: str) -> tuple[str, Body]:
-        """The event that says where we are now; the thread is that of the last delivery."""
+        """The event that says where we are now.
+
+        The thread is who acted last, which then waits; at a breakpoint the node that met it.
+        """
         session = self.session
         self._shown = None
         stepper, broken = session.stepper, session.broken_here()
         if stepper.last is not None:
-            self._thread = list(stepper.drivers).index(stepper.last.envelope.dst) + 1
+            last = stepper.last
+            acting = last.envelope.dst if why == "breakpoint" else party_of(last)
+            self._thread = list(stepper.drivers).index(acting) + 1
         reasons = {VIOLATION: "exception", "end": "pause", "start": "entry"}
         reason = "exception" if broken else reasons.get(why, why)
         body: Body = {
