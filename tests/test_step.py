@@ -15,9 +15,11 @@ from mmurace.explorer.explain.why import explain
 from mmurace.explorer.run.schedule_file import load
 from mmurace.explorer.step.calls import calls_of
 from mmurace.explorer.step.events import Predicate, of_lock, of_page, of_party
-from mmurace.explorer.step.state import difference
+from mmurace.explorer.step.state import difference, locks_after
 from mmurace.explorer.step.stepper import Stepper, stepper_of
 from mmurace.nodes.fingerprint import fingerprint
+from mmurace.nodes.locks import LockWord
+from mmurace.nodes.translation import TranslationCache
 from mmurace.protocol.errors import UserError
 from mmurace.protocol.messages.memory import PteGetAndClear
 from mmurace.report.stepping.session import HELP, Session
@@ -280,3 +282,36 @@ def test_any_recorded_run_can_be_gone_through(
         session.stepper.go(at)
         assert session.do("list")
         assert session.do("next")
+
+
+# ---- against the lock words themselves ---------------------------------------------------------
+
+
+def words_of(value: object) -> list[LockWord]:
+    """Every lock word in what a node knows."""
+    if isinstance(value, LockWord):
+        return [value]
+    if isinstance(value, dict):
+        return [word for part in value.values() for word in words_of(part)]
+    slots = [] if isinstance(value, TranslationCache) else getattr(type(value), "__slots__", [])
+    return [word for slot in slots for word in words_of(getattr(value, slot, None))]
+
+
+@pytest.mark.parametrize("chaos", ["lossy", "shuffle"])
+def test_who_holds_a_lock_is_what_its_word_says(chaos: str, tmp_path: Path) -> None:
+    words = ["--on", "simulator", "--operations", "120", "--seed", "4", "--kernel", "v5.18"]
+    launch.main(["stress", *words, "--chaos", chaos, "--out", str(tmp_path / "run")])
+    stepper = stepper_of(tmp_path / "run")
+    held = waited = 0
+    for at in range(0, len(stepper.moments), 3):
+        stepper.go(at)
+        told: dict[str, list[tuple[int, int]]] = {node: [] for node in stepper.drivers}
+        for (node, _), lock in locks_after(stepper.moments[:at]).items():
+            told[node].append((len(lock.holders), len(lock.waiters)))
+        for node, driver in stepper.drivers.items():
+            there = [w for value in vars(driver.node).values() for w in words_of(value)]
+            real = [(w.readers + w.writer, len(w.waiters)) for w in there if w.held]
+            assert sorted(told[node]) == sorted(real), (at, node)
+            held, waited = held + len(real), waited + sum(waits for _, waits in real)
+    assert held > 100
+    assert waited > 10
