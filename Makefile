@@ -36,6 +36,7 @@ coverage: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/python docs/schemas.py
 	$(VENV)/bin/python docs/architecture.py
 	$(VENV)/bin/python docs/races.py
 

@@ -34,7 +34,17 @@ from mmurace.nodes.plugin_watchdog import last_word
 from mmurace.protocol.errors import UserError
 from mmurace.report import formats, machine, verdicts
 from mmurace.report.arguments import PROGRAM, parse
-from mmurace.report.commands import catalogue, hunt, measured, races, saved, stress, tour
+from mmurace.report.commands import (
+    catalogue,
+    hunt,
+    measured,
+    races,
+    saved,
+    shell,
+    step,
+    stress,
+    tour,
+)
 from mmurace.report.interrupts import Interrupted, interruptible
 from mmurace.report.screen import open_closed_streams, settle, write_line
 from mmurace.report.shortage import shortage
@@ -46,7 +56,8 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "kernels": catalogue.kernels, "repro": races.repro, "explore": races.explore,
     "matrix": races.matrix, "hunt": hunt.hunt, "conform": measured.conform,
     "replay": saved.replay, "minimize": saved.minimize, "explain": saved.explain,
-    "check": saved.check, TOUR: tour.show_tour,
+    "check": saved.check, "step": step.step, "schema": shell.schema, "completion": shell.completion,
+    TOUR: tour.show_tour,
 }  # fmt: skip
 """They take by name what ``report/arguments.py`` gives."""
 

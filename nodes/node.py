@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
 
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.world import World
@@ -15,6 +16,9 @@ Handlers = Mapping[type[Message], Handler]
 
 class Node:
     """Base of all nodes.  State is plain values, so that it can be fingerprinted."""
+
+    SHOWN: ClassVar[Mapping[str, Callable[[Any], Mapping[str, str]]]] = {}
+    """What a debugger shows of a field, name and text, where that is not the field itself."""
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         self.name, self.world, self.port = name, world, port

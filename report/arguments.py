@@ -149,12 +149,13 @@ class Commands:
         )  # fmt: skip
         self.parser.add_argument("--version", action=_Version, help="what this is, and leave")
         self._commands = self.parser.add_subparsers(metavar="COMMAND", dest="command")
-        self.names: list[str] = []
+        self.made: dict[str, Parser] = {}
 
     def add(self, name: str, what: str) -> Parser:
         """A command that can say what it found as JSON."""
-        self.names.append(name)
-        made = self._commands.add_parser(name, help=what, description=what, epilog=STATUSES)
+        made = self.made[name] = self._commands.add_parser(
+            name, help=what, description=what, epilog=STATUSES
+        )
         made.add_argument(
             "--json", dest="as_json", action="store_true",
             help="one JSON object on stdout, all else on stderr",
@@ -342,12 +343,22 @@ def _of_what_was_saved(commands: Commands) -> None:
     check.add_argument("source", type=Path, metavar="DIR", help="a saved run")
 
 
+def _step(commands: Commands) -> None:
+    what = "Go through a run delivery by delivery, forwards and back, or to what else could come."
+    add = commands.add("step", what).add_argument
+    add("source", type=Path, nargs="?", metavar="FILE", help="a schedule file, or a run")
+    add("--at", type=count_or_none, metavar="N", help="begin where N deliveries have been made")
+    add("--dap", action="store_true",
+        help="speak the Debug Adapter Protocol on stdin and stdout")  # fmt: skip
+
+
 def parser_of_all() -> Parser:
     """The parser of the command line, with every command."""
-    return _all_commands().parser
+    return all_commands().parser
 
 
-def _all_commands() -> Commands:
+def all_commands() -> Commands:
+    """Every command, with its parser."""
     commands = Commands()
     _stress(commands)
     _list(commands)
@@ -360,13 +371,20 @@ def _all_commands() -> Commands:
     _hunt(commands)
     _conform(commands)
     _of_what_was_saved(commands)
+    _step(commands)
+    what = "Print the JSON Schema of a kind of TOML file, with what plug-ins declare."
+    schema = commands.add("schema", what)
+    schema.add_argument("name", metavar="race|world|chaos", help="what the file is of")
+    what = "Print what completes this program's words in a shell, or its manual page."
+    made = commands.add("completion", what)
+    made.add_argument("shell", metavar="bash|zsh|tcsh|fish|man", help="for which; man: the page")
     commands.add("tour", "Show one race where it happens and where it does not.")
     return commands
 
 
 def known_commands() -> frozenset[str]:
     """Names of all commands."""
-    return frozenset(_all_commands().names)
+    return frozenset(all_commands().made)
 
 
 def parse(words: list[str]) -> dict[str, Any]:

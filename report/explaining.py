@@ -9,13 +9,12 @@ import os
 from pathlib import Path
 from typing import Final
 
-from mmurace.explorer.explain.found import FILE as QUICKLY
 from mmurace.explorer.explain.why import Explanation, explain
 from mmurace.explorer.run.schedule_file import Loaded, is_schedule_file, load, schedule_text, write
 from mmurace.explorer.shrink.minimize import Minimized, minimize
 from mmurace.report import minimizing
 from mmurace.report.progress import Progress
-from mmurace.report.schedules import MINIMIZED, minimized_file, run_or_schedule
+from mmurace.report.schedules import minimal_of, minimized_file, run_or_schedule
 from mmurace.report.screen import say, stderr
 
 LONG_DELIVERIES: Final = 400
@@ -30,7 +29,10 @@ def explanation_of(source: Path) -> Explanation:
     Of a run, that of its minimal schedule, which is made and kept if ``minimize`` has not done so.
     Raises ``UserError`` and ``ReplayDivergence``.
     """
-    given = _minimal(run_or_schedule(source))
+    whole = run_or_schedule(source)
+    given = minimal_of(whole)
+    if given != whole:
+        say(f"explaining {given}, the minimal schedule of that run")
     with Progress(stderr(), minimizing.minimize_line) as progress:
         loaded = load(given)
         if loaded.diverged:
@@ -38,15 +40,6 @@ def explanation_of(source: Path) -> Explanation:
         if not is_schedule_file(given) or len(loaded.case.order) > LONG_DELIVERIES:
             loaded = _cut_down(given, loaded, progress)
         return explain(loaded, lambda phase: progress(minimizing.explaining_dict(phase)))
-
-
-def _minimal(given: Path) -> Path:
-    """The minimal schedule of a run that ``minimize`` or a search has left; else what is given."""
-    for name in () if is_schedule_file(given) else (MINIMIZED, QUICKLY):
-        if (given / name).is_file():
-            say(f"explaining {given / name}, the minimal schedule of that run")
-            return given / name
-    return given
 
 
 def _cut_down(given: Path, loaded: Loaded, progress: Progress) -> Loaded:

@@ -55,6 +55,7 @@ def minimized_text(found: Minimized, file: str, seconds: float) -> str:
         f"  shortest?  {shortest or 'not proved'}: {how}",
         f"  schedule   {file}",
         f"  explain    {formats.command('explain', file)}",
+        f"  step       {formats.command('step', file)}",
     ]
     return "\n".join(lines)
 

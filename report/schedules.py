@@ -17,6 +17,8 @@ from mmurace.scenarios.tables import read_toml
 
 MINIMIZED: Final = f"min{SUFFIX}"
 """The file that a minimised schedule goes to: in the run's directory, or beside the schedule."""
+QUICKLY: Final = f"minimal{SUFFIX}"
+"""The one that a search leaves in the directory of what it has found."""
 
 
 def run_or_schedule(source: Path) -> Path:
@@ -34,6 +36,14 @@ def beside_race(source: Path) -> Path:
         return source
     beside = source.with_suffix(SUFFIX)
     return beside if not is_schedule_file(source) and beside.is_file() else source
+
+
+def minimal_of(given: Path) -> Path:
+    """The minimal schedule of a run that ``minimize`` or a search has left; else what is given."""
+    for name in (MINIMIZED, QUICKLY) if given.is_dir() else ():
+        if (given / name).is_file():
+            return given / name
+    return given
 
 
 def minimized_file(source: Path, out: Path | None) -> Path:

@@ -18,7 +18,7 @@ from mmurace.report.kernel_functions import DATA, function_of, kind_of, operatio
 
 def text_of(row: Row) -> str:
     """What the party of the row did."""
-    wording = _WORDINGS.get(row.kind)
+    wording = WORDINGS.get(row.kind)
     if wording is not None:
         return wording(row.values, row)
     message = kind_of(row.kind)
@@ -280,7 +280,7 @@ def _dropped(values: Values, _: Row) -> str:
     return f"{values['cache']} entry dropped"
 
 
-_WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
+WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "PteGetAndClear": _change("ptep_get_and_clear"),
     "PteSet": _change("set_pte_at"),
     "PteCmpxchg": _change("cmpxchg"),
@@ -327,3 +327,4 @@ _WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "Repeated": _again,
     "WalkDiscarded": _says("walk discarded, it overlapped an invalidation"),
 }
+"""Kind of a message or record -> its row in words; other messages say it themselves."""

@@ -51,7 +51,7 @@ class KernelTable(TomlTable, frozen=True):
     """Patches of plug-ins."""
 
 
-class _ScopeTable(TomlTable, frozen=True):
+class ScopeTable(TomlTable, frozen=True):
     """The keys of ``[[scope]]``: what an exhaustive search of some of the kernels runs."""
 
     program: list[Any]
@@ -64,7 +64,7 @@ class _ScopeTable(TomlTable, frozen=True):
     """Searched only if it is asked for by this name."""
 
 
-class _RaceTable(TomlTable, frozen=True):
+class RaceTable(TomlTable, frozen=True):
     """The keys of a race's file."""
 
     id: Text
@@ -182,7 +182,15 @@ def load_race(path: Path, name: str = "") -> Race:
     Raises ``UserError``: file, key path, problem, what was expected.
     """
     where = name or str(path)
-    table = convert(read_toml(path, where), _RaceTable, where)
+    return race_from(read_toml(path, where), where)
+
+
+def race_from(top: Table, where: str) -> Race:
+    """The race of a table like that of a file, which errors call ``where``.
+
+    Raises ``UserError``: file, key path, problem, what was expected.
+    """
+    table = convert(top, RaceTable, where)
     kernels = _kernels(table.kernel, f"{where}: kernel")
     world = _world(table.world, kernels, f"{where}: world")
     programs = programs_from(table.program, world, f"{where}: program")
@@ -218,7 +226,7 @@ def _scopes(
 ) -> tuple[Scope, ...]:
     scopes: list[Scope] = []
     known = [case.name for case in kernels]
-    for index, table in enumerate(convert_each(value, _ScopeTable, where)):
+    for index, table in enumerate(convert_each(value, ScopeTable, where)):
         place = f"{where}[{index}]"
         for name in table.kernels:
             if name not in known:

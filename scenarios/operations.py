@@ -98,13 +98,14 @@ def operations() -> Mapping[str, type[Operation]]:
 
 
 @cache
-def _table_of(kind: type[Operation]) -> type[Any]:
+def table_of(kind: type[Operation]) -> type[Any]:
+    """The struct of a table for an operation."""
     return _table_kind(kind)
 
 
 def operation_keys(name: str) -> list[tuple[str, bool, Any]]:
     """The keys that an operation has for itself: name, whether it must be given, else its value."""
-    own = msgspec.structs.fields(_table_of(operations()[name]))[len(_EVERYWHERE) :]
+    own = msgspec.structs.fields(table_of(operations()[name]))[len(_EVERYWHERE) :]
     return [(f.name, f.required, None if f.required else f.default) for f in own]
 
 
@@ -118,7 +119,7 @@ def steps_from(value: Any, mm: str, where: str) -> list[Step]:
         every = f"one of {', '.join(known)}"
         near = perhaps(name, known, every) if isinstance(name, str) else every
         raise UserError(deeper(where, "op"), f"unknown op {name!r}", near)
-    checked = convert(table, _table_of(known[name]), where)
+    checked = convert(table, table_of(known[name]), where)
     operation = _operation(known[name], checked, mm, where)
     return [Step(operation, checked.after), *[Step(operation)] * (checked.repeat - 1)]
 

@@ -75,7 +75,7 @@ class SizeTable(TomlTable, frozen=True):
     evict_one_in: OneIn | None = None
 
 
-class _WorldFileTable(TomlTable, frozen=True):
+class WorldFileTable(TomlTable, frozen=True):
     """The keys of the file."""
 
     schema: int
@@ -178,7 +178,7 @@ def load_world(path: Path | None) -> WorldFile:
     if path is None:
         return WorldFile()
     where = str(path)
-    table = convert(read_toml(path), _WorldFileTable, where)
+    table = convert(read_toml(path), WorldFileTable, where)
     if table.schema != SCHEMA:
         raise UserError(f"{where}: schema", f"is {table.schema}", str(SCHEMA))
     file = WorldFile(where, table.kernel, table.nodes, table.sizes, table.mixed)

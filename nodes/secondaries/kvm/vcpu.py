@@ -6,7 +6,8 @@ it takes the same interrupts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from mmurace.nodes.cpu import Processor
 from mmurace.nodes.driver import Handler, Port
@@ -48,6 +49,12 @@ from mmurace.protocol.records import (
 
 class Vcpu(Processor):
     """The ``vcpu`` node."""
+
+    SHOWN: ClassVar[Mapping[str, Callable[[Any], Mapping[str, str]]]] = {
+        "vmcs_apic_access": lambda latched: {
+            "VMCS.APIC_ACCESS_ADDR": f"frame {latched[0]:#x}" if latched[0] >= 0 else "none"
+        },
+    }
 
     def __init__(self, name: str, world: World, port: Port) -> None:
         super().__init__(name, world, port)
