@@ -36,7 +36,9 @@ def test_verdicts_in_the_simulator(race: Race, case: KernelCase) -> None:
         assert {outcome.exit_code for outcome in outcomes} == {0}
     else:
         assert met >= SEEDS * 19 // 20
-        status = NO_PROGRESS if case.expect.rule == "L3" else VIOLATED
+        # Under chaos it is not said who is at fault that nothing goes on.
+        stalled = case.expect.rule == "L3" and race.chaos is not None
+        status = NO_PROGRESS if stalled else VIOLATED
         assert {outcome.exit_code for outcome in outcomes if outcome.expected} == {status}
 
 
