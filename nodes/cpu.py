@@ -11,6 +11,7 @@ from mmurace.nodes.kernel import (
     fork,
     madvise,
     memory,
+    mempolicy,
     migrate,
     mmap,
     mprotect,
@@ -257,6 +258,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Mprotect: lambda c, o: mprotect.do_mprotect_pkey(
         c, o.mm, o.address, o.length, o.read, o.write
     ),
+    op.ChangeProtNuma: lambda c, o: mempolicy.task_numa_work(c, o.mm, o.address, o.length),
     op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
     op.MadviseFree: lambda c, o: madvise.madvise_free(c, o.mm, o.address, o.length),
     op.Mremap: lambda c, o: mremap.do_mremap(

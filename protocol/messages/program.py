@@ -162,6 +162,17 @@ class Mprotect(Operation, frozen=True):
     CHANGES: ClassVar[str] = "change_pte_range"
 
 
+class ChangeProtNuma(Operation, frozen=True):
+    """NUMA balancing of ``mm``: who next uses a page of [address, address + length) shall fault, so
+    that the page can be moved to his node."""
+
+    mm: str
+    address: int
+    length: int
+    FUNCTION: ClassVar[str] = "task_numa_work"
+    CHANGES: ClassVar[str] = "change_pte_range"
+
+
 class MadviseDontneed(Operation, frozen=True):
     """``madvise(MADV_DONTNEED)``."""
 
