@@ -63,6 +63,8 @@ class Mix(TomlTable, frozen=True):
     """Make a few pages old."""
     change_prot_numa: Weight = 0
     """Let whoever uses a part of a slot next fault, and take the page to him."""
+    ksm_scan: Weight = 0
+    """Merge pages of a slot that have the same content."""
     file: Weight = 0
     """Map over what is mapped, a part of one file that all slots share, shared or private."""
     writeback: Weight = 0

@@ -209,6 +209,16 @@ class ShrinkActiveList(Operation, frozen=True):
     CHANGES: ClassVar[str] = "ptep_test_and_clear_young"
 
 
+class KsmScan(Operation, frozen=True):
+    """ksmd looks at [address, address + length) of ``mm`` and merges pages of equal content."""
+
+    mm: str
+    address: int
+    length: int
+    FUNCTION: ClassVar[str] = "ksm_do_scan"
+    CHANGES: ClassVar[str] = "replace_page"
+
+
 class PinnedAccess(Operation, frozen=True):
     """A driver pins a page (``FOLL_PIN``), its device loads or stores a word of the frame, and the
     driver unpins it, as for an RDMA region without on-demand paging.
