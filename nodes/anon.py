@@ -9,6 +9,7 @@ from mmurace.nodes.swap import Swap
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import FrameCopied
 
 
 class Anon(Swap):
@@ -21,6 +22,7 @@ class Anon(Swap):
             m.RmapTryShare: self.rmap_try_share,
             m.PageAnonExclusive: self.page_anon_exclusive,
             m.SetPageAnonExclusive: self.set_page_anon_exclusive,
+            m.PagesIdentical: self.pages_identical, m.SetPageKsm: self.set_page_ksm,
         }  # fmt: skip
 
     def rmap_add(self, message: m.RmapAdd, _: Envelope) -> Ack:
@@ -62,4 +64,19 @@ class Anon(Swap):
     def set_page_anon_exclusive(self, message: m.SetPageAnonExclusive, _: Envelope) -> Ack:
         """From now on."""
         self.frame(message.frame).anon_exclusive = True
+        return Ack()
+
+    def pages_identical(self, message: m.PagesIdentical, _: Envelope) -> m.Flag:
+        """To who merges, that they are is as good as a copy of one into the other."""
+        words, others = (self.frame(f).words for f in (message.frame, message.other))
+        self.port.touch(("word", message.other), "read")
+        same = {i: w for i, w in words.items() if w} == {i: w for i, w in others.items() if w}
+        if same and message.merging:
+            self.port.emit(FrameCopied(message.frame, message.other))
+        return m.Flag(same)
+
+    def set_page_ksm(self, message: m.SetPageKsm, _: Envelope) -> Ack:
+        """From now on."""
+        self.port.touch(("page", message.frame))
+        self.frame(message.frame).ksm = True
         return Ack()

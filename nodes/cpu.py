@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from mmurace.nodes.driver import Handler, Port
 from mmurace.nodes.kernel import (
     fork,
+    ksm,
     madvise,
     memory,
+    mempolicy,
     migrate,
     mmap,
     mprotect,
@@ -257,6 +259,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.Mprotect: lambda c, o: mprotect.do_mprotect_pkey(
         c, o.mm, o.address, o.length, o.read, o.write
     ),
+    op.ChangeProtNuma: lambda c, o: mempolicy.task_numa_work(c, o.mm, o.address, o.length),
     op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
     op.MadviseFree: lambda c, o: madvise.madvise_free(c, o.mm, o.address, o.length),
     op.Mremap: lambda c, o: mremap.do_mremap(
@@ -272,6 +275,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.PinnedAccess: lambda c, o: umem.pinned_access(c, o.mm, o.address, o.write, o.value),
     op.OomReap: lambda c, o: oom_reaper.oom_reap_task_mm(c, o.mm),
     op.Kswapd: lambda c, o: vmscan.balance_pgdat(c, o.pages),
+    op.KsmScan: lambda c, o: ksm.ksm_do_scan(c, o.mm, o.address, o.length),
     op.ShrinkActiveList: lambda c, o: vmscan.shrink_active_list(c, o.pages),
     op.Touch: lambda c, o: c.user_access(o.mm, o.address, o.write, o.value),
 }

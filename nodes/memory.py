@@ -55,6 +55,8 @@ class Frame(msgspec.Struct):
     """``PageDirty``: what entries and shadow entries that are gone have said."""
     swapbacked: bool = True
     """``PageSwapBacked``; not for a page of ``MADV_FREE``."""
+    ksm: bool = False
+    """``PageKsm``: merged by content, and never written again."""
     mapping: str = ""
     """``page->mapping``: the file in whose page cache it is."""
     index: int = -1
@@ -312,6 +314,7 @@ class Memory(DeviceMemory, MemoryLocks, IntervalTrees):
         self.port.touch(("word", message.source), "read")
         if message.migrate:
             target.dirty, target.swapbacked = source.dirty, source.swapbacked
+            target.ksm = source.ksm
             self.port.touch(("page", message.source), "read")
             self.port.touch(("page", message.target))
         self.port.emit(FrameCopied(message.source, message.target))
@@ -348,7 +351,8 @@ class Memory(DeviceMemory, MemoryLocks, IntervalTrees):
 
     def rmap_walk(self, message: m.RmapWalk, _: Envelope) -> m.Mappings:
         """Mappings of a frame."""
-        return m.Mappings(tuple(self.frame(message.frame).rmap))
+        frame = self.frame(message.frame)
+        return m.Mappings(tuple(frame.rmap), frame.ksm)
 
     # -- the mm --------------------------------------------------------------------------
 

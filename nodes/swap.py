@@ -198,16 +198,16 @@ class Swap(Files):
         folio = self.frames[message.frame]
         return s.FolioFlagsWord(folio.dirty, folio.swap > 0)
 
-    def folio_ref_count(self, message: s.FolioRefCount, _: Envelope) -> m.Count:
+    def folio_ref_count(self, message: s.FolioRefCount, _: Envelope) -> s.References:
         """References."""
-        return m.Count(self.frames[message.frame].refs)
+        folio = self.frames[message.frame]
+        return s.References(folio.refs, folio.ksm)
 
     def folio_mark_dirty(self, message: s.FolioMarkDirty, _: Envelope) -> Ack:
         """Somebody has written, or may."""
         folio = self.frames[message.frame]
         folio.dirty = True
-        if folio.mapping:
-            self.port.emit(FilePageDirtied(message.frame))
+        self.port.emit(FilePageDirtied(message.frame))
         return Ack()
 
     def folio_clear_dirty(self, message: s.FolioClearDirty, _: Envelope) -> Ack:

@@ -94,7 +94,7 @@ class FilePageRead(Record, frozen=True):
 
 
 class FilePageDirtied(Record, frozen=True):
-    """A page of a file says itself that it must be written, whatever becomes of its entries."""
+    """A page says itself that it must be written, whatever becomes of its entries."""
 
     frame: int
 

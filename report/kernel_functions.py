@@ -43,6 +43,8 @@ ACCESSES: Final = {
     "SetPageAnonExclusive": "SetPageAnonExclusive",
     "RmapRemove": "folio_remove_rmap",
     "RmapMove": "folio_move_anon_rmap",
+    "PagesIdentical": "pages_identical",
+    "SetPageKsm": "set_page_stable_node",
     "VmaFind": "find_vma",
     "VmaReplace": "vma_iter_store",
     "CpumaskLoad": "mm_cpumask",

@@ -61,6 +61,10 @@ class Mix(TomlTable, frozen=True):
     as beside ``migrate``."""
     shrink_active_list: Weight = 0
     """Make a few pages old."""
+    change_prot_numa: Weight = 0
+    """Let whoever uses a part of a slot next fault, and take the page to him."""
+    ksm_scan: Weight = 0
+    """Merge pages of a slot that have the same content."""
     file: Weight = 0
     """Map over what is mapped, a part of one file that all slots share, shared or private."""
     writeback: Weight = 0

@@ -76,6 +76,9 @@ POINTS: Final[dict[str, frozenset[str]]] = {
     "lazyfree_kept": frozenset({"MadviseFree"}),
     "migrate_busy": frozenset({"MigratePages"}),
     "migration_entry_wait": frozenset({"MigratePages"}),
+    "ksm_merged": frozenset({"KsmScan"}),
+    "ksm_undone": frozenset({"KsmScan"}),
+    "numa_hint_fault": frozenset({"ChangeProtNuma"}),
     "start_refused": frozenset({"OomReap"}),
     "table_moved": frozenset({"Mremap"}),
 }  # fmt: skip

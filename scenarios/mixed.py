@@ -129,7 +129,8 @@ class CpuSteps:
             (mix.munmap, self._munmap), (mix.mprotect, self._mprotect),
             (mix.dontneed, self._dontneed), (mix.mmap, self._map_over),
             (mix.madvise_free, self._free), (mix.mremap, self._mremap),
-            (mix.file, self._map_file),
+            (mix.file, self._map_file), (mix.change_prot_numa, self._numa),
+            (mix.ksm_scan, self._ksm),
         ]  # fmt: skip
         others: list[tuple[int, Callable[[_CpuState, int], ops.Operation]]] = [
             (mix.migrate, self._migrate), (mix.brk, self._brk),
@@ -191,6 +192,12 @@ class CpuSteps:
 
     def _free(self, _: _CpuState, slot: int, detail: int) -> ops.Operation:
         return ops.MadviseFree(self.arena.mm, *self._span(slot, detail))
+
+    def _numa(self, _: _CpuState, slot: int, detail: int) -> ops.Operation:
+        return ops.ChangeProtNuma(self.arena.mm, *self._span(slot, detail))
+
+    def _ksm(self, _: _CpuState, slot: int, __: int) -> ops.Operation:
+        return ops.KsmScan(self.arena.mm, *self.arena.span(slot))
 
     def _mremap(self, state: _CpuState, slot: int, detail: int) -> ops.Operation:
         """Onto another slot of this program, if it has any; what is mapped there goes."""

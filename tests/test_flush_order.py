@@ -342,7 +342,8 @@ def test_a_migration_entry_for_writing_becomes_one_for_reading() -> None:
             return m.Count(0)
 
     cpu: Any = Cpu()
-    part = mprotect.change_pte_range(cpu, MmuGather(MM, 0, page(1)), vma, 1, 0, page(1))
+    change = mprotect.Change(vma)
+    part = mprotect.change_pte_range(cpu, MmuGather(MM, 0, page(1)), change, 1, 0, page(1))
     with pytest.raises(StopIteration):
         part.send(None)
     (stored,) = [x for x in asked if isinstance(x, m.PteSet)]

@@ -32,7 +32,6 @@ from mmurace.protocol import pte as ptes
 from mmurace.protocol.envelope import Envelope, Handled
 from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages import program as op
-from mmurace.protocol.messages.memory import Vma
 from mmurace.protocol.records import PteChange
 from mmurace.scenarios.catalogue import find
 from tests.file_programs import FILE, KERNELS, file_programs, file_world
@@ -113,14 +112,14 @@ async def stores_what_it_loaded(
 
 
 async def protects_without_clearing(
-    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
+    cpu: Processor, gather: MmuGather, change: mprotect.Change, table: int, address: int, end: int
 ) -> None:  # fmt: skip
     """``change_pte_range`` without ``ptep_modify_prot_start``."""
     await spin_lock(cpu, table)
     for at in range(address, end, 4096):
         found = await pgtable.ptep_get(cpu, table, at)
         if ptes.pte_present(found):
-            await pgtable.set_pte_at(cpu, table, at, mprotect.pte_modify(found, vma))
+            await pgtable.set_pte_at(cpu, table, at, mprotect.pte_modify(found, change.vma))
             gather.adjust_range(at)
     await spin_unlock(cpu, table)
 

@@ -328,7 +328,8 @@ def test_mixed_does_every_operation_that_wears_nothing_out() -> None:
     once = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.OomReap}
     weighed = {ops.Kswapd, ops.MadviseFree, ops.Writeback, ops.ClearRefs}
     core = {kind for kind in operation_kinds() if kind.__module__ == ops.__name__}
-    assert done >= core - once - weighed - {ops.ShrinkActiveList}
+    weighed |= {ops.ShrinkActiveList, ops.ChangeProtNuma, ops.KsmScan}
+    assert done >= core - once - weighed
 
 
 def test_mixed_stays_inside_its_arena() -> None:
@@ -357,7 +358,15 @@ def test_mixed_runs_to_its_end_at_any_size(options: MixedOptions) -> None:
 
 
 ALL_WEIGHTS = Mix(
-    madvise_free=12, mremap=8, kswapd=8, shrink_active_list=4, file=12, writeback=4, clear_refs=4
+    madvise_free=12,
+    mremap=8,
+    kswapd=8,
+    shrink_active_list=4,
+    file=12,
+    writeback=4,
+    clear_refs=4,
+    change_prot_numa=4,
+    ksm_scan=4,
 )
 
 
@@ -365,7 +374,7 @@ def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
     spec = mixed_run(KERNEL, 1, MixedOptions(mix=ALL_WEIGHTS))
     steps = [s.operation for p in spec.programs() for s in itertools.islice(p.steps, 1500)]
     told = {ops.MadviseFree, ops.Mremap, ops.Kswapd, ops.Writeback, ops.ClearRefs}
-    told |= {ops.ShrinkActiveList}
+    told |= {ops.ShrinkActiveList, ops.ChangeProtNuma, ops.KsmScan}
     assert told <= {type(step) for step in steps}
     assert any(isinstance(o, ops.Mmap) and o.file for o in steps)
     arena = 0x7F00_0000_0000 + 64 * PAGE_SIZE

@@ -140,7 +140,7 @@ class Drawer(Maker):
             yield from self._preparation(scene, second)
 
     def _preparation(self, scene: Scene, second: bool) -> Iterator[Operation]:
-        """Shared, read-only, clean, swapped out."""
+        """Shared, read-only, clean, swapped out, of one content."""
         chance, mm = self.chance, scene.ground.mm
         kind = chance.below(14)
         page = scene.ground.page(scene.hot[0])
@@ -163,6 +163,15 @@ class Drawer(Maker):
         elif kind == 7:
             yield ops.MadviseDontneed(mm, page, PAGE_SIZE)
             yield ops.Touch(mm, page, False)
+        elif kind == 8 and not scene.shared:
+            yield from self._alike(scene)
+
+    def _alike(self, scene: Scene) -> Iterator[Operation]:
+        """Pages of the same content."""
+        mm, ground, value = scene.ground.mm, scene.ground, self.new_value()
+        yield ops.MadviseDontneed(mm, START, ground.pages * PAGE_SIZE)
+        for page in range(ground.pages):
+            yield ops.Touch(mm, ground.page(page), True, value)
 
     # -- parties ---------------------------------------------------------------------------
 

@@ -73,7 +73,9 @@ async def _map(cpu: Processor, fault: VmFault, folio: int, slot: int) -> None:
         if await should_try_to_free_swap(cpu, fault, folio):
             await cpu.mem(FolioFreeSwap(folio))
         alone = how == "anon_exclusive" and bool(fault.pte & ptes.EXCLUSIVE)
-        alone = alone or (await cpu.mem(FolioRefCount(folio))).value == 1
+        if not alone:
+            found = await cpu.mem(FolioRefCount(folio))
+            alone = found.value == 1 and not found.ksm
     await cpu.mem(RmapAdd(folio, fault.mm, fault.address, exclusive=alone))
     rights = ptes.PRESENT if fault.vma.read or fault.vma.write else ptes.PROTNONE
     flags = rights | ptes.ACCESSED | (fault.write_flags if alone else 0)

@@ -33,6 +33,7 @@ from mmurace.protocol.messages.memory import (
     PagePut,
     RmapAdd,
     RmapRemove,
+    RmapWalk,
     SetPageAnonExclusive,
 )
 from mmurace.protocol.messages.swap import (
@@ -122,7 +123,8 @@ async def _mapped_and_referenced_once(cpu: Processor, folio: int) -> bool:
         return False
     if not await folio_trylock(cpu, folio):
         return False
-    alone = await swapfile.page_mapcount(cpu, folio) == 1
+    mapped = await cpu.mem(RmapWalk(folio))
+    alone = len(mapped.places) == 1 and not mapped.ksm
     alone = alone and (await cpu.mem(FolioRefCount(folio))).value == 1
     await folio_unlock(cpu, folio)
     return alone
@@ -132,7 +134,7 @@ async def wp_can_reuse_anon_folio(cpu: Processor, folio: int) -> bool:
     """``wp_can_reuse_anon_folio`` (v6.7; the same in ``do_wp_page`` from v5.18, 53a05ad9f21d).
 
     The reference of the swap cache goes, if it can; no other may be there.  ``lru_add_drain`` is
-    left out: there are no per-CPU lists.
+    left out: there are no per-CPU lists.  A KSM page is never reused.
 
     cpu0 (reclaim)                      cpu1 (write fault in the other process)
     folio lock
@@ -140,16 +142,19 @@ async def wp_can_reuse_anon_folio(cpu: Processor, folio: int) -> bool:
                                         mapped once      [Required: not reused, or what is stored
     write it to swap                    goes to swap, where the first process reads it]
     """
-    references = (await cpu.mem(FolioRefCount(folio))).value
+    found = await cpu.mem(FolioRefCount(folio))
+    references = found.value
+    if found.ksm:
+        return False
     if references > 1 and references > 1 + await folio_test_swapcache(cpu, folio):
         return False
     if not await folio_trylock(cpu, folio):
         return False
     if await folio_test_swapcache(cpu, folio):
         await cpu.mem(FolioFreeSwap(folio))
-    alone = (await cpu.mem(FolioRefCount(folio))).value == 1
+    found = await cpu.mem(FolioRefCount(folio))
     await folio_unlock(cpu, folio)
-    return alone
+    return found.value == 1 and not found.ksm
 
 
 async def folio_test_swapcache(cpu: Processor, folio: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINTR, ENOENT
+from mmurace.nodes.kernel.errno import EAGAIN, EINTR
 from mmurace.nodes.kernel.page_ref import get_page, try_grab_page, unpin_user_page
 from mmurace.nodes.kernel.page_ref import put_page as put_page  # for drivers, too
 from mmurace.nodes.kernel.pgtable import (
@@ -137,24 +137,3 @@ async def get_user_page_remote(cpu: Processor, mm: str, address: int) -> int:
             return result
         cpu.port.emit(FaultRetry(mm, address, True, "gup", cpu.port.operation))
     return -EAGAIN
-
-
-async def follow_page(cpu: Processor, mm: str, address: int) -> int:
-    """``follow_page`` (``FOLL_GET | FOLL_DUMP``): the page that is mapped, with a reference.
-
-    Under mmap_lock, and the PTL for the look (``follow_page_pte``), whatever the rights, where
-    they are not none at all (``gup_can_follow_protnone``).  -ENOENT: nothing is mapped; -EFAULT:
-    the zero page.
-    """
-    table = await pte_offset_map_lock(cpu, mm, address)
-    if table < 0:
-        return -ENOENT
-    pte = await ptep_get(cpu, table, address)
-    follows = cpu.world.kernel.mm.follow_page_protnone or not pte & ptes.PROTNONE
-    found = ptes.frame_of(pte) if ptes.pte_present(pte) and follows else -ENOENT
-    if found >= 0 and pte & ptes.SPECIAL:
-        found = -EFAULT
-    if found >= 0:
-        await get_page(cpu, found)
-    await pte_unmap_unlock(cpu, table)
-    return found

@@ -130,10 +130,16 @@ async def _free_pte(
 
 
 async def _clean_folio(cpu: Processor, folio: int) -> bool:
-    """Its content need not be kept, neither here nor in swap; False: others want it, or have it."""
+    """Its content need not be kept, neither here nor in swap; False: others want it, or have it.
+
+    A KSM page is left alone, as its content may be others' again later.  The kernel does not ask
+    for that here, as far as was read; what becomes of such a page that is merged with again is not
+    modelled.
+    """
     if not await folio_trylock(cpu, folio):
         return False
-    clean = len((await cpu.mem(RmapWalk(folio))).places) == 1
+    mapped = await cpu.mem(RmapWalk(folio))
+    clean = len(mapped.places) == 1 and not mapped.ksm
     if clean:
         clean = (await cpu.mem(FolioFreeSwap(folio))).value
     if clean:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmurace.nodes.kernel import (
     device_entry,
     do_fault,
+    do_numa_page,
     do_swap_page,
     do_wp_page,
     migration_entry,
@@ -118,6 +119,8 @@ async def handle_pte_fault(cpu: Processor, fault: VmFault) -> int:
     if await ptep_get(cpu, fault.table, fault.address) != fault.pte:
         await spin_unlock(cpu, fault.table)
         return 0
+    if fault.pte & ptes.PROTNONE:  # the VMA may be accessed
+        return await do_numa_page.do_numa_page(cpu, fault)
     if fault.write and not fault.pte & ptes.WRITE:
         return await do_wp_page.do_wp_page(cpu, fault)
     return await _mark_young(cpu, fault)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mmurace.nodes.kernel import gup, page_alloc, rmap, tlbbatch
+from mmurace.nodes.kernel import page_alloc, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.follow_page import follow_page
 from mmurace.nodes.kernel.locking import (
     folio_lock,
     folio_trylock,
@@ -72,7 +73,7 @@ async def add_page_for_migration(cpu: Processor, mm: str, address: int) -> int:
     await mmap_read_lock(cpu, mm)
     folio, isolated = -EFAULT, False
     if (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas:
-        folio = await gup.follow_page(cpu, mm, address)
+        folio = await follow_page(cpu, mm, address)
     if folio >= 0:
         isolated = (await cpu.mem(FolioIsolateLru(folio))).value
         await put_page(cpu, folio)  # the list's own is enough
@@ -80,10 +81,28 @@ async def add_page_for_migration(cpu: Processor, mm: str, address: int) -> int:
     return folio if isolated or folio < 0 else -EBUSY
 
 
-async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
+async def migrate_misplaced_page(cpu: Processor, mm: str, folio: int) -> bool:
+    """``migrate_misplaced_page`` (``migrate_misplaced_folio``, v6.7): whether the page has moved.
+
+    The caller's reference goes.  Under mmap_lock, so it waits for no page that is locked
+    (``MIGRATE_ASYNC``).
+    """
+    isolated = (await cpu.mem(FolioIsolateLru(folio))).value
+    await put_page(cpu, folio)  # ``numamigrate_isolate_page``: the list's own is enough
+    if not isolated:
+        return False
+    result = await unmap_and_move(cpu, mm, folio, wait=False)
+    if result:
+        await cpu.mem(FolioPutbackLru(folio))
+    await put_page(cpu, folio)
+    return not result
+
+
+async def unmap_and_move(cpu: Processor, mm: str, old: int, wait: bool = True) -> int:
     """``migrate_folio_unmap`` and ``migrate_folio_move``; the caller holds one reference.
 
-    ``mm`` is that of the thread, which may have to reclaim.
+    ``mm`` is that of the thread, which may have to reclaim; without ``wait`` it does not wait for a
+    page that somebody else has locked.
 
     cpu0 (migrate)                      any other agent
     clear pte, migration entry
@@ -105,7 +124,11 @@ async def unmap_and_move(cpu: Processor, mm: str, old: int) -> int:
     new = await page_alloc.alloc_pages(cpu, mm, FrameAlloc("anon"), thisnode=True)
     if new < 0:
         return -ENOMEM
-    await folio_lock(cpu, old)
+    if wait:
+        await folio_lock(cpu, old)
+    elif not await folio_trylock(cpu, old):
+        await put_page(cpu, new)
+        return -EAGAIN
     await folio_trylock(cpu, new)  # whoever finds it in the swap cache waits for its content
     file = (await cpu.mem(FolioMapping(old))).file
     ubc = TlbUbc(mm)

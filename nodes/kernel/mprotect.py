@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from mmurace.nodes.kernel import mmu_gather, mmu_notifier, tlb, tlbbatch
@@ -30,6 +32,15 @@ from mmurace.protocol.messages.memory import (
     VmaReplace,
 )
 from mmurace.protocol.ranges import page_align
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What ``change_protection`` is asked for: the VMA with its new rights, or a part of it."""
+
+    vma: Vma
+    numa: bool = False
+    """``MM_CP_PROT_NUMA``: entries become inaccessible, and the rights of the VMA stay."""
 
 
 async def do_mprotect_pkey(
@@ -68,51 +79,59 @@ async def mprotect_fixup(
         await change_protection(cpu, mm, gather, changed)
 
 
-async def change_protection(cpu: Processor, mm: str, gather: MmuGather | None, vma: Vma) -> None:
+async def change_protection(
+    cpu: Processor, mm: str, gather: MmuGather | None, vma: Vma, numa: bool = False
+) -> None:
     """``change_protection``: rewrite entries in brackets, and flush after the last of them.
 
     Without a gather (to v5.18) the count of flushes to come is raised by hand, and the whole VMA
     is flushed if any of its entries was rewritten (``pages``).
     """
+    change = Change(vma, numa)
     if gather:
-        await change_protection_range(cpu, gather, vma)
+        await change_protection_range(cpu, gather, change)
         await mmu_gather.tlb_end_vma(cpu, gather)
         return
     await inc_tlb_flush_pending(cpu, mm)
     changed = MmuGather(mm, vma.start, vma.end)
-    await change_protection_range(cpu, changed, vma)
+    await change_protection_range(cpu, changed, change)
     if changed.end:
         await tlb.flush_tlb_range(cpu, mm, vma.start, vma.end)
     await dec_tlb_flush_pending(cpu, mm)
 
 
-async def change_protection_range(cpu: Processor, gather: MmuGather, vma: Vma) -> None:
+async def change_protection_range(cpu: Processor, gather: MmuGather, change: Change) -> None:
     """``change_protection_range``: the top of the page table; no bracket yet.
 
     Levels above the pud are all walked here; ``change_p4d_range`` opens no bracket either.
     """
     pgd = cpu.world.pgd(gather.mm)
     top = max(cpu.world.levels - 1, PUD)
-    await change_p4d_range(cpu, gather, vma, (top, pgd), vma.start, vma.end)
+    await change_p4d_range(cpu, gather, change, (top, pgd), change.vma.start, change.vma.end)
 
 
 async def change_p4d_range(
-    cpu: Processor, gather: MmuGather, vma: Vma, table: tuple[int, int], address: int, end: int
+    cpu: Processor,
+    gather: MmuGather,
+    change: Change,
+    table: tuple[int, int],
+    address: int,
+    end: int,
 ) -> None:
     """``change_p4d_range``, and the pgd above: ``table`` is (level of its entries, frame)."""
     level, frame = table
     if level == PUD:
-        await change_pud_range(cpu, gather, vma, frame, address, end)
+        await change_pud_range(cpu, gather, change, frame, address, end)
         return
     while found := await next_entry_not_none(cpu, level, frame, address, end):
         address, following = found[0], addr_end(cpu, level, found[0], end)
         child = level - 1, ptes.frame_of(found[1])
-        await change_p4d_range(cpu, gather, vma, child, address, following)
+        await change_p4d_range(cpu, gather, change, child, address, following)
         address = following
 
 
 async def change_pud_range(
-    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
+    cpu: Processor, gather: MmuGather, change: Change, table: int, address: int, end: int
 ) -> None:
     """``change_pud_range``: the bracket opens here from v6.12 on, at the first pud that is there.
 
@@ -125,14 +144,14 @@ async def change_pud_range(
         if not range_ and cpu.world.kernel.mm.change_protection_bracket == "pud":
             range_ = MmuNotifierRange(gather.mm, address, end, MmuNotifierEvent.PROTECTION_VMA)
             await mmu_notifier.invalidate_range_start(cpu, range_)
-        await change_pmd_range(cpu, gather, vma, ptes.frame_of(found[1]), address, following)
+        await change_pmd_range(cpu, gather, change, ptes.frame_of(found[1]), address, following)
         address = following
     if range_:
         await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
 async def change_pmd_range(
-    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
+    cpu: Processor, gather: MmuGather, change: Change, table: int, address: int, end: int
 ) -> None:
     """``change_pmd_range``: to v6.11 the bracket opens here, at the first pmd that is there."""
     range_ = None
@@ -141,14 +160,14 @@ async def change_pmd_range(
         if not range_ and cpu.world.kernel.mm.change_protection_bracket == "pmd":
             range_ = MmuNotifierRange(gather.mm, address, end, MmuNotifierEvent.PROTECTION_VMA)
             await mmu_notifier.invalidate_range_start(cpu, range_)
-        await change_pte_range(cpu, gather, vma, ptes.frame_of(found[1]), address, following)
+        await change_pte_range(cpu, gather, change, ptes.frame_of(found[1]), address, following)
         address = following
     if range_:
         await mmu_notifier.invalidate_range_end(cpu, range_)
 
 
 async def change_pte_range(
-    cpu: Processor, gather: MmuGather, vma: Vma, table: int, address: int, end: int
+    cpu: Processor, gather: MmuGather, change: Change, table: int, address: int, end: int
 ) -> None:
     """``change_pte_range``: every present entry is taken out and put back, as it was or otherwise.
 
@@ -160,12 +179,14 @@ async def change_pte_range(
     while found := await next_pte_not_none(cpu, table, address, end):
         at, pte = found
         address = at + PAGE_SIZE
-        if pte & ptes.WRITE and not ptes.pte_present(pte):
+        if pte & ptes.WRITE and not ptes.pte_present(pte) and not change.numa:
             await set_pte_at(cpu, table, at, pte & ~ptes.WRITE)
         elif ptes.pte_present(pte):
+            if change.numa and pte & (ptes.SPECIAL | ptes.PROTNONE):  # the zero page, or done
+                continue
             old = await ptep_get_and_clear(cpu, table, at)  # ptep_modify_prot_start
-            new = pte_modify(old, vma)
-            if await can_change_pte_writable(cpu, new, vma):
+            new = pte_mknuma(old) if change.numa else pte_modify(old, change.vma)
+            if await can_change_pte_writable(cpu, new, change.vma):
                 new |= ptes.WRITE
             await set_pte_at(cpu, table, at, new)
             if pte_needs_flush(cpu, old, new):
@@ -203,6 +224,14 @@ def pte_needs_flush(cpu: Processor, old: int, new: int) -> bool:
         return True
     lost = old & ~new & (ptes.PRESENT | ptes.DIRTY | ptes.ACCESSED)
     return ptes.hw_present(old) and bool((old ^ new) & ptes.WRITE or lost)
+
+
+def pte_mknuma(pte: int) -> int:
+    """``pte_modify`` to ``PAGE_NONE``: the entry remembers whether it was writable.
+
+    That is ``pte_mk_savedwrite``, to v6.1; see ``do_numa_page``.
+    """
+    return pte & ~ptes.PRESENT | ptes.PROTNONE
 
 
 def pte_modify(pte: int, vma: Vma) -> int:

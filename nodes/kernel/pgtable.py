@@ -203,6 +203,8 @@ async def pte_accessible(cpu: Processor, mm: str, pte: int) -> bool:
     """
     if ptes.hw_present(pte) or cpu.world.kernel.machine == "ppc":
         return True
+    if not cpu.world.kernel.arch.pending_is_accessible:
+        return False
     return ptes.pte_present(pte) and await mm_inline.mm_tlb_flush_pending(cpu, mm)
 
 

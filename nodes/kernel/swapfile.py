@@ -15,9 +15,13 @@ async def page_mapcount(cpu: Processor, folio: int) -> int:
 async def reuse_swap_page(cpu: Processor, folio: int) -> bool:
     """``reuse_swap_page`` (to v5.17), of a locked page: no more than one entry leads to it.
 
-    Be it that it maps it or that it has its slot.  Out of the swap cache then, and dirty.
+    Be it that it maps it or that it has its slot; never a KSM page.  Out of the swap cache then,
+    and dirty.
     """
-    count = await page_mapcount(cpu, folio)
+    mapped = await cpu.mem(RmapWalk(folio))
+    if mapped.ksm:
+        return False
+    count = len(mapped.places)
     slot = (await cpu.mem(PageSwapEntry(folio))).value
     if slot:
         count += (await cpu.mem(SwapCount(slot))).value

@@ -93,6 +93,8 @@ class Mappings(Message, frozen=True):
     """Where a frame is mapped: (mm, address) pairs (``rmap_walk``)."""
 
     places: tuple[tuple[str, int], ...]
+    ksm: bool = False
+    """``PageKsm``."""
 
 
 class VmaRange(Message, frozen=True):
@@ -350,6 +352,24 @@ class PageAnon(Request[Flag], frozen=True):
     frame: int
     OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
     ACCESS: ClassVar[str] = "read"
+
+
+class PagesIdentical(Request[Flag], frozen=True):
+    """``pages_identical``: whether two frames have the same content."""
+
+    frame: int
+    other: int
+    merging: bool = False
+    """``other`` takes the place of ``frame`` if they have (``try_to_merge_one_page``)."""
+    OBJECT: ClassVar[tuple[str, ...]] = ("word", "frame")
+    ACCESS: ClassVar[str] = "read"
+
+
+class SetPageKsm(Request[Ack], frozen=True):
+    """``set_page_stable_node``: from now on it is a KSM page, until it is free; folio locked."""
+
+    frame: int
+    OBJECT: ClassVar[tuple[str, ...]] = ("rmap", "frame")
 
 
 class RmapWalk(Request[Mappings], frozen=True):

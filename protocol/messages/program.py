@@ -162,6 +162,17 @@ class Mprotect(Operation, frozen=True):
     CHANGES: ClassVar[str] = "change_pte_range"
 
 
+class ChangeProtNuma(Operation, frozen=True):
+    """NUMA balancing of ``mm``: who next uses a page of [address, address + length) shall fault, so
+    that the page can be moved to his node."""
+
+    mm: str
+    address: int
+    length: int
+    FUNCTION: ClassVar[str] = "task_numa_work"
+    CHANGES: ClassVar[str] = "change_pte_range"
+
+
 class MadviseDontneed(Operation, frozen=True):
     """``madvise(MADV_DONTNEED)``."""
 
@@ -196,6 +207,16 @@ class ShrinkActiveList(Operation, frozen=True):
     pages: int
     FUNCTION: ClassVar[str] = "folio_referenced"
     CHANGES: ClassVar[str] = "ptep_test_and_clear_young"
+
+
+class KsmScan(Operation, frozen=True):
+    """ksmd looks at [address, address + length) of ``mm`` and merges pages of equal content."""
+
+    mm: str
+    address: int
+    length: int
+    FUNCTION: ClassVar[str] = "ksm_do_scan"
+    CHANGES: ClassVar[str] = "replace_page"
 
 
 class PinnedAccess(Operation, frozen=True):

@@ -132,7 +132,14 @@ class FolioFreeSwap(Request[Flag], frozen=True):
     OBJECT: ClassVar[tuple[str, ...]] = ("swap",)
 
 
-class FolioRefCount(Request[Count], frozen=True):
+class References(Message, frozen=True):
+    """References to a page, and whether it is ``PageKsm``."""
+
+    value: int
+    ksm: bool = False
+
+
+class FolioRefCount(Request[References], frozen=True):
     """``folio_ref_count``."""
 
     frame: int

@@ -258,6 +258,14 @@ class Arch(Switches, frozen=True):
     """What follows: a flush of the page (to v3.14 on x86, to v4.20 on arm64); a TLBI for which
     nobody waits (arm64, v5.0: inferred from the dates of its review); nothing (x86, v3.15, which
     went into v3.14.y, too; by which point release was not looked up)."""
+    pending_is_accessible: bool = switch(
+        "arch/*/include/asm/pgtable.h",
+        "pte_accessible",
+        since(False),
+        since(True, "v3.13", "20841405940e"),
+    )
+    """Whether ``pte_accessible`` says of a ``PROTNONE`` entry that a TLB may hold it while the mm
+    owes a flush (v3.13), so that who clears it flushes.  ppc flushes for any entry."""
 
     def contradictions(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """What belongs to broadcasts, to IPIs, to the arch hook or to POWER alone."""

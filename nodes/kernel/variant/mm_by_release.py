@@ -358,6 +358,24 @@ class Mm(Switches, frozen=True):
     flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` (912efa17e512,
     v5.12; it is in the review of v5.10.20)."""
 
+    numa_fault_maps: Literal["before_migration", "after_migration"] = switch(
+        "mm/memory.c",
+        "do_numa_page",
+        since("before_migration"),
+        since("after_migration", "v5.13", "b99a342d4f11"),
+    )
+    """When a NUMA hint fault makes the entry accessible: before it migrates the page, which
+    flushes the entry then, or only if the page has not moved (b99a342d4f11, v5.13)."""
+
+    ksm_heeds_pending: bool = switch(
+        "mm/ksm.c",
+        "write_protect_page",
+        since(False),
+        since(True, "v4.13", "b3a81d0841a9"),
+    )
+    """Whether KSM flushes an entry that is read-only and clean already, if the mm owes a flush
+    (b3a81d0841a9, v4.13)."""
+
     migrate_collect_flush: Literal["after_ptl", "under_ptl"] = switch(
         "mm/migrate_device.c",
         "migrate_vma_collect_pmd",
