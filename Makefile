@@ -38,6 +38,7 @@ docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/generate.py
 	$(VENV)/bin/python docs/architecture.py
 	$(VENV)/bin/python docs/races.py
+	$(VENV)/bin/python docs/matrix.py
 
 site: $(DEV_STAMP)
 	$(VENV)/bin/python -m sphinx -q -W --keep-going docs docs/_build
