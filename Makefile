@@ -39,6 +39,7 @@ docs: $(DEV_STAMP)
 	$(VENV)/bin/python docs/schemas.py
 	$(VENV)/bin/python docs/architecture.py
 	$(VENV)/bin/python docs/races.py
+	$(VENV)/bin/python docs/matrix.py
 
 site: $(DEV_STAMP)
 	$(VENV)/bin/python -m sphinx -q -W --keep-going docs docs/_build

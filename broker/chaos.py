@@ -109,6 +109,9 @@ class _Active:
         self.until = None if rule.until is None else _Pattern(rule.until)
         self.below = int(rule.probability * DRAW_END)
         self.matched = self.hits = self.gave_up = 0
+        self.ever = rule.until is not None and rule.until.ever
+        self.events = 0
+        """How often the event was seen, if that counts from the beginning."""
         self.held: deque[_Held] = deque()
 
     def may_hit(self, deliveries: int) -> bool:
@@ -133,11 +136,17 @@ class _Active:
         number = draw(seed, f"chaos/{self.rule.name}/{message_id}/after")
         return span.min + number % (span.max - span.min + 1)
 
+    def left(self) -> int:
+        """How many more events a hold that begins now waits for; none: it is over."""
+        until = self.rule.until
+        return 0 if until is None else until.count - self.events
+
     def event(self, by: Envelope | None = None) -> list[Envelope]:
         """The awaited event happened once more: who waited long enough.
 
         ``by``: it is an overtaking, of those whom this message can overtake.
         """
+        self.events += self.ever
         for held in self.held:
             held.left -= by is None or _overtakes(by, held.envelope)
         freed = [held.envelope for held in self.held if held.left <= 0]
@@ -179,6 +188,7 @@ class ChaosRules:
         self._until_by_kind: dict[str, tuple[_Active, ...]] = {}
         self._held = 0
         self._holds = 0
+        self._ever = any(active.ever for active in self._rules)
         self._uses_op = any(a.pattern.op or (a.until and a.until.op) for a in self._rules)
         self._ops: dict[str, tuple[str, str]] = {}
         """Program -> its current operation and that operation's kind."""
@@ -205,7 +215,7 @@ class ChaosRules:
     def delivered(self, envelope: Envelope) -> Sequence[Envelope]:
         """A message was delivered: the held ones that it sets free."""
         self.deliveries += 1
-        if not self._held:
+        if not self._held and not self._ever:
             return ()
         freed = [e for a in self._reorders if a.held for e in a.event(envelope)]
         if envelope.copy:
@@ -213,7 +223,8 @@ class ChaosRules:
             return freed
         for active in self._waiting_for(envelope.kind):
             until = active.until
-            if active.held and until and until.accepts(envelope, self._op_of(envelope)):
+            awaited = active.held or active.ever
+            if awaited and until and until.accepts(envelope, self._op_of(envelope)):
                 freed += active.event()
         self._held -= len(freed)
         return freed
@@ -221,10 +232,9 @@ class ChaosRules:
     def hold(self, envelope: Envelope, rule: str) -> None:
         """Keep a message until the event of its rule."""
         active = self._named[rule]
-        until = active.rule.until
         self._holds += 1
         self._held += 1
-        left = until.count if until else active.after(self.seed, envelope.id)
+        left = active.left() if active.until else active.after(self.seed, envelope.id)
         active.held.append(_Held(envelope, left, self._holds))
 
     def give_up(self) -> Sequence[Envelope]:
@@ -306,8 +316,10 @@ class ChaosRules:
         operation, kind = self._ops.get(operation_program(envelope.id), ("", ""))
         return kind if operation == operation_of(envelope.id) else ""
 
-    def _hit(self, active: _Active, envelope: Envelope) -> Fault:
+    def _hit(self, active: _Active, envelope: Envelope) -> Fault | None:
         active.hits += 1
+        if active.until and active.left() <= 0:
+            return None  # what it would wait for has happened
         after = active.after(self.seed, envelope.id)
         return Fault(KINDS[active.rule.fault], after, active.rule.name)
 

@@ -60,9 +60,14 @@ class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Until(Match, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The event of a hold: ``count`` matching messages were delivered since it began."""
+    """The event of a hold: ``count`` matching messages were delivered since it began.
+
+    With ``ever`` since the run began: who is slow enough to send what is held after the event does
+    not wait for another one.
+    """
 
     count: int = 1
+    ever: bool = False
 
 
 class After(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -110,7 +110,7 @@ class Oracle(MemoryRecords, GuestRecords):
         self._until_ended: tuple[dict[str, Any], ...] = (
             self.callbacks.began, self.progress.stuck, self.deadlocks.held, self.tables.reads,
             self.reaper.asked, self.moves.taken, self.moves.moved, self.moves.seen,
-            *((windows.inside, windows.zapped, windows.refused, windows.loads) if windows else ()),
+            *(windows.by_operation() if windows else ()),
         )  # fmt: skip
         """What rules keep by operation, and forget with it."""
         self._shadow = {part.name: frozenset(part.nodes()) for part in world.parts}
@@ -427,7 +427,7 @@ class Oracle(MemoryRecords, GuestRecords):
         op = record.op or self._op_id
         self.progress.retried(record, op, event, self._row, self.brackets.of)
         if self.windows is not None:
-            self.windows.retried(record, op)
+            self.windows.retried(record, op, self._row)
 
     def _bad_page(self, record: r.BadPage) -> None:
         event = self._event(type(record).__name__)

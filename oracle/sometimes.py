@@ -193,9 +193,12 @@ def window_conditions(
     """Every window of these kinds of operations that somebody can be in, in ``world``.
 
     With ``asked`` the others, and those of what a guest holds, are counted and not demanded.  Nor
-    are those of a device that the workload does not know: it may keep everybody out.
+    are those of a device that the workload does not know: it may keep everybody out.  Drivers with
+    interval notifiers do: ``mmu_interval_read_begin`` waits while an invalidation is under way, so
+    nobody is inside but who has passed it just before (mm/mmu_notifier.c, v5.5).
     """
-    counted = {cache.name for one in by_node_order() if one.made for cache in one.caches}
+    keeps_out = (one for one in by_node_order() if one.made or one.interval)
+    counted = {cache.name for one in keeps_out for cache in one.caches}
     if asked is not None:
         counted |= of_guests()
     return tuple(

@@ -24,7 +24,7 @@ whoever took the entry away waits for all of this, so it does not depend on the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from mmurace.nodes.secondary import Part, caches, of
 from mmurace.nodes.world import World
@@ -117,10 +117,16 @@ class Windows:
         """Operation in flight -> what it has made shadow MMUs lose."""
         self.refused: dict[str, str] = {}
         """Operation in flight -> the cache for which a fault was refused what it had loaded."""
+        self.refused_at: dict[str, int] = {}
+        """And what it then knew of memory."""
         self.loads: dict[str, list[tuple[Op, str, set[str]]]] = {}
         """Operation in flight -> in whose windows it has loaded the entry, and for which cache."""
         self._accessed: dict[str, int] = {}
         """An entry for a guest -> the delivery of the last access through it; the newest."""
+
+    def by_operation(self) -> tuple[dict[str, Any], ...]:
+        """What is kept of operations in flight, and can be forgotten with them."""
+        return self.inside, self.zapped, self.refused, self.refused_at, self.loads
 
     def table(self) -> dict[str, dict[str, int]]:
         """Kind of operation -> cache -> in how many windows somebody was; 0: never."""
@@ -176,9 +182,12 @@ class Windows:
         """``op`` throws away what it has loaded."""
         for read in op.reads if op is not None else ():
             if read.page.address == address:
-                for change in _since(read.page, read.n):
-                    if change.n <= row[self.memory]:
-                        self._beside(change, cache, op)
+                self._thrown_away(read, cache, op, row)
+
+    def _thrown_away(self, read: Read, cache: str, op: Op | None, row: Row) -> None:
+        for change in _since(read.page, read.n):
+            if change.n <= row[self.memory]:
+                self._beside(change, cache, op)
 
     def _beside(self, change: Change, cache: str, op: Op | None) -> None:
         if not change.op.ended and change.op is not op:
@@ -213,7 +222,7 @@ class Windows:
             if fill.read is zap.read and fill.cache in self.from_.values():
                 zap.inside |= self._accessed.get(fill.name, 0) > zap.row[self.memory]
 
-    def retried(self, record: FaultRetry, op_id: str) -> None:
+    def retried(self, record: FaultRetry, op_id: str, row: Row) -> None:
         """A fault may not install what it has loaded."""
         cache = self.reasons.get(record.why)
         if cache is None:
@@ -222,6 +231,11 @@ class Windows:
         for changer, wanted, counted in self.loads.pop(op_id, ()):
             if wanted == cache:
                 self._count(changer, cache, counted)
+        before, self.refused_at[op_id] = self.refused_at.get(op_id, 0), row[self.memory]
+        op = self.state.ops.get(op_id)
+        for read in op.reads if op is not None else ():
+            if read.n > before:  # what it had loaded earlier it has thrown away earlier
+                self._thrown_away(read, cache, op, row)
 
     def taken_away(self, change: Change) -> None:
         """An entry is taken away: the decisive step."""

@@ -211,7 +211,8 @@ def _stress(commands: Commands) -> None:
     _driver(parser)
     add("--set", dest="switches", action="append", default=[], metavar="SWITCH=VALUE",
         help="differ in a switch")  # fmt: skip
-    add("--world", type=Path, metavar="FILE", help="TOML: nodes, sizes, kernel, mix")
+    add("--world", type=Path, metavar="FILE",
+        help="TOML: nodes, sizes, kernel, mix; or machine or everything")  # fmt: skip
     add("--chaos", help="chaos rules: FILE.toml, or a name in broker/configs")
     add("--seconds", type=seconds, help="feed operations for so long")
     add("--operations", type=count, help="feed so many")

@@ -51,6 +51,9 @@ ARCH: Final = "x86"
 """The kernel where neither the file nor the command line names one: the first v6.6 on which the
 drivers of all machines flush what they are told."""
 
+WORLDS: Final = Path(__file__).resolve().parent / "world_files"
+"""The files that come with the emulator."""
+
 Switches = dict[str, object]
 
 
@@ -174,9 +177,13 @@ class WorldFile:
 
 
 def load_world(path: Path | None) -> WorldFile:
-    """What the file says; nothing without one.  Raises ``UserError`` with file and key path."""
+    """What the file says, or that of this name in ``scenarios/world_files``; nothing without one.
+
+    Raises ``UserError`` with file and key path.
+    """
     if path is None:
         return WorldFile()
+    path = find_world(path)
     where = str(path)
     table = convert(read_toml(path), WorldFileTable, where)
     if table.schema != SCHEMA:
@@ -184,6 +191,21 @@ def load_world(path: Path | None) -> WorldFile:
     file = WorldFile(where, table.kernel, table.nodes, table.sizes, table.mixed)
     file.check()
     return file
+
+
+def find_world(name: Path) -> Path:
+    """The file that ``name`` means; ``UserError`` if there is neither a file nor such a world."""
+    shipped = WORLDS / f"{name}.toml"
+    if name.suffix or name.exists() or shipped.parent != WORLDS:
+        return name
+    if shipped.exists():
+        return shipped
+    raise UserError(str(name), "no such world", f"a file, or {' or '.join(worlds())}")
+
+
+def worlds() -> list[str]:
+    """Names of the worlds that come with the emulator."""
+    return sorted(path.stem for path in WORLDS.glob("*.toml"))
 
 
 def _with_cpus(world: World, count: int) -> World:

@@ -255,6 +255,25 @@ def test_a_hold_ends_with_its_event_and_not_before() -> None:
     assert list(chaos.delivered(event)) == []
 
 
+@pytest.mark.parametrize("ever", [False, True])
+@pytest.mark.parametrize("before", range(4))
+def test_an_event_before_the_hold_counts_if_the_rule_says_so(before: int, ever: bool) -> None:
+    """A node that is slow sends what is to be held after the event, which then comes no more."""
+    until = {"kind": "FlushTlbIpi", "count": 2, "ever": ever}
+    chaos = rules_of(HOLD | {"match": {"dst": "b0"}, "until": until})
+    event, held = message("q/0.0", "FlushTlbIpi"), message()
+    for _ in range(before):
+        assert list(chaos.delivered(event)) == []
+    awaited = 2 - before if ever else 2
+    fault = chaos.fault(held)
+    assert (fault is not None) == (awaited > 0)
+    if fault is not None:
+        chaos.hold(held, fault.rule)
+        freed = [list(chaos.delivered(event)) for _ in range(awaited)]
+        assert freed == [[]] * (awaited - 1) + [[held]]
+    assert chaos.report()["rules"][0]["hits"] == 1
+
+
 def test_a_hold_whose_event_cannot_come_is_let_go_and_reported() -> None:
     chaos = rules_of(HOLD | {"match": {"kind": "PtlLock"}, "until": {"kind": "Munmap"}})
     run = make_run(1, chaos)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,11 @@ from mmurace.protocol.errors import (
     UserError,
 )
 from mmurace.report.matrix import matrix_dict, summary
+from tests.minimal import ROOT
 from tests.plugin_commands import DATA, run
+
+sys.path.insert(0, str(ROOT / "docs"))
+import matrix as pages
 
 PATCH = DATA / "shorter_bracket.py"
 PATCHED = ("--patch", "shorter-bracket")
@@ -136,3 +142,24 @@ def test_a_plugin_that_breaks_in_a_job_is_named(tmp_path: Path) -> None:
         told = run(tmp_path, *words, plugin=path)
         assert (told.status, told.out) == (4, "")
         assert "plug-in broken.py:15 (change_pte_range): KeyError: 1" in told.err
+
+
+def test_the_page_has_the_pairs_of_the_catalogue_and_all_are_as_expected() -> None:
+    """``python docs/matrix.py`` runs them."""
+    assert list(pages.problems(pages.PAGE.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead", "told"),
+    [
+        (r"^.*\[E12p\].* v6\.2 .*\n", "", "E12p v6.2: is missing"),
+        (r"(\[E12p\].* v6\.2 .* held \| )held", r"\1inconclusive", "E12p v6.2: is inconclusive"),
+        (r"S4 by kvm0 \| violated", "S3 by kvm0 | violated", "in the catalogue"),
+        (r"\Z", "| [E99](races/e99.md) | v6.2 | v6.2 x86 | held | held |\n", "in the catalogue"),
+    ],
+)
+def test_a_page_that_says_something_else_is_old(pattern: str, instead: str, told: str) -> None:
+    page = pages.PAGE.read_text(encoding="utf-8")
+    changed = re.sub(pattern, instead, page, count=1, flags=re.MULTILINE)
+    assert changed != page
+    assert told in "\n".join(pages.problems(changed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from mmurace.broker.schedules import RandomWalk, Schedule
 from mmurace.explorer.run.outcome import NO_PROGRESS, VIOLATED
 from mmurace.explorer.run.session import run_on_processes, simulate
 from mmurace.explorer.sample.strategies import Paces
+from mmurace.protocol.envelope import Envelope
 from mmurace.scenarios.catalogue import KernelCase, Race, load_all
 
 CASES = [
@@ -20,9 +23,31 @@ CASES = [
 SEEDS = 20
 
 
+class Starved:
+    """A node has its turn when none of those before it has one, as on a busy machine; now and then
+    somebody else is last.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed).random
+        self._change = 0.02 * (seed % 2)
+        self._order: dict[str, float] = {}
+
+    def pick(self, heads: list[Envelope]) -> int:
+        """The oldest head of the first node."""
+        nodes = sorted({envelope.dst for envelope in heads})
+        for node in nodes:
+            if node not in self._order or self._draw() < self._change:
+                self._order[node] = self._draw()
+        first = max(nodes, key=self._order.__getitem__)
+        of_it = [at for at, envelope in enumerate(heads) if envelope.dst == first]
+        return min(of_it, key=lambda at: heads[at].causes[-1:])
+
+
 def schedule(seed: int) -> Schedule:
-    """Half of the seeds walk at random, half have nodes of unequal pace, as processes are."""
-    return Paces(seed) if seed % 2 else RandomWalk(seed)
+    """They walk at random, have nodes of unequal pace, or leave some without their turn."""
+    strategies: tuple[Callable[[int], Schedule], ...] = (RandomWalk, Paces, Starved)
+    return strategies[seed % 3](seed)
 
 
 @pytest.mark.parametrize(("race", "case"), CASES)

@@ -110,6 +110,38 @@ def test_a_load_from_before_comes_after(last: str, late: bool) -> None:
     assert entered(s, "Mprotect", "iotlb") is (last != "away" and not late)
 
 
+@pytest.mark.parametrize(
+    ("order", "inside"),
+    [
+        (("load", "change", "refused"), True),
+        (("load", "refused", "change"), False),
+        (("change", "load", "refused"), False),
+        (("load", "refused", "change", "load", "refused"), False),
+        (("load", "refused", "load", "change", "refused"), True),
+    ],
+)
+def test_a_fault_is_refused_what_it_has_loaded(order: tuple[str, ...], inside: bool) -> None:
+    """What was loaded for an attempt before was thrown away with that one."""
+    s = Story()
+    s.map("t/0", entry(3))
+    s.begin("m/0", "cpu0", "Munmap")
+    s.begin("d/0", "dev0", "Dma")
+    pte = entry(3)
+    for what in order:
+        if what == "change":
+            s.call("m/0", "memory", change(pte, 0))
+            pte = 0
+        elif what == "load":
+            s.call("d/0", "memory", r.PteRead("mm0", PAGE, pte))
+        else:
+            s.go("d/0", "memory")  # the look at the sequence
+            s.go("d/0", "dev0", r.FaultRetry("mm0", PAGE, True, "mmu_invalidate_retry", "d/0"))
+            s.call("m/0", "dev0")  # which waits for the lock that the fault has
+    s.end("d/0", "dev0", "Dma")
+    s.end("m/0", "cpu0", "Munmap")
+    assert entered(s, "Munmap", "spte") is inside
+
+
 # ---- shadow MMUs -------------------------------------------------------------------------------
 
 

@@ -8,14 +8,16 @@ import pytest
 
 from mmurace import launch
 from mmurace.explorer.run import session
+from mmurace.nodes.secondaries import BUILT_IN
 from mmurace.nodes.secondaries.iommu_sva.part import Unit
 from mmurace.nodes.secondaries.iommu_sva.variant import SvaSwitches
 from mmurace.nodes.secondaries.ocxl.part import Link
+from mmurace.nodes.secondary import by_node_order, of
 from mmurace.protocol.errors import UserError
 from mmurace.report.commands import values
 from mmurace.scenarios.runs import workload_run
 from mmurace.scenarios.spec import RunSpec
-from mmurace.scenarios.world_file import WorldFile, load_world
+from mmurace.scenarios.world_file import WorldFile, load_world, worlds
 
 LOG = Path(__file__).parent / "data" / "numpy.strace"
 WHOLE = """
@@ -75,6 +77,29 @@ def test_a_whole_file_makes_that_world_and_runs(tmp_path: Path) -> None:
     outcome = session.simulate(saved)
     assert outcome.ending.complete
     assert {o.split("/")[0] for o in outcome.operations} >= {"Dma", "GuestTouch", "Munmap"}
+
+
+@pytest.mark.parametrize("name", worlds())
+@pytest.mark.parametrize(("release", "arch"), [("v6.6.5", "x86"), ("v6.6.88", "arm64")])
+def test_the_worlds_that_come_along_have_all_nodes_and_break_nothing(
+    name: str, release: str, arch: str
+) -> None:
+    file = load_world(Path(name))
+    spec = workload_run("mixed", file.kernel_of(release, arch), 1, operations_max=1500, file=file)
+    there = {part.key for part in by_node_order() if arch in part.machines and part in BUILT_IN}
+    assert {of(part).key for part in spec.world.parts} == there
+    assert not session.simulate(spec).violations
+
+
+def test_on_ppc_a_world_that_comes_along_has_links() -> None:
+    file = load_world(Path("machine"))
+    world = workload_run("mixed", file.kernel_of("v6.2", "ppc"), 0, file=file).world
+    assert len(world.parts_of(Link)) == 3
+
+
+def test_a_world_that_does_not_come_along_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no such world .expected a file, or everything or"):
+        load_world(Path("nothing"))
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
