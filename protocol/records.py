@@ -108,7 +108,7 @@ class FilePageWritten(Record, frozen=True):
 
 
 class FilePageMigrated(Record, frozen=True):
-    """A page of a file is in the frame ``new`` from here on, and will have the content of ``old``."""
+    """A page of a file is in the frame ``new`` from here on, which will get what ``old`` has."""
 
     old: int
     new: int

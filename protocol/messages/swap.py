@@ -189,8 +189,8 @@ class FreeSwapAndCache(Request[Ack], frozen=True):
 
 
 class FolioMigrateMapping(Request[Flag], frozen=True):
-    """``folio_migrate_mapping``: whether nobody but the caller, and the page cache or the swap cache
-    if it is in one, has a reference; then the new page is there instead.
+    """``folio_migrate_mapping``: whether nobody but the caller, and the page cache or the swap
+    cache if it is in one, has a reference; then the new page is there instead.
     """
 
     old: int

@@ -62,8 +62,8 @@ async def _map_if_valid(cpu: Processor, range_: HmmRange) -> int:
                                         invalidate_range_start: callback
                                         driver lock  [Required: not held by who waits here]
 
-    The callback is annotated for that: ``__mmu_notifier_invalidate_range_start_map`` is taken by who
-    calls it, and by who reclaims (mm/mmu_notifier.c, ``fs_reclaim_acquire`` of mm/page_alloc.c).
+    Callbacks are annotated for that: ``__mmu_notifier_invalidate_range_start_map`` is taken by who
+    calls them, and by who reclaims (``fs_reclaim_acquire``, mm/page_alloc.c).
     """
     when = GpuSwitches.of(cpu.world.kernel).gpu_alloc
     page = await _page_for_table(cpu, range_.mm) if when == "before_lock" else -1

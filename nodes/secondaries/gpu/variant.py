@@ -90,8 +90,8 @@ class GpuSwitches(Switches, frozen=True):
     )
     """Where a driver has the memory for its own table from: it waits for none under its lock
     (dmirror: GFP_ATOMIC); or it takes a page, for which others may be reclaimed, before it takes
-    the lock that its callback takes, or under it.  Here the page goes back when the range is mapped:
-    the table itself is in the device."""
+    the lock that its callback takes, or under it.  Here the page goes back when the range is
+    mapped: the table itself is in the device."""
     gpu_fence_signal: Literal["alone", "under_lock"] = switch(
         "drivers/dma-buf/dma-fence.c",
         "dma_fence_begin_signalling",
