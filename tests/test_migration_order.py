@@ -261,3 +261,18 @@ def test_a_lockless_walk_ends_before_its_table_is_freed() -> None:
     assert stray_loads("x86") == 0
     assert stray_loads("x86", rcu_table_free=True) == 0
     assert stray_loads("arm64", rcu_table_free=False) > 0
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_range_of_any_length_costs_what_is_mapped_in_it(mapped: bool) -> None:
+    """2^36 pages, two of them there, in a hole or in one mapping."""
+    start, length = 1 << 40, 1 << 46
+    here = World(kernel=preset("v6.6.5"), levels=4, entries=512, frames=64)
+    far = [start + page(3), start + length - page(700)]
+    maps = [(start, length)] if mapped else [(at, page(1)) for at in far]
+    steps: list[tuple[str, op.Operation]] = [
+        *(("cpu0", op.Mmap(MM, at, size, True, True)) for at, size in maps),
+        *(("cpu0", op.Touch(MM, at, True, 1)) for at in far),
+        ("cpu0", op.MigratePages(MM, start, length)),
+    ]
+    assert results(here, tuple(steps), "MigratePages") == [2]

@@ -26,6 +26,8 @@ BROKEN = [
     ("E05", "v6.2-quiet-end", "", {"O", "S1"}),
     ("E05d", "v6.6-own-range", "", {"O", "S3"}),
     ("E11c", "v6.6-own-range", "", {"O", "S9"}),
+    ("E14", "v5.17", "", {"S4", "O"}),
+    ("E30", "unlocks-early", "", {"S4"}),
     (READ_FAULT, "v6.6.5", "access flags are stored plainly", {"S16"}),
 ]
 """Races with a kernel, a mistake that it makes beside, and what is broken then."""

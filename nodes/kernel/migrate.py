@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmurace.nodes.kernel import page_alloc, rmap, tlbbatch
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
+from mmurace.nodes.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM
 from mmurace.nodes.kernel.follow_page import follow_page
 from mmurace.nodes.kernel.locking import (
     folio_lock,
@@ -14,7 +14,14 @@ from mmurace.nodes.kernel.locking import (
     mmap_read_unlock,
 )
 from mmurace.nodes.kernel.page_ref import get_page, put_page
-from mmurace.nodes.kernel.pgtable import pte_offset_map_lock, pte_unmap_unlock, ptep_get, set_pte_at
+from mmurace.nodes.kernel.pagewalk import first_entry
+from mmurace.nodes.kernel.pgtable import (
+    PMD,
+    pte_offset_map_lock,
+    pte_unmap_unlock,
+    ptep_get,
+    set_pte_at,
+)
 from mmurace.nodes.kernel.tlbbatch import TlbUbc
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.limits import PAGE_SIZE
@@ -37,16 +44,32 @@ from mmurace.protocol.records import Coverage
 
 
 async def move_pages(cpu: Processor, mm: str, address: int, length: int) -> int:
-    """``move_pages``: migrate what is mapped in the range; how many pages moved, or -errno."""
+    """``move_pages``: migrate what is mapped in the range; how many pages moved, or -errno.
+
+    A caller lists pages one by one (``do_pages_move``), and nobody lists a hole of many tables.  So
+    of a range that long only what has entries is looked at, as ``migrate_pages`` does
+    (mm/mempolicy.c: ``queue_pages_range``, by ``walk_page_range``, which passes over holes).
+    """
     if address % PAGE_SIZE or length <= 0 or address + length > cpu.world.address_end():
         return -EINVAL
-    moved = 0
-    for at in range(address, address + page_align(length), PAGE_SIZE):
+    moved, at, end = 0, address, address + page_align(length)
+    while at < end:
         result = await _migrate_one_page(cpu, mm, at)
         if result == -ENOMEM:
             return result
         moved += result == 0
+        at += PAGE_SIZE
+        if result in (-EFAULT, -ENOENT) and end - at > 1 << cpu.world.shift(PMD):
+            at = await _next_entry(cpu, mm, at, end)
     return moved
+
+
+async def _next_entry(cpu: Processor, mm: str, start: int, end: int) -> int:
+    """The first address from ``start`` on with an entry; ``end`` if there is none."""
+    await mmap_read_lock(cpu, mm)
+    found = await first_entry(cpu, mm, start, end)
+    await mmap_read_unlock(cpu, mm)
+    return found
 
 
 async def _migrate_one_page(cpu: Processor, mm: str, address: int) -> int:

@@ -36,3 +36,30 @@ async def _walk_range(
         child = ptes.frame_of(found[1])
         await _walk_range(cpu, level - 1, child, (address, following), pmd_entry)
         address = following
+
+
+async def first_entry(cpu: Processor, mm: str, start: int, end: int) -> int:
+    """The first address in [start, end) whose entry is not none; ``end`` if there is none.
+
+    Under mmap_lock, without the page-table lock: whoever goes there has to look again.
+    """
+    top = cpu.world.levels - 1
+    found = await _first_entry(cpu, top, cpu.world.pgd(mm), (start, end))
+    return end if found is None else found
+
+
+async def _first_entry(
+    cpu: Processor, level: int, table: int, part: tuple[int, int]
+) -> int | None:  # fmt: skip
+    """The same below a table; None if there is none."""
+    address, end = part
+    while entry := await next_entry_not_none(cpu, level, table, address, end):
+        if level == PTE:
+            return entry[0]
+        address, following = entry[0], addr_end(cpu, level, entry[0], end)
+        below = (address, following)
+        found = await _first_entry(cpu, level - 1, ptes.frame_of(entry[1]), below)
+        if found is not None:
+            return found
+        address = following
+    return None

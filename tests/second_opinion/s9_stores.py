@@ -63,7 +63,8 @@ def mapped_instead(trace: Trace, store: DataAccess, target: int, copied: Event) 
     """Whether whoever made a copy put it in the entry after the store's translation was read."""
     return any(
         c.place == store.through.place and c.op == copied.op and c.at > copied.at
-        and ptes.hw_present(c.new) and ptes.frame_of(c.new) == target
+        and (ptes.hw_present(c.new) or ptes.is_device_private(c.new))
+        and ptes.frame_of(c.new) == target
         and same_page(trace, store, c.at) and store.through.read < c.at
         for c in trace.changes
     )  # fmt: skip

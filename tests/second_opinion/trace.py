@@ -21,7 +21,7 @@ from mmurace.protocol.ranges import covers
 from mmurace.protocol.trace import TraceStep
 
 NEVER: Final = 1 << 62
-SHADOW: Final = ("spte", "gtlb", "vmcs", "gmmu")
+SHADOW: Final = ("spte", "gtlb", "vmcs", "gmmu", "gpc")
 """Caches that are filled from a table of the subscriber's own (it holds it, or ``tag`` is its
 name); all others are filled from the table of the mm."""
 
@@ -215,20 +215,27 @@ class Trace:
         return found
 
     def _translations(self) -> list[Translation]:
-        loads: dict[str, tuple[int, Place]] = {}
-        """Message id of a load -> when, and of which entry; also by the name of a fill."""
+        loads: dict[str, tuple[int, Place, int]] = {}
+        """Message id of a load -> when, of which entry, and by what it is reached (an exclusive
+        entry is not as others are); also by the name of a fill."""
         found = []
         for event in self.events:
             record = event.record
             if isinstance(record, r.PteRead):
-                loads[event.step.id] = event.at, (record.mm, record.address)
+                reached = record.pte & ptes.REACHED_BY
+                loads[event.step.id] = event.at, (record.mm, record.address), reached
+            elif isinstance(record, r.PteChange) and ptes.is_device_exclusive(record.new):
+                # whoever made it exclusive knows it without a load
+                place = record.mm, record.address
+                loads[event.step.id] = event.at, place, record.new & ptes.REACHED_BY
             elif isinstance(record, r.Fill):
-                unknown = self.messages.get(record.source, event.at), ("", record.address)
-                read, place = loads[record.fill] = loads.get(record.source, unknown)
+                unknown = self.messages.get(record.source, event.at), ("", record.address), 0
+                load = loads[record.fill] = loads.get(record.source, unknown)
+                read, place, reached = load
                 found.append(
                     Translation(
                         record.fill, record.cache, record.tag, event.step.dst, record.address,
-                        record.pte, read, place, [(event.at, NEVER)],
+                        record.pte & ~ptes.REACHED_BY | reached, read, place, [(event.at, NEVER)],
                     )
                 )  # fmt: skip
         return found
