@@ -15,6 +15,7 @@ from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.messages import device_memory as d
 from mmurace.protocol.messages import memory as m
 from mmurace.protocol.messages.base import Ack, Message
+from mmurace.protocol.records import BadPageCheck
 
 
 class DeviceMemory(Anon):
@@ -32,6 +33,10 @@ class DeviceMemory(Anon):
             d.FolioWaitIdle: self.folio_wait_idle,
         }  # fmt: skip
 
+    def bad_page(self, frame: int, check: BadPageCheck) -> None:
+        """A check has failed."""
+        raise NotImplementedError
+
     def frame_alloc(self, message: m.FrameAlloc, _: Envelope) -> m.FrameNumber:
         """Take a frame out of the pool."""
         raise NotImplementedError
@@ -46,6 +51,9 @@ class DeviceMemory(Anon):
 
     def page_pgmap(self, message: d.PagePgmap, _: Envelope) -> d.Pgmap:
         """Whose memory it is; of a frame that has another owner by now, that one's."""
+        if message.ops and not self.frame(message.frame).refs:
+            self.port.touch(("page", message.frame), "read")
+            self.bad_page(message.frame, "pgmap")
         return d.Pgmap(self.frame(message.frame).pgmap)
 
     def folio_wait_idle(self, message: d.FolioWaitIdle, envelope: Envelope) -> Ack | None:

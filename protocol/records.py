@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
-BadPageCheck = Literal["map", "refcount", "mapcount", "cache", "ptl"]
+BadPageCheck = Literal["map", "refcount", "mapcount", "cache", "ptl", "pgmap"]
 """An entry leads nowhere; a reference or a mapping too few; mapped, and in no page cache; the lock
-of a table that was freed."""
+of a table that was freed; ``page->pgmap->ops`` of a page that nobody has."""
 
 
 class Record(

@@ -76,7 +76,7 @@ async def _migrate_to_ram(cpu: Processor, fault: VmFault, page: int) -> int:
     Of a page that is free and has another owner by now there is no ``pgmap``; the kernel would take
     for one what it finds, here the fault is tried again.
     """
-    node = (await cpu.mem(PagePgmap(page))).owner
+    node = (await cpu.mem(PagePgmap(page, ops=True))).owner
     part = cpu.world.part_of(node)
     handler = of(part).migrate_to_ram if part is not None else None
     if handler is None:

@@ -29,6 +29,7 @@ _SAID: Final[Mapping[BadPageCheck, tuple[str, str]]] = {
     "mapcount": ("Q4", "bad page state: a mapping was removed that was not there"),
     "cache": ("Q4", "bad page cache: a page was mapped that belongs to no file any more"),
     "ptl": ("S8", "the lock of a page-table page was taken after that was freed"),
+    "pgmap": ("S1", "the driver of a device's page was asked for it after that had been freed"),
 }
 """Check -> the rule, and what a report says."""
 

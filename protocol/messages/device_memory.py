@@ -26,6 +26,8 @@ class PagePgmap(Request[Pgmap], frozen=True):
     """Look at ``page->pgmap``, with nothing held: whose memory is it?"""
 
     frame: int
+    ops: bool = False
+    """To call one of its functions for the page, which must be somebody's then."""
     OBJECT: ClassVar[tuple[str, ...]] = ("page", "frame")
     ACCESS: ClassVar[str] = "read"
 
