@@ -56,6 +56,7 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "kernels": catalogue.kernels, "repro": races.repro, "explore": races.explore,
     "matrix": races.matrix, "hunt": hunt.hunt, "conform": measured.conform,
     "replay": saved.replay, "minimize": saved.minimize, "explain": saved.explain,
+    "report": saved.report,
     "check": saved.check, "step": step.step, "schema": shell.schema, "completion": shell.completion,
     TOUR: tour.show_tour,
 }  # fmt: skip

@@ -340,6 +340,10 @@ def _of_what_was_saved(commands: Commands) -> None:
     add("source", type=Path, metavar="FILE", help="a schedule file, or a run")
     add("--format", dest="form", type=of(Form), default=Form.terminal, metavar="|".join(Form),
         help="how it is written")  # fmt: skip
+    what = "Write a page that shows a violation, for a browser."
+    add = (report := commands.add("report", what)).add_argument
+    add("source", type=Path, metavar="FILE", help="a schedule file, or a run")
+    _out(report, "the page to write; else report.html in the run, or beside the schedule")
     check = commands.add("check", "Judge a saved run with the oracle alone.")
     check.add_argument("source", type=Path, metavar="DIR", help="a saved run")
 

@@ -328,3 +328,14 @@ WORDINGS: Final[Mapping[str, Callable[[Values, Row], str]]] = {
     "WalkDiscarded": _says("walk discarded, it overlapped an invalidation"),
 }
 """Kind of a message or record -> its row in words; other messages say it themselves."""
+
+
+def lock_of(row: Row) -> tuple[str, str] | None:
+    """Whether it ``takes``, ``waits`` for or ``gives`` back a lock, and which; None: neither."""
+    message = kind_of(row.kind)
+    lock = None if message is None else message.TAKES or message.GIVES_BACK
+    if message is None or lock is None:
+        return None
+    waits = row.values.get("state") == "waits"
+    what = "gives" if message.TAKES is None else "waits" if waits else "takes"
+    return what, _name_of(lock, row.values, row)

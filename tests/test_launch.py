@@ -111,7 +111,7 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--chaos", "gone"), "gone: no such chaos configuration (expected "),
     (("stress", "--out", "full"), "--out: full is not empty (expected a new or an empty "),
     (("stress", "--out", "bad.toml"), "bad.toml: cannot be made: "),
-    (("show", "E99"), "scenario: unknown scenario 'E99' (expected perhaps E09"),
+    (("show", "E99"), "scenario: unknown scenario 'E99' (expected perhaps E"),
     (("repro", "E99"), "scenario: unknown scenario 'E99'"),
     (("repro", "E08", "--kernel", "v1"), "--kernel: E08 has no kernel 'v1' (expected one of "),
     (("explore", "E08", "--strategy", "best"), "--strategy: is 'best' (expected one of random, "),

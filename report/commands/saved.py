@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from mmurace.explorer.run import outcome as codes
 from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
+from mmurace.report import formats
 from mmurace.report.arguments import Form, On
 from mmurace.report.commands.run import finish, print_json
 from mmurace.report.directory import new_run, point_to, replay_name, saved_record
@@ -15,6 +17,9 @@ from mmurace.report.interrupts import interrupts
 from mmurace.report.progress import Progress
 from mmurace.report.schedules import other_plugins
 from mmurace.report.screen import say, stderr, stdout, write_out
+
+PAGE: Final = "report.html"
+"""The page of a run, beside its other files."""
 
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
@@ -74,6 +79,25 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
         print_json(interleaving.as_dict(explanation))
     else:
         write_out(interleaving.written(explanation, form, stdout().width).rstrip("\n"))
+    return codes.VIOLATED
+
+
+def report(source: Path, out: Path | None, as_json: bool) -> int:
+    """Write a page that shows a violation, for a browser."""
+    from mmurace.nodes.files import write_whole
+    from mmurace.report import explaining
+    from mmurace.report.page.model import page_of
+    from mmurace.report.page.write import html_of
+
+    with damage_of(source):
+        explanation = explaining.explanation_of(source)
+    file = out or (source / PAGE if source.is_dir() else source.with_suffix(".html"))
+    commands = [formats.command(word, str(source)) for word in ("explain", "replay", "step")]
+    write_whole(file, html_of(page_of(explanation, commands)).encode())
+    if as_json:
+        print_json({"page": str(file)})
+    else:
+        write_out(str(file))
     return codes.VIOLATED
 
 
