@@ -115,5 +115,7 @@ def test_the_command_writes_it_beside_what_it_shows(
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert launch.main(["report", str(run), "--out", str(tmp_path / "other.html")]) == 1
     assert (tmp_path / "other.html").exists()
+    assert launch.main(["report", str(run), "--out", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     assert launch.main(["report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err

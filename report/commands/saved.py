@@ -84,7 +84,7 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
 
 def report(source: Path, out: Path | None, as_json: bool) -> int:
     """Write a page that shows a violation, for a browser."""
-    from mmurace.nodes.files import write_whole
+    from mmurace.nodes.files import not_opened, write_whole
     from mmurace.report import explaining
     from mmurace.report.page.model import page_of
     from mmurace.report.page.write import html_of
@@ -93,7 +93,10 @@ def report(source: Path, out: Path | None, as_json: bool) -> int:
         explanation = explaining.explanation_of(source)
     file = out or (source / PAGE if source.is_dir() else source.with_suffix(".html"))
     commands = [formats.command(word, str(source)) for word in ("explain", "replay", "step")]
-    write_whole(file, html_of(page_of(explanation, commands)).encode())
+    try:
+        write_whole(file, html_of(page_of(explanation, commands)).encode())
+    except OSError as error:
+        raise not_opened(file, error, "cannot be written", "a file") from None
     if as_json:
         print_json({"page": str(file)})
     else:
