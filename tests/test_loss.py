@@ -139,17 +139,21 @@ def test_one_fault_on_each_kind_changes_no_verdict(arch: str, fault: str) -> Non
 
 
 UNSEEN: Final = {
+    "ChangeProtNuma": "nobody balances nodes",
     "ClearRefs": "nobody looks for soft-dirty pages",
     "FenceSignal": "a worker with the driver's lock before a fence, which no release has",
     "GpcClear": "a frame number must be cached when its page is taken away",
+    "FolioPutbackLru": "a migration that finds its page in use",
     "FolioWaitIdle": "a fault on a page of a device that somebody else is about",
     "GetUserPage": "a fault of a table from outside; the drivers here have their own",
     "InvalidateRangeEnd": "the same of its callbacks",
     "InvalidateRangeStart": "the same of its callbacks",
+    "KsmScan": "there is no ksmd",
     "PagePgmap": "whose page of a device it is that another device comes to",
+    "PagesIdentical": "the same",
     "PasidFind": "in a release callback that no version of the driver has",
     "ReclaimThrottle": "reclaim waits for other reclaim only when the pool is empty",
-    "SwapCount": "a slot is counted up to v5.8, and when reclaim finds its page gone",
+    "SetPageKsm": "the same",
     "SwapCacheDelete": "a page must be mapped again while it is written to swap",
     "TlbBatchedStore": "the marker is a flag up to v5.16 only; later kernels count",
 }

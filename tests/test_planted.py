@@ -202,18 +202,18 @@ def protects_in_two_passes(patch: pytest.MonkeyPatch) -> None:
     between, where it is ``ptep_modify_prot_start`` that takes the entry out.
     """
 
-    async def change(
-        cpu: Any, gather: Any, vma: Any, table: int, address: int, end: int
+    async def change_pte_range(
+        cpu: Any, gather: Any, change: Any, table: int, address: int, end: int
     ) -> None:  # fmt: skip
         await spin_lock(cpu, table)
         pages = range(address, end, 4096)
         for at, pte in [(at, await pgtable.ptep_get(cpu, table, at)) for at in pages]:
             if ptes.pte_present(pte):
-                await pgtable.set_pte_at(cpu, table, at, mprotect.pte_modify(pte, vma))
+                await pgtable.set_pte_at(cpu, table, at, mprotect.pte_modify(pte, change.vma))
                 gather.adjust_range(at)
         await spin_unlock(cpu, table)
 
-    patch.setattr(mprotect, "change_pte_range", change)
+    patch.setattr(mprotect, "change_pte_range", change_pte_range)
 
 
 def forgets_the_end(patch: pytest.MonkeyPatch) -> None:

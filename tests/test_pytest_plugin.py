@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from mmurace.testing import RaceFailed, Racer
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parents[1]
-WITH = ("-p", "mmurace.pytest_plugin", "-p", "no:cacheprovider")
+INSTALLED = any(one.name == "mmurace" for one in entry_points(group="pytest11"))
+"""Then pytest finds it itself, and does not take it twice."""
+WITH = (*(() if INSTALLED else ("-p", "mmurace.pytest_plugin")), "-p", "no:cacheprovider")
 
 
 def my_race() -> str:

@@ -7,10 +7,10 @@ from mmurace import plugin as api
 
 @api.replaces("mm/mprotect.c", "change_pte_range", patch="shorter-bracket")
 async def change_pte_range(
-    cpu: api.Processor, gather: Any, vma: Any, table: int, address: int, end: int
+    cpu: api.Processor, gather: Any, change: Any, table: int, address: int, end: int
 ) -> None:
     """The bracket ends when the shadow entries are gone, so that no fault has to wait."""
-    event = api.MmuNotifierEvent.PROTECTION_VMA
+    vma, event = change.vma, api.MmuNotifierEvent.PROTECTION_VMA
     range_ = api.mmu_notifier.MmuNotifierRange(gather.mm, vma.start, vma.end, event)
     await api.mmu_notifier.invalidate_range_end(cpu, range_)
-    await change_pte_range.stock(cpu, gather, vma, table, address, end)
+    await change_pte_range.stock(cpu, gather, change, table, address, end)
