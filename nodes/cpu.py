@@ -11,7 +11,6 @@ from mmurace.nodes.kernel import (
     fork,
     ksm,
     madvise,
-    memory,
     mempolicy,
     migrate,
     mmap,
@@ -27,6 +26,7 @@ from mmurace.nodes.kernel import (
 from mmurace.nodes.kernel.errno import EAGAIN, EINTR
 from mmurace.nodes.kernel.exec import exec_mmap
 from mmurace.nodes.kernel.exit import exit_group, exit_mm
+from mmurace.nodes.kernel.fault import do_user_addr_fault
 from mmurace.nodes.node import Node
 from mmurace.nodes.pwc import mapped_by_tables
 from mmurace.nodes.secondary import Secondary, SystemCall, Work, secondaries
@@ -238,7 +238,7 @@ class Processor(Node):
             if entry is not None:
                 await data_access(self.tlb, entry, address, write, value)
                 return 0
-            result = await memory.handle_mm_fault(self, mm, address, write)
+            result = await do_user_addr_fault(self, mm, address, write)
             if result:
                 return result
             if attempts.refusals:
@@ -262,6 +262,7 @@ SYSTEM_CALLS: dict[type[op.Operation], SystemCall] = {
     op.ChangeProtNuma: lambda c, o: mempolicy.task_numa_work(c, o.mm, o.address, o.length),
     op.MadviseDontneed: lambda c, o: madvise.madvise_dontneed(c, o.mm, o.address, o.length),
     op.MadviseFree: lambda c, o: madvise.madvise_free(c, o.mm, o.address, o.length),
+    op.MadviseNohugepage: lambda c, o: madvise.madvise_nohugepage(c, o.mm, o.address, o.length),
     op.Mremap: lambda c, o: mremap.do_mremap(
         c, o.mm, o.address, o.length, o.new_address, o.new_length
     ),

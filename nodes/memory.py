@@ -87,7 +87,7 @@ class Memory(DeviceMemory, MemoryLocks, IntervalTrees):
         super().__init__(name, world, port)
         self.frames: list[Frame] = [Frame() for _ in range(world.frames)]
         self.frames[ZERO_PAGE].refs = 1
-        self.locks = {}
+        self.locks, self.vma_locks = {}, {}
         self.mms = {mm: MmStruct(world.subscribers(mm)) for mm in world.mms}
         for mm in world.mms:
             pgd = self.frames[world.pgd(mm)]
@@ -355,6 +355,10 @@ class Memory(DeviceMemory, MemoryLocks, IntervalTrees):
         return m.Mappings(tuple(frame.rmap), frame.ksm)
 
     # -- the mm --------------------------------------------------------------------------
+
+    def vmas_of(self, mm: str) -> list[m.Vma]:
+        """The VMAs of an mm, by address."""
+        return self.mms[mm].vmas
 
     def vma_find(self, message: m.VmaFind, _: Envelope) -> m.VmaRange:
         """VMAs overlapping a range, and the gap around it."""

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 from mmurace.nodes.driver import Handler
 from mmurace.nodes.locks import LockWord
-from mmurace.nodes.node import Node
+from mmurace.nodes.vma_locks import VmaLocks
 from mmurace.protocol.envelope import Envelope
 from mmurace.protocol.errors import EmulatorError
 from mmurace.protocol.messages import filemap as fm
 from mmurace.protocol.messages import memory as m
+from mmurace.protocol.messages import vma_lock
 from mmurace.protocol.messages.base import Ack, Message
 from mmurace.protocol.records import BadPageCheck
 
 
-class MemoryLocks(Node):
+class MemoryLocks(VmaLocks):
     """The part of the ``memory`` node that grants locks, each in the order of the requests."""
 
     locks: dict[tuple[str, str | int], LockWord]
@@ -39,10 +40,12 @@ class MemoryLocks(Node):
             m.PtlLock: self.ptl_lock, m.PtlUnlock: self.ptl_unlock,
             m.MmapLock: self.mmap_lock, m.MmapUnlock: self.mmap_unlock,
             m.MmapDowngrade: self.mmap_downgrade,
+            vma_lock.MmapReadTrylock: self.mmap_read_trylock,
             m.FolioLock: self.folio_lock, m.FolioUnlock: self.folio_unlock,
             m.AnonVmaLock: self.anon_vma_lock, m.AnonVmaUnlock: self.anon_vma_unlock,
             fm.InodeLock: self.inode_lock, fm.InodeUnlock: self.inode_unlock,
             fm.ImmapLock: self.i_mmap_lock, fm.ImmapUnlock: self.i_mmap_unlock,
+            **self.vma_lock_handlers(),
         }  # fmt: skip
 
     def _acquire(self, lock: tuple[str, str | int], request: str, write: bool) -> Ack | None:
@@ -81,12 +84,23 @@ class MemoryLocks(Node):
         """Grant mmap_lock, now or in turn."""
         return self._acquire(("mmap_lock", message.mm), envelope.id, message.write)
 
+    def mmap_read_trylock(self, message: vma_lock.MmapReadTrylock, envelope: Envelope) -> m.Flag:
+        """Take mmap_lock for read, if nobody has it for write or waits for it."""
+        lock = ("mmap_lock", message.mm)
+        word = self.locks.get(lock)
+        if word is not None and (word.writer or word.waiters):
+            return m.Flag(False)
+        self._acquire(lock, envelope.id, False)
+        return m.Flag(True)
+
     def mmap_unlock(self, message: m.MmapUnlock, _: Envelope) -> Ack:
-        """Release mmap_lock."""
+        """Release mmap_lock, and with it the VMAs that are held for write."""
+        self.vma_end_write_all(message.mm)
         return self._release(("mmap_lock", message.mm))
 
     def mmap_downgrade(self, message: m.MmapDowngrade, _: Envelope) -> Ack:
-        """Turn the write hold of mmap_lock into a read hold."""
+        """Turn the write hold of mmap_lock into a read hold; VMAs are not held any more."""
+        self.vma_end_write_all(message.mm)
         self._granted(self.locks["mmap_lock", message.mm].downgrade())
         return Ack()
 

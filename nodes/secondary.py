@@ -164,6 +164,10 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether it hears only what its driver tells it, and no broadcast of the processors."""
         return True
 
+    def waits_for_mmap_lock(self, cache: str, kernel: Kernel) -> bool:  # noqa: ARG002
+        """Whether who fills that cache of it takes mmap_lock before it loads anything."""
+        return False
+
     def host_page(self, address: int) -> tuple[str, int] | None:
         """What one of its own addresses stands for: (mm, host address)."""
         for mm, own, host, size in self.ranges():

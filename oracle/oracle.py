@@ -16,7 +16,7 @@ from mmurace.oracle.rules.l1_l3_progress import Deadlocks, FaultProgress
 from mmurace.oracle.rules.l2_q1_callbacks import END, Callbacks
 from mmurace.oracle.rules.l4_completion import Completion
 from mmurace.oracle.rules.l5_reaper import Reaper
-from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK, StaleDenials
+from mmurace.oracle.rules.l6_denials import UNLOCKS, StaleDenials
 from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
 from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
 from mmurace.oracle.rules.o_s4_deadlines import OPERATION_ENDED, Obligations
@@ -199,7 +199,7 @@ class Oracle(MemoryRecords, GuestRecords):
             self.deadlocks.lock(kind, op_id, message.src, message.dst)
         if kind == PTL_LOCK:
             self.inherited.locked(op, row[self._memory])
-        elif kind == MMAP_UNLOCK:
+        elif kind in UNLOCKS:
             op.unlocked = n
 
     def forget_before(self, n: int) -> None:

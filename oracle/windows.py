@@ -45,6 +45,10 @@ TAKES_AWAY: Final = frozenset({
 """Operations that are there to take entries away, and ``Touch`` as it copies on write.
 
 Other accesses do too, when they fault, but nobody else need be beside them in a small world."""
+HOLDS_MMAP_LOCK: Final = frozenset({
+    "Mmap", "Mremap", "Fork", "Execve", "Exit", "Munmap", "Brk", "Mprotect", "ClearRefs",
+})  # fmt: skip
+"""Those of them that hold it for write."""
 SOFT_DIRTY: Final = frozenset({"x86", "ppc"})
 """Architectures with ``CONFIG_MEM_SOFT_DIRTY``; ``ClearRefs`` changes nothing on others."""
 _MOVES_ANY_PAGE: Final = frozenset({"MigratePages", "Kswapd"})
@@ -69,14 +73,21 @@ def _caches(world: World, kind: str) -> Iterable[str]:
         yield "tlb"
     latched = kinds().latched
     for name in caches():
-        asked = (part for part in world.parts if part.holders().get(name) and _is_asked(part))
+        asked = (part for part in world.parts if _may_enter(part, name, kind, world))
         if any(asked) and (name not in latched or kind in _MOVES_ANY_PAGE):
             yield name
 
 
-def _is_asked(part: Part) -> bool:
-    """Whether some node of it can be asked for an access."""
-    return any(nodes(part) for nodes in of(part).accesses.values())
+def _may_enter(part: Part, cache: str, kind: str, world: World) -> bool:
+    """Whether some node of it can be asked for an access, and then gets that far.
+
+    Who takes mmap_lock first comes too late for an operation that holds it for write, or is through
+    before that has begun, but for the rarest of schedules.
+    """
+    asked = any(nodes(part) for nodes in of(part).accesses.values())
+    if not asked or not part.holders().get(cache):
+        return False
+    return kind not in HOLDS_MMAP_LOCK or not part.waits_for_mmap_lock(cache, world.kernel)
 
 
 class _Zap:

@@ -18,7 +18,7 @@ from mmurace.explorer.exhaustive.deferrable import may_come_later
 from mmurace.explorer.exhaustive.state_values import Frozen, clone, freeze_driver
 from mmurace.nodes.driver import Driver
 from mmurace.nodes.footprint import Footprint, conflict, track
-from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK
+from mmurace.oracle.rules.l6_denials import UNLOCKS
 from mmurace.oracle.rules.o_inherited import LOOK, PTL_LOCK
 from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK
 from mmurace.oracle.rules.o_s4_deadlines import REVOKING
@@ -152,7 +152,7 @@ def judged_by_order(kind: str, operation: str, records: Iterable[Record]) -> int
         found = DUE  # of what was moved under the lock
     elif kind == PTL_LOCK and operation in LOOK:
         found = REACHES  # what was changed before, its holder finds changed
-    elif kind == MMAP_UNLOCK:
+    elif kind in UNLOCKS:
         found = LEAVES
     for record in records:
         found |= _ORDERED.get(type(record), 0)

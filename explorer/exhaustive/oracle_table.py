@@ -19,7 +19,7 @@ from mmurace.explorer.exhaustive.node_tables import Move, Sent
 from mmurace.nodes.secondary import secondaries
 from mmurace.nodes.world import World
 from mmurace.oracle.oracle import Oracle
-from mmurace.oracle.rules.l6_denials import MMAP_UNLOCK
+from mmurace.oracle.rules.l6_denials import UNLOCKS
 from mmurace.oracle.rules.o_inherited import PTL_LOCK, Inherited
 from mmurace.oracle.rules.o_s2_moves import PTL_UNLOCK, Moves
 from mmurace.oracle.rules.o_s8_page_tables import Tables
@@ -33,7 +33,7 @@ Frozen = Hashable
 
 RULES: Final = ("O", "S1", "S2", "S3", "S4", "S6", "S10", "S13", "L3", "L6")
 """Rules whose whole memory is part of a state (L3 needs none), so that they are judged in all."""
-_SEEN_WITHOUT_RECORDS: Final = frozenset({PTL_LOCK, PTL_UNLOCK, MMAP_UNLOCK})
+_SEEN_WITHOUT_RECORDS: Final = frozenset({PTL_LOCK, PTL_UNLOCK}) | UNLOCKS
 
 
 class TotalOrder(Order):

@@ -22,6 +22,7 @@ from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.page_ref import get_page, put_page
 from mmurace.nodes.kernel.pgtable import ptep_get, set_pte_at
 from mmurace.nodes.kernel.vm_fault import ANON_FLAGS, VmFault
+from mmurace.nodes.kernel.vma_lock import vmf_anon_prepare
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
@@ -220,6 +221,9 @@ async def wp_page_copy(cpu: Processor, fault: VmFault) -> int:
     """
     source = ptes.frame_of(fault.pte)
     counted = not fault.pte & ptes.SPECIAL
+    if retry := await vmf_anon_prepare(cpu, fault):
+        await put_page(cpu, source)
+        return retry
     frame = await page_alloc.alloc_pages(cpu, fault.mm, FrameAlloc("anon"))
     if frame < 0:
         await put_page(cpu, source)

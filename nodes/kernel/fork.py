@@ -7,6 +7,7 @@ from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.copy_page_range import copy_page_range, vma_needs_copy
 from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
 from mmurace.nodes.kernel.locking import mmap_write_lock, mmap_write_unlock
+from mmurace.nodes.kernel.vma_lock import vma_start_write
 from mmurace.protocol.messages.memory import (
     BrkLoad,
     BrkStore,
@@ -51,6 +52,8 @@ async def _dup_vmas(cpu: Processor, oldmm: str, mm: str) -> int:
     """One VMA after the other: into the child, into the rmap of its file, and its entries."""
     await cpu.mem(BrkStore(mm, (await cpu.mem(BrkLoad(oldmm))).value))
     for vma in (await cpu.mem(VmaFind(oldmm, 0, cpu.world.address_end()))).vmas:
+        if cpu.world.kernel.mm.fork_locks_vmas:
+            await vma_start_write(cpu, oldmm, vma.start, vma.end)
         await cpu.mem(VmaReplace(mm, vma.start, vma.end, (vma,)))
         await mmap.vma_link_file(cpu, mm, vma)
         if vma_needs_copy(vma) and not await copy_page_range(cpu, oldmm, mm, vma):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from mmurace.nodes.kernel import memory
 from mmurace.nodes.kernel.context import Processor
-from mmurace.nodes.kernel.errno import EAGAIN, EINTR
-from mmurace.nodes.kernel.page_ref import get_page, try_grab_page, unpin_user_page
+from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, EINTR
+from mmurace.nodes.kernel.locking import mmap_read_lock, mmap_read_unlock
 from mmurace.nodes.kernel.page_ref import put_page as put_page  # for drivers, too
+from mmurace.nodes.kernel.page_ref import try_grab_page, unpin_user_page
 from mmurace.nodes.kernel.pgtable import (
     pmd_offset,
     pmdp_get,
@@ -17,7 +18,8 @@ from mmurace.nodes.kernel.pgtable import (
     ptep_get,
 )
 from mmurace.protocol import pte as ptes
-from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX
+from mmurace.protocol.limits import FAULT_ATTEMPTS_MAX, PAGE_SIZE
+from mmurace.protocol.messages.memory import Vma, VmaFind
 from mmurace.protocol.ranges import page_of
 from mmurace.protocol.records import FaultRetry
 
@@ -38,33 +40,76 @@ class Gup:
 async def get_user_pages_fast(
     cpu: Processor, mm: str, address: int, write: bool, pin: bool = False
 ) -> Gup | int:
-    """``get_user_pages_fast`` for one page: without a lock, else fault it in and try again.
+    """``get_user_pages_fast`` for one page: without a lock, else under mmap_lock; or -errno.
 
     ``pin``: ``FOLL_PIN`` in the place of ``FOLL_GET``; only for writing, for who reads would first
     have to see to it that an anonymous page is his alone (``gup_must_unshare``, v5.19).
-
-    The kernel's slow path looks the page up under mmap_lock after the fault; here the lockless
-    walk is repeated instead, which sees the same entries.  -errno if the fault fails; -EINTR
-    if the thread is to die, which is looked at before each attempt.
     """
-    address = page_of(address)
+    got = await get_user_page_fast_only(cpu, mm, page_of(address), write, pin)
+    return got if got else await get_user_pages_unlocked(cpu, mm, address, write, pin)
+
+
+async def get_user_pages_unlocked(
+    cpu: Processor, mm: str, address: int, write: bool, pin: bool = False
+) -> Gup | int:
+    """``get_user_pages_unlocked`` of a page: takes mmap_lock for read; a reference, or -errno."""
+    await mmap_read_lock(cpu, mm)
+    got = await get_user_pages(cpu, mm, page_of(address), write, pin)
+    await mmap_read_unlock(cpu, mm)
+    return got
+
+
+async def get_user_pages(
+    cpu: Processor, mm: str, address: int, write: bool, pin: bool = False
+) -> Gup | int:
+    """``__get_user_pages`` of a page, mmap_lock held: a reference, or -errno.
+
+    A look at the entry, and a fault after each that is in vain.  -EINTR if the thread is to die,
+    which is asked before each look.
+    """
+    vma = await vma_lookup(cpu, mm, address)
+    if vma is None or not (vma.write if write else vma.read):
+        return -EFAULT
     for _ in range(FAULT_ATTEMPTS_MAX):
-        got = await lockless_pages_from_mm(cpu, mm, address, write, pin)
-        if got is not None:
-            return got
         if cpu.fatal_signal_pending:
             return -EINTR
-        result = await memory.handle_mm_fault(cpu, mm, address, write)
+        got = await follow_page_pte(cpu, mm, address, write, pin)
+        if got is not None:
+            return got
+        result = await memory.fault_in_vma(cpu, mm, address, write, vma)
         if result:
             return result
         cpu.port.emit(FaultRetry(mm, address, write, "gup", cpu.port.operation))
     return -EAGAIN
 
 
-async def lockless_pages_from_mm(
+async def vma_lookup(cpu: Processor, mm: str, address: int) -> Vma | None:
+    """``vma_lookup``, mmap_lock held."""
+    found = (await cpu.mem(VmaFind(mm, address, address + PAGE_SIZE))).vmas
+    return found[0] if found else None
+
+
+async def follow_page_pte(
+    cpu: Processor, mm: str, address: int, write: bool, pin: bool
+) -> Gup | None:
+    """``follow_page_pte`` for an access: the page with a reference, under the PTL; None: a fault.
+
+    Unlike the lockless walk it takes the zero page, too.
+    """
+    table = await pte_offset_map_lock(cpu, mm, address)
+    if table < 0:
+        return None
+    walk = cpu.port.upcoming
+    pte = await ptep_get(cpu, table, address)
+    got = ptes.permits(pte, write) and await _try_grab(cpu, pte, pin)
+    await pte_unmap_unlock(cpu, table)
+    return Gup(pte, walk) if got else None
+
+
+async def get_user_page_fast_only(
     cpu: Processor, mm: str, address: int, write: bool, pin: bool = False
 ) -> Gup | None:
-    """``lockless_pages_from_mm`` (``gup_fast``, v6.10), interrupts off; None: use the slow way.
+    """``get_user_page_fast_only``, ``gup_fast`` (v6.10), interrupts off; None: use the slow way.
 
     ``local_irq_save`` pairs with ``tlb_remove_table_sync_one`` (or the IPIs of the flush): tables
     that the walk has found stay tables.  ``try_get_page`` and the second load of the entry pair
@@ -78,7 +123,7 @@ async def lockless_pages_from_mm(
     load pte again                      [Required: it is the same, to the bit, or put and give up]
 
     From v6.1 (70cbc3cc78a9) the upper entry must be the same, too: whoever takes a table away does
-    not change what is in it.
+    not change what is in it.  The zero page (``pte_special``) is left to the slow way.
     """
     cpu.irq_disable()
     got = await gup_fast_pte_range(cpu, mm, address, write, pin)
@@ -98,7 +143,7 @@ async def gup_fast_pte_range(
         return None
     table = ptes.frame_of(pmd)
     pte = await ptep_get(cpu, table, address)
-    if not ptes.permits(pte, write) or not await _try_grab(cpu, pte, pin):
+    if not ptes.permits(pte, write) or pte & ptes.SPECIAL or not await _try_grab(cpu, pte, pin):
         return None
     rechecks = cpu.world.kernel.mm.gup_fast_rechecks_pmd
     same = not rechecks or await pmdp_get(cpu, pmds, address) == pmd
@@ -117,23 +162,6 @@ async def _try_grab(cpu: Processor, pte: int, pin: bool) -> bool:
 
 
 async def get_user_page_remote(cpu: Processor, mm: str, address: int) -> int:
-    """``get_user_pages_remote`` (``FOLL_GET | FOLL_WRITE``) of a page: a reference, or -errno.
-
-    Under mmap_lock for read, by looks under the PTL, with a fault after each that is in vain.
-    """
-    for _ in range(FAULT_ATTEMPTS_MAX):
-        table = await pte_offset_map_lock(cpu, mm, address)
-        found = -1
-        if table >= 0:
-            pte = await ptep_get(cpu, table, address)
-            if ptes.permits(pte, True):
-                found = ptes.frame_of(pte)
-                await get_page(cpu, found)
-            await pte_unmap_unlock(cpu, table)
-        if found >= 0:
-            return found
-        result = await memory.handle_mm_fault_locked(cpu, mm, address, True)
-        if result:
-            return result
-        cpu.port.emit(FaultRetry(mm, address, True, "gup", cpu.port.operation))
-    return -EAGAIN
+    """``get_user_pages_remote`` (``FOLL_WRITE``), mmap_lock held: the frame, or -errno."""
+    got = await get_user_pages(cpu, mm, address, True)
+    return got if isinstance(got, int) else got.frame

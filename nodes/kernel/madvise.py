@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
 from mmurace.nodes.kernel import memory, mmu_gather, mmu_notifier, tlbbatch
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EINVAL, ENOMEM
@@ -10,6 +14,8 @@ from mmurace.nodes.kernel.locking import (
     folio_unlock,
     mmap_read_lock,
     mmap_read_unlock,
+    mmap_write_lock,
+    mmap_write_unlock,
     spin_lock,
     spin_unlock,
 )
@@ -17,12 +23,15 @@ from mmurace.nodes.kernel.mmu_gather import MmuGather
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.pagewalk import walk_page_range
 from mmurace.nodes.kernel.pgtable import next_pte_not_none, ptep_get_and_clear, set_pte_at
+from mmurace.nodes.kernel.vma_lock import lock_vma_under_rcu, vma_end_read, vma_start_write
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.memory import (
     RmapWalk,
+    Vma,
     VmaFind,
+    VmaReplace,
 )
 from mmurace.protocol.messages.swap import (
     FolioClearDirty,
@@ -36,37 +45,84 @@ from mmurace.protocol.records import PageLazyfree
 
 
 async def madvise_dontneed(cpu: Processor, mm: str, address: int, length: int) -> int:
-    """``madvise(MADV_DONTNEED)``: ``madvise_dontneed_single_vma`` under mmap_lock for read."""
-    end = address + page_align(length)
-    if address % PAGE_SIZE or length <= 0 or end > cpu.world.address_end():
-        return -EINVAL
-    await mmap_read_lock(cpu, mm)
-    found = await cpu.mem(VmaFind(mm, address, end))
-    covered = 0
-    for vma in found.vmas:
-        start, stop = max(vma.start, address), min(vma.end, end)
-        covered += stop - start
-        await memory.zap_page_range_single(cpu, mm, vma.part(start, stop))
-    await mmap_read_unlock(cpu, mm)
-    return 0 if covered == end - address else -ENOMEM
+    """``madvise(MADV_DONTNEED)``: ``madvise_dontneed_single_vma`` of each VMA."""
+
+    async def dontneed(vma: Vma) -> int:
+        await memory.zap_page_range_single(cpu, mm, vma)
+        return 0
+
+    return await madvise_walk_vmas(cpu, mm, address, length, dontneed)
 
 
 async def madvise_free(cpu: Processor, mm: str, address: int, length: int) -> int:
     """``madvise(MADV_FREE)``: only of anonymous memory; one VMA after the other (all releases)."""
+
+    async def free(vma: Vma) -> int:
+        if vma.file:
+            return -EINVAL
+        await madvise_free_single_vma(cpu, mm, vma.start, vma.end)
+        return 0
+
+    return await madvise_walk_vmas(cpu, mm, address, length, free)
+
+
+async def madvise_walk_vmas(
+    cpu: Processor, mm: str, address: int, length: int, visit: Callable[[Vma], Awaitable[int]]
+) -> int:
+    """``madvise_walk_vmas``: each VMA's part of the range, under mmap_lock for read.
+
+    From v6.17 (a6fde7add78d) under the lock of the one VMA in which the whole range is, if there is
+    such a one and nobody changes it.
+    """
     end = address + page_align(length)
     if address % PAGE_SIZE or length <= 0 or end > cpu.world.address_end():
         return -EINVAL
+    vma = await try_vma_read_lock(cpu, mm, address, end)
+    if vma:
+        result = await visit(vma.part(address, end))
+        await vma_end_read(cpu, mm, vma)
+        return result
     await mmap_read_lock(cpu, mm)
     covered, result = 0, 0
     for vma in (await cpu.mem(VmaFind(mm, address, end))).vmas:
-        start, stop = max(vma.start, address), min(vma.end, end)
-        if vma.file:
-            result = -EINVAL
+        part = vma.part(max(vma.start, address), min(vma.end, end))
+        covered += part.end - part.start
+        result = await visit(part)
+        if result:
             break
-        covered += stop - start
-        await madvise_free_single_vma(cpu, mm, start, stop)
     await mmap_read_unlock(cpu, mm)
     return result or (0 if covered == end - address else -ENOMEM)
+
+
+async def madvise_nohugepage(cpu: Processor, mm: str, address: int, length: int) -> int:
+    """``madvise(MADV_NOHUGEPAGE)``: ``hugepage_madvise``, and the VMAs get the flag.
+
+    mmap_lock is held for write; a part of a VMA becomes one of its own (``madvise_update_vma``).
+    """
+    end = address + page_align(length)
+    if address % PAGE_SIZE or length <= 0 or end > cpu.world.address_end():
+        return -EINVAL
+    await mmap_write_lock(cpu, mm)
+    covered = 0
+    for vma in (await cpu.mem(VmaFind(mm, address, end))).vmas:
+        part = vma.part(max(vma.start, address), min(vma.end, end))
+        covered += part.end - part.start
+        flagged = msgspec.structs.replace(part, nohugepage=True)
+        await vma_start_write(cpu, mm, part.start, part.end)
+        await cpu.mem(VmaReplace(mm, part.start, part.end, (flagged,)))
+    await mmap_write_unlock(cpu, mm)
+    return 0 if covered == end - address else -ENOMEM
+
+
+async def try_vma_read_lock(cpu: Processor, mm: str, start: int, end: int) -> Vma | None:
+    """``try_vma_read_lock`` (v6.17): the VMA, held for read; None: mmap_lock is to be taken."""
+    if not cpu.world.kernel.mm.madvise_vma_lock:
+        return None
+    vma = await lock_vma_under_rcu(cpu, mm, start, fault=False)
+    if vma and end > vma.end:
+        await vma_end_read(cpu, mm, vma)
+        return None
+    return vma
 
 
 async def madvise_free_single_vma(cpu: Processor, mm: str, start: int, end: int) -> None:

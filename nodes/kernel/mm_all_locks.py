@@ -9,6 +9,7 @@ from mmurace.nodes.kernel.locking import (
     i_mmap_lock_write,
     i_mmap_unlock_write,
 )
+from mmurace.nodes.kernel.vma_lock import vma_start_write
 from mmurace.protocol.messages.memory import VmaFind
 
 
@@ -26,9 +27,21 @@ async def mm_take_all_locks(cpu: Processor, mm: str) -> tuple[str, ...]:
                                         on the list
 
     Files come in the order of their names, which does what ``mm_all_locks_mutex`` does there: two
-    that take the locks of two mms never wait for each other.  Locks of VMAs (v6.4) are left out.
+    that take the locks of two mms never wait for each other.
+
+    Faults hold a VMA and no mmap_lock from v6.4 on, so each VMA is held for write, too
+    (eeff9a5d47f8, v6.5):
+
+    cpu0 (page fault, copy on write)    cpu1 (mmu_notifier_register)
+    VMA for read; start
+                                        VMA for write            [Required: no bracket is open]
+                                        on the list
+    end: of a subscriber that saw no start
     """
     vmas = (await cpu.mem(VmaFind(mm, 0, cpu.world.address_end()))).vmas
+    if cpu.world.kernel.mm.register_locks == "all":
+        for vma in vmas:
+            await vma_start_write(cpu, mm, vma.start, vma.end)
     files = tuple(sorted({vma.file for vma in vmas if vma.file}))
     for file in files:
         await i_mmap_lock_write(cpu, file)

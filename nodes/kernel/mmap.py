@@ -13,6 +13,7 @@ from mmurace.nodes.kernel.locking import (
     mmap_write_lock,
     mmap_write_unlock,
 )
+from mmurace.nodes.kernel.vma_lock import vma_start_write
 from mmurace.protocol.limits import PAGE_SIZE
 from mmurace.protocol.messages.filemap import FileVma, ImmapInsert, ImmapRemove
 from mmurace.protocol.messages.memory import (
@@ -46,6 +47,7 @@ async def mmap_region(cpu: Processor, mm: str, wanted: Vma) -> int:
 
 async def vma_link(cpu: Processor, mm: str, vma: Vma) -> None:
     """``vma_link``: into the mm, and into the rmap of its file; mmap_lock held for write."""
+    await vma_start_write(cpu, mm, vma.start, vma.end)
     await cpu.mem(VmaReplace(mm, vma.start, vma.end, (vma,)))
     await vma_link_file(cpu, mm, vma)
 
@@ -102,6 +104,7 @@ async def do_vmi_align_munmap(
     first, last = found.vmas[0], found.vmas[-1]
     floor = start if first.start < start else found.floor
     ceiling = end if last.end > end else found.ceiling
+    await vma_start_write(cpu, mm, start, end)
     await cpu.mem(VmaReplace(mm, start, end, ()))
     if downgrade:
         await mmap_write_downgrade(cpu, mm)
@@ -152,6 +155,7 @@ async def do_brk_flags(cpu: Processor, mm: str, old: int, new: int) -> int:
     found = await cpu.mem(VmaFind(mm, old, new))
     if found.vmas or new > cpu.world.address_end():
         return -ENOMEM
+    await vma_start_write(cpu, mm, old, new)
     await cpu.mem(VmaReplace(mm, old, new, (Vma(old, new, True, True),)))
     await cpu.mem(BrkStore(mm, new))
     return new

@@ -189,7 +189,7 @@ async def mmu_notifier_register(cpu: Processor, driver: str, node: str, mm: str)
     clear the entry; flush; free
     end
     """
-    takes_all = cpu.world.kernel.mm.register_locks == "all"
+    takes_all = cpu.world.kernel.mm.register_locks != "mmap_lock"
     await mmap_write_lock(cpu, mm)
     files = await mm_take_all_locks(cpu, mm) if takes_all else ()
     await cpu.mem(NotifierAdd(mm, driver, node))

@@ -22,6 +22,7 @@ from mmurace.nodes.kernel.pgtable import (
     ptep_get_and_clear,
     set_pte_at,
 )
+from mmurace.nodes.kernel.vma_lock import vma_start_write
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
@@ -75,6 +76,7 @@ async def mprotect_fixup(
     """``mprotect_fixup``: a VMA, or a part of one, gets other rights; not if it has them."""
     if (vma.read, vma.write) != (read, write):
         changed = msgspec.structs.replace(vma, read=read, write=write)
+        await vma_start_write(cpu, mm, vma.start, vma.end)
         await cpu.mem(VmaReplace(mm, vma.start, vma.end, (changed,)))
         await change_protection(cpu, mm, gather, changed)
 
@@ -214,14 +216,17 @@ async def can_change_pte_writable(cpu: Processor, pte: int, vma: Vma) -> bool:
 
 
 def pte_needs_flush(cpu: Processor, old: int, new: int) -> bool:
-    """``pte_needs_flush`` (c9fe66560bf2, v5.19: x86 only; the generic one always says yes).
+    """``pte_needs_flush`` (c9fe66560bf2, v5.19: x86; arm64 in v6.19; the generic one says yes).
 
     arch/x86/include/asm/tlbflush.h: not if the old entry could not be cached; if the write right
     came or went; if the entry lost its presence, its dirty or its accessed bit.  To v5.18 any entry
-    that is rewritten counts.  ppc has one of its own from v6.1, which is not modelled.
+    that is rewritten counts.  arch/arm64/include/asm/tlbflush.h (v7.2): not if the old entry could
+    not be cached, or is the new one.  ppc has one of its own from v6.1, which is not modelled.
     """
     if not cpu.world.kernel.arch.pte_needs_flush:
         return True
+    if cpu.world.kernel.arch.broadcast_tlbi:
+        return ptes.hw_present(old) and old != new
     lost = old & ~new & (ptes.PRESENT | ptes.DIRTY | ptes.ACCESSED)
     return ptes.hw_present(old) and bool((old ^ new) & ptes.WRITE or lost)
 

@@ -30,6 +30,7 @@ from mmurace.nodes.kernel.pgtable import (
     ptep_get_and_clear,
     set_pte_at,
 )
+from mmurace.nodes.kernel.vma_lock import vma_start_write
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE
@@ -139,6 +140,7 @@ async def move_vma(
     """
     address, length = old
     to, new_length = new
+    await vma_start_write(cpu, mm, vma.start, vma.end)
     await mmap.vma_link(cpu, mm, vma.part(address, address + new_length).at(to))
     moved = await move_page_tables(cpu, mm, vma, address, to, length)
     if moved < length:

@@ -16,6 +16,7 @@ from mmurace.nodes.kernel.mm_inline import dec_tlb_flush_pending, inc_tlb_flush_
 from mmurace.nodes.kernel.mmu_notifier import MmuNotifierRange
 from mmurace.nodes.kernel.pagewalk import walk_page_range
 from mmurace.nodes.kernel.pgtable import next_pte_not_none, ptep_get_and_clear, set_pte_at
+from mmurace.nodes.kernel.vma_lock import vma_start_write
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.events import MmuNotifierEvent
 from mmurace.protocol.limits import PAGE_SIZE, ULONG_MAX
@@ -78,6 +79,7 @@ async def _clear_soft_dirty_range(cpu: Processor, mm: str) -> None:
 
     if cpu.world.kernel.machine != "arm64":
         for vma in (await cpu.mem(VmaFind(mm, 0, cpu.world.address_end()))).vmas:
+            await vma_start_write(cpu, mm, vma.start, vma.end)
             await walk_page_range(cpu, mm, vma.start, vma.end, pmd_entry)
     await mmu_notifier.invalidate_range_end(cpu, range_)
 

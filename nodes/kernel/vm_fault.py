@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from mmurace.protocol import pte as ptes
 from mmurace.protocol.messages.memory import Vma
 
+VM_FAULT_RETRY: Final = 0x400
+"""``handle_mm_fault`` cannot do it under the lock of a VMA; mmap_lock is needed."""
 ANON_FLAGS = ptes.PRESENT | ptes.ACCESSED
 
 
@@ -20,6 +23,13 @@ class VmFault:
     vma: Vma
     table: int
     pte: int
+    vma_lock: bool = False
+    """``FAULT_FLAG_VMA_LOCK``: the VMA is held for read, and mmap_lock is not."""
+
+    @property
+    def file_offset(self) -> int:
+        """The byte of the file that is mapped at the address."""
+        return self.vma.offset + self.address - self.vma.start
 
     @property
     def page(self) -> int:

@@ -6,11 +6,13 @@ depends on whoever added the right:
     memory              agent (no refetch)      cpu
     RO                  holds RO
     RW                                          adds the right
-                                                releases mmap_lock
+                                                releases mmap_lock, or its VMA
                         fault, fault, ...       [Required: the agent loses its entry]
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from mmurace.oracle.state.live import Cached, State
 from mmurace.oracle.violation import Event, Violation
@@ -18,7 +20,8 @@ from mmurace.protocol.limits import STALE_DENIALS_MAX
 from mmurace.protocol.pte import describe, frame_of, permits
 from mmurace.protocol.records import PermissionFault
 
-MMAP_UNLOCK = "MmapUnlock"
+UNLOCKS: Final = frozenset({"MmapUnlock", "VmaEndRead"})
+"""What an operation does when it is done with entries: of mmap_lock, or of the lock of a VMA."""
 
 
 class StaleDenials:

@@ -40,7 +40,7 @@ class Op:
         self.orphan = False
         """Its initiator is dead: what others still do for it has no end that is recorded."""
         self.unlocked = 0
-        """Memory's delivery that last released an mmap_lock for it."""
+        """Memory's delivery that last released an mmap_lock, or a VMA, for it."""
         self.changes: list[Change] = []
         self.reads: list[Read] = []
         self.uses: dict[str, Cached] = {}
@@ -83,7 +83,8 @@ class Page:
     def left_alone(self, memory: int) -> bool:
         """Whether whoever added the last right is done with it, as far as ``memory`` can know.
 
-        Until it has released mmap_lock it may still notify, however often an agent faults.
+        Until it has released mmap_lock, or its VMA, it may still notify, however often somebody
+        faults.
         """
         if self.granted is None:
             return True
@@ -101,7 +102,7 @@ class Page:
                                         fault, fault, ...
         flush                           [Required: not before this that the page is granted]
 
-        Who holds mmap_lock flushes before it is released, others before they are done.
+        Who holds mmap_lock or a VMA flushes before it is released, others before they are done.
         """
         for change in self.changes:
             op = change.op

@@ -14,6 +14,7 @@ from mmurace.protocol.messages import (
     program,
     shadow,
     swap,
+    vma_lock,
 )
 from mmurace.protocol.messages.base import Message, kinds
 
@@ -28,4 +29,5 @@ __all__ = [
     "program",
     "shadow",
     "swap",
+    "vma_lock",
 ]

@@ -29,6 +29,8 @@ class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """``VM_SHARED``: stores reach the file."""
     anon_vma: bool = False
     """Anonymous memory was mapped in it, since it was made or in what it was copied from."""
+    nohugepage: bool = False
+    """``VM_NOHUGEPAGE``; there are no huge pages, but it keeps VMAs apart."""
 
     def part(self, start: int, end: int) -> Vma:
         """The part [start, end) of it, with what it maps there."""
@@ -45,8 +47,12 @@ class Vma(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         follows = before.end == self.start and (
             not self.file or before.offset + before.end - before.start == self.offset
         )
-        same = (before.read, before.write, before.file, before.shared)
-        return follows and same == (self.read, self.write, self.file, self.shared)
+        return follows and before.kind == self.kind
+
+    @property
+    def kind(self) -> tuple[bool, bool, str, bool, bool]:
+        """What VMAs that are merged have in common."""
+        return self.read, self.write, self.file, self.shared, self.nohugepage
 
 
 # ---- replies -------------------------------------------------------------------------------

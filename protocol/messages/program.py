@@ -193,6 +193,16 @@ class MadviseFree(Operation, frozen=True):
     CHANGES: ClassVar[str] = "madvise_free_pte_range"
 
 
+class MadviseNohugepage(Operation, frozen=True):
+    """``madvise(MADV_NOHUGEPAGE)``: a flag of the VMA; others without it do not merge with it."""
+
+    mm: str
+    address: int
+    length: int
+    FUNCTION: ClassVar[str] = "hugepage_madvise"
+    CHANGES: ClassVar[str] = "hugepage_madvise"
+
+
 class Kswapd(Operation, frozen=True):
     """kswapd wakes up and looks at ``pages`` pages; it has no mm of its own."""
 

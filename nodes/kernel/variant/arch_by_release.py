@@ -101,11 +101,12 @@ class Arch(Switches, frozen=True):
         "__flush_tlb_range",
         since("kept"),
         since("advanced", "v6.6", "6bbd42e2df8f", on="arm64"),
-        since("kept", "v6.14", "f7edb07ad7c6", on="arm64", backports="v6.6.88"),
+        since("kept", "v6.14", "f7edb07ad7c6", on="arm64", backports="v6.6.88 v6.12.107"),
     )
     """What ``__flush_tlb_range`` tells the secondaries after its loop over operations: the start
     that it was given, or the one that its macro has counted up to the end (v6.6 to v6.13, and v6.6
-    to v6.6.87: f7edb07ad7c6 is in the announcement of v6.6.88).  What a driver makes of that empty
+    to v6.6.87: f7edb07ad7c6 is in the announcement of v6.6.88, and in
+    v6.12.107, which need not be the first of its series).  What a driver makes of that empty
     range is ``sva_decoder``."""
     upgrade_needs_flush: bool = switch(
         "arch/*/mm/pgtable.c",
@@ -149,9 +150,11 @@ class Arch(Switches, frozen=True):
         "flush_tlb_batched_pending",
         since("flush_tlb_mm"),
         since("dsb", "v6.6", "43b3dfdd0455", on="arm64"),
+        since("flush_tlb_mm", "v6.16", "4b634918384c", on="arm64", backports="v6.6.95 v6.12.107"),
     )
     """What whoever sees it does: flush the mm, or only wait for what was sent from its own
-    processor (arm64, v6.6 to v6.15)."""
+    processor (arm64, v6.6 to v6.15; it is in the review of v6.6.95, and a v6.12.107 has it, which
+    need not be the first)."""
     batch_notify_at: Literal["add_pending", "flush"] = switch(
         "arch/x86/include/asm/tlbflush.h",
         "arch_tlbbatch_add_pending",
@@ -185,7 +188,7 @@ class Arch(Switches, frozen=True):
         "flush_tlb_range",
         since("all"),
         since("range", "v6.6", "6bbd42e2df8f", on="ppc"),
-        unreleased("range", "x86 from v6.15, 4a02ed8e1cc3"),
+        since("range", "v6.15", "4a02ed8e1cc3", on="x86"),
     )
     """What the secondaries are told of such a flush: (0, ULONG_MAX), as the CPUs (v6.6), or the
     range that was asked for (x86, 4a02ed8e1cc3, v6.15; ppc, ``__radix__flush_tlb_range``, which
@@ -205,6 +208,7 @@ class Arch(Switches, frozen=True):
         since(True, on="arm64 ppc"),
         since(True, on="x86"),
         since(False, "v4.19", "48a8b97cfd80", on="x86"),
+        since(True, "v6.15", "a37259732a7d", on="x86"),
     )
     """A page table is freed when no lockless walk is in progress on any processor
     (``CONFIG_MMU_GATHER_RCU_TABLE_FREE``: arm64, ppc; x86 to v4.18, and from a37259732a7d on,
@@ -234,8 +238,11 @@ class Arch(Switches, frozen=True):
         "pte_needs_flush",
         since(False),
         since(True, "v5.19", "c9fe66560bf2", on="x86"),
+        since(True, "v6.19", on="arm64"),
     )
-    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19)."""
+    """``change_protection`` flushes only entries of which a TLB may hold too much (x86, v5.19;
+    arm64, v6.19 by what is said of its backports: read in v7.2, its commit was looked up in
+    vain)."""
     young_clear: Literal["atomic", "plain_store"] = switch(
         "include/linux/pgtable.h",
         "ptep_test_and_clear_young",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mmurace.nodes.kernel.variant.switch import Switches, declare, since, switch, unreleased
+from mmurace.nodes.kernel.variant.faults_by_release import Faults
+from mmurace.nodes.kernel.variant.switch import declare, since, switch, unreleased
 
 if TYPE_CHECKING:
     from mmurace.nodes.kernel.variant.kernel import Kernel
 
 
 @declare
-class Mm(Switches, frozen=True):
+class Mm(Faults, frozen=True):
     """mm/ and kernel/: what the core does, and from which release on."""
 
     OWNER: ClassVar[str] = "mm"
@@ -200,16 +201,18 @@ class Mm(Switches, frozen=True):
     )
     """``fork`` gives the child a copy of an anonymous page that may be pinned, so that the parent
     keeps the one that its device knows (70e806e4e645, v5.9), or shares that, too."""
-    register_locks: Literal["all", "mmap_lock"] = switch(
+    register_locks: Literal["all", "all_but_vmas", "mmap_lock"] = switch(
         "mm/mmu_notifier.c",
         "__mmu_notifier_register",
         since("all"),
         since("all", "v2.6.27", "cddb8a5c14aa"),
+        since("all", "v6.4", "eeff9a5d47f8"),
+        unreleased("all_but_vmas", "faults under the locks of VMAs without eeff9a5d47f8"),
         unreleased("mmap_lock", "to see what mm_take_all_locks is for"),
     )
     """What a new subscriber is put on the list under: mmap_lock for write and every lock of the
     rmap (``mm_take_all_locks``; all releases, to v5.4 in ``do_mmu_notifier_register``), so that no
-    bracket is open; or only mmap_lock."""
+    bracket is open, from v6.4 with the locks of VMAs; without these; or only mmap_lock."""
     unregister_waits: bool = switch(
         "mm/mmu_notifier.c",
         "mmu_notifier_unregister",
@@ -271,15 +274,6 @@ class Mm(Switches, frozen=True):
     """How ``mmu_interval_notifier_remove`` looks whether the invalidation that it waits for is
     over: under ``subscriptions->lock``, under which the end of one changes the tree (v5.18), or
     without it.  It went to stable trees; by which point releases was not looked up."""
-    migration_wait_ref: Literal["while_asleep", "until_queued", "none"] = switch(
-        "mm/migrate.c",
-        "migration_entry_wait",
-        since("while_asleep"),
-        since("until_queued", "v5.0", "9a1ea439b16b"),
-        since("none", "v5.17", "ffa65753c431"),
-    )
-    """Until when ``migration_entry_wait`` has a reference to the page: while it sleeps (to v4.20),
-    or until it is in the queue (9a1ea439b16b, v5.0); it takes none (ffa65753c431, v5.17)."""
     batch_skips_inaccessible: bool = switch(
         "mm/rmap.c",
         "try_to_unmap_one",
@@ -288,35 +282,6 @@ class Mm(Switches, frozen=True):
     )
     """A batch does not note an entry for which ``ptep_clear_flush`` would not flush
     (4d4b6d66db63, v6.4)."""
-    cow_reuse: Literal["reuse_swap_page", "page_count", "free_swap", "anon_exclusive"] = switch(
-        "mm/memory.c",
-        "do_wp_page",
-        since("reuse_swap_page"),
-        since("page_count", "v5.9", "09854ba94c6a"),
-        since("free_swap", "v5.18", "53a05ad9f21d"),
-        since("anon_exclusive", "v5.19", "6c287605fd56"),
-    )
-    """When ``do_wp_page`` and ``do_swap_page`` let a process write to an anonymous page instead of
-    copying it: no other entry maps it or has its swap slot (to v5.8); nobody else has a reference,
-    the swap cache included (09854ba94c6a, v5.9; only ``do_wp_page``); the same, the swap cache
-    excluded if no entry has the slot (53a05ad9f21d, c145e0b47c77, v5.18); or it is
-    ``PageAnonExclusive``, without the folio lock, else the same (6c287605fd56, v5.19)."""
-    cow_frees_swap_cache: bool = switch(
-        "mm/memory.c",
-        "wp_page_copy",
-        since(False),
-        since(True, "v5.14", "f4c4a3f48480"),
-    )
-    """``wp_page_copy`` takes the old page out of the swap cache if nobody has it any more
-    (f4c4a3f48480, v5.14)."""
-    gup_fast_rechecks_pmd: bool = switch(
-        "mm/gup.c",
-        "gup_pte_range",
-        since(False),
-        since(True, "v6.1", "70cbc3cc78a9"),
-    )
-    """``gup_pte_range`` looks at the upper entry again, too, when it has a reference
-    (70cbc3cc78a9, v6.1)."""
     follow_page_protnone: bool = switch(
         "mm/gup.c",
         "follow_page_pte",
@@ -334,10 +299,11 @@ class Mm(Switches, frozen=True):
         "mm/mprotect.c",
         "change_pmd_range",
         since("pmd"),
-        unreleased("pud", "v6.12, which is newer than what is known here"),
+        since("pud", "v6.12"),
     )
     """At which present entry mprotect opens its bracket: one of a table of leaf tables, or one of
-    the table above it (v6.12)."""
+    the table above it (v6.12, "mm/mprotect: push mmu notifier to PUDs").  No commit: lists of
+    them differ in its id."""
     change_protection_upgrades: Literal["dirty_shared", "dirty_exclusive", "exclusive"] = switch(
         "mm/mprotect.c",
         "change_pte_range",
@@ -357,16 +323,6 @@ class Mm(Switches, frozen=True):
     """How ``clear_refs`` flushes the CPUs: by a gather of the whole mm (to v5.5); by one that
     flushes only if another is in flight (0758cd830494, v5.6); by ``flush_tlb_mm`` (912efa17e512,
     v5.12; it is in the review of v5.10.20)."""
-
-    numa_fault_maps: Literal["before_migration", "after_migration"] = switch(
-        "mm/memory.c",
-        "do_numa_page",
-        since("before_migration"),
-        since("after_migration", "v5.13", "b99a342d4f11"),
-    )
-    """When a NUMA hint fault makes the entry accessible: before it migrates the page, which
-    flushes the entry then, or only if the page has not moved (b99a342d4f11, v5.13)."""
-
     ksm_heeds_pending: bool = switch(
         "mm/ksm.c",
         "write_protect_page",
@@ -394,14 +350,6 @@ class Mm(Switches, frozen=True):
     )
     """The bracket of a migration to or from a device says so, and whose doing it is
     (``MMU_NOTIFY_MIGRATE``; 998427b3ad2c, v5.9), or that entries are cleared."""
-    migrate_to_ram_ref: bool = switch(
-        "mm/memory.c",
-        "do_swap_page",
-        since(False),
-        since(True, "v6.1", "16ce101db85d"),
-    )
-    """A fault on a device-private entry looks at it again under the PTL and takes a reference to
-    the page for ``migrate_to_ram`` (16ce101db85d, v6.1), or uses what it has loaded."""
     device_exclusive: bool = switch(
         "mm/rmap.c",
         "make_device_exclusive_range",
@@ -409,14 +357,6 @@ class Mm(Switches, frozen=True):
         since(True, "v5.14", "b756a3b5e7ea"),
     )
     """There are device-exclusive entries (b756a3b5e7ea, v5.14)."""
-    exclusive_fault_ref: bool = switch(
-        "mm/memory.c",
-        "remove_device_exclusive_entry",
-        since(False),
-        since(True, "v6.3", "7c7b962938dd"),
-    )
-    """A fault on a device-exclusive entry has a reference to the page that it locks (7c7b962938dd,
-    v6.3; in v5.15.107, too)."""
     hmm_faults_foreign_pages: bool = switch(
         "mm/hmm.c",
         "hmm_vma_handle_pte",

@@ -31,9 +31,9 @@ class Release(NamedTuple):
 
 
 OLDEST: Final = Release(4, 9)
-NEWEST: Final = Release(6, 6)
+NEWEST: Final = Release(7, 2)
 """The newest whose differences are in the data."""
-_LAST_MINOR: Final = {4: 20, 5: 19, 6: NEWEST.minor}
+_LAST_MINOR: Final = {4: 20, 5: 19, 6: 19, 7: NEWEST.minor}
 """The last release of each major number."""
 MAINLINE: Final = tuple(
     Release(major, minor)
@@ -42,7 +42,10 @@ MAINLINE: Final = tuple(
 )
 LONG_TERM: Final = tuple(
     str(Release(*series))
-    for series in ((4, 9), (4, 14), (4, 19), (5, 4), (5, 10), (5, 15), (6, 1), (6, 6))
+    for series in (
+        *((4, 9), (4, 14), (4, 19), (5, 4), (5, 10), (5, 15)),
+        *((6, 1), (6, 6), (6, 12), (6, 18)),
+    )
 )
 
 

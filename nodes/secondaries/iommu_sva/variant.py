@@ -40,8 +40,10 @@ class SvaSwitches(Switches, frozen=True):
             on="smmu-v3",
             backports="v5.15.134 v6.1.56 v6.5.6",
         ),
+        since("exact", "v6.10", on="amd-iommu"),
+        since("no_granule", "v6.10", on="smmu-v3"),
+        since("size0_all", "v6.15", "12f78021973a", on="smmu-v3", backports="v6.12.107"),
         unreleased("per_page_loop", "a driver of an IOMMU that does as that of an OpenCAPI link"),
-        unreleased("no_granule", "smmu-v3 of v6.10 to v6.14, newer than what is known here"),
         unreleased("off_by_one", "an arch/riscv patch in review in 2025"),
     )
     """How an SVA driver reads the range that it is given (``nodes.secondaries.decode``).
@@ -51,8 +53,11 @@ class SvaSwitches(Switches, frozen=True):
     and commit were looked up in vain.  smmu-v3: ``arm_smmu_mm_invalidate_range``
     (arm-smmu-v3-sva.c); before v5.13 the driver flushes no IOTLB (SVA is for units with BTM only,
     and there is none before v5.11): the oldest that does stands for them.  In v6.6 two commits
-    meet, d5afb4b47e13 and 38b14e2e3de9.  The announcements of the point releases have each of these
-    commits by its title; of v5.17.7 there was only the list of its commits."""
+    meet, d5afb4b47e13 and 38b14e2e3de9.  v6.10 to v6.14 shift a range by a granule that is 0
+    (12f78021973a says so; a v6.12.107 has the cure, which need not be the first).  AMD has shared
+    addressing again from v6.10 on (``sva_arch_invalidate_secondary_tlbs``, amd/pasid.c), as read in
+    v6.12; of v6.7 to v6.9 the value stands for nothing.  The announcements of the point releases
+    have each of these commits by its title; of v5.17.7 there was only the list of its commits."""
     range_inv: bool = switch(
         "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h",
         "ARM_SMMU_FEAT_RANGE_INV",

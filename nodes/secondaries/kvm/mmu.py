@@ -8,6 +8,7 @@ from mmurace.nodes.kernel import gup
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EFAULT
 from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.hva_to_pfn import hva_to_pfn, look_at_vma
 from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_lock, kvm_mmu_unlock, read_lock
 from mmurace.nodes.secondaries.kvm.messages import (
     Memslot,
@@ -61,13 +62,15 @@ async def kvm_mmu_page_fault(cpu: Processor, vm: str, gpa: int, write: bool) -> 
     hva = gfn_to_hva_memslot(slot, gfn)
     mm = kvm_main.vm_named(cpu.world, vm).mm
     kernel = cpu.world.kernel
+    if KvmSwitches.of(kernel).kvm_looks_at_vma and not await look_at_vma(cpu, mm, hva):
+        return -EFAULT
     early = (
         await cpu.port.call(vm, SeqRead())
         if KvmSwitches.of(kernel).kvm_seq_sample == "before"
         else None
     )
     # smp_rmb(): the reply to SeqRead comes before the page is looked up
-    page = await gup.get_user_pages_fast(cpu, mm, hva, write)
+    page = await hva_to_pfn(cpu, mm, hva, write)
     if isinstance(page, int):
         return page
     sampled = early or await cpu.port.call(vm, SeqRead())

@@ -20,6 +20,7 @@ from mmurace.nodes.secondaries.kvm.messages import (
     Memslot,
     Sigkill,
 )
+from mmurace.nodes.secondaries.kvm.variant import KvmSwitches
 from mmurace.nodes.secondary import Death, Number, Part, Positive, Task
 from mmurace.nodes.world import World
 from mmurace.protocol.errors import EmulatorError
@@ -85,6 +86,10 @@ class Vm(Part, frozen=True):
         if slot is None:
             raise EmulatorError(f"{address:#x} is in no memslot of {self.name}")
         return (slot.gfn << PAGE_SHIFT) + address - slot.hva
+
+    def waits_for_mmap_lock(self, cache: str, kernel: Kernel) -> bool:
+        """The page fault of arm64 looks the VMA up first."""
+        return cache == "spte" and KvmSwitches.of(kernel).kvm_looks_at_vma
 
     def holders(self) -> Mapping[str, tuple[str, ...]]:
         """The shadow MMU, and the vCPUs; of what only some have, those that have it."""

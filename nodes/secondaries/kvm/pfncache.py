@@ -12,6 +12,7 @@ from mmurace.nodes.kernel import gup
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.kernel.errno import EAGAIN, EFAULT, ENODEV
 from mmurace.nodes.secondaries.kvm import kvm_main
+from mmurace.nodes.secondaries.kvm.hva_to_pfn import hva_to_pfn
 from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_unlock, read_lock
 from mmurace.nodes.secondaries.kvm.messages import (
     ActiveRead,
@@ -100,7 +101,7 @@ async def _look_up(cpu: Processor, vm: Vm, gpa: int) -> int:
     while True:
         sampled = await cpu.port.call(vm.name, SeqRead())
         await cpu.port.call(vm.name, GpcUnlock(gfn))
-        page = await gup.get_user_pages_fast(cpu, vm.mm, hva, True)
+        page = await hva_to_pfn(cpu, vm.mm, hva, True)
         await cpu.port.call(vm.name, GpcLock(gfn, True))
         if isinstance(page, int):
             return -EFAULT
@@ -132,7 +133,7 @@ async def _look_up_valid(cpu: Processor, vm: Vm, gpa: int) -> int:
     await cpu.port.call(vm.name, GpcUnlock(gfn))
     while True:
         sampled = await cpu.port.call(vm.name, SeqRead())
-        page = await gup.get_user_pages_fast(cpu, vm.mm, hva, True)
+        page = await hva_to_pfn(cpu, vm.mm, hva, True)
         if isinstance(page, int) or not await _refused(cpu, vm, hva, sampled.seq):
             break
         await gup.put_page(cpu, page.frame)

@@ -59,6 +59,15 @@ class KvmSwitches(Switches, frozen=True):
     )
     """``mmu_notifier_retry_hva``: only faults inside the range retry (x86, v5.12).  The page fault
     of arm64 (``user_mem_abort``) asks ``mmu_invalidate_retry`` to v6.6 and beyond."""
+    kvm_looks_at_vma: bool = switch(
+        "arch/arm64/kvm/mmu.c",
+        "user_mem_abort",
+        since(False),
+        since(True, on="arm64"),
+    )
+    """The page fault looks the VMA up before the page, under mmap_lock (arm64).  No commit: older
+    than what is known here; that it reads ``mmu_invalidate_seq`` under that lock, too, or right
+    behind it, makes no difference."""
     kvm_seq_sample: Literal["before", "after"] = switch(
         "arch/x86/kvm/mmu/mmu.c",
         "kvm_faultin_pfn",

@@ -12,6 +12,7 @@ from mmurace.nodes.kernel import gup
 from mmurace.nodes.kernel.context import Processor
 from mmurace.nodes.secondaries.kvm import kvm_main
 from mmurace.nodes.secondaries.kvm import mmu as kvm_mmu
+from mmurace.nodes.secondaries.kvm.hva_to_pfn import hva_to_pfn
 from mmurace.nodes.secondaries.kvm.kvm_main import KVM_REQ_APIC_PAGE_RELOAD
 from mmurace.nodes.secondaries.kvm.kvm_mm import kvm_mmu_unlock, read_lock
 from mmurace.nodes.secondaries.kvm.messages import RetryWait, SeqRead
@@ -52,7 +53,7 @@ async def kvm_vcpu_reload_apic_access_page(vcpu: VcpuThread) -> None:
         vcpu.vmcs_apic_access_addr_stays()
         return
     mm = kvm_main.vm_named(vcpu.world, vcpu.vm).mm
-    page = await gup.get_user_pages_fast(vcpu, mm, kvm_mmu.gfn_to_hva_memslot(slot, gfn), True)
+    page = await hva_to_pfn(vcpu, mm, kvm_mmu.gfn_to_hva_memslot(slot, gfn), True)
     if isinstance(page, int):
         vcpu.vmcs_apic_access_addr_stays()
         return
@@ -81,7 +82,7 @@ async def vmx_set_apic_access_page_addr(vcpu: VcpuThread) -> bool:
         return True
     hva = kvm_mmu.gfn_to_hva_memslot(slot, gfn)
     sampled = await vcpu.port.call(vm, SeqRead())
-    page = await gup.get_user_pages_fast(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
+    page = await hva_to_pfn(vcpu, kvm_main.vm_named(vcpu.world, vm).mm, hva, True)
     if isinstance(page, int):
         vcpu.vmcs_apic_access_addr_stays()
         return True
