@@ -26,6 +26,8 @@ from mmurace.protocol import records as r
 from mmurace.protocol.envelope import Envelope, Handled, operation_of
 from mmurace.protocol.limits import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from mmurace.protocol.messages.memory_locks import MmapDowngrade, MmapLock, MmapUnlock
+from mmurace.protocol.messages.processor import Tlbi
+from mmurace.protocol.messages.vma_lock import MmapReadTrylock
 from mmurace.protocol.pte import frame_of, is_migration, names_page, permits, pte_present
 
 EVENTS: Final = {
@@ -53,7 +55,7 @@ class Listener:
     def observe(self, envelope: Envelope, handled: Handled) -> None:
         """One delivery."""
         self._now = self.place.get(operation_of(envelope.id), -1)
-        for record in handled.records:
+        for record in () if isinstance(envelope.body, Tlbi) else handled.records:
             self._record(record, operation_of(envelope.id))
         for message in (envelope.body,) if not envelope.is_reply else ():
             self._message(message)
@@ -65,7 +67,7 @@ class Listener:
     def _message(self, message: object) -> None:
         if isinstance(message, MmapLock) and message.mm == MM:
             self._say("lock:w" if message.write else "lock:r")
-        elif isinstance(message, MmapDowngrade) and message.mm == MM:
+        elif isinstance(message, (MmapDowngrade, MmapReadTrylock)) and message.mm == MM:
             self._say("lock:r")
         elif isinstance(message, MmapUnlock) and message.mm == MM:
             self._say("unlock")

@@ -35,15 +35,12 @@ CONTRACT: Final = frozenset({
 })  # fmt: skip
 """Kinds of words that the notifier's contract is about."""
 KNOWN: Final = (
-    Known("fshared|fprivate", "truncate|host_.*|guest_.*|madvise_dontneed|munmap|mmap", CONTRACT,
+    Known("fshared|fprivate", "truncate|(host|guest|mremap)_.*|madvise_.*|munmap|mmap", CONTRACT,
           "fault-around: a fault on a page of a file maps those beside it, too"),
-    Known("fshared|fprivate", "fork|mprotect_.*|truncate", CONTRACT,
-          "a mapping is in more VMAs: what measured had given it a flag that ours has not"),
     Known("anon", "fork", frozenset({"start", "end"}),
-          "a fresh page is a VMA of its own: what measured had given the memory a flag"),
-    Known(".*", "guest_.*", LOCKS,
-          "hva_to_pfn looks a page up once here: not slowly for the zero page, nor again for its "
-          "VMA if it fails; user_mem_abort of arm64 looks the VMA up first"),
+          "VMAs that have an anon_vma each do not merge; here any two of a kind do"),
+    Known("anon", "guest_write", LOCKS,
+          "mmap_lock once before the fault, in one row with two processors; nobody knows why"),
     Known("fshared|fprivate", "host_.*|guest_.*", LOCKS,
           "a page that is read from the disk is waited for with mmap_lock held"),
 )  # fmt: skip

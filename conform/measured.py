@@ -78,6 +78,8 @@ def _arm64(token: str) -> str:
         return f"start:{range_}/{ARM64_EVENTS.get(event, event)}"
     if kind == "end":
         return f"{'endonly' if token.endswith('/only') else 'end'}:{rest}"
+    if kind == "arch" and token.endswith("@copy_process"):
+        return "as:all"  # flush_tlb_mm, of which the table shows the part that is mapped
     if kind in ("inv", "arch"):
         return f"{'ir' if kind == 'inv' else 'as'}:{rest}"
     if kind == "tlbi":

@@ -166,9 +166,13 @@ def said(row: Row, table: Table, kernel: Kernel) -> Said:
 
 
 def _ground(make: Maker) -> list[Operation]:
-    """The file's size, the memory, and a page beside it that is in use, of the same leaf table."""
+    """The file's size, the memory, and a page beside it that is in use, of the same leaf table.
+
+    The measuring program wants no huge pages in its memory, so fresh pages do not merge with it.
+    """
     sized = [] if make.shared is None else [ops.Truncate(FILE, make.pages * PAGE_SIZE)]
-    memory = make.mmap(Called("mmap", 0, make.pages))
+    whole = Called("mmap", 0, make.pages)
+    memory = [*make.mmap(whole), ops.MadviseNohugepage(MM, *span(whole))]
     beside = ops.Mmap(MM, BESIDE, PAGE_SIZE, True, True)
     return [*sized, *memory, beside, ops.Touch(MM, BESIDE, True, 1)]
 
