@@ -344,7 +344,7 @@ def test_fast_gup_gives_up_if_anything_has_changed(changed: int) -> None:
             return m.PteValue(answers.pop(0)) if isinstance(message, m.PteLoad) else m.Flag(True)
 
     cpu: Any = Cpu()
-    walk = gup.lockless_pages_from_mm(cpu, MM, 0, False)
+    walk = gup.get_user_page_fast_only(cpu, MM, 0, False)
     with pytest.raises(StopIteration) as ended:
         walk.send(None)
     got = ended.value.value

@@ -151,7 +151,7 @@ def test_the_session_of_the_race_of_the_readme(debugger: Debugger) -> None:
 def test_a_breakpoint_on_a_line_and_back_to_it(debugger: Debugger) -> None:
     file = Path(vmx.__file__)
     lines = file.read_text().splitlines()
-    line = next(at for at, text in enumerate(lines, 1) if "gup.get_user_pages_fast" in text)
+    line = next(at for at, text in enumerate(lines, 1) if "await hva_to_pfn" in text)
     set_ = debugger.ask(
         "setBreakpoints", source={"path": str(file)},
         breakpoints=[{"line": line}, {"line": 1}],

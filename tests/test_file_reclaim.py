@@ -274,7 +274,7 @@ def cleaned_without_a_flush(patch: pytest.MonkeyPatch) -> None:
     [
         (nobody_tells_the_page, {"S9", "S16"}),
         (written_before_the_flush, {"O"}),
-        (cleaned_without_a_flush, {"S9", "O"}),
+        (cleaned_without_a_flush, {"S5", "O"}),
     ],
 )
 def test_what_is_forgotten_is_found(

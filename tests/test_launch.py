@@ -80,7 +80,7 @@ BAD: Sequence[tuple[tuple[str, ...], str]] = (
     (("stress", "--on", "simulator", "--seconds", "1"), "--seconds: the simulator has no clock"),
     (("stress", "--on", "simulator", "--stop-on", "O"), "--stop-on: the simulator runs to the"),
     (("stress", "--stop-on", "S99"), "--stop-on: no rule 'S99' (expected any, or one of O, "),
-    (("stress", "--kernel", "v9.9"), "--kernel: unknown kernel 'v9.9': newer than v6.6 (expected "),
+    (("stress", "--kernel", "v9.9"), "--kernel: unknown kernel 'v9.9': newer than v7.2 (expected "),
     (("stress", "--arch", "vax"), "--arch: unknown architecture 'vax' (expected one of x86, "),
     (("stress", "--driver", "amd"), "--driver: no driver 'amd' on x86 (expected perhaps amdgpu, "),
     (("stress", "--set", "btm"), "--set: is 'btm' (expected SWITCH=VALUE of a switch)"),

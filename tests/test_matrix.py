@@ -76,8 +76,9 @@ def test_a_patch_shows_what_it_changes_and_nothing_else(tmp_path: Path) -> None:
         assert row["reached"] == (row["race"] == "E12p")
         assert row["agrees"] == (row["race"] == "E12")
         assert row["turned"] == (row["race"] == "E12p" and row["expected"] == "held")
-    for row in filter(lambda row: row["turned"], found["rows"]):
-        assert {"S4 by kvm0", "S10 by kvm0"} <= set(row["patched"]["breaches"])
+    turned = [set(row["patched"]["breaches"]) for row in found["rows"] if row["turned"]]
+    assert all("S10 by kvm0" in breaches for breaches in turned)
+    assert any("S4 by kvm0" in breaches for breaches in turned)
 
 
 def test_a_loaded_patch_changes_no_stock_kernel(tmp_path: Path) -> None:

@@ -124,12 +124,15 @@ def waits(release: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("release", ["v4.15", "v5.8", "v6.2", "v6.6.5"])
 def test_who_waits_for_a_migration_holds_mmap_lock(release: str) -> None:
-    """``do_swap_page`` does not let it go (all releases)."""
+    """``do_swap_page`` does not let it go, nor its VMA (v6.6), in any release."""
     for kinds in waits(release):
         queued = kinds.index("FolioAddWaiter")
-        assert kinds[:queued].count("MmapLock") == kinds[:queued].count("MmapUnlock") + 1
+        held = kinds[:queued].count("MmapLock") + kinds[:queued].count("VmaStartRead")
+        given = kinds[:queued].count("MmapUnlock") + kinds[:queued].count("VmaEndRead")
+        assert held == given + 1
         if "FolioWait~" in kinds:
-            assert "MmapUnlock" not in kinds[queued : kinds.index("FolioWait~")]
+            waits_from, to = queued, kinds.index("FolioWait~")
+            assert not {"MmapUnlock", "VmaEndRead"} & set(kinds[waits_from:to])
 
 
 ORDERS = {

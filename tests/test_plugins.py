@@ -141,7 +141,7 @@ def test_another_text_is_said(tmp_path: Path) -> None:
 
 # ---- in the mix ----------------------------------------------------------------------------------
 
-STRESS = ("stress", "--plugin", str(NIC), "--operations", "4000", "--seed", "3")
+STRESS = ("stress", "--plugin", str(NIC), "--operations", "6000", "--seed", "3")
 MIXED_WORLD = """\
 schema = 1
 

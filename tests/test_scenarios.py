@@ -133,7 +133,7 @@ WRONG = [
      "race.toml: program[2].steps[0].op: cpu1 cannot do 'dma' "
      "(expected an operation of that node)"),
     ('release = "v6.6.5"', 'release = "v9.9"',
-     "race.toml: kernel[2]: unknown kernel 'v9.9': newer than v6."),
+     "race.toml: kernel[2]: unknown kernel 'v9.9': newer than v7."),
     ('verdict = "held"', 'verdict = "fine"',
      "race.toml: kernel[1].expect.verdict: invalid enum value 'fine' (expected one of held, "),
     ('rule = "S1"', 'rule = "S99"', "race.toml: kernel[0].expect.rule: no rule 'S99' (expected "),

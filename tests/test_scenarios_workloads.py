@@ -326,7 +326,7 @@ def test_mixed_does_every_operation_that_wears_nothing_out() -> None:
     """Of the kernel's and a device's own; the others are in the catalogue, or have a weight."""
     done = {type(s.operation) for steps in first(3, 1500) for s in steps}  # type: ignore[attr-defined]  # list[object] of Steps
     once = {ops.Mremap, ops.Truncate, ops.Fork, ops.Execve, ops.Exit, ops.OomReap}
-    weighed = {ops.Kswapd, ops.MadviseFree, ops.Writeback, ops.ClearRefs}
+    weighed = {ops.Kswapd, ops.MadviseFree, ops.MadviseNohugepage, ops.Writeback, ops.ClearRefs}
     core = {kind for kind in operation_kinds() if kind.__module__ == ops.__name__}
     weighed |= {ops.ShrinkActiveList, ops.ChangeProtNuma, ops.KsmScan}
     assert done >= core - once - weighed
@@ -388,7 +388,7 @@ def test_mixed_moves_frees_and_reclaims_if_it_is_told_to() -> None:
 def test_mixed_with_all_of_it_in_a_small_pool_holds(release: str, arch: str, mremap: int) -> None:
     mix = Mix(madvise_free=12, mremap=mremap, kswapd=0 if arch == "arm64" else 2, file=12)
     covered = Counter[str]()
-    for seed in range(6):
+    for seed in range(12):
         spec = mixed_run(preset(release, arch), seed, MixedOptions(mix=mix), operations_max=800)
         world = msgspec.structs.replace(spec.world, frames=16)
         outcome = simulate(replace(spec, world=world))

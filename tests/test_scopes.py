@@ -68,7 +68,7 @@ def test_what_a_search_that_was_cut_says_is_left() -> None:
 
 @pytest.mark.parametrize("engine", [explore_stateful, explore_dpor])
 def test_ctrl_c_keeps_what_was_searched(engine: Callable[[RunSpec, Budget], Exhaustion]) -> None:
-    asked = iter(range(250))
+    asked = iter(range(600))
 
     def expired() -> bool:
         if next(asked, None) is None:

@@ -203,10 +203,10 @@ def test_plug_ins_find_a_function_by_its_file(file: str, function: str) -> None:
 LOCKS = {
     "PtlLock", "PtlUnlock", "MmapLock", "MmapUnlock", "MmapDowngrade", "AnonVmaLock",
     "AnonVmaUnlock", "ImmapLock", "ImmapUnlock", "FolioLock", "FolioUnlock", "FolioTrylock",
-    "InodeLock", "InodeUnlock",
+    "InodeLock", "InodeUnlock", "VmaStartRead", "VmaEndRead", "VmaStartWrite", "MmapReadTrylock",
 }  # fmt: skip
 WORDS = {"PteCmpxchg", "PteScan", "TlbFlushPending", "PageGet"}
-WITH_NAMES = {"locking.py", "pgtable.py", "mm_inline.py", "page_ref.py"}
+WITH_NAMES = {"locking.py", "vma_lock.py", "pgtable.py", "mm_inline.py", "page_ref.py"}
 """Where the kernel's names for those messages are."""
 
 
