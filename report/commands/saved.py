@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mmurace.explorer.run import outcome as codes
 from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from mmurace.report import formats
-from mmurace.report.arguments import Form, On
+from mmurace.report.arguments import Form, On, Shown
 from mmurace.report.commands.run import finish, print_json
 from mmurace.report.directory import new_run, point_to, replay_name, saved_record
 from mmurace.report.interrupts import interrupts
 from mmurace.report.progress import Progress
 from mmurace.report.schedules import other_plugins
 from mmurace.report.screen import say, stderr, stdout, write_out
+
+if TYPE_CHECKING:
+    from mmurace.explorer.explain.why import Explanation
 
 PAGE: Final = "report.html"
 """The page of a run, beside its other files."""
@@ -82,19 +85,17 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
     return codes.VIOLATED
 
 
-def report(source: Path, out: Path | None, as_json: bool) -> int:
-    """Write a page that shows a violation, for a browser."""
+def report(source: Path, shown: Shown, out: Path | None, as_json: bool) -> int:
+    """Write a page that shows a violation, for a browser; or a file for another tool's viewer."""
     from mmurace.nodes.files import not_opened, write_whole
     from mmurace.report import explaining
-    from mmurace.report.page.model import page_of
-    from mmurace.report.page.write import html_of
 
     with damage_of(source):
         explanation = explaining.explanation_of(source)
-    file = out or (source / PAGE if source.is_dir() else source.with_suffix(".html"))
-    commands = [formats.command(word, str(source)) for word in ("explain", "replay", "step")]
+    beside = source / "report" if source.is_dir() else source
+    file = out or beside.with_suffix(f".{shown.ending}")
     try:
-        write_whole(file, html_of(page_of(explanation, commands)).encode())
+        write_whole(file, _shown_as(shown, explanation, source))
     except OSError as error:
         raise not_opened(file, error, "cannot be written", "a file") from None
     if as_json:
@@ -102,6 +103,24 @@ def report(source: Path, out: Path | None, as_json: bool) -> int:
     else:
         write_out(str(file))
     return codes.VIOLATED
+
+
+def _shown_as(shown: Shown, explanation: Explanation, source: Path) -> bytes:
+    from mmurace.report.page.model import moments_of, page_of
+
+    if shown is Shown.shiviz:
+        from mmurace.report.exports.shiviz import shiviz_of
+
+        return shiviz_of(moments_of(explanation), explanation.case.kinds()).encode()
+    commands = [formats.command(word, str(source)) for word in ("explain", "replay", "step")]
+    page = page_of(explanation, commands)
+    if shown is Shown.perfetto:
+        from mmurace.report.exports.perfetto import perfetto_of
+
+        return perfetto_of(page)
+    from mmurace.report.page.write import html_of
+
+    return html_of(page).encode()
 
 
 def check(source: Path, as_json: bool) -> int:
