@@ -18,6 +18,7 @@ from mmurace import launch  # noqa: E402
 
 SHOWN = {"E01": (1280, 1290), "E05b": (1280, 900), "E11d": (1280, 1250), "E20p": (1280, 1100)}
 """Race -> the size of its window."""
+STRESS = ("--operations", "20000", "--seed", "1")
 SECONDS_MAX = 90
 
 
@@ -34,6 +35,11 @@ def main() -> int:
             launch.main(["report", str(run)])
             picture = ROOT / "docs" / "images" / f"{race.lower()}.png"
             _shoot(browser, run / "report.html", picture, f"{width},{height}", directory)
+    with TemporaryDirectory() as directory:
+        run = Path(directory) / "stress"
+        launch.main(["stress", "--on", "simulator", *STRESS, "--out", str(run)])
+        picture = ROOT / "docs" / "images" / "stress.png"
+        _shoot(browser, run / "report.html", picture, "1000,1150", directory)
     return 0
 
 

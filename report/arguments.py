@@ -50,6 +50,19 @@ class Form(StrEnum):
     json = "json"
 
 
+class Shown(StrEnum):
+    """What a run is written for: a browser, or another tool's viewer."""
+
+    html = "html"
+    perfetto = "perfetto"
+    shiviz = "shiviz"
+
+    @property
+    def ending(self) -> str:
+        """Of the file's name."""
+        return {"html": "html", "perfetto": "perfetto-trace", "shiviz": "shiviz.log"}[self]
+
+
 class Parser(argparse.ArgumentParser):
     """One whose errors are raised; no option can be abbreviated."""
 
@@ -285,6 +298,7 @@ def _matrix(commands: Commands) -> None:
     add("--patch", default="", metavar="NAME", help="a plug-in's; shows only what it changes")
     add("--schedules", type=count, help="run so many of each without its recipe")
     add("--jobs", type=count, default=1, help="in so many processes")
+    add("--junit", type=Path, metavar="FILE", help="write the rows as tests, as JUnit XML")
     _seed(parser)
 
 
@@ -343,7 +357,9 @@ def _of_what_was_saved(commands: Commands) -> None:
     what = "Write a page that shows a violation, for a browser."
     add = (report := commands.add("report", what)).add_argument
     add("source", type=Path, metavar="FILE", help="a schedule file, or a run")
-    _out(report, "the page to write; else report.html in the run, or beside the schedule")
+    add("--format", dest="shown", type=of(Shown), default=Shown.html, metavar="|".join(Shown),
+        help="a page, a trace for ui.perfetto.dev, or a log for ShiViz")  # fmt: skip
+    _out(report, "the file to write; else report.html in the run, or beside the schedule")
     check = commands.add("check", "Judge a saved run with the oracle alone.")
     check.add_argument("source", type=Path, metavar="DIR", help="a saved run")
 

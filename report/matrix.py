@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,12 +14,19 @@ from mmurace.explorer.run.outcome import HELD, VIOLATED
 from mmurace.explorer.sample import matrix as explored
 from mmurace.explorer.sample.matrix import Found, Row
 from mmurace.report import formats, machine
+from mmurace.report.junit import Case, ci_lines, write_junit
 from mmurace.report.progress import Progress
 from mmurace.report.screen import say, stderr, stdout, write_out
 
 
 def matrix(
-    races: list[str], patch: str, schedules: int | None, jobs: int, seed: int, as_json: bool
+    races: list[str],
+    patch: str,
+    schedules: int | None,
+    jobs: int,
+    seed: int,
+    as_json: bool,
+    junit: Path | None = None,
 ) -> int:
     """Run it and print it; the exit status: 0 if all agree.  Raises ``UserError``."""
     todo = explored.tasks(races, patch, schedules or explored.SCHEDULES, seed)
@@ -28,13 +36,31 @@ def matrix(
         for row in explored.rows(todo, jobs):
             done.append(row)
             progress({"done": len(done), "of": len(todo), "row": f"{row.race} {row.kernel}"})
+    cases = [_case(row, patch, seed) for row in done]
+    if junit:
+        write_junit(junit, cases)
     if as_json:
         write_out(machine.as_json(matrix_dict(done, patch)))
     else:
         if shown := sorted(_shown(done, patch), key=lambda row: (row.agrees, not row.turned)):
             stdout().print(table_of(shown, patch))
         write_out(summary(done, patch))
+        for line in ci_lines(cases):
+            write_out(line)
     return HELD if all(row.agrees for row in done) else VIOLATED
+
+
+def _case(row: Row, patch: str, seed: int) -> Case:
+    """A row as a test, with how to see it again."""
+    found = found_text(row.patched if patch and row.patched else row.stock)
+    wanted = found_text(row.stock) if patch else row.expected
+    failure = "" if row.agrees else f"{found}, not {wanted}"
+    kernel = row.kernel.removeprefix(f"{row.race}-")
+    patched = ("--patch", patch) if patch else ()
+    again = formats.command(
+        "explore", row.race, "--kernel", kernel, *patched, "--seed", f"{seed:#x}"
+    )
+    return Case(row.race, kernel, failure, output=again)
 
 
 def _line(numbers: Mapping[str, Any]) -> str:

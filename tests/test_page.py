@@ -68,13 +68,18 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_it_is_one_file_that_asks_nobody(page: Page) -> None:
-    text = html_of(page)
+def balanced(text: str) -> None:
+    """Nothing is left open, and nothing is asked of anybody."""
     reader = Balanced()
     reader.feed(text)
     reader.close()
     assert reader.open == []
     assert reader.sources == []
+
+
+def test_it_is_one_file_that_asks_nobody(page: Page) -> None:
+    text = html_of(page)
+    balanced(text)
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert "@" not in re.sub(r"@media", "", text.partition("<script type")[0])
 
@@ -119,3 +124,58 @@ def test_the_command_writes_it_beside_what_it_shows(
     assert "cannot be written" in capsys.readouterr().err
     assert launch.main(["report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+# ---- pages of what has no violation to show ------------------------------------------------------
+
+
+def summary_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    launch.main([*words, "--json"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("explore", "E08", "--kernel", "v6.6", "--schedules", "20"), "schedules a second"),
+        (("explore", "E02", "--kernel", "v6.6-arm64", "--exhaustive"), "rules judged"),
+    ],
+)
+def test_a_page_of_a_search(
+    words: tuple[str, ...], shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "found.json").write_text(summary_of(list(words), capsys))
+    assert launch.main(["report", str(file)]) == 0
+    written = (tmp_path / "found.html").read_text()
+    balanced(written)
+    assert shown in written
+
+
+def test_every_run_has_a_page_with_its_windows_and_how_long_it_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    words = ["stress", "--on", "simulator", "--operations", "400", "--seed", "3", "--out", run]
+    launch.main(words)
+    written = (tmp_path / "run" / "report.html").read_text()
+    balanced(written)
+    assert "Whose windows were entered" in written
+    assert '<td class="never">never</td>' in written
+    assert "How long an invalidation took" in written
+    assert written.count("<rect ") > 10
+    capsys.readouterr()
+    assert launch.main(["report", run]) == 0
+    assert "latency" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "is no JSON"), ("[1]", "is of something else"), ('{"exit_code": 0}', "something else")],
+)
+def test_what_is_no_summary_is_said(
+    text: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "a.json").write_text(text)
+    assert launch.main(["report", str(file)]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "a.html").exists()

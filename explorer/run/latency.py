@@ -26,6 +26,8 @@ class Latency:
     p50: int
     p99: int
     max: int
+    counts: tuple[tuple[int, int], ...] = ()
+    """(deliveries, how many took so long), shortest first; rounded where there are many."""
 
 
 class Latencies:
@@ -64,7 +66,8 @@ def _rounded(number: int) -> int:
 
 def _latency(counts: dict[int, int]) -> Latency:
     total = sum(counts.values())
-    return Latency(total, _rank(counts, total, 50), _rank(counts, total, 99), max(counts))
+    half, nearly_all = (_rank(counts, total, percent) for percent in (50, 99))
+    return Latency(total, half, nearly_all, max(counts), tuple(sorted(counts.items())))
 
 
 def _rank(counts: dict[int, int], total: int, percent: int) -> int:

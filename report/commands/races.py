@@ -65,9 +65,15 @@ def explore(
 
 
 def matrix(
-    races: list[str], patch: str, schedules: int | None, jobs: int, seed: str | None, as_json: bool
+    races: list[str],
+    patch: str,
+    schedules: int | None,
+    jobs: int,
+    junit: Path | None,
+    seed: str | None,
+    as_json: bool,
 ) -> int:
     """Run every race on every kernel: beside what is expected, or stock beside patched."""
     from mmurace.report.matrix import matrix as run_all
 
-    return run_all(races, patch, schedules, jobs, seed_from(seed), as_json)
+    return run_all(races, patch, schedules, jobs, seed_from(seed), as_json, junit)

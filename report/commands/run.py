@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mmurace.explorer.run import outcome as codes
+from mmurace.nodes.files import unwritten
 from mmurace.protocol.signals import held
-from mmurace.report import machine
+from mmurace.report import formats, machine
 from mmurace.report.arguments import PROGRAM, On
 from mmurace.report.directory import new_run, point_to
 from mmurace.report.interrupts import interrupts
@@ -19,6 +20,9 @@ from mmurace.scenarios.spec import RunSpec
 
 if TYPE_CHECKING:
     from mmurace.explorer.run.outcome import Outcome
+
+PAGE: Final = "report.html"
+"""The page of a run, beside its other files."""
 
 
 def perform(
@@ -68,9 +72,29 @@ def finish(outcome: Outcome, as_json: bool, saved: bool = True) -> int:
         print_json(machine.outcome_dict(outcome))
     else:
         print_outcome(stdout(), outcome)
+    if saved:
+        save_page(outcome)
     for problem in outcome.unwritten:
         say(f"{PROGRAM}: {problem}")
     return outcome.exit_code
+
+
+def save_page(outcome: Outcome) -> None:
+    """Write a page of its numbers into the run's directory; ``report`` shows a violation there."""
+    if outcome.run_dir is None:
+        return
+    from mmurace.report.page.summary import summary_page
+
+    again = [formats.command(word, str(outcome.run_dir)) for word in commands_for(outcome)]
+    path = outcome.run_dir / PAGE
+    problem = unwritten(path, summary_page(machine.outcome_dict(outcome), again))
+    if problem:
+        say(f"{path} cannot be written{problem.removeprefix(str(path))}")
+
+
+def commands_for(outcome: Outcome) -> tuple[str, ...]:
+    """What there is to do with a saved run."""
+    return ("report", "minimize", "explain") if outcome.violations else ("replay", "check")
 
 
 def print_json(value: dict[str, Any]) -> int:

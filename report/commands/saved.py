@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
 from mmurace.explorer.run import outcome as codes
 from mmurace.protocol.errors import EmulatorError, PeerError, ReplayDivergence, UserError
 from mmurace.report import formats
-from mmurace.report.arguments import Form, On
+from mmurace.report.arguments import Form, On, Shown
 from mmurace.report.commands.run import finish, print_json
 from mmurace.report.directory import new_run, point_to, replay_name, saved_record
 from mmurace.report.interrupts import interrupts
+from mmurace.report.machine import SUMMARY_FILE
 from mmurace.report.progress import Progress
 from mmurace.report.schedules import other_plugins
 from mmurace.report.screen import say, stderr, stdout, write_out
 
-PAGE: Final = "report.html"
-"""The page of a run, beside its other files."""
+if TYPE_CHECKING:
+    from mmurace.explorer.explain.why import Explanation
 
 
 def replay(source: Path, on: On, out: Path | None, as_json: bool) -> int:
@@ -82,26 +83,66 @@ def explain(source: Path, form: Form, as_json: bool) -> int:
     return codes.VIOLATED
 
 
-def report(source: Path, out: Path | None, as_json: bool) -> int:
-    """Write a page that shows a violation, for a browser."""
+def report(source: Path, shown: Shown, out: Path | None, as_json: bool) -> int:
+    """Write a page that shows a violation, for a browser; or a file for another tool's viewer."""
     from mmurace.nodes.files import not_opened, write_whole
     from mmurace.report import explaining
-    from mmurace.report.page.model import page_of
-    from mmurace.report.page.write import html_of
 
+    beside = source / "report" if source.is_dir() else source
+    file = out or beside.with_suffix(f".{shown.ending}")
+    status = codes.HELD if shown is Shown.html and _has_summary(source) else codes.VIOLATED
     with damage_of(source):
-        explanation = explaining.explanation_of(source)
-    file = out or (source / PAGE if source.is_dir() else source.with_suffix(".html"))
-    commands = [formats.command(word, str(source)) for word in ("explain", "replay", "step")]
+        made = (
+            _summary_of(source)
+            if status == codes.HELD
+            else _shown_as(shown, explaining.explanation_of(source), source)
+        )
     try:
-        write_whole(file, html_of(page_of(explanation, commands)).encode())
+        write_whole(file, made)
     except OSError as error:
         raise not_opened(file, error, "cannot be written", "a file") from None
     if as_json:
         print_json({"page": str(file)})
     else:
         write_out(str(file))
-    return codes.VIOLATED
+    return status
+
+
+def _has_summary(source: Path) -> bool:
+    """Whether there is no violation to show: what a search has said, or a run that held."""
+    from mmurace.report.page.summary import facts_of
+
+    if source.suffix == ".json":
+        return True
+    file = source / SUMMARY_FILE
+    return file.is_file() and facts_of(file)["exit_code"] != codes.VIOLATED
+
+
+def _summary_of(source: Path) -> bytes:
+    from mmurace.report.page.summary import facts_of, summary_page
+
+    is_run = source.is_dir()
+    facts = facts_of(source / SUMMARY_FILE if is_run else source)
+    commands = [formats.command(word, str(source)) for word in ("replay", "check") if is_run]
+    return summary_page(facts, commands).encode()
+
+
+def _shown_as(shown: Shown, explanation: Explanation, source: Path) -> bytes:
+    from mmurace.report.page.model import moments_of, page_of
+
+    if shown is Shown.shiviz:
+        from mmurace.report.exports.shiviz import shiviz_of
+
+        return shiviz_of(moments_of(explanation), explanation.case.kinds()).encode()
+    commands = [formats.command(word, str(source)) for word in ("explain", "replay", "step")]
+    page = page_of(explanation, commands)
+    if shown is Shown.perfetto:
+        from mmurace.report.exports.perfetto import perfetto_of
+
+        return perfetto_of(page)
+    from mmurace.report.page.write import html_of
+
+    return html_of(page).encode()
 
 
 def check(source: Path, as_json: bool) -> int:

@@ -78,7 +78,7 @@ def page_of(explanation: Explanation, commands: Sequence[str]) -> Page:
     """The page of an explanation; ``commands`` show it again."""
     violation, case = explanation.violation, explanation.case
     rule = rule_of(violation.rule)
-    moments = play(case, How(explanation.target, stop=False, keep=True)).moments
+    moments = moments_of(explanation)
     rows = chosen_rows([r for r in explanation.rows if r.weight <= DETAIL or r.named])
     named = titles(explanation, rows)
     lanes = list(dict.fromkeys([*named, *(m.envelope.dst for m in moments)]))
@@ -103,6 +103,12 @@ def page_of(explanation: Explanation, commands: Sequence[str]) -> Page:
         deliveries=list(_deliveries(moments, at, kinds)),
         commands=list(commands),
     )
+
+
+def moments_of(explanation: Explanation) -> list[Moment]:
+    """Its deliveries, played again."""
+    how = How(explanation.target, stop=False, keep=True)
+    return play(explanation.case, how).moments
 
 
 def _size(explanation: Explanation) -> str:

@@ -14,7 +14,7 @@ def html_of(page: Page) -> str:
     """One file; all text is escaped, and the data cannot end its script."""
     data = msgspec.json.encode(page).decode().replace("<", "\\u003c")
     return (
-        _part("page.html")
+        part("page.html")
         .replace("@title@", escape(page.title))
         .replace("@kernel@", escape(page.kernel))
         .replace("@rule@", escape(page.rule))
@@ -26,13 +26,14 @@ def html_of(page: Page) -> str:
         .replace("@before@", _before(page.before))
         .replace("@commands@", escape("\n".join(page.commands)))
         .replace("@as_text@", escape(page.as_text))
-        .replace("@style@", _part("page.css"))
-        .replace("@script@", _part("page.js"))
+        .replace("@style@", part("page.css"))
+        .replace("@script@", part("page.js"))
         .replace("@data@", data)
     )
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """One of the files that pages are made of."""
     return (files("mmurace.report.page") / name).read_text(encoding="utf-8")
 
 
