@@ -32,9 +32,11 @@ def test_ranks_are_of_deliveries_from_request_to_completion() -> None:
     for took in range(1, 101):
         measure(found, took * 1000, took + 1)
     measure(found, 10, 123_456, "tlb")
+    iotlb = tuple((took, 1) for took in range(2, 102))
     assert found.result() == {
-        "iotlb": Latency(100, 51, 100, 101), "tlb": Latency(1, 123_000, 123_000, 123_000),
-    }  # fmt: skip
+        "iotlb": Latency(100, 51, 100, 101, iotlb),
+        "tlb": Latency(1, 123_000, 123_000, 123_000, ((123_000, 1),)),
+    }
 
 
 def test_late_invalidations_show_in_the_summary() -> None:

@@ -20,6 +20,7 @@ from mmurace.nodes.world import World
 from mmurace.oracle.oracle import Oracle
 from mmurace.protocol.messages import program as op
 from mmurace.protocol.messages.base import kinds
+from mmurace.protocol.messages.vma_lock import VmaEndRead
 from mmurace.scenarios.spec import RunSpec
 from mmurace.scenarios.workloads import Script
 from tests.test_futures import RACES, SCOPES, both
@@ -75,7 +76,12 @@ def test_some_request_waits_in_some_scope() -> None:
 def test_each_lock_is_taken_by_the_request_of_its_name_and_given_back_by_one() -> None:
     messages = kinds().values()
     taken = {kind.TAKES: kind.__name__ for kind in messages if kind.TAKES is not None}
-    given = [kind.GIVES_BACK for kind in messages if kind.GIVES_BACK is not None]
+    # A VMA's lock is only tried for: nobody waits for it in the way that others are waited for.
+    given = [
+        kind.GIVES_BACK
+        for kind in messages
+        if kind.GIVES_BACK is not None and kind is not VmaEndRead
+    ]
     assert len(taken) >= 9
     assert {lock: lock.name for lock in taken} == taken
     assert sorted(given, key=lambda lock: lock.name) == sorted(taken, key=lambda lock: lock.name)

@@ -23,6 +23,7 @@ def judge(trace: Trace) -> Iterator[Finding]:
         if latched.cache == "vmcs" and runs_after(trace, latched, freed):
             yield finding(latched)
     yield from by_number(trace)
+    yield from asked_of_the_driver(trace)
 
 
 def by_number(trace: Trace) -> Iterator[Finding]:
@@ -34,6 +35,21 @@ def by_number(trace: Trace) -> Iterator[Finding]:
             frame, place = ptes.frame_of(found.record.pte), (found.record.mm, found.record.address)
             if trace.freed(frame, found.at) < event.at:
                 yield Finding("S1", event.step.src, "", place, frame)
+
+
+def asked_of_the_driver(trace: Trace) -> Iterator[Finding]:
+    """Frames of a device that had been freed when their driver was asked to give them back."""
+    for event in trace.of[r.BadPage]:
+        bad = event.record
+        if isinstance(bad, r.BadPage) and bad.check == "pgmap":
+            if trace.freed(bad.frame, 0) < event.at:
+                yield Finding("S1", event.step.src, "", (mm_of(trace, event), -1), bad.frame)
+
+
+def mm_of(trace: Trace, event: Event) -> str:
+    """That of the operation which it belongs to."""
+    reads = [e.record for e in trace.of[r.PteRead] if e.op == event.op and e.at < event.at]
+    return reads[-1].mm if reads and isinstance(reads[-1], r.PteRead) else ""
 
 
 def last_read(trace: Trace, access: Event) -> Event | None:
