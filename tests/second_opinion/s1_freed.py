@@ -41,9 +41,10 @@ def asked_of_the_driver(trace: Trace) -> Iterator[Finding]:
     """Frames of a device that had been freed when their driver was asked to give them back."""
     for event in trace.of[r.BadPage]:
         bad = event.record
-        if isinstance(bad, r.BadPage) and bad.check == "pgmap":
-            if trace.freed(bad.frame, 0) < event.at:
-                yield Finding("S1", event.step.src, "", (mm_of(trace, event), -1), bad.frame)
+        if not isinstance(bad, r.BadPage) or bad.check != "pgmap":
+            continue
+        if trace.freed(bad.frame, 0) < event.at:
+            yield Finding("S1", event.step.src, "", (mm_of(trace, event), -1), bad.frame)
 
 
 def mm_of(trace: Trace, event: Event) -> str:
